@@ -1,0 +1,28 @@
+"""HRNet-W18 alone on 300W, the heatmap model of the paper without its graph; 256 px.
+
+    lcgcn prepare 300w --src 300W --out data/w300
+    lcgcn train --config configs/w300_hrnet18.py --workdir runs/w300_hrnet18
+
+Data: 300W's 3,148 training faces, about a tenth of them kept for validation. 60 epochs at batch 16,
+focal loss, quarter-offset decoding as in HRNet's own code. Time on an accelerator: not measured.
+
+`:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs of 1,802 faces
+(see `training.config.reduce_for_cpu`).
+"""
+
+import ml_collections
+
+from lcgcn_jax.training.config import default_config, parse_argument, reduce_for_cpu, set_epochs
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    config = default_config()
+    config.scheme = "ibug68"
+    config.data.dir = "data/w300"
+    config.model.graph = None
+    config.model.decode = "quarter"
+    config.train.mode = "heatmap_only"
+    set_epochs(config, faces=2833, epochs=60, eval_every=2)
+    if parse_argument(argument, ["small"]) == "small":
+        reduce_for_cpu(config, faces=1802, epochs=26)
+    return config

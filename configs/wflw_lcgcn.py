@@ -1,0 +1,23 @@
+"""LCGCN on WFLW, as the paper trains it: HRNet-W18 at 256 px, per-image graph, end to end.
+
+    lcgcn prepare wflw --src WFLW --out data/wflw
+    lcgcn train --config configs/wflw_lcgcn.py --workdir runs/wflw_lcgcn
+
+Data: WFLW's 7,500 training faces, about a tenth of them kept for validation. 60 epochs at batch 16.
+Time on an accelerator: not measured. Without the ImageNet weights that the paper starts from.
+
+`:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 12 epochs
+(see `training.config.reduce_for_cpu`).
+"""
+
+import ml_collections
+
+from lcgcn_jax.training.config import default_config, parse_argument, reduce_for_cpu, set_epochs
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    config = default_config()
+    set_epochs(config, faces=6750, epochs=60, eval_every=2)
+    if parse_argument(argument, ["small"]) == "small":
+        reduce_for_cpu(config, faces=6750, epochs=12)
+    return config

@@ -1,0 +1,34 @@
+"""Facial landmark detection with a Learnable Connectivity Graph Convolutional Network.
+
+import lcgcn_jax
+model = lcgcn_jax.load("runs/w300_lcgcn")
+faces = model.predict("photo.jpg", boxes=[(120, 80, 260, 240)])
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["IBUG68", "WFLW98", "Face", "InputError", "LandmarkModel", "LandmarkScheme", "load"]
+
+if TYPE_CHECKING:
+    from lcgcn_jax.errors import InputError
+    from lcgcn_jax.inference import Face, LandmarkModel, load
+    from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
+
+_HOMES = {
+    "Face": "inference",
+    "IBUG68": "landmarks",
+    "InputError": "errors",
+    "LandmarkModel": "inference",
+    "LandmarkScheme": "landmarks",
+    "WFLW98": "landmarks",
+    "load": "inference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that data workers and `lcgcn --help` do not start JAX.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lcgcn_jax' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"lcgcn_jax.{_HOMES[name]}"), name)

@@ -1,0 +1,96 @@
+"""`lcgcn eval`: NME, failure rate and AUC of both stages, by split and subset."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lcgcn_jax.commands.main import use_compilation_cache
+from lcgcn_jax.data.dataset import open_dataset, require_scheme
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.inference import load
+from lcgcn_jax.training.evaluation import report, split_errors, with_flip_test
+
+
+def add_parser(subparsers) -> None:
+    """Adds `eval` to the subcommands of `lcgcn`."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure a model on a split: NME, failure rate, AUC",
+        description="Measures a model on faces prepared with `lcgcn prepare`. NME and the failure "
+        "rate at 0.1 are in percent, the area under the error curve up to 0.1 is in 0..1.",
+        epilog="example: lcgcn eval --model runs/small --data data/w300 --split full --flip_test",
+    )
+    parser.add_argument("--model", required=True, help="bundle or training workdir")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare wrote")
+    parser.add_argument("--split", required=True, help="e.g. test, common, challenge, full")
+    parser.add_argument(
+        "--boxes",
+        choices=("gt", "rect"),
+        default="gt",
+        help="face boxes: of the true landmarks, or those that came with the data (%(default)s)",
+    )
+    parser.add_argument(
+        "--flip_test", action="store_true", help="average over the crop and its mirror image"
+    )
+    parser.add_argument("--batch_size", type=int, default=32, help="faces at a time (%(default)s)")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates and prints a table.
+
+    Raises:
+      InputError: model or data cannot be used, or do not fit each other.
+    """
+    if args.json is not None and args.json.exists() and not args.overwrite:
+        raise InputError(f"{args.json}: already exists; choose another file or give --overwrite")
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size {args.batch_size}: has to be at least 1")
+    use_compilation_cache()
+    model = load(args.model)
+    dataset = open_dataset(args.data)
+    require_scheme(dataset, model.scheme.name)
+    predict = (
+        with_flip_test(model.predict_crops, model.scheme) if args.flip_test else model.predict_crops
+    )
+    errors = split_errors(
+        predict,
+        dataset,
+        args.split,
+        image_size=model.image_size,
+        batch_size=args.batch_size,
+        box=args.boxes,
+    )
+    result = report(dataset, args.split, errors, boxes=args.boxes)
+    print(
+        f"{result['dataset']} {args.split}, boxes: {args.boxes}, "
+        f"flip test: {'yes' if args.flip_test else 'no'}"
+    )
+    print(format_table(result))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The figures of `evaluation.report` as a table for the screen."""
+    rows = {"all": {"num_faces": result["num_faces"], **result["stages"]}} | result["subsets"]
+    width = max(len(name) for name in rows)
+    lines = [f"{'':{width}}  faces  stage      NME %  (95 % interval)  FR@0.1 %  AUC@0.1"]
+    for name, row in rows.items():
+        count = f"{row['num_faces']:5d}"
+        for stage in ("heatmap", "graph"):
+            values = row[stage]
+            if values is None:
+                continue
+            low, high = values["nme_ci95"]
+            lines.append(
+                f"{name:{width}}  {count}  {stage:8} {values['nme']:7.3f}  "
+                f"({low:6.3f} - {high:6.3f})  {values['fr10']:8.2f}  {values['auc10']:7.4f}"
+            )
+            name, count = "", " " * 5
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""The command `lcgcn`: finds the subcommand, and turns users' mistakes into one line each."""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lcgcn_jax.errors import InputError
+
+COMMANDS = {
+    "demo": "the main job, small, from nothing: data, training, evaluation, pictures",
+    "prepare": "write a dataset's official files as records",
+    "train": "train a model from a config file, or go on with a run",
+    "eval": "measure a model on a split: NME, failure rate, AUC",
+    "predict": "landmarks of the faces in photographs",
+    "visualize": "pictures of a run: the stages side by side, training curves",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `lcgcn`; returns the exit code: 0, 1 where something was left out, 2 for a mistake."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _Parser(prog="lcgcn", description="Facial landmarks with LCGCN, in JAX.")
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+    chosen = next((a for a in arguments if not a.startswith("-")), None)
+    if chosen is not None and chosen not in COMMANDS:
+        near = difflib.get_close_matches(chosen, COMMANDS, n=1, cutoff=0.0)[0]
+        parser.error(f"unknown command {chosen!r}; did you mean {near!r}?")
+    for name, summary in COMMANDS.items():
+        if name == chosen:
+            # Only now, since these import JAX or the data tools, and --help should not wait.
+            _import(name).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    args, rest = parser.parse_known_args(arguments)
+    takes_overrides = chosen is not None and hasattr(_import(chosen), "run_with_overrides")
+    if rest and not takes_overrides:
+        parser.error(f"unrecognised: {' '.join(rest)}")
+    try:
+        if takes_overrides:
+            return _import(chosen).run_with_overrides(args, rest)
+        return args.run(args)
+    except InputError as error:
+        print(f"lcgcn: error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"lcgcn: stopped: {error}", file=sys.stderr)
+        return 1
+
+
+def use_compilation_cache() -> None:
+    """Lets JAX keep compiled programs: HRNet takes a minute to compile, and seconds from there."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "lcgcn_jax" / "jit"))
+
+
+def _import(command: str):
+    return importlib.import_module(f"lcgcn_jax.commands.{command}")

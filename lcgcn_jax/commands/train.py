@@ -1,0 +1,79 @@
+"""`lcgcn train`: a config file and a folder in, a trained model out."""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lcgcn_jax import visualize
+from lcgcn_jax.commands.main import use_compilation_cache
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.loop import Training
+from lcgcn_jax.training.metric_writer import read_metrics
+
+CURVES = "curves.png"
+_PREFIX = "--config."
+
+
+def add_parser(subparsers) -> None:
+    """Adds `train` to the subcommands of `lcgcn`."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model from a config file, or go on with a run",
+        description="Trains a model. Any field of the config can be set with "
+        "--config.NAME=VALUE. The same command on a folder with checkpoints goes on where it "
+        "stopped; Ctrl-C and SIGTERM save first.",
+        epilog="example: lcgcn train --config configs/w300_lcgcn.py:small --workdir runs/small "
+        "--config.train.steps=1000",
+    )
+    parser.add_argument("--config", required=True, help="config file, or file:argument")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+
+
+def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
+    """Trains; returns 0, also where a signal ended it after saving.
+
+    Raises:
+      InputError: the config, the data or the folder cannot be used.
+    """
+    config = load_config(args.config)
+    apply_overrides(config, parse_overrides(rest))
+    use_compilation_cache()
+    training = Training(config, args.workdir)
+    if training.step:
+        print(f"{args.workdir}: going on from step {training.step:,}", flush=True)
+    finished = training.run(on_validation=print_figures)
+    visualize.plot_curves(read_metrics(args.workdir)).savefig(args.workdir / CURVES, dpi=120)
+    if finished:
+        print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
+    else:
+        print(f"{args.workdir}: saved at step {training.step:,}; the same command goes on")
+    return 0
+
+
+def parse_overrides(rest: list[str]) -> dict[str, str]:
+    """`--config.a.b=v` and `--config.a.b v` to `{"a.b": "v"}`.
+
+    Raises:
+      InputError: something else is among them, or a value is missing.
+    """
+    overrides, words = {}, iter(rest)
+    for word in words:
+        if not word.startswith(_PREFIX):
+            raise InputError(
+                f"unrecognised: {word}; fields of the config are set with {_PREFIX}NAME=VALUE"
+            )
+        name, equals, value = word[len(_PREFIX) :].partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise InputError(f"{word}: a value is missing; give {word}=VALUE")
+        overrides[name] = value
+    return overrides
+
+
+def print_figures(step: int, figures: dict[str, float]) -> None:
+    """A line for a validation, above the progress bar."""
+    shown = ", ".join(f"{k.removeprefix('validation/')} {v:.2f} %" for k, v in figures.items())
+    tqdm.write(f"step {step:,}: validation {shown}")

@@ -1,0 +1,226 @@
+"""From a stored record to a face crop: varied for training, plain for evaluation.
+
+All geometry is one affine and one warp from the stored picture. Landmarks that leave the crop stay
+`visible`: their coordinates are known, and the coordinate loss uses them; heatmaps do without.
+"""
+
+import dataclasses
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from lcgcn_jax import geometry
+from lcgcn_jax.data.builders import decode_image
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import LandmarkScheme
+
+Image = UInt8[np.ndarray, "h w 3"]
+Record = dict[str, Any]
+
+BOXES = {"gt": "box", "rect": "provided_box"}
+"""Name of a face box -> the record's field."""
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """How a training face is varied; the defaults are the paper's, without damage.
+
+    Attributes:
+      rotation: largest turn either way, in degrees.
+      zoom: smallest and largest factor on the face's size.
+      shift: largest move either way, as a part of the crop's side.
+      mirror: probability of mirroring.
+      brightness: largest change of brightness, as a part of it.
+      contrast: largest change of contrast about the crop's mean, as a part of it.
+      saturation: largest change of saturation, as a part of it.
+      occlusion: probability of one or two rectangles over the crop.
+      occlusion_side: smallest and largest side of a rectangle, as a part of the crop's side.
+      blur: probability of a Gaussian blur.
+      blur_sigma: smallest and largest sigma, as a part of the crop's side.
+      noise: probability of Gaussian noise.
+      noise_sigma: smallest and largest sigma, in grey levels.
+      darkness: probability of a darkened crop.
+      darkness_factor: smallest and largest factor on all grey levels.
+    """
+
+    rotation: float = 30.0
+    zoom: tuple[float, float] = (0.8, 1.2)
+    shift: float = 0.1
+    mirror: float = 0.5
+    brightness: float = 0.3
+    contrast: float = 0.3
+    saturation: float = 0.3
+    occlusion: float = 0.0
+    occlusion_side: tuple[float, float] = (0.23, 0.47)
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.016, 0.039)
+    noise: float = 0.0
+    noise_sigma: tuple[float, float] = (5.0, 25.0)
+    darkness: float = 0.0
+    darkness_factor: tuple[float, float] = (0.15, 0.5)
+
+    @classmethod
+    def none(cls) -> "AugmentConfig":
+        """The crop as evaluation sees it."""
+        return cls(
+            rotation=0.0,
+            zoom=(1.0, 1.0),
+            shift=0.0,
+            mirror=0.0,
+            brightness=0.0,
+            contrast=0.0,
+            saturation=0.0,
+        )
+
+
+def crop_face(record: Record, size: int, box: str = "gt") -> dict[str, Any]:
+    """The crop of a face for evaluation, with all that carries its landmarks back.
+
+    Args:
+      record: an element of a `FaceSource`.
+      size: side of the crop, in pixels.
+      box: the box to crop around: `gt` (around the true landmarks) or `rect` (the data's own).
+
+    Returns:
+      `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
+      `crop_to_source` float64 [2 3], from crop pixels to the photograph's; `source_landmarks`
+      float64 [k 2] in the photograph's pixels; `attributes` bool [num_attributes]; `name` and
+      `subset`, text.
+
+    Raises:
+      InputError: the data has no such box.
+    """
+    if box not in BOXES:
+        raise InputError(f"unknown face box {box!r}; use one of {', '.join(BOXES)}")
+    face_box = record[BOXES[box]].astype(np.float64)
+    if not np.isfinite(face_box).all():
+        raise InputError(f"{record['name']}: the data provides no face box; use the box 'gt'")
+    to_crop = geometry.crop_transform(face_box, size)
+    to_source = record["to_source"].astype(np.float64)
+    landmarks = record["landmarks"].astype(np.float64)
+    return {
+        "image": geometry.warp(decode_image(record["image"]), to_crop, size),
+        "landmarks": geometry.transform_points(to_crop, landmarks).astype(np.float32),
+        "visible": record["visible"],
+        "crop_to_source": geometry.compose(to_source, geometry.invert(to_crop)),
+        "source_landmarks": geometry.transform_points(to_source, landmarks),
+        "attributes": record["attributes"],
+        "name": record["name"],
+        "subset": record["subset"],
+    }
+
+
+def augment_face(
+    record: Record,
+    scheme: LandmarkScheme,
+    size: int,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """A varied crop of a face for training.
+
+    Args:
+      record: an element of a `FaceSource`.
+      scheme: the data's scheme, for the mirror permutation.
+      size: side of the crop, in pixels.
+      config: how much to vary.
+      rng: the only source of chance.
+
+    Returns:
+      `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k].
+    """
+    mirrored = rng.random() < config.mirror
+    to_crop = _random_affine(record["box"].astype(np.float64), size, config, mirrored, rng)
+    landmarks = geometry.transform_points(to_crop, record["landmarks"].astype(np.float64))
+    visible = record["visible"]
+    if mirrored:
+        order = list(scheme.mirror)
+        landmarks, visible = landmarks[order], visible[order]
+    image = geometry.warp(decode_image(record["image"]), to_crop, size)
+    image = jitter_colours(image, config, rng)
+    return {
+        "image": damage(image, config, rng),
+        "landmarks": landmarks.astype(np.float32),
+        "visible": visible,
+    }
+
+
+def _random_affine(
+    box: geometry.Box, size: int, config: AugmentConfig, mirrored: bool, rng: np.random.Generator
+) -> geometry.Affine:
+    to_crop = geometry.crop_transform(
+        box,
+        size,
+        rotation=rng.uniform(-config.rotation, config.rotation),
+        zoom=rng.uniform(*config.zoom),
+        shift=tuple(rng.uniform(-config.shift, config.shift, 2)),
+    )
+    return geometry.compose(geometry.mirror_transform(size), to_crop) if mirrored else to_crop
+
+
+def jitter_colours(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
+    """Varies brightness, contrast and saturation by one affine map of the colours."""
+    strengths = np.array([config.brightness, config.contrast, config.saturation])
+    if not strengths.any():
+        return image
+    brightness, contrast, saturation = rng.uniform(1 - strengths, 1 + strengths)
+    grey = np.tile(_LUMA, (3, 1))
+    colours = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    mean = _LUMA @ cv2.mean(image)[:3]
+    offset = np.full((3, 1), brightness * (1 - contrast) * mean)
+    return cv2.transform(image, np.hstack([colours, offset]))
+
+
+def damage(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
+    """Darkens, covers, blurs and adds noise, each with its probability."""
+    darkened, occluded, blurred, noisy = rng.random(4) < (
+        config.darkness, config.occlusion, config.blur, config.noise,
+    )  # fmt: skip
+    if darkened:
+        image = cv2.convertScaleAbs(image, alpha=rng.uniform(*config.darkness_factor))
+    if occluded:
+        image = occlude(image, config.occlusion_side, rng)
+    if blurred:
+        image = blur(image, config.blur_sigma, rng)
+    if noisy:
+        image = _add_noise(image, rng.uniform(*config.noise_sigma), rng)
+    return image
+
+
+def occlude(image: Image, sides: tuple[float, float], rng: np.random.Generator) -> Image:
+    """Covers a square crop with one or two rectangles of one random colour with noise (sigma 15).
+
+    Args:
+      image: the crop; it is left as it is.
+      sides: smallest and largest side of a rectangle, as a part of the crop's side.
+      rng: the source of chance.
+    """
+    size = image.shape[0]
+    image = image.copy()
+    colour = rng.integers(0, 256, 3, np.uint8)
+    for _ in range(rng.integers(1, 3)):
+        width, height = (size * rng.uniform(*sides, 2)).astype(int)
+        x, y = rng.integers(0, (size - width + 1, size - height + 1))
+        patch = np.broadcast_to(colour, (height, width, 3))
+        image[y : y + height, x : x + width] = _add_noise(patch, 15.0, rng)
+    return image
+
+
+def blur(image: Image, sigmas: tuple[float, float], rng: np.random.Generator) -> Image:
+    """Blurs a square crop.
+
+    Args:
+      image: the crop.
+      sigmas: smallest and largest sigma of the Gaussian, as a part of the crop's side.
+      rng: the source of chance.
+    """
+    return cv2.GaussianBlur(image, (0, 0), image.shape[0] * rng.uniform(*sigmas))
+
+
+def _add_noise(image: Image, sigma: float, rng: np.random.Generator) -> Image:
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(sigma)
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)

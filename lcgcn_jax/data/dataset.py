@@ -1,0 +1,148 @@
+"""Opens the datasets that `lcgcn prepare` wrote."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import tensorflow_datasets as tfds
+
+from lcgcn_jax.data import builders
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme
+
+UNIONS = {"full": "common+challenge"}
+"""Names for unions of splits."""
+
+
+class FaceSource(Sequence[dict[str, Any]]):
+    """Random access to the faces of some splits.
+
+    An element is the record of `builders.encode_face`: NumPy arrays, text as `str`, and `image` as
+    the encoded bytes. The source pickles as its path: worker processes open their own files.
+    """
+
+    def __init__(self, path: Path, split: str, length: int):
+        self._path = path
+        self._split = split
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        index = range(self._length)[index]
+        record = self._records[index]
+        return record | {key: record[key].decode() for key in ("name", "subset", "group")}
+
+    def __repr__(self) -> str:
+        return f"FaceSource({str(self._path)!r}, {self._split!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_records"}
+
+    @functools.cached_property
+    def _records(self) -> Sequence[dict[str, Any]]:
+        builder = tfds.builder_from_directory(self._path)
+        return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceDataset:
+    """A prepared dataset.
+
+    Attributes:
+      path: the folder that was opened.
+      name: the layout it was made from, e.g. `300w`.
+      scheme: what the landmarks mean.
+      attribute_names: names of the columns of `attributes`.
+      num_faces: faces in each split.
+      subsets: faces in each subset.
+      absent: subsets that were not there when the dataset was prepared.
+      fingerprint: changes when names, splits or landmarks of the data change.
+    """
+
+    path: Path
+    name: str
+    scheme: LandmarkScheme
+    attribute_names: tuple[str, ...]
+    num_faces: dict[str, int]
+    subsets: dict[str, int]
+    absent: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are."""
+        return tuple(self.num_faces)
+
+    def source(self, split: str) -> FaceSource:
+        """Random access to the faces of a split, or of a union such as `train+validation`.
+
+        Args:
+          split: one of `splits`, several joined by `+`, or `full` (common and challenge).
+
+        Raises:
+          InputError: a split is not there.
+        """
+        parts = "+".join(UNIONS.get(part, part) for part in split.split("+")).split("+")
+        if missing := [part for part in parts if part not in self.num_faces]:
+            raise InputError(
+                f"{self.path}: no split {missing[0]!r}; there are {', '.join(self.splits)}"
+            )
+        if len(set(parts)) < len(parts):
+            raise InputError(f"split {split!r} names a part twice")
+        length = sum(self.num_faces[part] for part in parts)
+        return FaceSource(self.path / builders.RECORDS, "+".join(parts), length)
+
+
+def open_dataset(path: Path | str) -> FaceDataset:
+    """Opens a folder that `lcgcn prepare` wrote.
+
+    Raises:
+      InputError: there is no such folder, or it is no prepared dataset.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; `lcgcn prepare` makes a dataset")
+    if not (path / builders.RECORDS / "dataset_info.json").is_file():
+        raise InputError(f"{path}: not a prepared dataset; `lcgcn prepare` makes one")
+    info = tfds.builder_from_directory(path / builders.RECORDS).info
+    metadata = info.metadata
+    return FaceDataset(
+        path=path,
+        name=metadata["kind"],
+        scheme=LandmarkScheme.from_dict(metadata["scheme"]),
+        attribute_names=tuple(metadata["attribute_names"]),
+        num_faces={
+            split: info.splits[split].num_examples
+            for split in builders.SPLITS
+            if split in info.splits
+        },
+        subsets=dict(metadata["subsets"]),
+        absent=tuple(metadata["absent"]),
+        fingerprint=metadata["fingerprint"],
+    )
+
+
+def require_scheme(dataset: FaceDataset, scheme_name: str) -> None:
+    """Refuses data whose points mean something else than a checkpoint's.
+
+    Args:
+      dataset: the data.
+      scheme_name: name of the scheme that the checkpoint was trained for.
+
+    Raises:
+      InputError: the schemes differ.
+    """
+    scheme = dataset.scheme
+    if scheme.name == scheme_name:
+        return
+    wanted = scheme_name
+    if scheme_name in SCHEMES:
+        wanted = f"{SCHEMES[scheme_name].num_landmarks} ({scheme_name})"
+    raise InputError(
+        f"{dataset.path}: {scheme.num_landmarks} points ({scheme.name}), but the checkpoint was "
+        f"trained for {wanted}"
+    )

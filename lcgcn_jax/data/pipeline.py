@@ -1,0 +1,231 @@
+"""Grain pipelines: an endless, resumable stream for training and padded batches for evaluation.
+
+Both cut a global batch into contiguous parts, one a process, so that the parts joined in the order
+of the processes are the batch that one process would see.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from lcgcn_jax.data.augment import AugmentConfig, augment_face, crop_face
+from lcgcn_jax.data.dataset import FaceDataset, FaceSource
+from lcgcn_jax.landmarks import LandmarkScheme
+
+Batch = dict[str, np.ndarray]
+
+
+class TrainIterator(grain.DatasetIterator[Batch]):
+    """Endless iterator over training batches.
+
+    Its state is the number of batches taken, whatever the number of threads or workers: a run may
+    resume with other ones. `close` ends the workers.
+    """
+
+    def __init__(self, batches: grain.MapDataset, num_threads: int, num_workers: int):
+        super().__init__()
+        self._batches = batches
+        self._num_threads = num_threads
+        self._num_workers = num_workers
+        self._next = 0
+        self._running = None
+
+    def __next__(self) -> Batch:
+        self._assert_not_closed()
+        if self._running is None:
+            self._running = self._start()
+        batch = next(self._running)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position, in plain types."""
+        return {"next_batch": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position that `get_state` returned."""
+        self._stop()
+        self._next = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Ends threads and worker processes."""
+        self._stop()
+        super().close()
+
+    def _start(self) -> Iterator[Batch]:
+        batches = self._batches[self._next :].to_iter_dataset(_read_options(self._num_threads))
+        if self._num_workers:
+            # Grain's workers read absl flags, which only `absl.app.run` programs have parsed.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(
+                num_workers=self._num_workers, per_worker_buffer_size=2
+            )
+            batches = batches.mp_prefetch(options, worker_init_fn=_one_opencv_thread)
+        return iter(batches)
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def train_iterator(
+    dataset: FaceDataset,
+    split: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    augment: AugmentConfig,
+    num_workers: int = 0,
+    num_threads: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainIterator:
+    """Batches of varied crops for training, shuffled anew each epoch, without end.
+
+    The stream depends on `seed` alone; a face's variation on (seed, epoch, record). Batches run on
+    over the end of an epoch, so every face is seen once an epoch and none is dropped.
+
+    Args:
+      dataset: the data.
+      split: as in `FaceDataset.source`.
+      image_size: side of the crops, in pixels.
+      batch_size: faces in a global batch, over all processes.
+      seed: of the order and of the augmentation; 0 to 2**32 - 1.
+      augment: how faces are varied.
+      num_workers: worker processes; with 0 threads of this process do the work.
+      num_threads: threads that make batches, in each worker if there are any.
+      process_index: which part of each global batch this process gets.
+      process_count: number of parts.
+
+    Returns:
+      An iterator over `image` uint8 [b s s 3], `landmarks` float32 [b k 2] in crop pixels,
+      `visible` bool [b k] and `record` int64 [b], the face's number in `dataset.source(split)`;
+      b is the process's part of the batch. `get_state` and `set_state` resume it exactly.
+
+    Raises:
+      InputError: the dataset has no such split.
+      ValueError: `batch_size` cannot be shared out evenly.
+    """
+    source = dataset.source(split)
+    part = _part_size(batch_size, process_count)
+    make = functools.partial(_training_face, source, dataset.scheme, image_size, augment, seed)
+    faces = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat().map_with_index(make)
+    batches = faces.batch(part)[process_index::process_count]
+    _one_opencv_thread()
+    return TrainIterator(batches, num_threads, num_workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatches(Iterable[Batch]):
+    """Evaluation batches; can be gone through any number of times."""
+
+    batches: grain.MapDataset
+    num_threads: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches.to_iter_dataset(_read_options(self.num_threads)))
+
+
+def eval_batches(
+    dataset: FaceDataset,
+    split: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    box: str = "gt",
+    num_threads: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalBatches:
+    """Batches of plain crops: every face once, in order.
+
+    The last batch is filled up with copies of the last face, which `mask` marks as False, so that
+    all batches have one shape and all processes the same number of them.
+
+    Args:
+      dataset: the data.
+      split: as in `FaceDataset.source`.
+      image_size: side of the crops, in pixels.
+      batch_size: faces in a global batch, over all processes.
+      box: face box to crop around, as in `crop_face`.
+      num_threads: threads that make batches.
+      process_index: which part of each global batch this process gets.
+      process_count: number of parts.
+
+    Returns:
+      Batches of the fields of `crop_face`, stacked (`name` and `subset` as arrays of str), with
+      `record` int64 [b] and `mask` bool [b].
+
+    Raises:
+      InputError: the dataset has no such split, or no such box.
+      ValueError: `batch_size` cannot be shared out evenly.
+    """
+    source = dataset.source(split)
+    part = _part_size(batch_size, process_count)
+    # A missing box should stop the caller here, not a thread later.
+    crop_face(source[0], image_size, box)
+    padded = -(-len(source) // batch_size) * batch_size
+    make = functools.partial(_evaluation_face, source, image_size, box)
+    faces = grain.MapDataset.range(padded).map(make)
+    batches = faces.batch(part)[process_index::process_count]
+    _one_opencv_thread()
+    return EvalBatches(batches, num_threads)
+
+
+def record_names(source: FaceSource, indices: Sequence[int] | np.ndarray) -> list[str]:
+    """Names of the faces with these numbers, e.g. a batch's `record`."""
+    return [source[int(index)]["name"] for index in indices]
+
+
+def _training_face(
+    source: FaceSource,
+    scheme: LandmarkScheme,
+    image_size: int,
+    augment: AugmentConfig,
+    seed: int,
+    position: int,
+    record: int,
+) -> dict[str, Any]:
+    epoch = position // len(source)
+    rng = np.random.default_rng((seed, epoch, record))
+    face = augment_face(source[record], scheme, image_size, augment, rng)
+    return face | {"record": np.int64(record)}
+
+
+def _evaluation_face(
+    source: FaceSource, image_size: int, box: str, position: int
+) -> dict[str, Any]:
+    record = min(position, len(source) - 1)
+    face = crop_face(source[record], image_size, box)
+    return face | {"record": np.int64(record), "mask": np.bool_(position < len(source))}
+
+
+def _part_size(batch_size: int, process_count: int) -> int:
+    if batch_size <= 0 or batch_size % process_count:
+        raise ValueError(
+            f"a batch of {batch_size} does not share out over {process_count} processes"
+        )
+    return batch_size // process_count
+
+
+def _read_options(num_threads: int) -> grain.ReadOptions:
+    # Elements are whole batches: grain's own buffer of 500 would fill the memory.
+    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+
+
+def _one_opencv_thread(worker_index: int = 0, worker_count: int = 1) -> None:
+    """Keeps OpenCV from starting threads below threads that are busy already."""
+    del worker_index, worker_count
+    cv2.setNumThreads(1)

@@ -1,0 +1,111 @@
+"""Boxes, crop transforms and mirroring, in one pixel-centre convention.
+
+A point is (x, y) in pixels and the centre of the top-left pixel is (0, 0), as in OpenCV. A picture of
+width `w` therefore spans -0.5 to w - 0.5. An affine is a `[2 3]` float64 matrix that maps points of one
+picture to points of another. A box is (x0, y0, x1, y1).
+"""
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+Affine = Float[np.ndarray, "2 3"]
+Box = Float[np.ndarray, "4"]
+Points = Float[np.ndarray, "*b 2"]
+
+CROP_SCALE = 1.25
+"""Side of a face crop over the longer side of the face's box."""
+
+
+def box_of_landmarks(landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarray, "k"]) -> Box:
+    """Smallest box around the visible landmarks: what evaluation calls the ground-truth box."""
+    points = landmarks[visible]
+    return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float64)
+
+
+def compose(outer: Affine, inner: Affine) -> Affine:
+    """The affine that applies `inner` first and `outer` to its result."""
+    return outer @ np.vstack([inner, [0.0, 0.0, 1.0]])
+
+
+def invert(affine: Affine) -> Affine:
+    """The inverse affine."""
+    linear = np.linalg.inv(affine[:, :2])
+    return np.concatenate([linear, -linear @ affine[:, 2:]], axis=1)
+
+
+def transform_points(affine: Affine, points: Points) -> Points:
+    """Applies an affine to points of any leading shape; keeps their dtype."""
+    return (points @ affine[:, :2].T + affine[:, 2]).astype(points.dtype)
+
+
+def transform_box(affine: Affine, box: Box) -> Box:
+    """Applies an affine without rotation to a box."""
+    return transform_points(affine, box.reshape(2, 2)).reshape(4)
+
+
+def crop_transform(
+    box: Box,
+    size: int,
+    *,
+    scale: float = CROP_SCALE,
+    rotation: float = 0.0,
+    zoom: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Affine:
+    """Affine from a picture to the square crop of a face.
+
+    Args:
+      box: the face's box, in pixels of the picture.
+      size: side of the crop, in pixels.
+      scale: side of the region over max(box width, box height).
+      rotation: degrees by which the face turns clockwise in the crop, about its centre.
+      zoom: factor by which the face grows in the crop.
+      shift: (x, y) by which the face moves in the crop, as a part of the crop's side.
+
+    Raises:
+      ValueError: the box has no extent, or is not finite.
+    """
+    x0, y0, x1, y1 = box
+    longer = max(x1 - x0, y1 - y0)
+    if not np.isfinite(box).all() or longer <= 0:
+        raise ValueError(f"box {tuple(map(float, box))} has no extent")
+    factor = zoom * size / (scale * longer)
+    cos, sin = factor * np.cos(np.deg2rad(rotation)), factor * np.sin(np.deg2rad(rotation))
+    linear = np.array([[cos, -sin], [sin, cos]])
+    centre = np.array([x0 + x1, y0 + y1]) / 2
+    target = (size - 1) / 2 + size * np.asarray(shift)
+    return np.concatenate([linear, (target - linear @ centre)[:, None]], axis=1)
+
+
+def mirror_transform(width: int) -> Affine:
+    """The affine x -> width - 1 - x that mirrors a picture left to right."""
+    return np.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0]])
+
+
+def warp(
+    image: UInt8[np.ndarray, "h w c"], affine: Affine, size: int
+) -> UInt8[np.ndarray, "size size c"]:
+    """Warps a picture to a `size` x `size` crop in one bilinear step; outside the picture is black.
+
+    Where the crop is less than half as fine as the picture, the picture is first halved by OpenCV's
+    Gaussian pyramid (whose pixel i is centred on pixel 2i), or thin structures would alias.
+    """
+    scale = np.sqrt(abs(np.linalg.det(affine[:, :2])))
+    while scale <= 0.5 and min(image.shape[:2]) > 2:
+        image = cv2.pyrDown(image)
+        affine = compose(affine, np.diag([2.0, 2.0, 1.0])[:2])
+        scale *= 2
+    return cv2.warpAffine(
+        image, affine, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+    )
+
+
+def input_to_heatmap(points, stride: float):
+    """Input pixels to heatmap cells: `u = (x + 0.5) / stride - 0.5`; NumPy or JAX arrays."""
+    return (points + 0.5) / stride - 0.5
+
+
+def heatmap_to_input(points, stride: float):
+    """Heatmap cells to input pixels, the inverse of `input_to_heatmap`."""
+    return (points + 0.5) * stride - 0.5

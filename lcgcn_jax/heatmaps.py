@@ -1,0 +1,187 @@
+"""Landmarks to heatmaps and back.
+
+Heatmaps are `[b hh hw k]`; points here are (x, y) in heatmap cells, the centre of cell (0, 0) at (0, 0).
+`geometry.input_to_heatmap` and `heatmap_to_input` change between cells and input pixels.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Heatmaps = Float[Array, "b hh hw k"]
+Cells = Float[Array, "b k 2"]
+PerLandmark = Float[Array, "b k"]
+
+DECODERS = ("argmax", "quarter", "dark", "soft")
+
+_WINDOW = 2  # cells on each side of the peak that sub-pixel decoding looks at
+_DARK_SIGMA = 1.0  # smoothing before DARK's Taylor step, in cells; cf. the targets' sigma
+
+
+def encode(
+    landmarks: Cells, shape: tuple[int, int], *, sigma: float, subpixel: bool = False
+) -> Heatmaps:
+    """Gaussian target heatmaps.
+
+    Args:
+      landmarks: points in heatmap cells.
+      shape: (hh, hw).
+      sigma: standard deviation in cells.
+      subpixel: centre the Gaussian on the point itself. Otherwise it is centred on the nearest cell, so
+        that its peak is exactly 1: what the focal loss takes as its positive.
+
+    Returns:
+      Targets in 0..1. A landmark outside the map leaves at most the tail of its Gaussian in it.
+    """
+    centre = landmarks if subpixel else jnp.round(landmarks)
+    y = jnp.arange(shape[0], dtype=landmarks.dtype)
+    x = jnp.arange(shape[1], dtype=landmarks.dtype)
+    gauss_x = jnp.exp(-((x - centre[..., :1]) ** 2) / (2 * sigma**2))
+    gauss_y = jnp.exp(-((y - centre[..., 1:]) ** 2) / (2 * sigma**2))
+    return jnp.einsum("bky,bkx->byxk", gauss_y, gauss_x)
+
+
+def decode(logits: Heatmaps, method: str) -> tuple[Cells, PerLandmark]:
+    """Position and confidence of each heatmap's peak.
+
+    Args:
+      logits: heatmaps before the sigmoid.
+      method: `argmax` (the paper): centre of the highest cell. `quarter`: moved a quarter cell towards
+        the higher neighbour on each axis. `dark`: a Newton step on the smoothed log-heatmap (Zhang et
+        al. 2020, eq. 7). `soft`: mean of the 5 x 5 cells around the peak weighted by their
+        probabilities; gradients flow through it.
+
+    Returns:
+      Points in cells and confidences, the highest probability of each map.
+    """
+    if method not in DECODERS:
+        raise ValueError(f"unknown decode {method!r}; use one of {DECODERS}")
+    logits = logits.astype(jnp.float32)
+    _, hh, hw, _ = logits.shape
+    cell = _highest_cell(logits)
+    centre = cell.astype(jnp.float32)
+    confidence = jax.nn.sigmoid(_cells_at(logits, cell)[..., 0])
+    if method == "argmax":
+        return centre, confidence
+    if method == "dark":
+        # Smoothing once more takes the noise out of the second derivatives.
+        maps = jnp.log(jnp.maximum(_smooth(jax.nn.sigmoid(logits)), 1e-10))
+    else:
+        maps = jax.nn.sigmoid(logits)
+    window = _window_at(maps, cell)
+    if method == "soft":
+        return centre + _mean_offset(window, cell, (hh, hw)), confidence
+    gradient, hessian = _derivatives(window)
+    offset = jnp.sign(gradient) * 0.25 if method == "quarter" else _newton_step(gradient, hessian)
+    # Next to the border the window is not all on the map.
+    limit = jnp.array([hw, hh]) - 1 - _WINDOW
+    inside = ((cell >= _WINDOW) & (cell <= limit)).all(axis=-1, keepdims=True)
+    return centre + jnp.where(inside, offset, 0.0), confidence
+
+
+def sample(
+    maps: Float[Array, "b hh hw c"], points: Cells, *, bilinear: bool
+) -> Float[Array, "b k c"]:
+    """Reads maps at points (cells), at the nearest cell or bilinearly; points are clipped to the map."""
+    _, hh, hw, _ = maps.shape
+    points = jnp.clip(points, 0, jnp.array([hw - 1, hh - 1], points.dtype))
+    if not bilinear:
+        return _cells_at(maps, jnp.round(points).astype(jnp.int32), channels=True)
+    low = jnp.clip(jnp.floor(points).astype(jnp.int32), 0, jnp.array([hw - 2, hh - 2]))
+    part = (points - low).astype(maps.dtype)
+    result = jnp.zeros((), maps.dtype)
+    for dx in (0, 1):
+        for dy in (0, 1):
+            weight_x = part[..., :1] if dx else 1 - part[..., :1]
+            weight_y = part[..., 1:] if dy else 1 - part[..., 1:]
+            corner = _cells_at(maps, low + jnp.array([dx, dy]), channels=True)
+            result = result + weight_x * weight_y * corner
+    return result
+
+
+def _highest_cell(logits: Heatmaps) -> Int[Array, "b k 2"]:
+    b, hh, hw, k = logits.shape
+    index = jnp.argmax(logits.reshape(b, hh * hw, k), axis=1).astype(jnp.int32)
+    return jnp.stack([index % hw, index // hw], axis=-1)
+
+
+def _cells_at(maps: Array, cell: Int[Array, "b k 2"], *, channels: bool = False) -> Array:
+    """Values at integer cells: all channels `[b k c]`, or each landmark's own map `[b k 1]`."""
+    b, hh, hw, c = maps.shape
+    index = cell[..., 1] * hw + cell[..., 0]
+    flat = maps.reshape(b, hh * hw, c)
+    if channels:
+        return jnp.take_along_axis(flat, index[..., None], axis=1)
+    return jnp.take_along_axis(flat, index[:, None, :], axis=1).transpose(0, 2, 1)
+
+
+def _window_at(maps: Heatmaps, cell: Int[Array, "b k 2"]) -> Float[Array, "b k 5 5"]:
+    """The 5 x 5 cells around each landmark's cell, rows first; cells off the map repeat the border."""
+    b, hh, hw, k = maps.shape
+    steps = jnp.arange(-_WINDOW, _WINDOW + 1)
+    rows = jnp.clip(cell[..., 1:] + steps, 0, hh - 1)
+    columns = jnp.clip(cell[..., :1] + steps, 0, hw - 1)
+    index = rows[..., :, None] * hw + columns[..., None, :]
+    flat = maps.reshape(b, hh * hw, k).transpose(0, 2, 1)
+    side = 2 * _WINDOW + 1
+    values = jnp.take_along_axis(flat, index.reshape(b, k, side * side), axis=2)
+    return values.reshape(b, k, side, side)
+
+
+def _mean_offset(
+    window: Float[Array, "b k 5 5"], cell: Int[Array, "b k 2"], shape: tuple[int, int]
+) -> Cells:
+    steps = jnp.arange(-_WINDOW, _WINDOW + 1)
+    rows, columns = cell[..., 1:] + steps, cell[..., :1] + steps
+    on_map = ((rows >= 0) & (rows < shape[0]))[..., :, None] & (
+        (columns >= 0) & (columns < shape[1])
+    )[..., None, :]
+    weights = jnp.where(on_map, window, 0.0)
+    weights = weights / (weights.sum(axis=(-2, -1), keepdims=True) + 1e-12)
+    steps = steps.astype(window.dtype)
+    dx = jnp.einsum("bkyx,x->bk", weights, steps)
+    dy = jnp.einsum("bkyx,y->bk", weights, steps)
+    return jnp.stack([dx, dy], axis=-1)
+
+
+def _derivatives(
+    window: Float[Array, "b k 5 5"],
+) -> tuple[Cells, tuple[PerLandmark, PerLandmark, PerLandmark]]:
+    """Central differences at the window's middle: gradient (x, y) and Hessian (xx, xy, yy)."""
+    m = _WINDOW
+    middle = window[..., m, m]
+    dx = (window[..., m, m + 1] - window[..., m, m - 1]) / 2
+    dy = (window[..., m + 1, m] - window[..., m - 1, m]) / 2
+    dxx = (window[..., m, m + 2] - 2 * middle + window[..., m, m - 2]) / 4
+    dyy = (window[..., m + 2, m] - 2 * middle + window[..., m - 2, m]) / 4
+    falling = window[..., m + 1, m + 1] + window[..., m - 1, m - 1]
+    rising = window[..., m + 1, m - 1] + window[..., m - 1, m + 1]
+    return jnp.stack([dx, dy], axis=-1), (dxx, (falling - rising) / 4, dyy)
+
+
+def _newton_step(gradient: Cells, hessian: tuple[PerLandmark, PerLandmark, PerLandmark]) -> Cells:
+    dxx, dxy, dyy = hessian
+    determinant = dxx * dyy - dxy**2
+    is_peak = (determinant > 1e-12) & (dxx < 0)
+    safe = jnp.where(is_peak, determinant, 1.0)
+    dx, dy = gradient[..., 0], gradient[..., 1]
+    step = -jnp.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], axis=-1) / safe[..., None]
+    # A true peak lies within a cell of the highest one; a longer step comes from a flat map.
+    return jnp.where(is_peak[..., None], jnp.clip(step, -1.0, 1.0), 0.0)
+
+
+def _smooth(maps: Heatmaps) -> Heatmaps:
+    rows, columns = (jnp.asarray(_gaussian_matrix(n), maps.dtype) for n in maps.shape[1:3])
+    return jnp.einsum("Yy,byxk,Xx->bYXk", rows, maps, columns)
+
+
+@functools.lru_cache
+def _gaussian_matrix(n: int) -> np.ndarray:
+    """`[n n]` matrix that smooths a line of n cells with a Gaussian, zero beyond its ends."""
+    distance = np.arange(n)[:, None] - np.arange(n)[None, :]
+    kernel = np.exp(-(distance**2) / (2 * _DARK_SIGMA**2))
+    full = np.exp(-(np.arange(-n, n + 1) ** 2) / (2 * _DARK_SIGMA**2)).sum()
+    return kernel / full

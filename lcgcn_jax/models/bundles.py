@@ -1,0 +1,163 @@
+"""Bundles: a folder with everything that prediction needs of a model.
+
+model.safetensors   parameters and batch statistics under their flat names
+config.json         format version, model configuration, crop side, landmark scheme
+README.md           model card
+"""
+
+import dataclasses
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.models.lcgcn import LCGCN
+from lcgcn_jax.models.registry import create_model
+from lcgcn_jax.models.weights import Weights, split_weights
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+BEST = "best"
+"""Folder of a training workdir that holds the bundle of its best validation so far."""
+
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A model as a bundle holds it.
+
+    Attributes:
+      model: the model's configuration, as `registry.create_model` takes it.
+      scheme: what its landmarks mean.
+      image_size: side of the crops that it was trained on, in pixels.
+      weights: parameters and batch statistics under their flat names.
+    """
+
+    model: Mapping[str, Any]
+    scheme: LandmarkScheme
+    image_size: int
+    weights: Mapping[str, np.ndarray | jax.Array]
+
+    def create(self, dtype: jnp.dtype = jnp.float32) -> tuple[nnx.GraphDef, Weights, Weights]:
+        """The model's structure, parameters and batch statistics."""
+        graphdef, params, batch_stats = abstract_weights(
+            self.model, self.scheme.num_landmarks, dtype
+        )
+
+        def take(names):
+            return {name: jnp.asarray(self.weights[name]) for name in names}
+
+        return graphdef, take(params), take(batch_stats)
+
+
+def abstract_weights(
+    model: Mapping[str, Any], num_landmarks: int, dtype: jnp.dtype = jnp.float32
+) -> tuple[nnx.GraphDef, dict, dict]:
+    """Structure of a model, and shapes and types of its weights, without making any."""
+
+    def build() -> LCGCN:
+        return create_model(model, num_landmarks, dtype=dtype, rngs=nnx.Rngs(0))
+
+    return split_weights(nnx.eval_shape(build))
+
+
+def save_bundle(path: Path, bundle: Bundle, card: str) -> None:
+    """Writes a bundle; over an older one, file by file, each of them replaced whole."""
+    path.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format": _FORMAT,
+        "model": dict(bundle.model),
+        "image_size": bundle.image_size,
+        "scheme": bundle.scheme.to_dict(),
+    }
+    _replace(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
+    _replace(
+        path / CONFIG,
+        lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"),
+    )
+    weights = {name: np.asarray(value) for name, value in sorted(bundle.weights.items())}
+    _replace(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
+
+
+def _replace(path: Path, write) -> None:
+    tmp = path.with_name(path.name + ".tmp")
+    write(tmp)
+    os.replace(tmp, path)
+
+
+def find_bundle(model: str | Path) -> Path:
+    """The bundle folder that a user means: a bundle, or a training workdir.
+
+    Raises:
+      InputError: it is neither.
+    """
+    path = Path(model)
+    for candidate in (path, path / BEST):
+        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
+            return candidate
+    if (path / "checkpoints").is_dir():
+        raise InputError(
+            f"{path}: this run has not been validated yet, so there is no best model; train on, or "
+            "with a smaller config.train.eval_every"
+        )
+    if path.exists():
+        raise InputError(f"{path}: neither a bundle ({WEIGHTS}, {CONFIG}) nor a training workdir")
+    raise InputError(f"{path}: no such bundle or training workdir")
+
+
+def load_bundle(model: str | Path) -> Bundle:
+    """Reads a bundle, and checks that its weights are those of its configuration.
+
+    Raises:
+      InputError: it cannot be read, or weights are missing, left over or of the wrong shape.
+    """
+    path = find_bundle(model)
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        if config["format"] != _FORMAT:
+            raise InputError(
+                f"{path / CONFIG}: bundle format {config['format']}; this version reads {_FORMAT}"
+            )
+        scheme = LandmarkScheme.from_dict(config["scheme"])
+        bundle = Bundle(config["model"], scheme, int(config["image_size"]), {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path / CONFIG}: not a bundle's configuration: {error!r}") from error
+    try:
+        weights = load_file(path / WEIGHTS)
+    except (OSError, SafetensorError, struct.error) as error:
+        raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
+    _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
+    check_weights(path / WEIGHTS, weights, params | batch_stats)
+    return dataclasses.replace(bundle, weights=weights)
+
+
+def check_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Holds weights against what a model wants: none missing, none left over, every shape right.
+
+    Raises:
+      InputError: with how many are wrong and the first of them.
+    """
+    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    wrong += [f"{name} is not the model's" for name in sorted(found.keys() - wanted.keys())]
+    wrong += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & found.keys())
+        if tuple(found[name].shape) != tuple(wanted[name].shape)
+    ]
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} weights do not fit the configuration; the first: {wrong[0]}"
+        )

@@ -1,0 +1,98 @@
+"""Edges of the landmark graph: who listens to whom, and how much."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcgcn_jax.models.layers import MLP
+
+KINDS = ("learned_per_image", "learned_static", "uniform", "self_only")
+DIAGONALS = ("learned", "zero")
+
+Edges = Float[Array, "b k k"]
+Confidence = Float[Array, "b k"]
+
+
+def all_pairs(function: Callable) -> Callable:
+    """Maps f(a, b) over all pairs: `[k ...], [k ...]` to `[k k ...]`, entry i, j being f(x_i, x_j)."""
+    return jax.vmap(jax.vmap(function, in_axes=(None, 0)), in_axes=(0, None))
+
+
+def _join(a: Array, b: Array) -> Array:
+    return jnp.concatenate([a, b], axis=-1)
+
+
+class PerImageEdges(nnx.Module):
+    """The paper's connectivity, predicted for each image (section 3.2).
+
+    `l_ij = MLP(g(l_i) (+) g(l_j))` from the landmarks' one-hot classes, once for the batch, and
+    `e_ij = softmax_j MLP([c_i, c_j] (+) l_ij)` from the confidences, both over all pairs.
+
+    Args:
+      num_landmarks: k.
+      class_widths: widths of the class MLP; the last is the length of l_ij.
+      edge_widths: hidden widths of the edge MLP.
+      diagonal: `learned`: an edge to itself is predicted like any; `zero`: its logit is 0 (the authors'
+        code).
+      norm: in the MLPs: `batch` (the authors' code), `layer` or `none`.
+      bn_momentum: part of the running statistics kept a step.
+      rngs: for the initial weights.
+    """
+
+    def __init__(
+        self,
+        num_landmarks: int,
+        *,
+        class_widths: tuple[int, ...],
+        edge_widths: tuple[int, ...],
+        diagonal: str,
+        norm: str,
+        bn_momentum: float,
+        rngs: nnx.Rngs,
+    ):
+        if diagonal not in DIAGONALS:
+            raise ValueError(f"unknown diagonal {diagonal!r}; use one of {DIAGONALS}")
+        # The graph is small and its softmax wants digits: float32 on every backend.
+        make = {"norm": norm, "momentum": bn_momentum, "dtype": jnp.float32, "rngs": rngs}
+        self.num_landmarks, self.diagonal = num_landmarks, diagonal
+        self.class_mlp = MLP(2 * num_landmarks, class_widths, **make)
+        self.edge_mlp = MLP(2 + class_widths[-1], (*edge_widths, 1), **make)
+
+    def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
+        one_hot = jnp.eye(self.num_landmarks, dtype=jnp.float32)
+        classes = jax.nn.relu(self.class_mlp(all_pairs(_join)(one_hot, one_hot), train=train))
+        c = confidence[..., None]
+        pairs = jax.vmap(all_pairs(_join))(c, c)
+        classes = jnp.broadcast_to(classes, (*pairs.shape[:-1], classes.shape[-1]))
+        logits = self.edge_mlp(_join(pairs, classes), train=train)[..., 0]
+        if self.diagonal == "zero":
+            logits = jnp.where(jnp.eye(self.num_landmarks, dtype=bool), 0.0, logits)
+        return jax.nn.softmax(logits, axis=-1)
+
+
+class StaticEdges(nnx.Module):
+    """One learned k x k matrix for all images (Li et al. 2020), its rows normalised by softmax."""
+
+    def __init__(self, num_landmarks: int):
+        self.logits = nnx.Param(jnp.zeros((num_landmarks, num_landmarks), jnp.float32))
+
+    def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
+        del train
+        edges = jax.nn.softmax(self.logits[...], axis=-1)
+        return jnp.broadcast_to(edges, (confidence.shape[0], *edges.shape))
+
+
+class FixedEdges(nnx.Module):
+    """Edges that nothing is learned of: `uniform`, 1/k everywhere, or `self_only`, the identity."""
+
+    def __init__(self, num_landmarks: int, kind: str):
+        self.num_landmarks, self.kind = num_landmarks, kind
+
+    def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
+        del train
+        k = self.num_landmarks
+        edges = jnp.full((k, k), 1 / k) if self.kind == "uniform" else jnp.eye(k)
+        return jnp.broadcast_to(edges.astype(jnp.float32), (confidence.shape[0], k, k))

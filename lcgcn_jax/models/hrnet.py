@@ -1,0 +1,224 @@
+"""HRNet (Wang et al. 2020) for facial landmarks: every variant from one width table."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, normal_init, upsample_bilinear
+
+PRIOR_BIAS = -2.19
+"""Bias of the last layer: every cell starts at a probability of 0.1, or the focal loss diverges."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """Size of an HRNet.
+
+    Attributes:
+      bottleneck_width: inner width of the first stage's bottlenecks; they give 4 times as much.
+      bottlenecks: their number.
+      widths: channels of the four branches, at strides 4, 8, 16 and 32.
+      modules: number of modules in the stages of 2, 3 and 4 branches.
+      blocks: basic blocks in each branch of a module.
+    """
+
+    bottleneck_width: int
+    bottlenecks: int
+    widths: tuple[int, int, int, int]
+    modules: tuple[int, int, int]
+    blocks: int
+
+
+ARCHS = {
+    "w18": Arch(64, 4, (18, 36, 72, 144), (1, 4, 3), 4),
+    "w32": Arch(64, 4, (32, 64, 128, 256), (1, 4, 3), 4),
+    "w48": Arch(64, 4, (48, 96, 192, 384), (1, 4, 3), 4),
+    "w18-small-v1": Arch(32, 1, (16, 32, 64, 128), (1, 1, 1), 2),
+    "w18-small-v2": Arch(64, 2, (18, 36, 72, 144), (1, 3, 2), 2),
+}
+
+
+class HRNet(nnx.Module):
+    """Images `[b h w 3]` to heatmap logits `[b h/4 w/4 k]` and features `[b h/4 w/4 c]`.
+
+    Args:
+      arch: a key of `ARCHS`.
+      num_landmarks: k.
+      features: what is handed on as features: `concat`, the four branches at stride 4 (270 channels
+        for w18), or `head`, the same after the head's 1x1 convolution, BatchNorm and ReLU.
+      bn_momentum: part of the running statistics kept a step.
+      dtype: what is computed in.
+      rngs: for the initial weights.
+    """
+
+    stride = 4
+    """Input pixels a heatmap cell."""
+
+    def __init__(
+        self,
+        arch: str,
+        num_landmarks: int,
+        *,
+        features: str = "concat",
+        bn_momentum: float = 0.99,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if arch not in ARCHS:
+            raise ValueError(f"unknown HRNet {arch!r}; use one of {', '.join(ARCHS)}")
+        if features not in ("concat", "head"):
+            raise ValueError(f"unknown features {features!r}; use 'concat' or 'head'")
+        size = ARCHS[arch]
+        make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        self.features = features
+        self.stem1 = ConvBN(3, 64, 3, stride=2, **make)
+        self.stem2 = ConvBN(64, 64, 3, stride=2, **make)
+        wide = 4 * size.bottleneck_width
+        self.stage1 = nnx.List(
+            Bottleneck(64 if i == 0 else wide, size.bottleneck_width, **make)
+            for i in range(size.bottlenecks)
+        )
+        self.transitions, self.stages = nnx.List(), nnx.List()
+        before = (wide,)
+        for branches, modules in zip((2, 3, 4), size.modules, strict=True):
+            widths = size.widths[:branches]
+            self.transitions.append(Transition(before, widths, **make))
+            self.stages.append(
+                nnx.List(MultiScaleModule(widths, size.blocks, **make) for _ in range(modules))
+            )
+            before = widths
+        self.feature_channels = sum(size.widths)
+        self.head_conv = Conv(
+            self.feature_channels, self.feature_channels, 1, use_bias=True, dtype=dtype, rngs=rngs
+        )
+        self.head_bn = BatchNorm(self.feature_channels, **make)
+        self.head_out = Conv(
+            self.feature_channels,
+            num_landmarks,
+            1,
+            use_bias=True,
+            kernel_init=normal_init(0.001),
+            bias_init=PRIOR_BIAS,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], *, train: bool
+    ) -> tuple[Float[Array, "b hh hw k"], Float[Array, "b hh hw c"]]:
+        x = jax.nn.relu(self.stem1(images, train=train))
+        x = jax.nn.relu(self.stem2(x, train=train))
+        for block in self.stage1:
+            x = block(x, train=train)
+        branches = [x]
+        for transition, stage in zip(self.transitions, self.stages, strict=True):
+            branches = transition(branches, train=train)
+            for module in stage:
+                branches = module(branches, train=train)
+        shape = branches[0].shape[1:3]
+        concat = jnp.concatenate([upsample_bilinear(x, shape) for x in branches], axis=-1)
+        head = jax.nn.relu(self.head_bn(self.head_conv(concat), train=train))
+        return self.head_out(head), concat if self.features == "concat" else head
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 convolutions with a shortcut; gives 4 x width channels."""
+
+    def __init__(self, inputs: int, width: int, **make):
+        self.conv1 = ConvBN(inputs, width, 1, **make)
+        self.conv2 = ConvBN(width, width, 3, **make)
+        self.conv3 = ConvBN(width, 4 * width, 1, **make)
+        self.shortcut = ConvBN(inputs, 4 * width, 1, **make) if inputs != 4 * width else None
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        y = jax.nn.relu(self.conv1(x, train=train))
+        y = jax.nn.relu(self.conv2(y, train=train))
+        y = self.conv3(y, train=train)
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train=train)))
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions with an identity shortcut."""
+
+    def __init__(self, width: int, **make):
+        self.conv1 = ConvBN(width, width, 3, **make)
+        self.conv2 = ConvBN(width, width, 3, **make)
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        y = jax.nn.relu(self.conv1(x, train=train))
+        return jax.nn.relu(x + self.conv2(y, train=train))
+
+
+class Transition(nnx.Module):
+    """Brings the branches of one stage to the widths of the next, which has one branch more."""
+
+    def __init__(self, before: tuple[int, ...], after: tuple[int, ...], **make):
+        self.convs = nnx.List()
+        for i, width in enumerate(after):
+            if i < len(before):
+                same = before[i] == width
+                self.convs.append(None if same else ConvBN(before[i], width, 3, **make))
+            else:
+                self.convs.append(ConvBN(before[-1], width, 3, stride=2, **make))
+
+    def __call__(self, branches: list[Array], *, train: bool) -> list[Array]:
+        out = []
+        for i, conv in enumerate(self.convs):
+            x = branches[min(i, len(branches) - 1)]
+            out.append(x if conv is None else jax.nn.relu(conv(x, train=train)))
+        return out
+
+
+class MultiScaleModule(nnx.Module):
+    """Parallel branches of basic blocks, then every branch summed into every other."""
+
+    def __init__(self, widths: tuple[int, ...], blocks: int, **make):
+        self.branches = nnx.List(
+            nnx.List(BasicBlock(width, **make) for _ in range(blocks)) for width in widths
+        )
+        self.fuse = nnx.List(
+            nnx.List(_fuse_path(widths, source, target, **make) for source in range(len(widths)))
+            for target in range(len(widths))
+        )
+
+    def __call__(self, branches: list[Array], *, train: bool) -> list[Array]:
+        outputs = []
+        for x, blocks in zip(branches, self.branches, strict=True):
+            for block in blocks:
+                x = block(x, train=train)
+            outputs.append(x)
+        fused = []
+        for target, paths in enumerate(self.fuse):
+            shape = outputs[target].shape[1:3]
+            total = outputs[target]
+            for source, path in enumerate(paths):
+                if source == target:
+                    continue
+                y = outputs[source]
+                for i, conv in enumerate(path):
+                    y = conv(y, train=train)
+                    if i < len(path) - 1:
+                        y = jax.nn.relu(y)
+                total = total + upsample_bilinear(y, shape)
+            fused.append(jax.nn.relu(total))
+        return fused
+
+
+def _fuse_path(widths: tuple[int, ...], source: int, target: int, **make) -> nnx.List:
+    """Convolutions from one branch to another: 1x1 to a finer one, a chain of strides to a coarser."""
+    if source > target:
+        return nnx.List([ConvBN(widths[source], widths[target], 1, **make)])
+    steps = target - source
+    return nnx.List(
+        ConvBN(
+            widths[source],
+            widths[target] if step == steps - 1 else widths[source],
+            3,
+            stride=2,
+            **make,
+        )
+        for step in range(steps)
+    )

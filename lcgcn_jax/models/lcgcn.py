@@ -1,0 +1,257 @@
+"""LCGCN: a heatmap model, and a graph over its peaks that refines them (IEEE Access 2022)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from lcgcn_jax import heatmaps
+from lcgcn_jax.geometry import heatmap_to_input
+from lcgcn_jax.models import connectivity
+from lcgcn_jax.models.gcn import GraphConv
+from lcgcn_jax.models.layers import MLP, NORMS
+
+MESSAGES = ("paper",)
+OUTPUTS = ("absolute", "residual")
+SAMPLINGS = ("nearest", "bilinear")
+SHAPE_FEATURES = ("all", "first_last")
+ACTIVATIONS = ("relu", "none")
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphConfig:
+    """The graph head. Defaults are the paper's choices.
+
+    Attributes:
+      connectivity: `learned_per_image` (the paper), `learned_static` (Li et al. 2020), `uniform` or
+        `self_only`.
+      diagonal: a node's edge to itself, `learned` or `zero` (its logit is 0; the authors' code).
+      message: `paper`, `h_j (+) q_ij`.
+      output: `absolute` coordinates (the paper) or `residual` to the initial landmarks.
+      sampling: features read at the `nearest` cell or by `bilinear` interpolation. The paper's initial
+        landmarks are cells, where both are the same.
+      shape_features: q_ij joins the messages of `all` blocks (the paper) or of the `first_last` (the
+        authors' code).
+      activation: between the blocks, `relu` or `none` (the authors' code).
+      norm: in the MLPs: `batch` (the authors' code), `layer` or `none`.
+      embedding_widths: MLP from the visual feature to f_i.
+      class_widths: MLP from a pair of classes to l_ij.
+      edge_widths: hidden widths of the MLP from confidences and l_ij to an edge's logit.
+      gcn_widths: node widths after each block; the last is 2.
+    """
+
+    connectivity: str = "learned_per_image"
+    diagonal: str = "learned"
+    message: str = "paper"
+    output: str = "absolute"
+    sampling: str = "nearest"
+    shape_features: str = "all"
+    activation: str = "relu"
+    norm: str = "batch"
+    embedding_widths: tuple[int, ...] = (512, 128, 32, 8)
+    class_widths: tuple[int, ...] = (32, 1)
+    edge_widths: tuple[int, ...] = (4,)
+    gcn_widths: tuple[int, ...] = (64, 16, 2)
+
+    def __post_init__(self):
+        choices = {
+            "connectivity": connectivity.KINDS,
+            "diagonal": connectivity.DIAGONALS,
+            "message": MESSAGES,
+            "output": OUTPUTS,
+            "sampling": SAMPLINGS,
+            "shape_features": SHAPE_FEATURES,
+            "activation": ACTIVATIONS,
+            "norm": NORMS,
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"model.graph.{field}: {getattr(self, field)!r} is not available; use one of "
+                    f"{', '.join(allowed)}"
+                )
+        if self.gcn_widths[-1] != 2:
+            raise ValueError("model.graph.gcn_widths: the last block gives coordinates: 2")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LCGCNOutput:
+    """What the model says of a batch of face crops.
+
+    Attributes:
+      heatmap_logits: heatmaps before the sigmoid.
+      heatmap_landmarks: the heatmap stage's landmarks, in crop pixels.
+      confidence: probability at each heatmap's peak.
+      edges: the graph's edges, row i being those into landmark i; None without a graph.
+      landmarks: the graph stage's landmarks, in crop pixels; without a graph, the heatmap stage's.
+    """
+
+    heatmap_logits: Float[Array, "b hh hw k"]
+    heatmap_landmarks: Float[Array, "b k 2"]
+    confidence: Float[Array, "b k"]
+    edges: Float[Array, "b k k"] | None
+    landmarks: Float[Array, "b k 2"]
+
+
+def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """RGB bytes to the float32 that the models take: ImageNet's mean and deviation taken out."""
+    mean = jnp.array(IMAGE_MEAN, jnp.float32)[None, None, None]
+    std = jnp.array(IMAGE_STD, jnp.float32)[None, None, None]
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+class GraphHead(nnx.Module):
+    """Initial landmarks, their confidences and visual features to refined landmarks and edges.
+
+    Positions are (x, y) as a part of the crop's side, 0..1.
+
+    Args:
+      config: its options.
+      num_landmarks: k.
+      feature_channels: c.
+      bn_momentum: part of the running statistics kept a step.
+      rngs: for the initial weights.
+    """
+
+    def __init__(
+        self,
+        config: GraphConfig,
+        num_landmarks: int,
+        feature_channels: int,
+        *,
+        bn_momentum: float,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.embedding = MLP(
+            feature_channels,
+            config.embedding_widths,
+            norm=config.norm,
+            momentum=bn_momentum,
+            dtype=jnp.float32,
+            rngs=rngs,
+        )
+        if config.connectivity == "learned_per_image":
+            self.connectivity = connectivity.PerImageEdges(
+                num_landmarks,
+                class_widths=config.class_widths,
+                edge_widths=config.edge_widths,
+                diagonal=config.diagonal,
+                norm=config.norm,
+                bn_momentum=bn_momentum,
+                rngs=rngs,
+            )
+        elif config.connectivity == "learned_static":
+            self.connectivity = connectivity.StaticEdges(num_landmarks)
+        else:
+            self.connectivity = connectivity.FixedEdges(num_landmarks, config.connectivity)
+        widths = (2 + config.embedding_widths[-1], *config.gcn_widths)
+        last = len(config.gcn_widths) - 1
+        self.blocks = nnx.List(
+            GraphConv(
+                widths[i],
+                widths[i + 1],
+                shape_features=config.shape_features == "all" or i in (0, last),
+                # A residual begins at 0: the graph stage starts as the initial landmarks themselves.
+                zero_init=config.output == "residual" and i == last,
+                rngs=rngs,
+            )
+            for i in range(last + 1)
+        )
+
+    def __call__(
+        self,
+        positions: Float[Array, "b k 2"],
+        confidence: Float[Array, "b k"],
+        features: Float[Array, "b k c"],
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "b k 2"], Float[Array, "b k k"]]:
+        edges = self.connectivity(confidence, train=train)
+        embedded = self.embedding(features.astype(jnp.float32), train=train)
+        nodes = jnp.concatenate([positions, embedded], axis=-1)
+        for i, block in enumerate(self.blocks):
+            if i > 0 and self.config.activation == "relu":
+                nodes = jax.nn.relu(nodes)
+            nodes = block(nodes, positions, edges)
+        return (positions + nodes if self.config.output == "residual" else nodes), edges
+
+
+class LCGCN(nnx.Module):
+    """A heatmap model and, unless `graph` is None, the graph head on its peaks.
+
+    Args:
+      heatmap_model: images to (logits, features); has `stride` and `feature_channels`.
+      num_landmarks: k.
+      decode: how peaks become initial landmarks, one of `heatmaps.DECODERS`; the paper: `argmax`.
+      graph: the graph head's options; None for a heatmap model alone.
+      bn_momentum: part of the graph's running statistics kept a step.
+      rngs: for the initial weights.
+    """
+
+    def __init__(
+        self,
+        heatmap_model: nnx.Module,
+        num_landmarks: int,
+        *,
+        decode: str,
+        graph: GraphConfig | None,
+        bn_momentum: float,
+        rngs: nnx.Rngs,
+    ):
+        if decode not in heatmaps.DECODERS:
+            raise ValueError(
+                f"model.decode: {decode!r} is not available; use one of {', '.join(heatmaps.DECODERS)}"
+            )
+        self.heatmap_model = heatmap_model
+        self.decode = decode
+        self.graph = (
+            None
+            if graph is None
+            else GraphHead(
+                graph,
+                num_landmarks,
+                heatmap_model.feature_channels,
+                bn_momentum=bn_momentum,
+                rngs=rngs,
+            )
+        )
+
+    def __call__(
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        train_heatmap: bool = False,
+        train_graph: bool = False,
+    ) -> LCGCNOutput:
+        """Runs both stages.
+
+        Args:
+          images: square normalised crops (`normalize_images`).
+          train_heatmap: the heatmap model's BatchNorm uses, and updates, its statistics of this batch.
+            Otherwise, where the graph trains, no gradient goes back into the heatmap model.
+          train_graph: the same for the graph head.
+        """
+        size = images.shape[2]
+        stride = self.heatmap_model.stride
+        logits, features = self.heatmap_model(images, train=train_heatmap)
+        if train_graph and not train_heatmap:
+            logits, features = jax.lax.stop_gradient((logits, features))
+        logits = logits.astype(jnp.float32)
+        cells, confidence = heatmaps.decode(logits, self.decode)
+        initial = heatmap_to_input(cells, stride)
+        if self.graph is None:
+            return LCGCNOutput(logits, initial, confidence, None, initial)
+        sampled = heatmaps.sample(
+            features, cells, bilinear=self.graph.config.sampling == "bilinear"
+        )
+        positions, edges = self.graph(
+            (initial + 0.5) / size, confidence, sampled, train=train_graph
+        )
+        return LCGCNOutput(logits, initial, confidence, edges, positions * size - 0.5)

@@ -1,0 +1,45 @@
+"""A model's weights as flat dictionaries, `{"heatmap_model.stem1.conv.kernel": array, ...}`.
+
+Flat names are what bundles store, what the optimizer groups by, and what an error can name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+Weights = dict[str, jax.Array]
+
+
+def split_weights(model: nnx.Module) -> tuple[nnx.GraphDef, Weights, Weights]:
+    """Takes a model apart into its structure, parameters and batch statistics."""
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, _flatten(params), _flatten(batch_stats)
+
+
+def merge_weights(graphdef: nnx.GraphDef, params: Weights, batch_stats: Weights) -> nnx.Module:
+    """Puts a model together again; its variables are its own and may be written to under `jit`."""
+    return nnx.merge(graphdef, _nest(params | batch_stats), copy=True)
+
+
+def batch_stats_of(model: nnx.Module) -> Weights:
+    """The model's batch statistics as they are now."""
+    return _flatten(nnx.state(model, nnx.BatchStat))
+
+
+def _flatten(state: nnx.State) -> Weights:
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _nest(flat: Mapping[str, Any]) -> dict:
+    nested: dict = {}
+    for name, leaf in flat.items():
+        # Members of a list have their place as key.
+        *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return nested

@@ -1,0 +1,237 @@
+"""Experiment configurations: the fields there are, config files, and overrides from the command line."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import yaml
+
+from lcgcn_jax.data.augment import AugmentConfig
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.lcgcn import GraphConfig
+from lcgcn_jax.models.registry import require_known
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field there is, at the paper's value; a config file changes some of them.
+
+    - `scheme`: landmark scheme, a name or a file.
+    - `seed`: of the initial weights, the order of the faces and their augmentation.
+    - `init_from`: bundle or workdir whose weights to begin with; empty: fresh ones.
+    - `init_parts`: what to take from there, `heatmap` or `whole`.
+    - `data.dir`: what `lcgcn prepare` wrote. `data.train_split`, `data.validation_split`.
+    - `data.image_size`: side of the crops, in pixels.
+    - `data.num_workers`: worker processes of the input pipeline; 0: threads of this process.
+    - `data.num_threads`: threads that make batches, in each worker if there are any.
+    - `data.augment`: see `AugmentConfig`.
+    - `model.heatmap`: `name` and options of a heatmap model. `model.decode`: see `heatmaps.decode`.
+      `model.graph`: see `GraphConfig`; None for a heatmap model alone.
+      `model.bn_momentum`: part of BatchNorm's running statistics kept a step.
+    - `loss.sigma`: of the target heatmaps, in cells. `loss.coordinate_weight` and `loss.heatmap_weight`:
+      the paper's lambda1 and lambda2.
+    - `optimizer`: see `training.optimizer`.
+    - `train.mode`: `joint`, `frozen` (the heatmap model does not train) or `heatmap_only`.
+    - `train.steps`, `train.batch_size` (over all devices), `train.dtype` (`float32`, `bfloat16`, or
+      `auto`: bfloat16 where there is an accelerator), `train.ema_decay` (0: none), and, in steps,
+      `train.log_every`, `train.eval_every`, `train.checkpoint_every`; `train.keep` checkpoints stay.
+    """
+    return ml_collections.ConfigDict(
+        {
+            "scheme": "wflw98",
+            "seed": 0,
+            "init_from": "",
+            "init_parts": "heatmap",
+            "data": {
+                "dir": "data/wflw",
+                "train_split": "train",
+                "validation_split": "validation",
+                "image_size": 256,
+                "num_workers": 0,
+                "num_threads": 4,
+                "augment": dataclasses.asdict(AugmentConfig()),
+            },
+            "model": {
+                "heatmap": {"name": "hrnet", "arch": "w18", "features": "concat"},
+                "decode": "argmax",
+                "graph": dataclasses.asdict(GraphConfig()),
+                "bn_momentum": 0.99,
+            },
+            "loss": {"sigma": 1.5, "coordinate_weight": 1.0, "heatmap_weight": 1.0},
+            "optimizer": {
+                "learning_rate": {"heatmap": 1e-4, "graph": 1e-3},
+                "schedule": "step",
+                "milestones": (0.5, 0.83),
+                "warmup_steps": 0,
+                "weight_decay": 0.0,
+                "clip_norm": 0.0,
+            },
+            "train": {
+                "mode": "joint",
+                "steps": 1000,
+                "batch_size": 16,
+                "dtype": "auto",
+                "ema_decay": 0.0,
+                "log_every": 20,
+                "eval_every": 1000,
+                "checkpoint_every": 1000,
+                "keep": 2,
+            },
+        }
+    )
+
+
+def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int) -> None:
+    """Turns a full-size configuration into one for two CPU cores, trained from scratch at 128 px.
+
+    HRNet-W18-small-v1, batch 16, a higher learning rate with warm-up and cosine decay, a moving average
+    of the weights; and, since a cell of the 32 x 32 maps is 4 pixels, sub-pixel decoding, and a graph
+    that refines instead of replacing it.
+
+    Args:
+      config: changed in place.
+      faces: training faces, for the number of steps.
+      epochs: how often each is seen.
+    """
+    config.data.image_size = 128
+    config.model.heatmap.arch = "w18-small-v1"
+    config.model.bn_momentum = 0.95
+    config.model.decode = "dark"
+    if config.model.graph is not None:
+        config.model.graph.output = "residual"
+        config.model.graph.sampling = "bilinear"
+    config.loss.sigma = 1.0
+    config.optimizer.learning_rate = {"heatmap": 1e-3, "graph": 1e-3}
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
+    config.train.batch_size = 16
+    config.train.ema_decay = 0.998
+    set_epochs(config, faces=faces, epochs=epochs, eval_every=2)
+
+
+def set_epochs(
+    config: ml_collections.ConfigDict, *, faces: int, epochs: int, eval_every: int
+) -> None:
+    """Sets the steps of `epochs` epochs, with a validation and a checkpoint every `eval_every`."""
+    batch = config.train.batch_size
+    config.train.steps = epochs * faces // batch
+    config.train.eval_every = config.train.checkpoint_every = eval_every * faces // batch
+
+
+def parse_argument(argument: str | None, known: Iterable[str]) -> str | None:
+    """Checks the part behind the colon of `--config file.py:argument`.
+
+    Raises:
+      InputError: it is none of the known ones.
+    """
+    if argument:
+        require_known("config argument", [argument], known)
+    return argument or None
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """Reads a config file.
+
+    Args:
+      spec: a file, or the name of one that comes with the project (`demo`); behind a colon the argument
+        of its `get_config`, e.g. `configs/w300_lcgcn.py:small`.
+
+    Raises:
+      InputError: no such file, no `get_config` in it, or fields that are not there.
+    """
+    name, _, argument = spec.partition(":")
+    path = _find(name)
+    module_spec = importlib.util.spec_from_file_location(f"lcgcn_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError) as error:
+        raise InputError(f"{path}: cannot be run as a config: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{path}: a config file defines get_config(arg)")
+    takes_argument = inspect.signature(module.get_config).parameters
+    if argument and not takes_argument:
+        raise InputError(f"{path}: takes no argument, but got {argument!r}")
+    try:
+        config = module.get_config(argument) if takes_argument else module.get_config()
+    except (AttributeError, KeyError) as error:
+        # What ml_collections raises for a field that a locked configuration does not have.
+        raise InputError(f"{path}: {_one_line(error)}") from error
+    return config.lock()
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix == "" and len(path.parts) == 1:
+        package = importlib.util.find_spec("lcgcn_jax.configs")
+        for folder in package.submodule_search_locations if package else ():
+            if (file := Path(folder) / f"{name}.py").is_file():
+                return file
+    raise InputError(f"{name}: no such config file; the project's own are in configs/")
+
+
+def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Sets fields by their dotted names, from text as the command line gives it.
+
+    Raises:
+      InputError: an unknown field (the nearest one is named) or a value of another type.
+    """
+    for name, text in overrides.items():
+        *path, last = name.split(".")
+        node = config
+        for i, part in enumerate(path):
+            require_known("config " + ".".join(path[:i]), [part], _keys(node))
+            node = node[part]
+            if not isinstance(node, ml_collections.ConfigDict):
+                raise InputError(f"config {name}: {'.'.join(path[: i + 1])} has no fields")
+        require_known("config " + ".".join(path), [last], _keys(node))
+        node[last] = _typed(name, text, node[last])
+
+
+def _keys(node: ml_collections.ConfigDict) -> list[str]:
+    return list(node.keys())
+
+
+def _typed(name: str, text: str, old: Any) -> Any:
+    value = text if isinstance(old, str) else yaml.safe_load(text)
+    if isinstance(old, float) and isinstance(value, int | str):
+        # YAML reads 1e-3 as text.
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(old, ml_collections.ConfigDict):
+        if value is None:
+            return None
+        raise InputError(f"config {name}: has fields of its own; set one of them, or null")
+    if isinstance(old, tuple):
+        value = tuple(value) if isinstance(value, list) else (value,)
+    if old is not None and type(value) is not type(old):
+        raise InputError(f"config {name}: {text!r} is not of the type of its value {old!r}")
+    return value
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The configuration as text, the same for the same fields."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Fields in which two configurations differ, as `name: old -> new`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), prefix + key
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, name + ".")
+        elif a != b:
+            found.append(f"{name}: {a!r} -> {b!r}")
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).strip("'\"").split())

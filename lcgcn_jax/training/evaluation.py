@@ -1,0 +1,206 @@
+"""Errors of both stages over a split, and the report that `lcgcn eval` writes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Bool, Float
+
+from lcgcn_jax import metrics
+from lcgcn_jax.data.dataset import UNIONS, FaceDataset
+from lcgcn_jax.data.pipeline import eval_batches
+from lcgcn_jax.geometry import transform_points
+from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.models.lcgcn import LCGCNOutput
+
+Predict = Callable[[np.ndarray], LCGCNOutput]
+"""uint8 crops `[b s s 3]`, this process's part of a batch, to an output for the same crops."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitErrors:
+    """One error a face and stage, as a fraction of the face's normalising distance.
+
+    Attributes:
+      heatmap: of the heatmap stage.
+      graph: of the graph stage; None for a model without a graph.
+    """
+
+    heatmap: Float[np.ndarray, "n"]
+    graph: Float[np.ndarray, "n"] | None
+
+    def stages(self, faces: Bool[np.ndarray, "n"] | slice = slice(None)) -> dict[str, Any]:
+        """The metrics of both stages over some of the faces."""
+        return {
+            "heatmap": stage_summary(self.heatmap[faces]),
+            "graph": None if self.graph is None else stage_summary(self.graph[faces]),
+        }
+
+
+def stage_summary(errors: Float[np.ndarray, "n"]) -> dict[str, Any]:
+    """`nme`, `nme_ci95` and `fr10` in percent, `auc10` in 0..1."""
+    values = metrics.MetricState.from_errors(errors).compute()
+    low, high = metrics.bootstrap_interval(errors)
+    return {
+        "nme": values["nme"],
+        "nme_ci95": [100 * low, 100 * high],
+        "fr10": values["fr10"],
+        "auc10": values["auc10"],
+    }
+
+
+def split_errors(
+    predict: Predict,
+    dataset: FaceDataset,
+    split: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    box: str = "gt",
+    num_threads: int = 4,
+) -> SplitErrors:
+    """Predicts every face of a split once, and measures it in the photograph's pixels.
+
+    Args:
+      predict: the model.
+      dataset: the data.
+      split: as in `FaceDataset.source`.
+      image_size: side of the crops.
+      batch_size: faces in a batch over all processes.
+      box: `gt` (box of the true landmarks) or `rect` (the box that came with the data).
+      num_threads: threads that make batches.
+
+    Raises:
+      InputError: there is no such split, or no such box in it.
+    """
+    batches = eval_batches(
+        dataset,
+        split,
+        image_size=image_size,
+        batch_size=batch_size,
+        box=box,
+        num_threads=num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    rows = [_batch_errors(predict(batch["image"]), batch, dataset.scheme) for batch in batches]
+    heatmap, graph, record, mask = (np.concatenate(column) for column in zip(*rows, strict=True))
+    if jax.process_count() > 1:
+        heatmap, graph, record, mask = multihost_utils.process_allgather(
+            (heatmap, graph, record, mask), tiled=True
+        )
+    order = np.argsort(record[mask])
+    heatmap, graph = heatmap[mask][order], graph[mask][order]
+    return SplitErrors(heatmap, None if np.isnan(graph).all() else graph)
+
+
+def _batch_errors(
+    output: LCGCNOutput, batch: dict[str, np.ndarray], scheme: LandmarkScheme
+) -> tuple[np.ndarray, ...]:
+    true, visible = batch["source_landmarks"], batch["visible"]
+    distance = scheme.normalizing_distance(true)
+
+    def errors(landmarks):
+        in_crop = np.asarray(landmarks, np.float64)
+        in_photograph = np.stack(
+            [
+                transform_points(affine, points)
+                for affine, points in zip(batch["crop_to_source"], in_crop, strict=True)
+            ]
+        )
+        return metrics.face_errors(in_photograph, true, visible, distance)
+
+    heatmap = errors(output.heatmap_landmarks)
+    graph = np.full_like(heatmap, np.nan) if output.edges is None else errors(output.landmarks)
+    return heatmap, graph, batch["record"], batch["mask"]
+
+
+def mean_face_errors(dataset: FaceDataset, train_split: str, split: str) -> Float[np.ndarray, "n"]:
+    """Errors of the least that a model must beat: the mean face, placed in the ground-truth box.
+
+    The mean is over the faces of `train_split`, each in its box scaled to the unit square.
+    """
+
+    def shapes(part: str):
+        source = dataset.source(part)
+        records = [source[i] for i in range(len(source))]
+        points = np.stack([r["landmarks"] for r in records]).astype(np.float64)
+        boxes = np.stack([r["box"] for r in records]).astype(np.float64)[:, None]
+        visible = np.stack([r["visible"] for r in records])
+        return points, visible, boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
+
+    points, visible, corner, extent = shapes(train_split)
+    weights = visible[..., None]
+    total = np.where(weights, (points - corner) / extent, 0.0).sum(axis=0)
+    mean = total / np.maximum(weights.sum(axis=0), 1)
+    points, visible, corner, extent = shapes(split)
+    distance = dataset.scheme.normalizing_distance(points)
+    return metrics.face_errors(mean[None] * extent + corner, points, visible, distance)
+
+
+def with_flip_test(predict: Predict, scheme: LandmarkScheme) -> Predict:
+    """Predicts the mirrored crops too, and averages landmarks and confidences of both views."""
+    mirror = np.array(scheme.mirror)
+
+    def both(images: np.ndarray) -> LCGCNOutput:
+        plain = predict(images)
+        flipped = predict(np.ascontiguousarray(images[:, :, ::-1]))
+        right_most = images.shape[2] - 1
+
+        def average(a, b):
+            b = np.asarray(b)[:, mirror]
+            back = np.stack([right_most - b[..., 0], b[..., 1]], axis=-1)
+            return (np.asarray(a) + back) / 2
+
+        confidence = np.asarray(flipped.confidence)[:, mirror]
+        return dataclasses.replace(
+            plain,
+            heatmap_landmarks=average(plain.heatmap_landmarks, flipped.heatmap_landmarks),
+            landmarks=average(plain.landmarks, flipped.landmarks),
+            confidence=(np.asarray(plain.confidence) + confidence) / 2,
+        )
+
+    return both
+
+
+def report(dataset: FaceDataset, split: str, errors: SplitErrors, *, boxes: str) -> dict[str, Any]:
+    """What `lcgcn eval --json` writes; the design's section 6 fixes its form.
+
+    The subsets are the parts of a union of splits, the sources that the faces come from, and the
+    attributes that some of them have.
+    """
+    subsets = {
+        name: {"num_faces": int(faces.sum()), **errors.stages(faces)}
+        for name, faces in subset_masks(dataset, split).items()
+    }
+    return {
+        "dataset": dataset.name,
+        "split": split,
+        "num_faces": len(errors.heatmap),
+        "boxes": boxes,
+        "stages": errors.stages(),
+        "subsets": subsets,
+    }
+
+
+def subset_masks(dataset: FaceDataset, split: str) -> dict[str, Bool[np.ndarray, "n"]]:
+    """Which faces of a split belong to each of its subsets, in the order of the split."""
+    source = dataset.source(split)
+    records = [source[i] for i in range(len(source))]
+    masks = {}
+    parts = "+".join(UNIONS.get(part, part) for part in split.split("+")).split("+")
+    if len(parts) > 1:
+        sizes = [dataset.num_faces[part] for part in parts]
+        owner = np.repeat(np.arange(len(parts)), sizes)
+        masks |= {part: owner == i for i, part in enumerate(parts)}
+    origins = np.array([record["subset"] for record in records])
+    if len(set(origins)) > 1:
+        masks |= {str(origin): origins == origin for origin in sorted(set(origins))}
+    attributes = np.array([record["attributes"] for record in records], bool)
+    for column, name in enumerate(dataset.attribute_names):
+        if attributes[:, column].any():
+            masks[name] = attributes[:, column]
+    return masks

@@ -1,0 +1,321 @@
+"""The training loop: from a configuration and a folder to a trained model, or on from where it stopped."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from lcgcn_jax.data.augment import AugmentConfig
+from lcgcn_jax.data.dataset import FaceDataset, open_dataset
+from lcgcn_jax.data.pipeline import record_names, train_iterator
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import get_scheme
+from lcgcn_jax.models.bundles import BEST, Bundle, check_weights, load_bundle, save_bundle
+from lcgcn_jax.models.registry import create_model
+from lcgcn_jax.models.weights import Weights, split_weights
+from lcgcn_jax.training import sharding
+from lcgcn_jax.training.checkpoints import Checkpoints
+from lcgcn_jax.training.config import differences, to_json
+from lcgcn_jax.training.evaluation import SplitErrors, split_errors
+from lcgcn_jax.training.metric_writer import MetricWriter
+from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, trained_names
+from lcgcn_jax.training.state import TrainState, create_state
+from lcgcn_jax.training.steps import make_predict_step, make_train_step
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """Type to compute in: `float32`, `bfloat16`, or `auto`, bfloat16 where there is an accelerator."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise InputError(
+            f"config train.dtype: unknown type {name!r}; use float32, bfloat16 or auto"
+        )
+    return jnp.dtype(name)
+
+
+class Training:
+    """One run: the model, the data and the state, from a configuration.
+
+    Args:
+      config: as `training.config.default_config` describes.
+      workdir: the run's folder. One that has checkpoints of the same configuration goes on from the
+        latest.
+      mesh: devices to train on; all of them by default.
+
+    Raises:
+      InputError: data, configuration or folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        self.config, self.workdir = config, Path(workdir)
+        self.mesh = sharding.make_mesh() if mesh is None else mesh
+        sharding.check_batch_size(config.train.batch_size, self.mesh)
+        self.dataset = _open_data(config)
+        self._claim_workdir()
+        self.graphdef, params, batch_stats = split_weights(
+            create_model(
+                config.model.to_dict(),
+                self.dataset.scheme.num_landmarks,
+                dtype=compute_dtype(config.train.dtype),
+                rngs=nnx.Rngs(config.seed),
+            )
+        )
+        if config.init_from:
+            params, batch_stats = _initial_weights(config, params, batch_stats)
+        mode = config.train.mode
+        trained = trained_names(mode, params)
+        optimizer, self.schedules = make_optimizer(config.optimizer, mode, config.train.steps)
+        state = create_state(
+            params, batch_stats, optimizer, trained, with_ema=config.train.ema_decay > 0
+        )
+        self.state: TrainState = jax.device_put(state, sharding.replicated(self.mesh))
+        self.train_step = sharding.compile_train_step(
+            make_train_step(
+                self.graphdef,
+                optimizer,
+                trained,
+                mode=mode,
+                loss_config=config.loss,
+                ema_decay=config.train.ema_decay,
+            ),
+            self.mesh,
+        )
+        self._predict_step = sharding.compile_predict_step(
+            make_predict_step(self.graphdef), self.mesh
+        )
+        self.batches = train_iterator(
+            self.dataset,
+            config.data.train_split,
+            image_size=config.data.image_size,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            augment=AugmentConfig(**config.data.augment.to_dict()),
+            num_workers=config.data.num_workers,
+            num_threads=config.data.num_threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self.best_nme = math.inf
+        self.checkpoints = Checkpoints(self.workdir, config.train.keep)
+        if self.checkpoints.latest is not None:
+            self.state, progress = self.checkpoints.load(self.state)
+            self.batches.set_state(progress["batches"])
+            self.best_nme = progress["best_nme"] or math.inf
+
+    @property
+    def step(self) -> int:
+        """Number of steps taken."""
+        return int(self.state.step)
+
+    def predict(self, images: np.ndarray):
+        """The model as it would be evaluated now, on this process's part of a batch of crops."""
+        params, batch_stats = self.state.evaluated
+        batch = sharding.put_batch({"image": images}, self.mesh)["image"]
+        output = self._predict_step(params, batch_stats, batch)
+        start = jax.process_index() * len(images)
+        return jax.tree.map(lambda x: np.asarray(x)[start : start + len(images)], output)
+
+    def validate(self) -> SplitErrors:
+        """Errors of both stages over the validation split, with ground-truth boxes."""
+        return split_errors(
+            self.predict,
+            self.dataset,
+            self.config.data.validation_split,
+            image_size=self.config.data.image_size,
+            batch_size=self.config.train.batch_size,
+        )
+
+    def run(self, *, on_validation: Callable[[int, dict[str, float]], None] | None = None) -> bool:
+        """Trains up to `config.train.steps`.
+
+        Args:
+          on_validation: called with the step and the figures after each validation.
+
+        Returns:
+          Whether the last step was reached; False where SIGTERM or SIGINT ended the run, after saving.
+
+        Raises:
+          FloatingPointError: the loss is not finite; the latest checkpoint is left as it is.
+        """
+        train = self.config.train
+        writer = MetricWriter(self.workdir, self.step)
+        main = jax.process_index() == 0
+        bar = tqdm(
+            total=train.steps, initial=self.step, desc="train", unit="step", disable=not main
+        )
+        pending: tuple[int, dict, np.ndarray] | None = None
+        since, started = self.step, time.perf_counter()
+        with _stop_signals() as stopped, bar:
+            for step in range(self.step + 1, train.steps + 1):
+                batch = next(self.batches)
+                records = batch.pop("record")
+                self.state, scalars = self.train_step(
+                    self.state, sharding.put_batch(batch, self.mesh)
+                )
+                # The step before is looked at while this one runs, so the device does not wait.
+                self._require_finite(pending)
+                pending = (step, scalars, records)
+                bar.update()
+                last = step == train.steps
+                if last or step % train.log_every == 0:
+                    values = {f"train/{name}": float(value) for name, value in scalars.items()}
+                    for group, schedule in self.schedules.items():
+                        values[f"learning_rate/{group}"] = float(schedule(step - 1))
+                    now = time.perf_counter()
+                    values["steps_per_second"] = (step - since) / (now - started)
+                    since, started = step, now
+                    self._require_finite(pending)
+                    writer.write(step, values)
+                    bar.set_postfix(loss=f"{values['train/loss']:.4f}")
+                if last or step % train.eval_every == 0:
+                    self._require_finite(pending)
+                    figures = self._validate_and_keep_best()
+                    writer.write(step, figures)
+                    if on_validation is not None:
+                        on_validation(step, figures)
+                    since, started = step, time.perf_counter()
+                if last or stopped() or step % train.checkpoint_every == 0:
+                    self._require_finite(pending)
+                    self._save()
+                if stopped() and not last:
+                    break
+        self.batches.close()
+        self.checkpoints.close()
+        writer.close()
+        return self.step == train.steps
+
+    def _save(self) -> None:
+        progress = {
+            "batches": self.batches.get_state(),
+            "best_nme": None if math.isinf(self.best_nme) else self.best_nme,
+        }
+        self.checkpoints.save(self.state, progress)
+
+    def _validate_and_keep_best(self) -> dict[str, float]:
+        errors = self.validate()
+        figures = {"validation/heatmap_nme": 100 * float(errors.heatmap.mean())}
+        if errors.graph is not None:
+            figures["validation/graph_nme"] = 100 * float(errors.graph.mean())
+        judged = "graph" if "graph" in TRAINED[self.config.train.mode] else "heatmap"
+        nme = figures[f"validation/{judged}_nme"]
+        if nme < self.best_nme:
+            self.best_nme = nme
+            if jax.process_index() == 0:
+                self._save_best(figures)
+        return figures
+
+    def _save_best(self, figures: dict[str, float]) -> None:
+        params, batch_stats = self.state.evaluated
+        bundle = Bundle(
+            self.config.model.to_dict(),
+            self.dataset.scheme,
+            self.config.data.image_size,
+            params | batch_stats,
+        )
+        lines = [f"- {name}: {value:.3f} %" for name, value in sorted(figures.items())]
+        card = (
+            f"# {self.workdir.name}\n\nBest validation of a training run, at step {self.step} of "
+            f"{self.config.train.steps}.\n\nData: {self.dataset.name}, {self.dataset.scheme.name}; "
+            f"ground-truth boxes, no flip test.\n\n" + "\n".join(lines) + "\n"
+        )
+        save_bundle(self.workdir / BEST, bundle, card)
+
+    def _require_finite(self, pending: tuple[int, dict, np.ndarray] | None) -> None:
+        if pending is None:
+            return
+        step, scalars, records = pending
+        loss = float(scalars["loss"])
+        if math.isfinite(loss):
+            return
+        source = self.dataset.source(self.config.data.train_split)
+        names = ", ".join(record_names(source, records))
+        rates = ", ".join(f"{group} {float(f(step - 1)):g}" for group, f in self.schedules.items())
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step} (learning rate: {rates}); the batch: {names}"
+        )
+
+    def _claim_workdir(self) -> None:
+        """Writes the configuration, or holds it against the one that the folder has."""
+        path = self.workdir / "config.json"
+        if path.is_file():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            if changed := differences(old, json.loads(to_json(self.config))):
+                raise InputError(
+                    f"{path}: this run was started with another config ({'; '.join(changed)}); give "
+                    "another --workdir, or the same config"
+                )
+        elif self.workdir.is_dir() and any(self.workdir.iterdir()):
+            raise InputError(
+                f"{self.workdir}: not empty and not a training run; give another --workdir"
+            )
+        else:
+            try:
+                self.workdir.mkdir(parents=True, exist_ok=True)
+                path.write_text(to_json(self.config), encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{self.workdir}: cannot be written: {error.strerror}") from error
+
+
+def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:
+    dataset = open_dataset(config.data.dir)
+    scheme = get_scheme(config.scheme)
+    if dataset.scheme.name != scheme.name:
+        raise InputError(
+            f"{config.data.dir}: {dataset.scheme.num_landmarks} points ({dataset.scheme.name}), but "
+            f"the config is for {scheme.num_landmarks} ({scheme.name}); set config.scheme or data.dir"
+        )
+    dataset.source(config.data.train_split)
+    dataset.source(config.data.validation_split)
+    return dataset
+
+
+def _initial_weights(
+    config: ml_collections.ConfigDict, params: Weights, batch_stats: Weights
+) -> tuple[Weights, Weights]:
+    bundle = load_bundle(config.init_from)
+    if config.init_parts not in ("heatmap", "whole"):
+        raise InputError(
+            f"config init_parts: unknown part {config.init_parts!r}; use 'heatmap' or 'whole'"
+        )
+
+    def wanted(weights):
+        whole = config.init_parts == "whole"
+        return {n: v for n, v in weights.items() if whole or n.startswith("heatmap_model.")}
+
+    check_weights(Path(config.init_from), wanted(bundle.weights), wanted(params | batch_stats))
+    taken = {name: jnp.asarray(value) for name, value in wanted(bundle.weights).items()}
+    return (
+        {name: taken.get(name, value) for name, value in params.items()},
+        {name: taken.get(name, value) for name, value in batch_stats.items()},
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within, SIGTERM and SIGINT only make a note, which the given function tells."""
+    caught: list[int] = []
+    old = {
+        number: signal.signal(number, lambda signum, _: caught.append(signum))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

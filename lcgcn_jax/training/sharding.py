@@ -1,0 +1,67 @@
+"""Where arrays live: the state on every device, batches cut over them.
+
+The one place that knows of meshes. The same code runs on one device, on many, and on many hosts.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lcgcn_jax.errors import InputError
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """A mesh with one axis, `data`, over the first `num_devices` devices (all of them by default)."""
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_batch(mesh: Mesh) -> NamedSharding:
+    """The first axis cut over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a global batch that cannot be cut evenly.
+
+    Raises:
+      InputError: with the next size that can.
+    """
+    if batch_size < 1 or batch_size % mesh.size:
+        fits = max(1, -(-batch_size // mesh.size)) * mesh.size
+        raise InputError(
+            f"config train.batch_size: {batch_size} does not share out over {mesh.size} devices; "
+            f"{fits} would"
+        )
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of a batch, as part of the global one on the devices."""
+    sharding = by_batch(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
+
+
+def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
+    """Jits `step(state, batch)`: state replicated and donated, batch cut over `data`."""
+    return jax.jit(
+        step,
+        in_shardings=(replicated(mesh), by_batch(mesh)),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def compile_predict_step(step: Callable, mesh: Mesh) -> Callable:
+    """Jits `step(params, batch_stats, images)`: results on every device, so that any host can read."""
+    whole = replicated(mesh)
+    return jax.jit(step, in_shardings=(whole, whole, by_batch(mesh)), out_shardings=whole)

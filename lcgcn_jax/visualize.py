@@ -1,0 +1,159 @@
+"""Pictures: landmarks on faces, the stages side by side, training curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from lcgcn_jax.geometry import Points
+from lcgcn_jax.landmarks import LandmarkScheme
+
+Image = UInt8[np.ndarray, "h w 3"]
+
+TRUTH = (235, 60, 60)
+PREDICTION = (60, 220, 90)
+_SHIFT = 4  # OpenCV draws at 1/16 pixel
+
+
+def draw_landmarks(
+    image: Image,
+    landmarks: Float[np.ndarray, "k 2"],
+    scheme: LandmarkScheme,
+    *,
+    color: tuple[int, int, int] = PREDICTION,
+    radius: float = 1.5,
+    contours: bool = True,
+) -> Image:
+    """A copy of a picture with landmarks drawn on it, and the scheme's contours.
+
+    Args:
+      image: RGB.
+      landmarks: in pixels of the picture; drawn to a sixteenth of a pixel.
+      scheme: what they mean.
+      color: RGB.
+      radius: of the points, in pixels.
+      contours: whether to draw the lines.
+    """
+    canvas = image.copy()
+    fixed = np.round(landmarks * (1 << _SHIFT)).astype(np.int32)
+    if contours:
+        overlay = canvas.copy()
+        thickness = max(1, round(radius * 0.6))
+        for contour in scheme.contours:
+            line = fixed[list(contour.indices)]
+            cv2.polylines(
+                overlay, [line], contour.closed, color, thickness, cv2.LINE_AA, shift=_SHIFT
+            )
+        canvas = cv2.addWeighted(overlay, 0.5, canvas, 0.5, 0)
+    for x, y in fixed.tolist():
+        cv2.circle(
+            canvas, (x, y), round(radius * (1 << _SHIFT)), color, cv2.FILLED, cv2.LINE_AA, _SHIFT
+        )
+    return canvas
+
+
+def enlarge(image: Image, points: Points, factor: int) -> tuple[Image, Points]:
+    """Enlarges a picture and moves points along, in the pixel-centre convention."""
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    larger = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    return larger, (points + 0.5) * factor - 0.5
+
+
+def label(image: Image, text: str) -> Image:
+    """A copy of a picture with a line of text in its upper left corner."""
+    canvas = image.copy()
+    scale = max(0.4, image.shape[1] / 640)
+    for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(
+            canvas, text, (6, int(28 * scale) + 4), cv2.FONT_HERSHEY_SIMPLEX, scale, color,
+            thickness, cv2.LINE_AA,
+        )  # fmt: skip
+    return canvas
+
+
+def stage_comparison(
+    crops: UInt8[np.ndarray, "n s s 3"],
+    truth: Float[np.ndarray, "n k 2"],
+    stages: dict[str, Float[np.ndarray, "n k 2"]],
+    scheme: LandmarkScheme,
+    *,
+    width: int = 256,
+) -> Image:
+    """A row for each face: the truth, then each stage in green over the truth in red (figure 3).
+
+    Args:
+      crops: face crops.
+      truth: their true landmarks, in crop pixels.
+      stages: predicted landmarks by the stage's name.
+      scheme: what the landmarks mean.
+      width: of a cell, in pixels; rounded to a multiple of the crop's side.
+    """
+    factor = max(1, round(width / crops.shape[1]))
+    radius = 0.0045 * crops.shape[1] * factor
+    rows = []
+    for i, crop in enumerate(crops):
+        large, true = enlarge(crop, truth[i], factor)
+        marked = draw_landmarks(large, true, scheme, color=TRUTH, radius=radius)
+        cells = [label(marked, "truth") if i == 0 else marked]
+        for name, landmarks in stages.items():
+            _, predicted = enlarge(crop, landmarks[i], factor)
+            cell = draw_landmarks(large, true, scheme, color=TRUTH, radius=radius, contours=False)
+            cell = draw_landmarks(cell, predicted, scheme, radius=radius)
+            cells.append(label(cell, name) if i == 0 else cell)
+        rows.append(np.concatenate(cells, axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def grid(images: Sequence[Image], columns: int) -> Image:
+    """Pictures of one size in rows; what is left of the last row is white."""
+    rows = -(-len(images) // columns)
+    blank = np.full_like(images[0], 255)
+    cells = list(images) + [blank] * (rows * columns - len(images))
+    return np.concatenate(
+        [np.concatenate(cells[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
+    )
+
+
+def plot_curves(rows: Sequence[dict[str, float]]) -> matplotlib.figure.Figure:
+    """Training loss, and validation NME of both stages, over the steps of a run (figure 4).
+
+    Args:
+      rows: the run's metric log, as `training.metric_writer.read_metrics` gives it.
+    """
+    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, nme_axes = figure.subplots(1, 2)
+    for name, text in (("loss", "total"), ("focal", "focal"), ("l1", "L1 (part of the crop)")):
+        points = [(r["step"], r[f"train/{name}"]) for r in rows if f"train/{name}" in r]
+        if points:
+            loss_axes.plot(*zip(*points, strict=True), label=text, linewidth=1)
+    loss_axes.set(xlabel="step", ylabel="training loss", yscale="log")
+    for stage, style in (("heatmap", "o-"), ("graph", "s-")):
+        key = f"validation/{stage}_nme"
+        points = [(r["step"], r[key]) for r in rows if key in r]
+        if points:
+            nme_axes.plot(*zip(*points, strict=True), style, label=f"{stage} stage", markersize=4)
+    nme_axes.set(xlabel="step", ylabel="validation NME (%)", yscale="log")
+    nme_axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    nme_axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    for axes in (loss_axes, nme_axes):
+        axes.grid(alpha=0.3, which="both")
+        if axes.lines:
+            axes.legend()
+    return figure
+
+
+def save_image(path: Path, image: Image) -> None:
+    """Writes RGB as an image file of the path's suffix, making its folder.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
+    if not written:
+        raise OSError(f"{path}: the image could not be encoded")
+    path.write_bytes(data.tobytes())

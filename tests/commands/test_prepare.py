@@ -1,0 +1,93 @@
+import argparse
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from lcgcn_jax.commands import prepare
+from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.errors import InputError
+
+
+def run(*argv):
+    parser = argparse.ArgumentParser()
+    prepare.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["prepare", *map(str, argv)])
+    return args.run(args)
+
+
+@pytest.fixture
+def afw(tmp_path):
+    """A 300W folder with five faces of AFW; returns the folder."""
+    folder = tmp_path / "src/afw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        cv2.imwrite(str(folder / f"{i}_1.jpg"), rng.integers(0, 256, (60, 60, 3), np.uint8))
+        points = rng.uniform(15, 45, (68, 2))
+        (folder / f"{i}_1.pts").write_text("\n".join(f"{x} {y}" for x, y in points))
+    return folder.parent
+
+
+def test_counts_are_printed(afw, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("300w", "--src", afw, "--out", out) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "300w: 5 faces: afw 5",
+        "absent: helen/train, lfpw/train, helen/test, lfpw/test, ibug, 300W/indoor, 300W/outdoor",
+        f"{out}: train 5",
+    ]
+    assert open_dataset(out).num_faces == {"train": 5}
+
+
+def test_bad_records_are_listed_and_the_exit_code_is_one(afw, tmp_path, capsys):
+    for i in range(25):
+        (afw / f"afw/bad_{i:02}.pts").write_text("1 2\n")
+    (afw / "afw/0_1.jpg").write_bytes(b"")
+    out = tmp_path / "out"
+    assert run("300w", "--src", afw, "--out", out) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "300w: 4 faces: afw 4"
+    assert lines[2] == "bad: afw/bad_00.pts: 1 points, expected 68"
+    assert len([line for line in lines if line.startswith("bad: ")]) == 20
+    assert lines[-2] == "... and 6 more in report.json"
+    report = json.loads((out / "report.json").read_text())
+    assert len(report["bad"]) == 26
+    assert report["bad"][-1] == {"name": "afw/0_1.jpg", "reason": "the image file is empty"}
+
+
+def test_mistakes_name_the_mend(afw, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"nowhere: no such folder; --src"):
+        run("300w", "--src", tmp_path / "nowhere", "--out", out)
+    with pytest.raises(InputError, match="--faces and --test_faces must be at least 1"):
+        run("synthetic", "--faces", 0, "--out", out)
+    with pytest.raises(InputError, match="no WFLW here"):
+        run("wflw", "--src", afw, "--out", out)
+    with pytest.raises(InputError, match="--src lies within it"):
+        run("300w", "--src", afw, "--out", tmp_path, "--overwrite")
+    run("300w", "--src", afw, "--out", out)
+    with pytest.raises(InputError, match="--overwrite"):
+        run("300w", "--src", afw, "--out", out)
+    assert run("300w", "--src", afw, "--out", out, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("scheme", ["wflw98", "ibug68"])
+def test_synthetic(tmp_path, capsys, scheme):
+    out = tmp_path / "out"
+    flags = ("--scheme", scheme, "--faces", 6, "--test_faces", 2, "--seed", 1)
+    assert run("synthetic", "--out", out, *flags) == 0
+    dataset = open_dataset(out)
+    assert dataset.scheme.name == scheme
+    assert dataset.name == "synthetic"
+    assert sum(dataset.num_faces.values()) == 8
+    assert (out / "official").is_dir()
+    assert capsys.readouterr().out.startswith("synthetic: 8 faces")
+
+
+def test_the_real_faces(shared, tmp_path, capsys):
+    assert run("300w", "--src", shared / "data/300w_fullsize", "--out", tmp_path / "out") == 0
+    assert "300w: 5 faces: helen/train 3, lfpw/train 2" in capsys.readouterr().out
+    assert run("wflw", "--src", shared / "data/wflw_sample", "--out", tmp_path / "wflw") == 0
+    assert "wflw: 4 faces\n" in capsys.readouterr().out

@@ -1,0 +1,64 @@
+import cv2
+import numpy as np
+import pytest
+
+from lcgcn_jax.data import builders
+from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.records import AnnotationList, FaceAnnotation
+from lcgcn_jax.landmarks import LandmarkScheme
+
+FIVE = LandmarkScheme.from_dict(
+    {"name": "five", "num_landmarks": 5, "mirror_pairs": [[0, 1], [3, 4]], "normalizer": [0, 1]}
+)
+SHAPE = np.array([[-0.5, -0.5], [0.5, -0.5], [0.0, 0.0], [-0.4, 0.5], [0.4, 0.5]])
+
+
+class FaceMaker:
+    """Writes small pictures and annotates them with five points."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def photograph(self, name, width=90, height=80, seed=0):
+        """A picture of smooth noise; returns its path."""
+        noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), cv2.GaussianBlur(noise, (0, 0), 2))
+        return path
+
+    def face(self, path, *, centre=(45.25, 40.5), side=32.0, **fields):
+        """An annotation whose box has this centre and this longer side."""
+        defaults = {
+            "name": path.name,
+            "subset": "",
+            "split": "train",
+            "group": "one",
+            "image_path": path,
+            "landmarks": np.array(centre) + side * SHAPE,
+            "visible": np.ones(5, bool),
+            "provided_box": None,
+            "attributes": (),
+        }
+        return FaceAnnotation(**(defaults | fields))
+
+    def annotations(self, faces, attribute_names=(), absent=()):
+        """The faces as a reader would hand them on."""
+        return AnnotationList("five", FIVE, attribute_names, list(faces), [], list(absent))
+
+    def dataset(self, faces, name="dataset"):
+        """The faces, prepared and opened."""
+        out = self.folder / name
+        builders.prepare(self.annotations(faces), out)
+        return open_dataset(out)
+
+
+@pytest.fixture
+def maker(tmp_path):
+    return FaceMaker(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def face_maker_of():
+    """`FaceMaker` for fixtures that outlive a test."""
+    return FaceMaker

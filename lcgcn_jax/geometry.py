@@ -101,11 +101,11 @@ def warp(
     )
 
 
-def input_to_heatmap(points, stride: float):
+def input_to_heatmap(points, stride: int | float):
     """Input pixels to heatmap cells: `u = (x + 0.5) / stride - 0.5`; NumPy or JAX arrays."""
     return (points + 0.5) / stride - 0.5
 
 
-def heatmap_to_input(points, stride: float):
+def heatmap_to_input(points, stride: int | float):
     """Heatmap cells to input pixels, the inverse of `input_to_heatmap`."""
     return (points + 0.5) * stride - 0.5

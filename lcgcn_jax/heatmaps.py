@@ -37,8 +37,7 @@ def encode(
       Targets in 0..1. A landmark outside the map leaves at most the tail of its Gaussian in it.
     """
     centre = landmarks if subpixel else jnp.round(landmarks)
-    y = jnp.arange(shape[0], dtype=landmarks.dtype)
-    x = jnp.arange(shape[1], dtype=landmarks.dtype)
+    y, x = (jnp.arange(n, dtype=landmarks.dtype)[None, None] for n in shape)
     gauss_x = jnp.exp(-((x - centre[..., :1]) ** 2) / (2 * sigma**2))
     gauss_y = jnp.exp(-((y - centre[..., 1:]) ** 2) / (2 * sigma**2))
     return jnp.einsum("bky,bkx->byxk", gauss_y, gauss_x)
@@ -77,7 +76,7 @@ def decode(logits: Heatmaps, method: str) -> tuple[Cells, PerLandmark]:
     gradient, hessian = _derivatives(window)
     offset = jnp.sign(gradient) * 0.25 if method == "quarter" else _newton_step(gradient, hessian)
     # Next to the border the window is not all on the map.
-    limit = jnp.array([hw, hh]) - 1 - _WINDOW
+    limit = jnp.array([[[hw, hh]]]) - 1 - _WINDOW
     inside = ((cell >= _WINDOW) & (cell <= limit)).all(axis=-1, keepdims=True)
     return centre + jnp.where(inside, offset, 0.0), confidence
 
@@ -87,17 +86,19 @@ def sample(
 ) -> Float[Array, "b k c"]:
     """Reads maps at points (cells), at the nearest cell or bilinearly; points are clipped to the map."""
     _, hh, hw, _ = maps.shape
-    points = jnp.clip(points, 0, jnp.array([hw - 1, hh - 1], points.dtype))
+    last = jnp.array([[[hw - 1, hh - 1]]], points.dtype)
+    points = jnp.clip(points, 0, last)
     if not bilinear:
         return _cells_at(maps, jnp.round(points).astype(jnp.int32), channels=True)
-    low = jnp.clip(jnp.floor(points).astype(jnp.int32), 0, jnp.array([hw - 2, hh - 2]))
+    low = jnp.clip(jnp.floor(points), 0, last - 1)
     part = (points - low).astype(maps.dtype)
+    low = low.astype(jnp.int32)
     result = jnp.zeros((), maps.dtype)
     for dx in (0, 1):
         for dy in (0, 1):
             weight_x = part[..., :1] if dx else 1 - part[..., :1]
             weight_y = part[..., 1:] if dy else 1 - part[..., 1:]
-            corner = _cells_at(maps, low + jnp.array([dx, dy]), channels=True)
+            corner = _cells_at(maps, low + jnp.array([[[dx, dy]]]), channels=True)
             result = result + weight_x * weight_y * corner
     return result
 
@@ -121,7 +122,7 @@ def _cells_at(maps: Array, cell: Int[Array, "b k 2"], *, channels: bool = False)
 def _window_at(maps: Heatmaps, cell: Int[Array, "b k 2"]) -> Float[Array, "b k 5 5"]:
     """The 5 x 5 cells around each landmark's cell, rows first; cells off the map repeat the border."""
     b, hh, hw, k = maps.shape
-    steps = jnp.arange(-_WINDOW, _WINDOW + 1)
+    steps = jnp.arange(-_WINDOW, _WINDOW + 1)[None, None]
     rows = jnp.clip(cell[..., 1:] + steps, 0, hh - 1)
     columns = jnp.clip(cell[..., :1] + steps, 0, hw - 1)
     index = rows[..., :, None] * hw + columns[..., None, :]
@@ -135,7 +136,7 @@ def _mean_offset(
     window: Float[Array, "b k 5 5"], cell: Int[Array, "b k 2"], shape: tuple[int, int]
 ) -> Cells:
     steps = jnp.arange(-_WINDOW, _WINDOW + 1)
-    rows, columns = cell[..., 1:] + steps, cell[..., :1] + steps
+    rows, columns = (cell[..., axis, None] + steps[None, None] for axis in (1, 0))
     on_map = ((rows >= 0) & (rows < shape[0]))[..., :, None] & (
         (columns >= 0) & (columns < shape[1])
     )[..., None, :]

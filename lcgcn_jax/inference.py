@@ -82,7 +82,7 @@ class LandmarkModel:
     def predict(
         self,
         image: UInt8[np.ndarray, "h w 3"] | str | Path,
-        boxes: Iterable[Iterable[float]],
+        boxes: Iterable[Iterable[int | float]],
     ) -> list[Face]:
         """Finds the landmarks of the faces in a photograph.
 
@@ -131,7 +131,7 @@ def load(model: str | Path) -> LandmarkModel:
 
 
 def _checked_box(
-    box: Iterable[float], shape: tuple[int, ...], image: np.ndarray | str | Path
+    box: Iterable[int | float], shape: tuple[int, ...], image: np.ndarray | str | Path
 ) -> geometry.Box:
     name = "image" if isinstance(image, np.ndarray) else image
     values = np.asarray(list(box), np.float64)

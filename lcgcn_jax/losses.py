@@ -1,4 +1,7 @@
-"""Losses on heatmaps and coordinates; landmarks that are not visible do not count."""
+"""Losses on heatmaps and coordinates.
+
+Landmarks that are not visible do not count: their truth may be anything, NaN included.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,7 @@ def focal(
     `-(1 - t)^beta p^alpha log(1 - p)` (Law and Deng 2018, eq. 1; the paper's heatmap loss).
     """
     logits = logits.astype(jnp.float32)
+    targets = jnp.where(visible[:, None, None], targets, 0.0)
     p = jax.nn.sigmoid(logits)
     positive = (1 - p) ** alpha * jax.nn.log_sigmoid(logits)
     negative = (1 - targets) ** beta * p**alpha * jax.nn.log_sigmoid(-logits)
@@ -32,7 +36,9 @@ def l1(
     predicted: Float[Array, "b k 2"], true: Float[Array, "b k 2"], visible: Visible
 ) -> Float[Array, ""]:
     """Mean absolute error over the coordinates of visible landmarks, in the unit of the inputs."""
-    return masked_mean(jnp.abs(predicted - true).mean(axis=-1), visible)
+    # Masked before the absolute value, whose gradient at NaN would be NaN.
+    difference = jnp.where(visible[..., None], predicted - true, 0.0)
+    return masked_mean(jnp.abs(difference).mean(axis=-1), visible)
 
 
 def masked_mean(values: Float[Array, "b k"], mask: Visible) -> Float[Array, ""]:

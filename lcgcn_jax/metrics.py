@@ -37,7 +37,8 @@ def face_errors(
     if not (distance > 0).all():
         raise ValueError("a normalising distance is not positive")
     distances = np.linalg.norm(predicted.astype(np.float64) - true, axis=-1)
-    return (distances * visible).sum(axis=1) / visible.sum(axis=1) / distance
+    # Coordinates of landmarks that are not annotated may be NaN.
+    return np.where(visible, distances, 0.0).sum(axis=1) / visible.sum(axis=1) / distance
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,9 @@ def draw_landmarks(
     return canvas
 
 
-def enlarge(image: Image, points: Points, factor: int) -> tuple[Image, Points]:
+def enlarge(
+    image: Image, points: Points, factor: int
+) -> tuple[UInt8[np.ndarray, "hh ww 3"], Points]:
     """Enlarges a picture and moves points along, in the pixel-centre convention."""
     size = (image.shape[1] * factor, image.shape[0] * factor)
     larger = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
@@ -108,17 +110,7 @@ def stage_comparison(
     return np.concatenate(rows, axis=0)
 
 
-def grid(images: Sequence[Image], columns: int) -> Image:
-    """Pictures of one size in rows; what is left of the last row is white."""
-    rows = -(-len(images) // columns)
-    blank = np.full_like(images[0], 255)
-    cells = list(images) + [blank] * (rows * columns - len(images))
-    return np.concatenate(
-        [np.concatenate(cells[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
-    )
-
-
-def plot_curves(rows: Sequence[dict[str, float]]) -> matplotlib.figure.Figure:
+def plot_curves(rows: Sequence[dict[str, int | float]]) -> matplotlib.figure.Figure:
     """Training loss, and validation NME of both stages, over the steps of a run (figure 4).
 
     Args:

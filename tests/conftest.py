@@ -28,3 +28,34 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared: the real faces are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic98(tmp_path_factory) -> Path:
+    """A prepared dataset of a few synthetic faces with WFLW's points."""
+    from lcgcn_jax.commands.prepare import prepare_synthetic
+
+    out = tmp_path_factory.mktemp("data") / "wflw98"
+    prepare_synthetic("wflw98", out, num_train=40, num_test=24, seed=0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def synthetic68(tmp_path_factory) -> Path:
+    """A prepared dataset of a few synthetic faces with 300W's points."""
+    from lcgcn_jax.commands.prepare import prepare_synthetic
+
+    out = tmp_path_factory.mktemp("data") / "ibug68"
+    prepare_synthetic("ibug68", out, num_train=40, num_test=16, seed=0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, synthetic98) -> Path:
+    """A workdir that `lcgcn train` made: two steps of the demo's model."""
+    from lcgcn_jax.commands.main import main
+
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    overrides = [f"--config.data.dir={synthetic98}", "--config.train.keep=1"]
+    assert main(["train", "--config", "demo:small", "--workdir", str(workdir), *overrides]) == 0
+    return workdir

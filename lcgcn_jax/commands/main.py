@@ -24,6 +24,9 @@ COMMANDS = {
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake in one line."""
 
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
@@ -45,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _import(name).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
     args, rest = parser.parse_known_args(arguments)
     takes_overrides = chosen is not None and hasattr(_import(chosen), "run_with_overrides")
     if rest and not takes_overrides:

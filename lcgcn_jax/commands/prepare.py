@@ -88,8 +88,10 @@ def prepare_synthetic(
     """Draws faces in the official layout of a scheme, and prepares them like real ones.
 
     Raises:
-      InputError: `out` is there already.
+      InputError: `out` is there already, or there would be no faces.
     """
+    if min(num_train, num_test) < 1:
+        raise InputError("--faces and --test_faces must be at least 1")
     write, read = SYNTHETIC_LAYOUTS[scheme]
     with builders.fresh_folder(out, overwrite=overwrite) as folder:
         official = folder / OFFICIAL

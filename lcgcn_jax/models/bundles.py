@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -49,7 +50,7 @@ class Bundle:
     image_size: int
     weights: Mapping[str, np.ndarray | jax.Array]
 
-    def create(self, dtype: jnp.dtype = jnp.float32) -> tuple[nnx.GraphDef, Weights, Weights]:
+    def create(self, dtype: DTypeLike = jnp.float32) -> tuple[nnx.GraphDef, Weights, Weights]:
         """The model's structure, parameters and batch statistics."""
         graphdef, params, batch_stats = abstract_weights(
             self.model, self.scheme.num_landmarks, dtype
@@ -62,7 +63,7 @@ class Bundle:
 
 
 def abstract_weights(
-    model: Mapping[str, Any], num_landmarks: int, dtype: jnp.dtype = jnp.float32
+    model: Mapping[str, Any], num_landmarks: int, dtype: DTypeLike = jnp.float32
 ) -> tuple[nnx.GraphDef, dict, dict]:
     """Structure of a model, and shapes and types of its weights, without making any."""
 
@@ -126,20 +127,17 @@ def load_bundle(model: str | Path) -> Bundle:
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         if config["format"] != _FORMAT:
-            raise InputError(
-                f"{path / CONFIG}: bundle format {config['format']}; this version reads {_FORMAT}"
-            )
+            raise ValueError(f"format {config['format']}, and this version reads {_FORMAT}")
         scheme = LandmarkScheme.from_dict(config["scheme"])
         bundle = Bundle(config["model"], scheme, int(config["image_size"]), {})
+        _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path / CONFIG}: not a bundle's configuration: {error!r}") from error
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path / CONFIG}: not a bundle's configuration: {reason}") from error
     try:
         weights = load_file(path / WEIGHTS)
     except (OSError, SafetensorError, struct.error) as error:
         raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
-    _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     check_weights(path / WEIGHTS, weights, params | batch_stats)
     return dataclasses.replace(bundle, weights=weights)
 

@@ -43,7 +43,8 @@ class GraphConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(self, nodes: Nodes, positions: Positions, edges: Edges) -> Float[Array, "b k m"]:
-        out = nodes @ self.own[...] + (edges @ nodes) @ self.neighbour[...] + self.bias[...]
+        out = nodes @ self.own[...] + (edges @ nodes) @ self.neighbour[...]
+        out = out + self.bias[...][None, None]
         if self.shape is not None:
             out = out + (positions - edges @ positions) @ self.shape[...]
         return out

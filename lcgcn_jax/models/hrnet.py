@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, normal_init, upsample_bilinear
@@ -64,7 +65,7 @@ class HRNet(nnx.Module):
         *,
         features: str = "concat",
         bn_momentum: float = 0.99,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if arch not in ARCHS:
@@ -180,7 +181,10 @@ class MultiScaleModule(nnx.Module):
             nnx.List(BasicBlock(width, **make) for _ in range(blocks)) for width in widths
         )
         self.fuse = nnx.List(
-            nnx.List(_fuse_path(widths, source, target, **make) for source in range(len(widths)))
+            nnx.List(
+                nnx.List(_fuse_path(widths, source, target, **make))
+                for source in range(len(widths))
+            )
             for target in range(len(widths))
         )
 
@@ -207,12 +211,12 @@ class MultiScaleModule(nnx.Module):
         return fused
 
 
-def _fuse_path(widths: tuple[int, ...], source: int, target: int, **make) -> nnx.List:
+def _fuse_path(widths: tuple[int, ...], source: int, target: int, **make) -> list[ConvBN]:
     """Convolutions from one branch to another: 1x1 to a finer one, a chain of strides to a coarser."""
     if source > target:
-        return nnx.List([ConvBN(widths[source], widths[target], 1, **make)])
+        return [ConvBN(widths[source], widths[target], 1, **make)]
     steps = target - source
-    return nnx.List(
+    return [
         ConvBN(
             widths[source],
             widths[target] if step == steps - 1 else widths[source],
@@ -221,4 +225,4 @@ def _fuse_path(widths: tuple[int, ...], source: int, target: int, **make) -> nnx
             **make,
         )
         for step in range(steps)
-    )
+    ]

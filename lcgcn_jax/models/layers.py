@@ -12,9 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-Images = Float[Array, "b h w c"]
+Images = Float[Array, "b h w i"]
+Outputs = Float[Array, "b hh hw o"]
+
+
+def _per_channel(values: Float[Array, "c"], like: Float[Array, "*b c"]) -> Float[Array, "... c"]:
+    """One value a channel, in the type and with the number of axes of `like`."""
+    return values.astype(like.dtype).reshape((1,) * (like.ndim - 1) + values.shape)
 
 
 def normal_init(deviation: float) -> nnx.Initializer:
@@ -61,7 +68,7 @@ class Conv(nnx.Module):
         use_bias: bool = False,
         kernel_init=he_normal,
         bias_init: float = 0.0,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.size, self.stride, self.dtype = size, stride, dtype
@@ -70,7 +77,7 @@ class Conv(nnx.Module):
         )
         self.bias = nnx.Param(jnp.full((outputs,), bias_init, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Outputs:
         x = x.astype(self.dtype)
         kernel = self.kernel[...].astype(self.dtype)
         if self.size == 1 and self.stride == 1:
@@ -85,7 +92,7 @@ class Conv(nnx.Module):
                 [(pad, pad), (pad, pad)],
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else y + _per_channel(self.bias[...], y)
 
 
 class BatchNorm(nnx.Module):
@@ -96,7 +103,7 @@ class BatchNorm(nnx.Module):
     Under `jit` with a sharded batch the statistics are those of the global batch.
     """
 
-    def __init__(self, channels: int, *, momentum: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, momentum: float, dtype: DTypeLike, rngs: nnx.Rngs):
         del rngs  # nothing random in it; the argument is there for uniform construction
         self.momentum, self.dtype = momentum, dtype
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
@@ -110,7 +117,7 @@ class BatchNorm(nnx.Module):
             wide = x.astype(jnp.float32)
             mean = wide.mean(axis=axes)
             # Subtracting first: E[x^2] - E[x]^2 loses its digits where the mean is large.
-            var = jnp.square(wide - mean).mean(axis=axes)
+            var = jnp.square(wide - _per_channel(mean, wide)).mean(axis=axes)
             keep = self.momentum
             self.mean.set_value(keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean))
             self.var.set_value(keep * self.var[...] + (1 - keep) * lax.stop_gradient(var))
@@ -118,7 +125,8 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         factor = self.scale[...] * lax.rsqrt(var + 1e-5)
         offset = self.bias[...] - mean * factor
-        return x * factor.astype(self.dtype) + offset.astype(self.dtype)
+        x = x.astype(self.dtype)
+        return x * _per_channel(factor, x) + _per_channel(offset, x)
 
 
 class ConvBN(nnx.Module):
@@ -132,13 +140,13 @@ class ConvBN(nnx.Module):
         *,
         stride: int = 1,
         momentum: float,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.conv = Conv(inputs, outputs, size, stride=stride, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(outputs, momentum=momentum, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Images, *, train: bool) -> Images:
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
         return self.bn(self.conv(x), train=train)
 
 
@@ -159,7 +167,7 @@ class MLP(nnx.Module):
         *,
         norm: str,
         momentum: float,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         sizes = (inputs, *widths)
@@ -181,7 +189,7 @@ class MLP(nnx.Module):
         return self.linears[-1](x)
 
 
-def _norm(kind: str, channels: int, *, momentum: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+def _norm(kind: str, channels: int, *, momentum: float, dtype: DTypeLike, rngs: nnx.Rngs):
     if kind == "batch":
         return BatchNorm(channels, momentum=momentum, dtype=dtype, rngs=rngs)
     if kind == "layer":
@@ -191,7 +199,7 @@ def _norm(kind: str, channels: int, *, momentum: float, dtype: jnp.dtype, rngs: 
     raise ValueError(f"unknown norm {kind!r}; use one of {NORMS}")
 
 
-def upsample_bilinear(x: Images, shape: tuple[int, int]) -> Images:
+def upsample_bilinear(x: Images, shape: tuple[int, int]) -> Float[Array, "b hh hw i"]:
     """Bilinear upsampling with half-pixel centres (PyTorch's `align_corners=False`).
 
     Two matrix products with fixed interpolation matrices: exact, fast on every backend, and within what

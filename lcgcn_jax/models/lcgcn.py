@@ -1,9 +1,11 @@
 """LCGCN: a heatmap model, and a graph over its peaks that refines them (IEEE Access 2022)."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -21,6 +23,8 @@ ACTIVATIONS = ("relu", "none")
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+
+AnyArray = Array | np.ndarray  # on a device, or brought back from there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,7 @@ class GraphConfig:
             raise ValueError("model.graph.gcn_widths: the last block gives coordinates: 2")
 
 
+@typing.no_type_check  # as a pytree it also holds shapes, shardings and what JAX itself puts there
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LCGCNOutput:
@@ -92,11 +97,11 @@ class LCGCNOutput:
       landmarks: the graph stage's landmarks, in crop pixels; without a graph, the heatmap stage's.
     """
 
-    heatmap_logits: Float[Array, "b hh hw k"]
-    heatmap_landmarks: Float[Array, "b k 2"]
-    confidence: Float[Array, "b k"]
-    edges: Float[Array, "b k k"] | None
-    landmarks: Float[Array, "b k 2"]
+    heatmap_logits: Float[AnyArray, "b hh hw k"]
+    heatmap_landmarks: Float[AnyArray, "b k 2"]
+    confidence: Float[AnyArray, "b k"]
+    edges: Float[AnyArray, "b k k"] | None
+    landmarks: Float[AnyArray, "b k 2"]
 
 
 def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.hrnet import HRNet
@@ -46,7 +47,7 @@ def create_model(
     config: Mapping[str, Any],
     num_landmarks: int,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
 ) -> LCGCN:
     """Builds a model with fresh weights.

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
-Weights = dict[str, jax.Array]
+Weights = dict[str, jax.Array | jax.ShapeDtypeStruct]
+"""Arrays by name; shapes and types alone where the model is an abstract one."""
 
 
 def split_weights(model: nnx.Module) -> tuple[nnx.GraphDef, Weights, Weights]:
@@ -28,7 +30,7 @@ def batch_stats_of(model: nnx.Module) -> Weights:
     return _flatten(nnx.state(model, nnx.BatchStat))
 
 
-def _flatten(state: nnx.State) -> Weights:
+def _flatten(state: PyTree) -> Weights:
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 

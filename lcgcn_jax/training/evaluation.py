@@ -86,15 +86,18 @@ def split_errors(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    rows = [_batch_errors(predict(batch["image"]), batch, dataset.scheme) for batch in batches]
+    rows, has_graph = [], False
+    for batch in batches:
+        output = predict(batch["image"])
+        has_graph = output.edges is not None
+        rows.append(_batch_errors(output, batch, dataset.scheme))
     heatmap, graph, record, mask = (np.concatenate(column) for column in zip(*rows, strict=True))
     if jax.process_count() > 1:
         heatmap, graph, record, mask = multihost_utils.process_allgather(
             (heatmap, graph, record, mask), tiled=True
         )
     order = np.argsort(record[mask])
-    heatmap, graph = heatmap[mask][order], graph[mask][order]
-    return SplitErrors(heatmap, None if np.isnan(graph).all() else graph)
+    return SplitErrors(heatmap[mask][order], graph[mask][order] if has_graph else None)
 
 
 def _batch_errors(
@@ -113,9 +116,12 @@ def _batch_errors(
         )
         return metrics.face_errors(in_photograph, true, visible, distance)
 
-    heatmap = errors(output.heatmap_landmarks)
-    graph = np.full_like(heatmap, np.nan) if output.edges is None else errors(output.landmarks)
-    return heatmap, graph, batch["record"], batch["mask"]
+    return (
+        errors(output.heatmap_landmarks),
+        errors(output.landmarks),
+        batch["record"],
+        batch["mask"],
+    )
 
 
 def mean_face_errors(dataset: FaceDataset, train_split: str, split: str) -> Float[np.ndarray, "n"]:

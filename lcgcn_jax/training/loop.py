@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -80,7 +80,9 @@ class Training:
             params, batch_stats = _initial_weights(config, params, batch_stats)
         mode = config.train.mode
         trained = trained_names(mode, params)
-        optimizer, self.schedules = make_optimizer(config.optimizer, mode, config.train.steps)
+        optimizer, self.schedules = make_optimizer(
+            config.optimizer.to_dict(), mode, config.train.steps
+        )
         state = create_state(
             params, batch_stats, optimizer, trained, with_ema=config.train.ema_decay > 0
         )
@@ -91,7 +93,7 @@ class Training:
                 optimizer,
                 trained,
                 mode=mode,
-                loss_config=config.loss,
+                loss_config=config.loss.to_dict(),
                 ema_decay=config.train.ema_decay,
             ),
             self.mesh,
@@ -151,7 +153,7 @@ class Training:
           Whether the last step was reached; False where SIGTERM or SIGINT ended the run, after saving.
 
         Raises:
-          FloatingPointError: the loss is not finite; the latest checkpoint is left as it is.
+          FloatingPointError: the loss or a validation error is not finite; the latest checkpoint is left as it is.
         """
         train = self.config.train
         writer = MetricWriter(self.workdir, self.step)
@@ -161,7 +163,13 @@ class Training:
         )
         pending: tuple[int, dict, np.ndarray] | None = None
         since, started = self.step, time.perf_counter()
-        with _stop_signals() as stopped, bar:
+        with (
+            _stop_signals() as stopped,
+            closing(writer),
+            closing(self.checkpoints),
+            closing(self.batches),
+            bar,
+        ):
             for step in range(self.step + 1, train.steps + 1):
                 batch = next(self.batches)
                 records = batch.pop("record")
@@ -195,9 +203,6 @@ class Training:
                     self._save()
                 if stopped() and not last:
                     break
-        self.batches.close()
-        self.checkpoints.close()
-        writer.close()
         return self.step == train.steps
 
     def _save(self) -> None:
@@ -214,6 +219,8 @@ class Training:
             figures["validation/graph_nme"] = 100 * float(errors.graph.mean())
         judged = "graph" if "graph" in TRAINED[self.config.train.mode] else "heatmap"
         nme = figures[f"validation/{judged}_nme"]
+        if not math.isfinite(nme):
+            raise FloatingPointError(f"the validation error is {nme} at step {self.step}")
         if nme < self.best_nme:
             self.best_nme = nme
             if jax.process_index() == 0:

@@ -41,7 +41,7 @@ class MetricWriter:
         self._board.close()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
+def read_metrics(workdir: Path) -> list[dict[str, int | float]]:
     """Rows of a run's `metrics.jsonl`; a last line cut off by a kill is passed over."""
     rows = []
     path = workdir / LOG

@@ -92,11 +92,11 @@ def make_optimizer(
     return optimizer, schedules
 
 
-def _is_matrix(params: Weights) -> dict[str, bool]:
+def _is_matrix(params: Mapping[str, Any]) -> dict[str, bool]:
     # optax.partition masks other groups' parameters with a leaf that has no dimensions.
     return {name: getattr(value, "ndim", 0) > 1 for name, value in params.items()}
 
 
-def _group_labels(params: Weights) -> dict[str, str]:
+def _group_labels(params: Mapping[str, Any]) -> dict[str, str]:
     by_part = {part: group for group, part in GROUPS.items()}
     return {name: by_part[name.split(".")[0]] for name in params}

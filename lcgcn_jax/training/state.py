@@ -1,6 +1,7 @@
 """All that a training step changes."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Int
 from lcgcn_jax.models.weights import Weights
 
 
+@typing.no_type_check  # as a pytree it also holds shapes, shardings and what JAX itself puts there
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:

@@ -94,10 +94,11 @@ def make_train_step(
         (loss, (parts, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             learnt, state, batch
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, learnt)
+        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes types
+            updates, opt_state = optimizer.update(gradients, state.opt_state, learnt)
         params = state.params | optax.apply_updates(learnt, updates)
         step = state.step + 1
-        scalars = {"loss": loss, **parts, "gradient_norm": optax.global_norm(gradients)}
+        scalars = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradients)}
         ema = state.ema
         if ema:
             # Early on the average would be of the initial weights; see Polyak averaging with warm-up.

@@ -1,0 +1,27 @@
+import json
+
+import cv2
+
+from lcgcn_jax.commands.main import main
+
+
+def test_demo_does_the_whole_job(tmp_path, capsys):
+    out = tmp_path / "demo"
+    arguments = ["--config", "demo:small", "--faces", "40", "--test_faces", "12"]
+    assert main(["demo", "--out", str(out), *arguments]) == 0
+    result = json.loads((out / "eval.json").read_text())
+    assert result["num_faces"] == 12
+    assert result["mean_face_nme"] > 0
+    said = capsys.readouterr().out
+    assert f"{result['mean_face_nme']:.3f}" in said
+    assert f"{result['stages']['graph']['nme']:.3f}" in said
+    for name in ("stages.png", "curves.png"):
+        assert cv2.imread(str(out / name)).std() > 5
+    assert (out / "train" / "best" / "model.safetensors").is_file()
+    assert (out / "data" / "official" / "WFLW_images").is_dir()
+
+
+def test_demo_keeps_what_is_there(refused, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    assert f"{tmp_path}: already exists" in refused("demo", "--out", tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"

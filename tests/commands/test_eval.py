@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from lcgcn_jax.commands.main import main
+
+SUBSETS = ["pose", "expression", "illumination", "make_up", "occlusion", "blur"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(small_run, synthetic98, tmp_path_factory):
+    path = tmp_path_factory.mktemp("eval") / "new" / "eval.json"
+    arguments = ["--model", small_run, "--data", synthetic98, "--split", "test", "--json", path]
+    assert main(["eval", *map(str, arguments), "--batch_size", "8"]) == 0
+    return path, json.loads(path.read_text())
+
+
+def test_json_holds_both_stages_and_the_six_subsets(evaluated):
+    _, result = evaluated
+    assert result["num_faces"] == 24
+    assert result["boxes"] == "gt"
+    assert list(result["subsets"]) == SUBSETS
+    for row in [result["stages"], *result["subsets"].values()]:
+        for stage in ("heatmap", "graph"):
+            assert set(row[stage]) == {"nme", "nme_ci95", "fr10", "auc10"}
+            assert 0 < row[stage]["nme"] < 1000
+
+
+def test_table_shows_what_the_json_holds(evaluated, small_run, synthetic98, capsys):
+    _, result = evaluated
+    arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
+    assert main(["eval", *map(str, arguments), "--batch_size", "8"]) == 0
+    said = capsys.readouterr().out
+    assert f"{result['stages']['graph']['nme']:.3f}" in said
+    for name in SUBSETS:
+        assert name in said
+
+
+def test_flip_test_and_provided_boxes_change_the_result(
+    evaluated, small_run, synthetic98, tmp_path
+):
+    _, plain = evaluated
+    base = ["--model", small_run, "--data", synthetic98, "--split", "test", "--batch_size", 8]
+    results = []
+    for i, extra in enumerate((["--flip_test"], ["--boxes", "rect"])):
+        path = tmp_path / f"{i}.json"
+        assert main(["eval", *map(str, [*base, "--json", path, *extra])]) == 0
+        results.append(json.loads(path.read_text()))
+    assert results[1]["boxes"] == "rect"
+    figures = {round(r["stages"]["graph"]["nme"], 6) for r in [plain, *results]}
+    assert len(figures) == 3
+
+
+def test_wflw_checkpoint_on_300w_data_is_refused(refused, small_run, synthetic68):
+    said = refused("eval", "--model", small_run, "--data", synthetic68, "--split", "common")
+    assert f"{synthetic68}: 68 points (ibug68)" in said
+    assert "98 (wflw98)" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--model": "nowhere"}, "nowhere: no such bundle or training workdir"),
+        ({"--data": "nowhere"}, "nowhere: no such folder"),
+        ({"--split": "tset"}, "no split 'tset'; there are train, validation, test"),
+        ({"--split": "full"}, "no split 'common'"),
+        ({"--batch_size": "0"}, "has to be at least 1"),
+    ],
+)
+def test_bad_input_is_refused(refused, small_run, synthetic98, changes, message):
+    arguments = {"--model": small_run, "--data": synthetic98, "--split": "test"} | changes
+    assert message in refused("eval", *[word for pair in arguments.items() for word in pair])
+
+
+def test_results_are_not_overwritten_unless_asked(refused, evaluated, small_run, synthetic98):
+    path, result = evaluated
+    arguments = [
+        "--model",
+        small_run,
+        "--data",
+        synthetic98,
+        "--split",
+        "validation",
+        "--json",
+        path,
+    ]
+    assert f"{path}: already exists" in refused("eval", *arguments)
+    assert json.loads(path.read_text()) == result
+
+
+def test_run_without_validation_has_no_model_yet(refused, small_run, synthetic98, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    said = refused("eval", "--model", tmp_path / "run", "--data", synthetic98, "--split", "test")
+    assert "has not been validated yet" in said

@@ -1,0 +1,75 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from lcgcn_jax.commands.main import main
+
+
+def test_run_leaves_everything_in_its_folder(small_run):
+    names = {path.name for path in small_run.iterdir()}
+    assert names >= {"best", "checkpoints", "config.json", "curves.png", "metrics.jsonl"}
+    assert "tensorboard" in names
+    assert cv2.imread(str(small_run / "curves.png")).shape[0] > 300
+    rows = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    figures = {name for row in rows for name in row}
+    assert figures >= {"train/loss", "train/focal", "train/l1", "steps_per_second"}
+    assert figures >= {"validation/heatmap_nme", "validation/graph_nme", "learning_rate/graph"}
+
+
+def test_finished_run_is_left_as_it_is(small_run, synthetic98, capsys):
+    before = (small_run / "best" / "model.safetensors").read_bytes()
+    overrides = [f"--config.data.dir={synthetic98}", "--config.train.keep", "1"]
+    assert main(["train", "--config", "demo:small", "--workdir", str(small_run), *overrides]) == 0
+    assert "going on from step 2" in capsys.readouterr().out
+    assert (small_run / "best" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "demo:small", "--config.train.stepz=3"], "did you mean 'steps'"),
+        (["--config", "demo:small", "--config.model.decode=sharp"], "'sharp' is not available"),
+        (
+            ["--config", "demo:small", "--config.model.graph.message=offset"],
+            "'offset' is not available",
+        ),
+        (["--config", "demo:small", "--config.model.heatmap.arch=w19"], "unknown HRNet 'w19'"),
+        (["--config", "demo:small", "--config.train.mode=all"], "unknown mode 'all'"),
+        (["--config", "demo:tiny"], "did you mean 'small'"),
+        (["--config", "missing.py"], "missing.py: no such config file"),
+        (["--config", "demo:small", "--train.steps=3"], "unrecognised: --train.steps=3"),
+        (["--config", "demo:small", "--config.train.steps"], "a value is missing"),
+        (["--config", "demo:small", "--config.data.dir=nowhere"], "nowhere: no such folder"),
+        (
+            ["--config", "w300_lcgcn:small"],
+            r"98 points (wflw98), but the config is for 68 (ibug68)",
+        ),
+    ],
+)
+def test_bad_configuration_is_refused(refused, synthetic98, tmp_path, arguments, message):
+    if not any("data.dir" in a for a in arguments):
+        arguments = [f"--config.data.dir={synthetic98}", *arguments]
+    said = refused("train", "--workdir", tmp_path / "run", *arguments)
+    assert message in said
+
+
+def test_workdir_of_another_run_is_refused(refused, small_run, synthetic98):
+    said = refused(
+        "train", "--config", "demo:small", "--workdir", small_run,
+        f"--config.data.dir={synthetic98}", "--config.train.keep=1", "--config.seed=5",
+    )  # fmt: skip
+    assert "another config (seed: 0 -> 5)" in said
+
+
+def test_loss_that_is_not_finite_ends_in_one_line(synthetic98, tmp_path, capsys):
+    code = main(
+        ["train", "--config", "demo:small", "--workdir", str(tmp_path / "run"),
+         f"--config.data.dir={synthetic98}", "--config.train.keep=1",
+         "--config.optimizer.learning_rate.heatmap=1e38", "--config.optimizer.warmup_steps=0", "--config.optimizer.schedule=constant"]
+    )  # fmt: skip
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 1
+    assert said.startswith("lcgcn: stopped: the loss is ")
+    assert np.all([word in said for word in ("step 2", "heatmap", "train/0000")])

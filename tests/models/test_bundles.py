@@ -1,0 +1,164 @@
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
+from lcgcn_jax.models.bundles import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    Bundle,
+    abstract_weights,
+    find_bundle,
+    load_bundle,
+    save_bundle,
+)
+from lcgcn_jax.models.weights import merge_weights, split_weights
+
+SCHEME = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3, "mirror_pairs": [[0, 2]]})
+MODEL = {
+    "heatmap": {"name": "toy", "width": 4},
+    "decode": "dark",
+    "graph": {"embedding_widths": [5, 2], "gcn_widths": [4, 2], "norm": "batch"},
+    "bn_momentum": 0.9,
+}
+NAME = "heatmap_model.first.conv.kernel"
+
+
+@pytest.fixture
+def bundle(toy):
+    _, params, batch_stats = abstract_weights(MODEL, 3)
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.normal(size=w.shape).astype(np.float32)
+        for name, w in (params | batch_stats).items()
+    }
+    return Bundle(MODEL, SCHEME, 64, weights)
+
+
+@pytest.fixture
+def saved(bundle, tmp_path):
+    save_bundle(tmp_path / "model", bundle, "# A model\n")
+    return tmp_path / "model"
+
+
+def test_what_is_saved_is_what_is_loaded(bundle, saved):
+    loaded = load_bundle(saved)
+    assert (loaded.model, loaded.scheme, loaded.image_size) == (MODEL, SCHEME, 64)
+    assert loaded.weights.keys() == bundle.weights.keys()
+    for name, value in bundle.weights.items():
+        np.testing.assert_array_equal(loaded.weights[name], value)
+        assert loaded.weights[name].dtype == np.float32
+    assert (saved / CARD).read_text() == "# A model\n"
+
+
+def test_the_model_is_made_of_the_bundles_weights(bundle):
+    _, params, batch_stats = split_weights(merge_weights(*bundle.create()))
+    assert params.keys() | batch_stats.keys() == bundle.weights.keys()
+    for name, value in (params | batch_stats).items():
+        np.testing.assert_array_equal(value, bundle.weights[name])
+
+
+def test_a_bundle_is_replaced_whole(bundle, saved):
+    newer = dataclasses.replace(
+        bundle, weights={name: value + 1 for name, value in bundle.weights.items()}
+    )
+    save_bundle(saved, newer, "# Newer\n")
+    np.testing.assert_array_equal(load_bundle(saved).weights[NAME], newer.weights[NAME])
+    assert {path.name for path in saved.iterdir()} == {WEIGHTS, CONFIG, CARD}
+
+
+def test_a_workdir_stands_for_its_best_model(bundle, tmp_path):
+    save_bundle(tmp_path / "run" / "best", bundle, "")
+    assert find_bundle(tmp_path / "run") == tmp_path / "run" / "best"
+
+
+def test_a_run_without_a_best_model_says_so(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run: .*not been validated yet"):
+        find_bundle(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("exists", "message"), [(True, "neither a bundle"), (False, "no such")])
+def test_what_is_no_bundle_is_named(tmp_path, exists, message):
+    if exists:
+        (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=rf"folder: {message}"):
+        load_bundle(tmp_path / "folder")
+
+
+def refusal(path):
+    with pytest.raises(InputError) as caught:
+        load_bundle(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("kept", [0, 5, 300, -1])
+def test_truncated_weights_are_named(saved, kept):
+    path = saved / WEIGHTS
+    path.write_bytes(path.read_bytes()[:kept])
+    assert refusal(saved).startswith(f"{path}: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda w: w.pop(NAME), f"1 weights do not fit .* {NAME} is missing"),
+        (lambda w: w.update(extra=np.zeros(2, np.float32)), "extra is not the model's"),
+        (
+            lambda w: w.update({NAME: w[NAME][..., :2].copy()}),
+            rf"{NAME} has shape \(3, 3, 3, 2\) instead of \(3, 3, 3, 4\)",
+        ),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_weights_that_do_not_fit_are_named(saved, change, reason):
+    path = saved / WEIGHTS
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    message = refusal(saved)
+    assert message.startswith(f"{path}: ")
+    assert re.search(reason, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c.update(format=2), "format 2, and this version reads 1"),
+        (lambda c: c.pop("format"), "no 'format'"),
+        (lambda c: c.pop("model"), "no 'model'"),
+        (lambda c: c["model"].pop("graph"), "no 'graph'"),
+        (lambda c: c["model"]["heatmap"].update(name="resnet"), "no heatmap model 'resnet'"),
+        (lambda c: c["model"]["graph"].update(norm="group"), "model.graph.norm: 'group'"),
+        (lambda c: c.update(image_size="large"), "large"),
+        (lambda c: c.update(image_size=None), "None"),
+        (lambda c: c["scheme"].update(mirror=[1, 2, 0]), "mirroring twice"),
+    ],
+)
+def test_a_bad_configuration_is_named(saved, change, reason):
+    path = saved / CONFIG
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    message = refusal(saved)
+    assert message.startswith(f"{path}: not a bundle's configuration: ")
+    assert reason in message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\xff"])
+def test_a_configuration_that_is_no_json_object_is_named(saved, content):
+    (saved / CONFIG).write_bytes(content.encode("latin-1"))
+    assert refusal(saved).startswith(f"{saved / CONFIG}: not a bundle's configuration")
+
+
+def test_weights_of_another_number_of_landmarks_are_refused(bundle, tmp_path):
+    save_bundle(tmp_path / "model", dataclasses.replace(bundle, scheme=IBUG68), "")
+    assert "instead of" in refusal(tmp_path / "model")

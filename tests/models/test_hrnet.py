@@ -1,0 +1,191 @@
+import functools
+import json
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lcgcn_jax.models.bundles import abstract_weights
+from lcgcn_jax.models.hrnet import ARCHS, PRIOR_BIAS, HRNet
+from lcgcn_jax.models.weights import merge_weights
+
+# Channels of the concatenated branches; w18 itself is run at full size below.
+CHANNELS = {"w48": 720, "w18-small-v1": 240, "w18-small-v2": 270}
+
+
+def model_config(**heatmap):
+    heatmap = {"name": "hrnet", "arch": "w18"} | heatmap
+    return {"heatmap": heatmap, "decode": "argmax", "graph": None, "bn_momentum": 0.99}
+
+
+def shapes(arch, side, **options):
+    def run():
+        model = HRNet(arch, 7, **options, rngs=nnx.Rngs(0))
+        return model(jnp.zeros((2, side, side + 32, 3)), train=False)
+
+    return nnx.eval_shape(run)
+
+
+@pytest.mark.parametrize("arch", CHANNELS)
+def test_maps_and_features_are_at_stride_4(arch):
+    logits, features = shapes(arch, 64)
+    assert logits.shape == (2, 16, 24, 7)
+    assert features.shape == (2, 16, 24, CHANNELS[arch])
+
+
+@pytest.mark.parametrize(("arch", "width"), [("w18", 18), ("w32", 32), ("w48", 48)])
+def test_widths_double_from_branch_to_branch(arch, width):
+    assert ARCHS[arch].widths == (width, 2 * width, 4 * width, 8 * width)
+
+
+def test_bfloat16_is_computed_in_throughout():
+    logits, features = shapes("w18-small-v1", 64, dtype=jnp.bfloat16)
+    assert logits.dtype == features.dtype == jnp.bfloat16
+
+
+@pytest.fixture(scope="module")
+def small():
+    return nnx.jit(lambda: HRNet("w18-small-v1", 7, features="head", rngs=nnx.Rngs(0)))()
+
+
+def test_head_features_are_what_the_last_convolution_reads(small):
+    images = jnp.asarray(torch_normal("image", (1, 32, 32, 3)))
+    logits, features = nnx.jit(lambda model: model(images, train=False))(small)
+    assert features.shape == (1, 8, 8, CHANNELS["w18-small-v1"])
+    np.testing.assert_allclose(small.head_out(features), logits, rtol=1e-6)
+
+
+def test_every_cell_starts_at_the_prior(small):
+    assert (small.head_out.bias[...] == PRIOR_BIAS).all()
+    assert abs(small.head_out.kernel[...]).max() < 0.01
+
+
+def test_weights_are_float32_whatever_is_computed_in():
+    _, params, batch_stats = abstract_weights(
+        model_config(arch="w18-small-v1"), 7, dtype=jnp.bfloat16
+    )
+    assert {x.dtype for x in (params | batch_stats).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"arch": "w19"}, r"'w19'.*w18-small-v1"), ({"features": "tail"}, r"'tail'.*'concat'")],
+)
+def test_unknown_options_are_refused(options, message):
+    options = {"arch": "w18-small-v1", "num_landmarks": 3, "rngs": nnx.Rngs(0)} | options
+    with pytest.raises(ValueError, match=message):
+        HRNet(**options)
+
+
+# Parity with the public PyTorch code; see ../shared/parity/README.md.
+
+
+@functools.cache
+def w18_weights(k):
+    return abstract_weights(model_config(), k)
+
+
+def torch_key(name):
+    """PyTorch's key of one of our weights."""
+    *path, module, leaf = name.removeprefix("heatmap_model.").split(".")
+    kind = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    leaf = kind.get(leaf, leaf)
+    place = {"conv": "0", "bn": "1"}.get(module)  # in a sequence of convolution and norm
+    match path:
+        case []:
+            head = {"head_conv": "head.0", "head_bn": "head.1", "head_out": "head.3"}
+            return f"{head[module]}.{leaf}"
+        case [stem] if stem in ("stem1", "stem2"):
+            return f"{module}{stem[-1]}.{leaf}"
+        case ["stage1", block, "shortcut"]:
+            return f"layer1.{block}.downsample.{place}.{leaf}"
+        case ["stage1", block, conv]:
+            return f"layer1.{block}.{module}{conv[-1]}.{leaf}"
+        case ["transitions", stage, "convs", branch]:
+            new = int(branch) == int(stage) + 1
+            return f"transition{int(stage) + 1}.{branch}.{'0.' if new else ''}{place}.{leaf}"
+        case ["stages", stage, m, "branches", branch, block, conv]:
+            return f"stage{int(stage) + 2}.{m}.branches.{branch}.{block}.{module}{conv[-1]}.{leaf}"
+        case ["stages", stage, m, "fuse", target, source, step]:
+            step = f"{step}." if int(source) < int(target) else ""
+            return f"stage{int(stage) + 2}.{m}.fuse_layers.{target}.{source}.{step}{place}.{leaf}"
+    raise AssertionError(name)
+
+
+def torch_normal(key, shape):
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+def torch_tensor(key, shape):
+    n = torch_normal(key, shape)
+    if key.endswith("running_mean"):
+        return 0.1 * n
+    if key.endswith("running_var"):
+        return 1 + 0.1 * np.abs(n)
+    if key.endswith("bias"):
+        return 0.2 + 0.1 * n
+    if len(shape) <= 1:
+        return 0.5 + 0.1 * n
+    return n * np.float32(math.sqrt(2 / math.prod(shape[1:])))
+
+
+def torch_shapes(shared, k):
+    keys = json.loads((shared / "parity" / f"hrnet_face_{k}_keys.json").read_text())
+    return {key: tuple(shape) for key, shape in keys if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("k", [98, 68])
+def test_weights_are_those_of_the_public_code_one_to_one(shared, k):
+    _, params, batch_stats = w18_weights(k)
+    ours = {
+        torch_key(name): tuple(np.array(w.shape)[[3, 2, 0, 1]]) if w.ndim == 4 else w.shape
+        for name, w in (params | batch_stats).items()
+    }
+    assert len(ours) == len(params) + len(batch_stats)
+    assert ours == torch_shapes(shared, k)
+
+
+def test_w18_has_as_many_parameters_as_the_public_code(shared):
+    _, params, _ = w18_weights(98)
+    count = sum(math.prod(w.shape) for w in params.values())
+    trained = {n: s for n, s in torch_shapes(shared, 98).items() if "running" not in n}
+    assert count == sum(math.prod(shape) for shape in trained.values())
+    assert count == pytest.approx(9.66e6, rel=2e-3)
+
+
+def relative_error(ours, theirs):
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def test_outputs_are_those_of_the_public_code(shared):
+    graphdef, params, batch_stats = w18_weights(68)
+    tensors = torch_shapes(shared, 68)
+
+    def weight(name):
+        key = torch_key(name)
+        tensor = torch_tensor(key, tensors[key])
+        return jnp.asarray(tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor)
+
+    @jax.jit
+    def forward(params, batch_stats, images):
+        hrnet = merge_weights(graphdef, params, batch_stats).heatmap_model
+        logits, concat = hrnet(images, train=False)
+        head = jax.nn.relu(hrnet.head_bn(hrnet.head_conv(concat), train=False))
+        return logits[:, ::2, ::2], concat[:, ::8, ::8], head[:, ::8, ::8]
+
+    image = jnp.asarray(torch_normal("image", (1, 3, 256, 256)).transpose(0, 2, 3, 1))
+    outputs = forward(
+        {name: weight(name) for name in params}, {name: weight(name) for name in batch_stats}, image
+    )
+    theirs = np.load(shared / "parity" / "hrnet_face_68.npz")
+    names = ("heatmap_logits", "concat_features", "head_features")
+    errors = {
+        name: relative_error(np.asarray(ours).reshape(theirs[name].shape), theirs[name])
+        for name, ours in zip(names, outputs, strict=True)
+    }
+    assert max(errors.values()) < 1e-5, errors

@@ -1,0 +1,173 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from lcgcn_jax.models.layers import (
+    MLP,
+    NORMS,
+    BatchNorm,
+    Conv,
+    glorot_normal,
+    he_normal,
+    normal_init,
+    upsample_bilinear,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def make_mlp(norm, widths=(5, 4, 3)):
+    return MLP(6, widths, norm=norm, momentum=0.9, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("stride", "size", "shape"), [(1, 3, (6, 8)), (2, 3, (3, 4)), (2, 1, (3, 4)), (1, 1, (6, 8))]
+)
+def test_convolution_is_the_sum_over_its_window(stride, size, shape):
+    conv = Conv(
+        2, 3, size, stride=stride, use_bias=True, bias_init=0.7, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    x, pad = normal(1, 6, 8, 2), size // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    expected = np.zeros((1, *shape, 3))
+    for i, j in np.ndindex(shape):
+        window = padded[0, stride * i : stride * i + size, stride * j : stride * j + size]
+        expected[0, i, j] = np.einsum("yxi,yxio->o", window, conv.kernel[...]) + 0.7
+    np.testing.assert_allclose(conv(x), expected, atol=1e-5)
+
+
+def test_1x1_convolution_by_einsum_is_the_convolution():
+    conv = Conv(5, 7, 1, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = normal(2, 6, 4, 5)
+    expected = lax.conv_general_dilated(
+        x, conv.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(conv(x), expected, atol=1e-5)
+
+
+def batch_norms(dtype=jnp.float32):
+    ours = BatchNorm(5, momentum=0.9, dtype=dtype, rngs=nnx.Rngs(0))
+    theirs = nnx.BatchNorm(5, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
+    scale, bias = normal(5), normal(5)
+    for module in (ours, theirs):
+        module.scale.set_value(scale)
+        module.bias.set_value(bias)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("leading", [(8,), (3, 4), (2, 4, 6)])
+def test_batch_norm_is_flax_batch_norm(leading):
+    ours, theirs = batch_norms()
+    for _ in range(2):
+        x = 3 * normal(*leading, 5) + 10
+        expected = theirs(x, use_running_average=False)
+        np.testing.assert_allclose(ours(x, train=True), expected, atol=1e-4)
+    np.testing.assert_allclose(ours.mean[...], theirs.mean[...], rtol=1e-4)
+    np.testing.assert_allclose(ours.var[...], theirs.var[...], rtol=1e-4)
+    expected = theirs(x, use_running_average=True)
+    np.testing.assert_allclose(ours(x, train=False), expected, atol=1e-4)
+
+
+def test_batch_norm_leaves_its_statistics_alone_in_evaluation():
+    ours, _ = batch_norms()
+    before = ours.mean[...], ours.var[...]
+    ours(normal(8, 5) + 10, train=False)
+    jax.tree.map(np.testing.assert_array_equal, before, (ours.mean[...], ours.var[...]))
+
+
+def test_batch_norm_variance_survives_a_large_mean():
+    ours, _ = batch_norms()
+    x = normal(1000, 5)
+    ours(x + 4096, train=True)
+    variance = (ours.var[...] - 0.9) / 0.1
+    np.testing.assert_allclose(variance, x.var(axis=0), rtol=2e-3)
+
+
+def test_batch_norm_keeps_float32_statistics_of_bfloat16():
+    ours, _ = batch_norms(jnp.bfloat16)
+    assert ours(normal(8, 5).astype(jnp.bfloat16), train=True).dtype == jnp.bfloat16
+    assert ours.mean[...].dtype == ours.var[...].dtype == jnp.float32
+
+
+def test_mlp_is_linear_relu_and_norm_but_for_the_last_layer():
+    mlp = make_mlp("batch")
+    for norm in mlp.norms:
+        norm.mean.set_value(normal(*norm.mean.shape))
+        norm.scale.set_value(normal(*norm.scale.shape))
+    x = normal(4, 6)
+    h = np.asarray(x, np.float64)
+    for linear, norm in zip(mlp.linears, [*mlp.norms, None], strict=True):
+        h = h @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
+        if norm is not None:
+            mean, scale = np.asarray(norm.mean[...]), np.asarray(norm.scale[...])
+            h = (np.maximum(h, 0) - mean) / np.sqrt(1 + 1e-5) * scale
+    np.testing.assert_allclose(mlp(x, train=False), h, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("train", [True, False])
+def test_leading_axes_of_an_mlp_are_one_batch(norm, train):
+    mlp, x = make_mlp(norm), normal(2, 3, 4, 6)
+    flat = mlp(x.reshape(24, 6), train=train)
+    np.testing.assert_allclose(mlp(x, train=train), flat.reshape(2, 3, 4, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "independent"), [("none", True), ("layer", True), ("batch", False)]
+)
+def test_only_the_batch_norm_ties_the_rows_of_an_mlp_together(norm, independent):
+    mlp, x = make_mlp(norm), normal(8, 6)
+    alone, together = mlp(x[:4], train=True), mlp(x, train=True)[:4]
+    assert np.allclose(alone, together, atol=1e-5) == independent
+
+
+def test_an_mlp_of_one_layer_is_linear():
+    mlp, x = make_mlp("batch", widths=(3,)), normal(2, 6)
+    np.testing.assert_allclose(
+        mlp(x, train=True) + mlp(-x, train=True), np.zeros((2, 3)), atol=1e-6
+    )
+
+
+def test_unknown_norm_is_refused():
+    with pytest.raises(ValueError, match=r"'group'.*batch"):
+        make_mlp("group")
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (16, 24), (32, 48), (4, 6), (7, 11)])
+def test_upsampling_is_that_of_jax_image(shape):
+    x = normal(2, 4, 6, 3)
+    expected = jax.image.resize(x, (2, *shape, 3), "bilinear")
+    np.testing.assert_allclose(upsample_bilinear(x, shape), expected, atol=1e-5)
+
+
+def test_a_single_cell_is_spread_out():
+    x = normal(1, 1, 1, 3)
+    np.testing.assert_allclose(upsample_bilinear(x, (2, 2)), jnp.tile(x, (1, 2, 2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("init", "deviation"),
+    [
+        (normal_init(0.001), 0.001),
+        (he_normal, (2 / (9 * 40)) ** 0.5),
+        (glorot_normal, (2 / (3 + 3 + 50 + 40)) ** 0.5),
+    ],
+    ids=["normal", "he", "glorot"],
+)
+def test_initial_weights_have_the_published_deviation(init, deviation):
+    weights = init(jax.random.key(0), (3, 3, 50, 40))
+    assert weights.std() == pytest.approx(deviation, rel=0.03)
+    assert abs(weights.mean()) < 0.03 * deviation
+
+
+def test_initial_weights_follow_from_the_key():
+    first, again, other = (normal_init(1.0)(jax.random.key(i), (4, 4)) for i in (0, 0, 1))
+    assert (first == again).all()
+    assert not (first == other).any()

@@ -1,0 +1,231 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lcgcn_jax import losses
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.heatmaps import DECODERS
+from lcgcn_jax.models import connectivity, lcgcn, registry
+from lcgcn_jax.models.layers import NORMS
+from lcgcn_jax.models.lcgcn import GraphConfig, GraphHead, LCGCNOutput, normalize_images
+from lcgcn_jax.models.registry import create_model, register_heatmap_model
+from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weights
+
+B, K, SIZE = 2, 5, 32
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(B, SIZE, SIZE, 3)), jnp.float32)
+NARROW = {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]}
+CHOICES = {
+    "connectivity": connectivity.KINDS,
+    "diagonal": connectivity.DIAGONALS,
+    "message": lcgcn.MESSAGES,
+    "output": lcgcn.OUTPUTS,
+    "sampling": lcgcn.SAMPLINGS,
+    "shape_features": lcgcn.SHAPE_FEATURES,
+    "activation": lcgcn.ACTIVATIONS,
+    "norm": NORMS,
+}
+
+
+def config_of(decode="argmax", **graph):
+    return {
+        "heatmap": {"name": "toy"},
+        "decode": decode,
+        "graph": NARROW | graph,
+        "bn_momentum": 0.9,
+    }
+
+
+def make(config):
+    return nnx.jit(lambda: create_model(config, K, rngs=nnx.Rngs(0)))()
+
+
+def run(model, **train):
+    return nnx.jit(lambda model: model(IMAGES, **train))(model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("connectivity", GraphConfig.connectivity)]  # all defaults
+    + [(f, v) for f, values in CHOICES.items() for v in values if v != getattr(GraphConfig, f)],
+)
+def test_every_option_gives_landmarks_and_edges(toy, field, value):
+    @nnx.jit
+    def create_and_run():
+        model = create_model(config_of("soft", **{field: value}), K, rngs=nnx.Rngs(0))
+        return model(IMAGES, train_graph=True)
+
+    output = create_and_run()
+    shapes = {f.name: getattr(output, f.name).shape for f in dataclasses.fields(LCGCNOutput)}
+    assert shapes == {
+        "heatmap_logits": (B, SIZE // 4, SIZE // 4, K),
+        "heatmap_landmarks": (B, K, 2),
+        "confidence": (B, K),
+        "edges": (B, K, K),
+        "landmarks": (B, K, 2),
+    }
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
+
+
+def test_the_options_tested_are_all_there_are():
+    free = {"embedding_widths", "class_widths", "edge_widths", "gcn_widths"}
+    assert {f.name for f in dataclasses.fields(GraphConfig)} - free == set(CHOICES)
+
+
+@pytest.mark.parametrize("field", CHOICES)
+def test_values_that_are_not_there_are_refused_by_name(toy, field):
+    with pytest.raises(InputError, match=rf"model\.graph\.{field}: 'other' is not available"):
+        create_model(config_of(**{field: "other"}), K, rngs=nnx.Rngs(0))
+
+
+def test_the_last_block_must_give_coordinates():
+    with pytest.raises(ValueError, match="gcn_widths"):
+        GraphConfig(gcn_widths=(8, 3))
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_a_residual_graph_starts_at_the_heatmap_landmarks(toy, decode):
+    output = run(make(config_of(decode, output="residual")))
+    np.testing.assert_allclose(output.landmarks, output.heatmap_landmarks, atol=1e-5)
+    assert np.ptp(output.landmarks) > 1
+
+
+@pytest.mark.parametrize("output", lcgcn.OUTPUTS)
+def test_coordinates_are_parts_of_the_crop_from_its_edge(toy, output):
+    model = make(config_of(output=output))
+    last = model.graph.blocks[-1]
+    for param in (last.own, last.neighbour, last.shape):
+        param.set_value(jnp.zeros_like(param[...]))
+    last.bias.set_value(jnp.array([0.25, 0.5]))
+    said = run(model)
+    # From the edge of the crop, at -0.5, or from the heatmap's landmarks.
+    start = -0.5 if output == "absolute" else np.asarray(said.heatmap_landmarks)
+    expected = np.broadcast_to(start + np.array([0.25, 0.5]) * SIZE, (B, K, 2))
+    np.testing.assert_allclose(said.landmarks, expected, atol=1e-4)
+
+
+def test_heatmap_landmarks_are_the_peaks_in_crop_pixels(toy):
+    output = run(make(config_of()))
+    flat = np.asarray(output.heatmap_logits).reshape(B, -1, K)
+    y, x = np.divmod(flat.argmax(axis=1), SIZE // 4)
+    np.testing.assert_array_equal(output.heatmap_landmarks, np.stack([x, y], -1) * 4 + 1.5)
+    np.testing.assert_allclose(output.confidence, jax.nn.sigmoid(flat.max(axis=1)), rtol=1e-6)
+
+
+def test_without_a_graph_the_landmarks_are_the_heatmaps(toy):
+    output = run(make(config_of() | {"graph": None}))
+    assert output.edges is None
+    np.testing.assert_array_equal(output.landmarks, output.heatmap_landmarks)
+
+
+def test_images_are_judged_one_by_one_in_evaluation(toy):
+    model = make(config_of("dark"))
+    alone = nnx.jit(lambda model: model(IMAGES[1:]))(model)
+    np.testing.assert_allclose(run(model).landmarks[1:], alone.landmarks, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", connectivity.KINDS)
+def test_the_order_of_the_landmarks_matters_only_to_learned_edges(kind):
+    config = GraphConfig(connectivity=kind, norm="none")
+    head = nnx.jit(lambda: GraphHead(config, K, 6, bn_momentum=0.9, rngs=nnx.Rngs(0)))()
+    if kind == "learned_static":  # they start uniform
+        head.connectivity.logits.set_value(jnp.eye(K) + jnp.arange(K, dtype=jnp.float32)[None])
+    rng, order = np.random.default_rng(1), np.array([3, 0, 4, 1, 2])
+    inputs = [rng.uniform(size=(B, K, *rest)).astype(np.float32) for rest in ((2,), (), (6,))]
+    plain, _ = head(*map(jnp.asarray, inputs), train=False)
+    moved, _ = head(*(jnp.asarray(x[:, order]) for x in inputs), train=False)
+    same = np.allclose(plain[:, order], moved, atol=1e-5)
+    assert same == (kind in ("uniform", "self_only"))
+
+
+def coordinate_gradients(model, **train):
+    """Gradients of the coordinate loss by parameter, and the batch statistics after the step."""
+    graphdef, params, batch_stats = split_weights(model)
+
+    @jax.jit
+    def gradients_of(params):
+        def loss(params):
+            model = merge_weights(graphdef, params, batch_stats)
+            output = model(IMAGES, **train)
+            true = jnp.full((B, K, 2), 11.0)
+            visible = jnp.ones((B, K), bool)
+            return losses.l1(output.landmarks, true, visible), batch_stats_of(model)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, after = gradients_of(params)
+    touched = {name for name, gradient in gradients.items() if np.any(gradient)}
+    updated = {name for name in after if not np.array_equal(after[name], batch_stats[name])}
+    return touched, updated, gradients.keys(), after.keys()
+
+
+def part(names, of):
+    return {name for name in names if name.startswith(f"{of}.")}
+
+
+def test_a_frozen_heatmap_model_gets_no_gradient_and_keeps_its_statistics(toy):
+    model = make(config_of("soft"))
+    touched, updated, _, stats = coordinate_gradients(model, train_graph=True)
+    assert not part(touched, "heatmap_model")
+    assert part(touched, "graph")
+    assert updated == part(stats, "graph")
+
+
+def test_trained_jointly_the_coordinates_reach_the_heatmap_model(toy):
+    model = make(config_of("soft"))
+    touched, updated, params, stats = coordinate_gradients(
+        model, train_heatmap=True, train_graph=True
+    )
+    assert part(params, "heatmap_model.first") <= touched
+    assert updated == stats
+
+
+@pytest.mark.parametrize("level", [0, 100, 255])
+def test_images_are_normalised_by_imagenet_mean_and_deviation(level):
+    pixel = normalize_images(jnp.full((1, 1, 1, 3), level, jnp.uint8))[0, 0, 0]
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(pixel, (level / 255 - mean) / std, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": "dark"}, r"model: unknown field 'decoder'; did you mean 'decode'"),
+        ({"decode": "mean"}, r"model\.decode: 'mean' is not available; use one of argmax"),
+        (
+            {"heatmap": {"name": "resnet"}},
+            r"model\.heatmap\.name: no heatmap model 'resnet'.*hrnet",
+        ),
+        ({"heatmap": {"name": "toy", "widths": 4}}, r"model\.heatmap: .*'widths'.*'width'"),
+        ({"heatmap": {"name": "hrnet", "archs": "w18"}}, r"model\.heatmap: .*'archs'.*'arch'"),
+        ({"heatmap": {"name": "hrnet", "arch": "w19"}}, r"unknown HRNet 'w19'; use one of w18"),
+        ({"graph": {"conectivity": "uniform"}}, r"model\.graph: .*did you mean 'connectivity'"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_named(toy, change, message):
+    with pytest.raises(InputError, match=message):
+        create_model(config_of() | change, K, rngs=nnx.Rngs(0))
+
+
+def test_a_registered_model_gets_its_options(toy):
+    model = make(config_of() | {"heatmap": {"name": "toy", "width": 12}})
+    assert isinstance(model.heatmap_model, toy)
+    assert model.heatmap_model.first.conv.kernel.shape == (3, 3, 3, 12)
+
+
+def test_a_function_can_be_registered(toy):
+    def wide_toy(num_landmarks, *, factor=2, bn_momentum, dtype, rngs):
+        return toy(num_landmarks, width=8 * factor, bn_momentum=bn_momentum, dtype=dtype, rngs=rngs)
+
+    register_heatmap_model("wide_toy", wide_toy)
+    model = make(config_of() | {"heatmap": {"name": "wide_toy", "factor": 3}})
+    assert model.heatmap_model.first.conv.kernel.shape == (3, 3, 3, 24)
+
+
+def test_a_name_is_registered_once(toy):
+    with pytest.raises(ValueError, match="'toy'"):
+        register_heatmap_model("toy", toy)
+    assert registry._HEATMAP_MODELS["toy"] is toy

@@ -1,0 +1,97 @@
+"""Reads the imports and holds the rule that they point down only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lcgcn_jax
+
+ROOT = Path(lcgcn_jax.__file__).parent
+# Parts of the package from the top; a part may import those below its line, and itself.
+LAYERS = [
+    {"commands"},
+    {"training", "inference", "visualize"},
+    {"models", "data"},
+    {"losses", "metrics"},
+    {"heatmaps", "photographs"},
+    {"geometry", "landmarks"},
+    {"errors"},
+]
+LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports_of(module):
+    """Full names of the modules that a module imports, wherever in its code."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in FILES else node.module)
+    return found
+
+
+IMPORTS = {module: imports_of(module) for module in FILES}
+
+
+def part_of(module):
+    return module.split(".")[1]
+
+
+def reached_from(module):
+    """The module and all of the package that its import brings in."""
+    seen, todo = set(), [module]
+    while todo:
+        module = todo.pop()
+        if module in FILES and module not in seen:
+            seen.add(module)
+            todo += [target for target in IMPORTS[module] if target != "lcgcn_jax"]
+    return seen
+
+
+def test_every_part_has_its_layer():
+    assert {part_of(module) for module in FILES if module != "lcgcn_jax"} == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module != "lcgcn_jax"])
+def test_imports_point_down(module):
+    part = part_of(module)
+    others = {target for target in IMPORTS[module] if target.startswith("lcgcn_jax.")}
+    wrong = {t for t in others if part_of(t) != part and LEVEL[part_of(t)] >= LEVEL[part]}
+    assert not wrong
+
+
+def test_nothing_imports_the_package_itself():
+    """`import lcgcn_jax` inside of it would hide what is used."""
+    assert not [module for module, targets in IMPORTS.items() if "lcgcn_jax" in targets]
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m.startswith("lcgcn_jax.data")])
+def test_data_never_brings_in_jax(module):
+    libraries = {
+        target.split(".")[0] for reached in reached_from(module) for target in IMPORTS[reached]
+    }
+    assert not libraries & {"jax", "flax", "optax", "orbax"}
+
+
+def test_importing_the_package_brings_in_nothing():
+    body = ast.parse(FILES["lcgcn_jax"].read_text(encoding="utf-8")).body
+    at_once = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert at_once == ["from typing import TYPE_CHECKING, Any"]
+
+
+def test_no_module_is_a_drawer():
+    drawers = {"utils", "util", "helpers", "misc", "common"}
+    assert not [module for module in FILES if module.split(".")[-1] in drawers]

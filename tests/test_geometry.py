@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcgcn_jax import geometry
+
+cases = settings(deadline=None, max_examples=50)
+coordinates = st.floats(-1e4, 1e4, width=32)
+points = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=5).map(np.array)
+boxes = st.tuples(coordinates, coordinates, st.floats(1, 1e3), st.floats(1, 1e3)).map(
+    lambda b: np.array([b[0], b[1], b[0] + b[2], b[1] + b[3]])
+)
+views = st.fixed_dictionaries(
+    {
+        "rotation": st.floats(-180, 180),
+        "zoom": st.floats(0.5, 2.0),
+        "shift": st.tuples(st.floats(-0.3, 0.3), st.floats(-0.3, 0.3)),
+    }
+)
+affines = st.builds(
+    lambda box, size, view: geometry.crop_transform(box, size, **view),
+    boxes,
+    st.sampled_from([64, 256]),
+    views,
+)
+
+
+def corner_points(box):
+    return box.reshape(2, 2)
+
+
+@cases
+@given(affines, points)
+def test_the_inverse_carries_points_back(affine, pts):
+    back = geometry.transform_points(
+        geometry.invert(affine), geometry.transform_points(affine, pts)
+    )
+    np.testing.assert_allclose(back, pts, atol=1e-6)
+
+
+@cases
+@given(affines, affines, points)
+def test_composition_applies_the_inner_first(outer, inner, pts):
+    once = geometry.transform_points(geometry.compose(outer, inner), pts)
+    twice = geometry.transform_points(outer, geometry.transform_points(inner, pts))
+    np.testing.assert_allclose(once, twice, rtol=1e-9, atol=1e-3)
+
+
+@cases
+@given(boxes, st.sampled_from([64, 65, 256]))
+def test_a_crop_has_the_box_in_its_middle(box, size):
+    corners = geometry.transform_points(geometry.crop_transform(box, size), corner_points(box))
+    np.testing.assert_allclose(corners.mean(axis=0), (size - 1) / 2, atol=1e-6)
+    assert np.ptp(corners, axis=0).max() == pytest.approx(size / 1.25)
+
+
+@cases
+@given(boxes, views)
+def test_rotation_zoom_and_shift_are_about_the_face(box, view):
+    size = 100
+    affine = geometry.crop_transform(box, size, **view)
+    plain = geometry.crop_transform(box, size)
+    centre = corner_points(box).mean(axis=0, keepdims=True)
+    moved = geometry.transform_points(affine, centre) - geometry.transform_points(plain, centre)
+    np.testing.assert_allclose(moved[0], size * np.array(view["shift"]), atol=1e-6)
+    relative = affine[:, :2] @ np.linalg.inv(plain[:, :2])
+    angle = np.deg2rad(view["rotation"])
+    # Clockwise as seen, since y points down.
+    clockwise = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    np.testing.assert_allclose(relative, view["zoom"] * np.array(clockwise), atol=1e-9)
+
+
+@cases
+@given(points, st.sampled_from([1, 2, 4, 8]))
+def test_heatmap_cells_and_input_pixels_are_inverse(pts, stride):
+    cells = geometry.input_to_heatmap(pts, stride)
+    np.testing.assert_allclose(geometry.heatmap_to_input(cells, stride), pts, atol=1e-6)
+
+
+def test_a_cell_is_centred_on_the_pixels_it_covers():
+    assert geometry.heatmap_to_input(np.array([0.0, 1.0]), 4).tolist() == [1.5, 5.5]
+
+
+@cases
+@given(points, st.integers(1, 500))
+def test_mirroring_twice_is_nothing(pts, width):
+    mirror = geometry.mirror_transform(width)
+    twice = geometry.transform_points(mirror, geometry.transform_points(mirror, pts))
+    np.testing.assert_allclose(twice, pts, atol=1e-6)
+
+
+def test_mirroring_points_is_mirroring_the_picture():
+    image = np.zeros((3, 7, 1), np.uint8)
+    image[2, 1] = 255
+    x, y = geometry.transform_points(geometry.mirror_transform(7), np.array([1.0, 2.0]))
+    assert image[:, ::-1][int(y), int(x)] == 255
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_points_keep_their_type(dtype):
+    assert geometry.transform_points(np.eye(3)[:2], np.zeros((4, 2), dtype)).dtype == dtype
+
+
+def test_box_of_landmarks_takes_the_visible_ones():
+    landmarks = np.array([[3.0, 9.0], [5.0, 4.0], [np.nan, np.nan]])
+    box = geometry.box_of_landmarks(landmarks, np.array([True, True, False]))
+    assert box.tolist() == [3.0, 4.0, 5.0, 9.0]
+
+
+def blob(point, shape, sigma):
+    y, x = np.indices(shape)
+    value = np.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / (2 * sigma**2))
+    return np.rint(255 * value).astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+def centroid(image):
+    weight = image[..., 0].astype(float)
+    y, x = np.indices(weight.shape)
+    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+
+
+@pytest.mark.parametrize("shrink", [0.5, 1.0, 2.5, 5.0, 10.0])
+@pytest.mark.parametrize("rotation", [0.0, 25.0])
+@pytest.mark.parametrize("point", [(401.3, 357.8), (455.75, 412.1)])
+def test_what_is_in_the_picture_lands_where_the_points_do(shrink, rotation, point):
+    size = 64
+    side = shrink * size / geometry.CROP_SCALE
+    centre = np.array([430.2, 380.9])
+    box = np.concatenate([centre - side / 2, centre + side / 2])
+    affine = geometry.crop_transform(box, size, rotation=rotation)
+    if shrink < 2:  # so much of the picture is not in the crop
+        point = centre + (np.array(point) - centre) / 8
+    image = blob(point, (800, 901), sigma=2.5 * max(shrink, 1.0))
+    expected = geometry.transform_points(affine, np.array(point))
+    crop = geometry.warp(image, affine, size)
+    np.testing.assert_allclose(centroid(crop), expected, atol=0.1)
+
+
+def test_thin_lines_do_not_alias_when_shrunk():
+    image = np.zeros((400, 400, 3), np.uint8)
+    image[:, ::5] = 250  # one column in five: a plain bilinear fifth would hit or miss them all
+    affine = geometry.crop_transform(np.array([40.0, 40.0, 360.0, 360.0]), 80)
+    crop = geometry.warp(image, affine, 80)[10:-10, 10:-10]
+    assert np.abs(crop.astype(float) - 50).max() < 25
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [5.0, 5.0, 5.0, 5.0],
+        [9.0, 9.0, 5.0, 5.0],
+        [0.0, np.nan, 5.0, 5.0],
+        [0.0, 0.0, np.inf, 5.0],
+    ],
+)
+def test_a_box_without_extent_is_refused(box):
+    with pytest.raises(ValueError, match="no extent"):
+        geometry.crop_transform(np.array(box), 64)

@@ -1,0 +1,157 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcgcn_jax.heatmaps import DECODERS, decode, encode, sample
+
+H, W = 20, 24
+RNG = np.random.default_rng(0)
+INSIDE = RNG.uniform([5, 5], [W - 6, H - 6], (60, 2))
+
+
+def gaussian_logits(points, sigma, shape=(H, W), peak=0.9):
+    """Logits `[1 h w k]` of maps whose probabilities are Gaussians at the points."""
+    y, x = np.indices(shape)[..., None]
+    squared = (x - points[:, 0]) ** 2 + (y - points[:, 1]) ** 2
+    p = np.clip(peak * np.exp(-squared / (2 * sigma**2)), 1e-9, None)
+    return jnp.asarray(np.log(p / (1 - p))[None], jnp.float32)
+
+
+def decoded(points, method, sigma, **options):
+    cells, _ = decode(gaussian_logits(points, sigma, **options), method)
+    return np.asarray(cells[0])
+
+
+def targets_of(point, **options):
+    return np.asarray(encode(jnp.array([[point]], jnp.float32), (H, W), **options))[0, ..., 0]
+
+
+@pytest.mark.parametrize("point", [(3.2, 7.4), (3.7, 7.6), (0.0, 0.0), (22.6, 18.9), (-0.4, 19.4)])
+def test_targets_peak_at_exactly_1_at_the_nearest_cell(point):
+    targets = targets_of(point, sigma=1.5)
+    x, y = (round(v) for v in point)
+    assert targets[y, x] == 1.0
+    assert (targets == 1.0).sum() == 1
+
+
+@pytest.mark.parametrize(("subpixel", "centre"), [(False, (8, 6)), (True, (7.7, 6.2))])
+def test_targets_are_gaussians_about_the_cell_or_the_point(subpixel, centre):
+    y, x = np.indices((H, W))
+    expected = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * 2.0**2))
+    targets = targets_of((7.7, 6.2), sigma=2.0, subpixel=subpixel)
+    np.testing.assert_allclose(targets, expected, atol=1e-6)
+
+
+def test_a_landmark_far_outside_leaves_an_empty_map():
+    assert targets_of((-30.0, 5.0), sigma=1.5).max() == 0.0
+
+
+def test_argmax_is_right_to_half_a_cell():
+    error = np.abs(decoded(INSIDE, "argmax", 1.5) - INSIDE)
+    assert 0.4 < error.max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "bound"),
+    # The log of a Gaussian is a parabola, where DARK's Newton step is exact. A soft-argmax sees 5 x 5
+    # cells: what they cut off pulls it towards the peak's cell.
+    [("dark", {1.0: 1e-3, 1.5: 1e-3, 2.0: 1e-3}), ("soft", {1.0: 0.05, 1.5: 0.19, 2.0: 0.3})],
+)
+@pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0])
+def test_subpixel_positions_are_recovered(method, bound, sigma):
+    error = np.abs(decoded(INSIDE, method, sigma) - INSIDE)
+    assert error.max() < bound[sigma]
+
+
+@pytest.mark.parametrize("better", ["quarter", "dark", "soft"])
+def test_subpixel_decoders_beat_argmax_on_average(better):
+    def mean_error(method):
+        return np.linalg.norm(decoded(INSIDE, method, 1.5) - INSIDE, axis=1).mean()
+
+    assert mean_error(better) < 0.7 * mean_error("argmax")
+
+
+@pytest.mark.parametrize("method", DECODERS)
+def test_peaks_at_borders_and_corners_stay_on_the_map(method):
+    x, y = np.meshgrid([-0.3, 0.4, 1.2, W - 2.3, W - 0.6], [-0.3, 0.4, 9.0, H - 2.3, H - 0.6])
+    points = np.stack([x.ravel(), y.ravel()], axis=1)
+    cells = decoded(points, method, 1.5)
+    assert np.isfinite(cells).all()
+    assert (cells >= 0).all()
+    assert (cells <= [W - 1, H - 1]).all()
+    assert np.abs(cells - points).max() < 1.2
+
+
+@pytest.mark.parametrize("method", DECODERS)
+@pytest.mark.parametrize("level", [-80.0, 0.0, 80.0])
+def test_flat_maps_give_points_on_the_map(method, level):
+    cells, confidence = decode(jnp.full((1, H, W, 2), level), method)
+    assert np.isfinite(cells).all()
+    assert (np.asarray(cells) >= 0).all()
+    assert (np.asarray(cells) <= [W - 1, H - 1]).all()
+    np.testing.assert_allclose(confidence, jax.nn.sigmoid(level))
+
+
+@pytest.mark.parametrize("method", DECODERS)
+def test_confidence_is_the_probability_at_the_peak(method):
+    logits = jnp.asarray(RNG.normal(size=(2, H, W, 3)), jnp.float32)
+    _, confidence = decode(logits, method)
+    highest = np.asarray(logits, np.float64).max(axis=(1, 2))
+    np.testing.assert_allclose(confidence, 1 / (1 + np.exp(-highest)), rtol=1e-6)
+
+
+def test_each_image_and_landmark_is_decoded_from_its_own_map():
+    points = RNG.uniform([5, 5], [W - 6, H - 6], (6, 2))
+    logits = gaussian_logits(points, 1.5).reshape(H, W, 2, 3).transpose(2, 0, 1, 3)
+    cells, _ = decode(logits, "dark")
+    np.testing.assert_allclose(np.asarray(cells).reshape(6, 2), points, atol=0.05)
+
+
+def test_unknown_decoder_is_refused():
+    with pytest.raises(ValueError, match=r"mean.*argmax"):
+        decode(jnp.zeros((1, H, W, 1)), "mean")
+
+
+def test_gradient_flows_through_soft_and_not_through_argmax():
+    logits = gaussian_logits(np.array([[8.0, 9.0]]), 1.5)
+
+    def gradient_of_x(method):
+        return np.asarray(jax.grad(lambda m: decode(m, method)[0][0, 0, 0])(logits))[0, ..., 0]
+
+    assert not gradient_of_x("argmax").any()
+    soft = gradient_of_x("soft")
+    assert soft[9, 9] > 0 > soft[9, 7]  # more weight on the right moves the point right
+    assert not soft[:, :5].any()  # nothing beyond the window
+
+
+# At (x, y), channel c: 100 c + 10 y + x.
+RAMP = jnp.asarray(
+    np.arange(4)[None, :, None, None] * 10.0
+    + np.arange(6)[None, None, :, None]
+    + np.arange(2)[None, None, None, :] * 100.0,
+    jnp.float32,
+)
+
+
+@pytest.mark.parametrize(
+    ("bilinear", "point", "value"),
+    [
+        (False, (2.4, 1.6), 22.0),
+        (False, (4.6, 0.2), 5.0),
+        (False, (9.0, -3.0), 5.0),
+        (True, (2.25, 1.5), 17.25),
+        (True, (5.0, 3.0), 35.0),
+        (True, (0.0, 2.75), 27.5),
+        (True, (-1.0, 7.0), 30.0),
+    ],
+)
+def test_maps_are_read_at_points(bilinear, point, value):
+    read = sample(RAMP, jnp.array([[point]], jnp.float32), bilinear=bilinear)
+    assert read.tolist() == [[[value, value + 100]]]
+
+
+def test_bilinear_reading_weighs_all_four_corners():
+    maps = jnp.array([[1.0, 2.0], [4.0, 16.0]])[None, :, :, None]
+    read = sample(maps, jnp.array([[[0.25, 0.5]]]), bilinear=True)
+    assert read.item() == 0.5 * (0.75 * 1 + 0.25 * 2) + 0.5 * (0.75 * 4 + 0.25 * 16)

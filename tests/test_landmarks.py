@@ -1,0 +1,148 @@
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import yaml
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import IBUG68, SCHEMES, WFLW98, LandmarkScheme, get_scheme
+
+FACTS = {
+    "wflw98": (98, {16, 51, 52, 53, 54, 57, 79, 85, 90, 94}, (60, 72)),
+    "ibug68": (68, {8, 27, 28, 29, 30, 33, 51, 57, 62, 66}, (36, 45)),
+}
+both = pytest.mark.parametrize("scheme", [WFLW98, IBUG68], ids=lambda scheme: scheme.name)
+
+
+def lines_of(scheme):
+    """The strokes of the scheme's drawing, as pairs of landmarks."""
+    strokes = set()
+    for contour in scheme.contours:
+        points = [*contour.indices, *contour.indices[: 1 if contour.closed else 0]]
+        strokes |= {frozenset(pair) for pair in pairwise(points)}
+    return strokes
+
+
+@both
+def test_size_self_mirrored_points_and_normalizer(scheme):
+    self_mirrored = {i for i, j in enumerate(scheme.mirror) if i == j}
+    assert (scheme.num_landmarks, self_mirrored, scheme.normalizer) == FACTS[scheme.name]
+
+
+@both
+def test_mirroring_twice_is_nothing(scheme):
+    mirror = np.array(scheme.mirror)
+    assert (mirror[mirror] == np.arange(scheme.num_landmarks)).all()
+
+
+@both
+def test_a_mirrored_drawing_is_the_same_drawing(scheme):
+    strokes = lines_of(scheme)
+    assert {frozenset(scheme.mirror[i] for i in stroke) for stroke in strokes} == strokes
+
+
+@both
+def test_left_parts_mirror_onto_right_ones(scheme):
+    parts = {contour.name: set(contour.indices) for contour in scheme.contours}
+    for part in ("brow", "eye"):
+        assert {scheme.mirror[i] for i in parts[f"left_{part}"]} == parts[f"right_{part}"]
+
+
+@both
+def test_names_are_unique_and_contours_in_range(scheme):
+    assert len(set(scheme.names)) == scheme.num_landmarks
+    assert all(0 <= i < scheme.num_landmarks for c in scheme.contours for i in c.indices)
+
+
+@both
+def test_normalizing_distance_is_between_the_outer_eye_corners(scheme):
+    landmarks = np.random.default_rng(0).uniform(0, 100, (3, scheme.num_landmarks, 2))
+    i, j = scheme.normalizer
+    expected = [np.hypot(*(face[i] - face[j])) for face in landmarks]
+    np.testing.assert_allclose(scheme.normalizing_distance(landmarks), expected)
+
+
+def test_box_normalizer_is_the_geometric_mean_of_the_sides():
+    scheme = LandmarkScheme.from_dict({"name": "s", "num_landmarks": 3})
+    landmarks = np.array([[[0.0, 0.0], [8.0, 1.0], [3.0, 2.0]]])
+    assert scheme.normalizing_distance(landmarks).tolist() == [4.0]
+
+
+@both
+def test_plain_types_and_back(scheme):
+    fields = json.loads(json.dumps(scheme.to_dict()))
+    assert LandmarkScheme.from_dict(fields) == scheme
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_built_in_schemes_are_found_by_name(name):
+    assert get_scheme(name) is SCHEMES[name]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dump"), [(".yaml", yaml.safe_dump), (".yml", yaml.safe_dump), (".json", json.dumps)]
+)
+def test_scheme_from_a_file(tmp_path, suffix, dump):
+    path = tmp_path / f"five{suffix}"
+    path.write_text(
+        dump(
+            {
+                "name": "five",
+                "num_landmarks": 5,
+                "mirror_pairs": [[0, 1], [3, 4]],
+                "contours": [{"name": "mouth", "indices": [3, 4]}],
+                "normalizer": [0, 1],
+            }
+        )
+    )
+    scheme = get_scheme(path)
+    assert scheme.names == ("point_0", "point_1", "point_2", "point_3", "point_4")
+    assert scheme.mirror == (1, 0, 2, 4, 3)
+    assert (scheme.contours[0].name, scheme.contours[0].indices) == ("mouth", (3, 4))
+    assert scheme.normalizer == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{name: s, num_landmarks: 3, mirror: [1, 2, 0]}", "twice"),
+        ("{name: s, num_landmarks: 3, mirror: [0, 0, 2]}", "permutation"),
+        ("{name: s, num_landmarks: 3, mirror: [0, 1]}", "2 mirror indices for 3"),
+        ("{name: s, num_landmarks: 3, mirror_pairs: [[0, 3]]}", "leaves 0..2"),
+        ("{name: s, num_landmarks: 3, contours: [{name: c, indices: [0, 3]}]}", "contour 'c'"),
+        ("{name: s, num_landmarks: 3, contours: [{indices: [0, 1]}]}", "name"),
+        ("{name: s, num_landmarks: 3, normalizer: [1, 1]}", "two different points"),
+        ("{name: s, num_landmarks: 3, normalizer: [0, 3]}", "two different points"),
+        ("{name: s, num_landmarks: 3, normalizer: eyes}", "'box'"),
+        ("{name: s, num_landmarks: 3, mirrored: [0, 1, 2]}", "unknown scheme field 'mirrored'"),
+        ("{num_landmarks: 3}", "'name'"),
+        ("{name: s}", "'num_landmarks'"),
+        ("{name: s, num_landmarks: 0}", "no landmarks"),
+        ("{name: s, num_landmarks: three}", "three"),
+        ("[1, 2]", "mapping"),
+        ("", "mapping"),
+        ("{name: [", "not a landmark scheme"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, content, reason):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        get_scheme(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.json: .*No such file"):
+        get_scheme(tmp_path / "absent.json")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "scheme.txt"
+    path.write_text("{name: s, num_landmarks: 3}")
+    with pytest.raises(InputError, match=r"scheme\.txt.*wflw98, ibug68.*\.json"):
+        get_scheme(path)

@@ -1,0 +1,110 @@
+import struct
+
+import cv2
+import numpy as np
+import pytest
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.photographs import read_photograph
+
+# 24 x 32, its quarters red, green, blue and yellow, in RGB.
+COLOURS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 20]]], np.uint8)
+PICTURE = COLOURS.repeat(12, axis=0).repeat(16, axis=1)
+
+
+def encoded(suffix, picture=PICTURE):
+    return cv2.imencode(suffix, picture[..., ::-1])[1].tobytes()
+
+
+def quarters(picture):
+    """The colours in the middle of the four quarters."""
+    h, w = picture.shape[:2]
+    return picture[h // 4 :: h // 2, w // 4 :: w // 2].astype(int)
+
+
+def with_orientation(jpeg, orientation):
+    """Puts an APP1 segment with an EXIF orientation behind the JPEG's start marker."""
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = b"II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+    payload = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_colours_come_out_as_rgb(tmp_path, suffix):
+    path = tmp_path / f"picture{suffix}"
+    path.write_bytes(encoded(suffix))
+    picture = read_photograph(path)
+    assert picture.shape == PICTURE.shape
+    assert np.abs(quarters(picture) - COLOURS).max() <= (0 if suffix == ".png" else 6)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        PICTURE[..., :1],
+        np.concatenate([PICTURE, np.full_like(PICTURE[..., :1], 99)], axis=2),
+        PICTURE.astype(np.uint16) * 257,
+    ],
+    ids=["grey", "with alpha", "16 bit"],
+)
+def test_other_pngs_come_out_as_three_channels_of_8_bits(tmp_path, stored):
+    path = tmp_path / "picture.png"
+    # OpenCV wants BGR(A).
+    assert cv2.imwrite(
+        path, stored[..., [2, 1, 0, 3][: stored.shape[2]]] if stored.shape[2] > 1 else stored
+    )
+    picture = read_photograph(path)
+    assert picture.dtype == np.uint8
+    expected = PICTURE[..., :1].repeat(3, axis=2) if stored.shape[2] == 1 else PICTURE
+    np.testing.assert_array_equal(picture, expected)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (1, COLOURS),
+        (2, COLOURS[:, ::-1]),
+        (3, COLOURS[::-1, ::-1]),
+        (6, np.rot90(COLOURS, -1)),
+        (8, np.rot90(COLOURS)),
+    ],
+)
+def test_exif_orientation_is_followed(tmp_path, orientation, turned):
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(with_orientation(encoded(".jpg"), orientation))
+    picture = read_photograph(path)
+    assert picture.shape[:2] == ((24, 32) if orientation < 5 else (32, 24))
+    assert np.abs(quarters(picture) - turned).max() <= 6
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (encoded(".jpg", NOISE)[:-1000], "truncated"),
+        (encoded(".png", NOISE)[:-1000], "truncated"),
+        (with_orientation(encoded(".jpg", NOISE), 6)[:-1000], "truncated"),
+        (b"", "empty"),
+        (b"just a text file\n", "cannot be decoded"),
+        (None, "No such file"),
+    ],
+    ids=["cut JPEG", "cut PNG", "cut JPEG with EXIF", "empty", "text", "missing"],
+)
+def test_what_is_no_whole_picture_is_named(tmp_path, content, reason):
+    path = tmp_path / "photo.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_photograph(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    with pytest.raises(InputError, match="Is a directory"):
+        read_photograph(tmp_path)

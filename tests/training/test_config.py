@@ -1,0 +1,107 @@
+import pytest
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.training.config import (
+    apply_overrides,
+    default_config,
+    differences,
+    load_config,
+    to_json,
+)
+
+CONFIGS = ("demo", "wflw_lcgcn", "w300_lcgcn", "w300_hrnet18", "wflw_hrnet18")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("argument", ["", ":small"])
+def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
+    config = load_config(name + argument)
+    assert set(config.to_dict()) == set(default_config().to_dict())
+
+
+def test_config_is_found_by_path(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from lcgcn_jax.training.config import default_config\n"
+        "def get_config():\n    config = default_config()\n    config.seed = 7\n    return config\n"
+    )
+    assert load_config(str(path)).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere.py", "nowhere.py: no such config file"),
+        ("w300_lcgcn:smal", "unknown field 'smal'; did you mean 'small'"),
+    ],
+)
+def test_config_that_is_not_there(spec, message):
+    with pytest.raises(InputError, match=message):
+        load_config(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "defines get_config"),
+        ("def get_config(:", "cannot be run as a config"),
+        (
+            "from lcgcn_jax.training.config import default_config\n"
+            "def get_config():\n    c = default_config()\n    c.lock()\n    c.trian = 1\n    return c\n",
+            "trian",
+        ),
+    ],
+)
+def test_bad_config_file_is_named(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load_config(str(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("train.steps", "100", 100),
+        ("optimizer.learning_rate.graph", "1e-3", 1e-3),
+        ("loss.sigma", "2", 2.0),
+        ("data.dir", "1234", "1234"),
+        ("model.decode", "dark", "dark"),
+        ("model.graph.gcn_widths", "[32, 2]", (32, 2)),
+        ("model.graph", "null", None),
+    ],
+)
+def test_override_has_the_fields_type(name, text, value):
+    config = default_config().lock()
+    apply_overrides(config, {name: text})
+    for part in name.split("."):
+        config = config[part]
+    assert config == value
+    assert type(config) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.step", "1", "unknown field 'step'; did you mean 'steps'"),
+        ("modle.decode", "dark", "unknown field 'modle'; did you mean 'model'"),
+        ("train.steps", "many", "not of the type"),
+        ("train.steps", "1.5", "not of the type"),
+        ("train.steps.x", "1", "train.steps has no fields"),
+        ("model", "1", "has fields of its own"),
+    ],
+)
+def test_bad_override_is_one_line(name, text, message):
+    with pytest.raises(InputError, match=message) as error:
+        apply_overrides(default_config().lock(), {name: text})
+    assert "\n" not in str(error.value)
+
+
+def test_differences_name_the_fields():
+    old = default_config().to_dict()
+    config = default_config()
+    config.train.steps = 7
+    assert differences(old, config.to_dict()) == ["train.steps: 1000 -> 7"]
+    assert to_json(default_config()) == to_json(default_config())

@@ -1,0 +1,178 @@
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.bundles import BEST, load_bundle
+from lcgcn_jax.training.loop import Training
+from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.sharding import make_mesh
+
+
+def train(config, workdir, mesh=None, **kwargs):
+    training = Training(config, workdir, make_mesh(1) if mesh is None else mesh)
+    finished = training.run(**kwargs)
+    return training, finished
+
+
+def assert_same_state(a, b):
+    leaves_a, leaves_b = jax.tree.leaves(a), jax.tree.leaves(b)
+    assert len(leaves_a) == len(leaves_b) > 20
+    for x, y in zip(leaves_a, leaves_b, strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def stop_at_three():
+    def callback(step, figures):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return callback
+
+
+def without_rates(rows):
+    return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_path, stop_at_three):
+    whole, finished = train(tiny_config, tmp_path / "whole")
+    assert finished
+    first, finished = train(tiny_config, tmp_path / "parts", on_validation=stop_at_three)
+    assert not finished
+    assert first.step == 3
+    second, finished = train(tiny_config, tmp_path / "parts")
+    assert finished
+    assert_same_state(whole.state, second.state)
+    rows = [without_rates(read_metrics(tmp_path / name)) for name in ("whole", "parts")]
+    assert rows[0] == rows[1]
+
+
+def test_loss_falls(tiny_config, tmp_path):
+    tiny_config.train.steps = 40
+    tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 40
+    train(tiny_config, tmp_path / "run")
+    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_one_device_and_eight_agree(tiny_config, tmp_path):
+    tiny_config.train.steps = tiny_config.train.eval_every = 2
+    one, _ = train(tiny_config, tmp_path / "one", make_mesh(1))
+    eight, _ = train(tiny_config, tmp_path / "eight", make_mesh(8))
+    assert eight.mesh.size == 8
+    for row_1, row_8 in zip(
+        read_metrics(tmp_path / "one"), read_metrics(tmp_path / "eight"), strict=True
+    ):
+        for name in row_1.keys() - {"steps_per_second"}:
+            assert row_1[name] == pytest.approx(row_8[name], rel=1e-4), name
+    for name, value in one.state.batch_stats.items():
+        np.testing.assert_allclose(value, eight.state.batch_stats[name], rtol=1e-4, atol=1e-5)
+
+
+def test_best_bundle_holds_the_moving_average(tiny_config, tmp_path):
+    tiny_config.train.steps = tiny_config.train.eval_every = 2
+    training, _ = train(tiny_config, tmp_path / "run")
+    bundle = load_bundle(tmp_path / "run")
+    assert bundle.weights.keys() == training.state.ema.keys()
+    for name, value in training.state.ema.items():
+        np.testing.assert_array_equal(bundle.weights[name], np.asarray(value))
+    name = "heatmap_model.conv1.conv.kernel"
+    assert np.abs(bundle.weights[name] - np.asarray(training.state.params[name])).max() > 0
+
+
+def changed_parts(before, after):
+    return {
+        name.split(".")[0]
+        for name, value in before.items()
+        if not np.array_equal(np.asarray(value), np.asarray(after[name]))
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts"),
+    [
+        ("joint", {"heatmap_model", "graph"}),
+        ("frozen", {"graph"}),
+        ("heatmap_only", {"heatmap_model"}),
+    ],
+)
+def test_mode_trains_its_parts_and_their_statistics_alone(tiny_config, tmp_path, mode, parts):
+    tiny_config.train.mode = mode
+    tiny_config.train.steps = 2
+    training = Training(tiny_config, tmp_path / "run", make_mesh(1))
+    params = jax.tree.map(np.asarray, training.state.params)
+    batch_stats = jax.tree.map(np.asarray, training.state.batch_stats)
+    training.run()
+    assert changed_parts(params, training.state.params) == parts
+    assert changed_parts(batch_stats, training.state.batch_stats) == parts
+
+
+def test_frozen_run_begins_with_another_runs_heatmap_model(tiny_config, tmp_path):
+    tiny_config.train.steps = 2
+    train(tiny_config, tmp_path / "first")
+    tiny_config.train.mode = "frozen"
+    tiny_config.init_from = str(tmp_path / "first")
+    training, _ = train(tiny_config, tmp_path / "second")
+    best = load_bundle(tmp_path / "first" / BEST).weights
+    for name, value in training.state.params.items():
+        if name.startswith("heatmap_model."):
+            np.testing.assert_array_equal(np.asarray(value), best[name])
+
+
+def test_infinite_loss_stops_with_step_rate_and_records(tiny_config, tmp_path):
+    tiny_config.optimizer.learning_rate.heatmap = 1e30
+    training = Training(tiny_config, tmp_path / "run", make_mesh(1))
+    with pytest.raises(FloatingPointError, match=r"at step \d .*heatmap 1e\+30.*train/0000\d\d:"):
+        training.run()
+    assert training.checkpoints.latest is None
+
+
+def test_other_config_on_the_same_workdir_is_refused(tiny_config, tmp_path):
+    Training(tiny_config, tmp_path / "run", make_mesh(1))
+    tiny_config.train.batch_size = 16
+    with pytest.raises(InputError, match=r"train\.batch_size: 8 -> 16"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+
+
+def test_folder_with_something_else_is_refused(tiny_config, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty and not a training run"):
+        Training(tiny_config, tmp_path, make_mesh(1))
+
+
+def test_batch_that_cannot_be_cut_names_one_that_can(tiny_config, tmp_path):
+    tiny_config.train.batch_size = 12
+    with pytest.raises(InputError, match="12 does not share out over 8 devices; 16 would"):
+        Training(tiny_config, tmp_path / "run", make_mesh(8))
+
+
+def test_data_of_another_scheme_is_refused(tiny_config, synthetic68, tmp_path):
+    tiny_config.data.dir = str(synthetic68)
+    with pytest.raises(InputError, match=r"68 points \(ibug68\), but the config is for 98"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_latest_checkpoints_stay(tiny_config, tmp_path):
+    tiny_config.train.steps = 6
+    tiny_config.train.checkpoint_every = 1
+    tiny_config.train.keep = 2
+    train(tiny_config, tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"5", "6"}
+
+
+def test_state_is_complete_in_a_checkpoint(tiny_config, tmp_path):
+    tiny_config.train.steps = tiny_config.train.checkpoint_every = 2
+    training, _ = train(tiny_config, tmp_path / "run")
+    again = Training(tiny_config, tmp_path / "run", make_mesh(1))
+    assert {f.name for f in dataclasses.fields(again.state)} >= {"opt_state", "ema", "step"}
+    assert_same_state(training.state, again.state)
+    assert again.batches.get_state() == {"next_batch": 2}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 2

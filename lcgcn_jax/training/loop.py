@@ -153,7 +153,8 @@ class Training:
           Whether the last step was reached; False where SIGTERM or SIGINT ended the run, after saving.
 
         Raises:
-          FloatingPointError: the loss or a validation error is not finite; the latest checkpoint is left as it is.
+          FloatingPointError: the loss or a validation error is not finite; the latest checkpoint
+            stays as it is.
         """
         train = self.config.train
         writer = MetricWriter(self.workdir, self.step)

@@ -67,7 +67,8 @@ def test_loss_that_is_not_finite_ends_in_one_line(synthetic98, tmp_path, capsys)
     code = main(
         ["train", "--config", "demo:small", "--workdir", str(tmp_path / "run"),
          f"--config.data.dir={synthetic98}", "--config.train.keep=1",
-         "--config.optimizer.learning_rate.heatmap=1e38", "--config.optimizer.warmup_steps=0", "--config.optimizer.schedule=constant"]
+         "--config.optimizer.learning_rate.heatmap=1e38", "--config.optimizer.warmup_steps=0",
+         "--config.optimizer.schedule=constant"]
     )  # fmt: skip
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 1

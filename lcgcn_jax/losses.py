@@ -36,9 +36,7 @@ def l1(
     predicted: Float[Array, "b k 2"], true: Float[Array, "b k 2"], visible: Visible
 ) -> Float[Array, ""]:
     """Mean absolute error over the coordinates of visible landmarks, in the unit of the inputs."""
-    # Masked before the absolute value, whose gradient at NaN would be NaN.
-    difference = jnp.where(visible[..., None], predicted - true, 0.0)
-    return masked_mean(jnp.abs(difference).mean(axis=-1), visible)
+    return masked_mean(jnp.abs(predicted - true).mean(axis=-1), visible)
 
 
 def masked_mean(values: Float[Array, "b k"], mask: Visible) -> Float[Array, ""]:

@@ -12,10 +12,16 @@ Who used what:
 - ImageNet classification (the HRNet authors', timm's): the same backbone, and a classifier that is of no
   use here. It was trained with nearest-neighbour upsampling between the branches; both face codes start
   from it and go on with bilinear upsampling, and so is done here.
-- LCGCN (its authors): `class_embedding`, `edges`, `visual_feature_embedding` and `gcn_layers`.
+- LCGCN (its authors): `class_embedding`, `edges`, `visual_feature_embedding` and `gcn_layers` under
+  `gcn_model.`, an HRNet with HRNet-Facial-Landmark-Detection's keys under `hm_model.`.
+
+What is equal is what the networks compute. The codes around them place a heatmap's cell c differently:
+mmpose at pixel 4 c of a crop that is shifted by half a pixel to ours, the LCGCN authors at c / 64 of the
+crop's side; here it is at pixel 4 c + 1.5, which is (c + 0.5) / 64.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,6 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.interop.torch_files import StateDict
@@ -47,40 +54,37 @@ AUTHORS_GRAPH = GraphConfig(
 _HEATMAP, _GRAPH = "heatmap_model.", "graph."
 _HEAD = ("head_conv", "head_bn", "head_out")
 
-# Our modules (as patterns) and theirs; the first row that fits a name counts.
-_BACKBONE_MODULES = {
-    r"stem(\d)\.conv": r"conv\1",
-    r"stem(\d)\.bn": r"bn\1",
-    r"stage1\.(\d+)\.conv(\d)\.conv": r"layer1.\1.conv\2",
-    r"stage1\.(\d+)\.conv(\d)\.bn": r"layer1.\1.bn\2",
-    r"stage1\.(\d+)\.shortcut\.conv": r"layer1.\1.downsample.0",
-    r"stage1\.(\d+)\.shortcut\.bn": r"layer1.\1.downsample.1",
-}
-for _i in range(3):  # their second stage is the first of our list
-    _BACKBONE_MODULES |= {
-        # A new branch is a chain of convolutions there, of one.
-        rf"transitions\.{_i}\.convs\.{_i + 1}\.conv": rf"transition{_i + 1}.{_i + 1}.0.0",
-        rf"transitions\.{_i}\.convs\.{_i + 1}\.bn": rf"transition{_i + 1}.{_i + 1}.0.1",
-        rf"transitions\.{_i}\.convs\.(\d)\.conv": rf"transition{_i + 1}.\1.0",
-        rf"transitions\.{_i}\.convs\.(\d)\.bn": rf"transition{_i + 1}.\1.1",
-        rf"stages\.{_i}\.(\d+)\.branches\.(\d)\.(\d+)\.conv(\d)\.conv": (
-            rf"stage{_i + 2}.\1.branches.\2.\3.conv\4"
-        ),
-        rf"stages\.{_i}\.(\d+)\.branches\.(\d)\.(\d+)\.conv(\d)\.bn": (
-            rf"stage{_i + 2}.\1.branches.\2.\3.bn\4"
-        ),
-    }
-    for _target in range(4):
-        # From a coarser branch one convolution, from a finer one a chain of them.
-        _finer, _coarser = rf"([0-{_target - 1}])" if _target else None, rf"([{_target}-3])"
-        for _part, _place in (("conv", 0), ("bn", 1)):
-            if _finer:
-                _BACKBONE_MODULES[
-                    rf"stages\.{_i}\.(\d+)\.fuse\.{_target}\.{_finer}\.(\d)\.{_part}"
-                ] = rf"stage{_i + 2}.\1.fuse_layers.{_target}.\2.\3.{_place}"
-            _BACKBONE_MODULES[rf"stages\.{_i}\.(\d+)\.fuse\.{_target}\.{_coarser}\.0\.{_part}"] = (
-                rf"stage{_i + 2}.\1.fuse_layers.{_target}.\2.{_place}"
-            )
+
+def _backbone_modules() -> dict[str, str]:
+    """Our modules (as patterns) and theirs; the first row that fits a name counts."""
+    table = {}
+    for part, place in (("conv", 0), ("bn", 1)):  # place: in a sequence of the two
+        table |= {
+            rf"stem(\d)\.{part}": rf"{part}\1",
+            rf"stage1\.(\d+)\.conv(\d)\.{part}": rf"layer1.\1.{part}\2",
+            rf"stage1\.(\d+)\.shortcut\.{part}": rf"layer1.\1.downsample.{place}",
+        }
+        for i in range(3):  # their second stage is the first of our list
+            ours, theirs = rf"stages\.{i}\.(\d+)", rf"stage{i + 2}.\1"
+            convs = rf"transitions\.{i}\.convs"
+            table |= {
+                # A new branch comes of a chain of convolutions there, though of one.
+                rf"{convs}\.{i + 1}\.{part}": rf"transition{i + 1}.{i + 1}.0.{place}",
+                rf"{convs}\.(\d)\.{part}": rf"transition{i + 1}.\1.{place}",
+                rf"{ours}\.branches\.(\d)\.(\d+)\.conv(\d)\.{part}": (
+                    rf"{theirs}.branches.\2.\3.{part}\4"
+                ),
+            }
+            for target, source in itertools.permutations(range(4), 2):
+                # From a finer branch a chain of convolutions, from a coarser one a single one.
+                step, chain = (r"(\d)", r"\2.") if source < target else ("0", "")
+                table[rf"{ours}\.fuse\.{target}\.{source}\.{step}\.{part}"] = (
+                    rf"{theirs}.fuse_layers.{target}.{source}.{chain}{place}"
+                )
+    return table
+
+
+_BACKBONE_MODULES = _backbone_modules()
 
 _GRAPH_MODULES = {
     r"embedding\.linears\.3": r"visual_feature_embedding.out.linear",
@@ -266,7 +270,7 @@ def _heatmap_keys(names: Iterable[str], layout: Layout) -> dict[str, str]:
 
 def _graph_keys(names: Iterable[str]) -> dict[str, str]:
     """Keys of the graph head's weights, by our names, w1 being in two (`_split_messages`)."""
-    blocks = {"own": "w2", "neighbour": "w1.nodes", "shape": "w1.offsets"}
+    blocks = {"own": "w2", "neighbour": "w1 (nodes)", "shape": "w1 (offsets)"}
     keys = {}
     for name in names:
         block = re.fullmatch(r"graph\.blocks\.(\d+)\.(\w+)", name)
@@ -290,13 +294,14 @@ def _torch_key(name: str, modules: Mapping[str, str]) -> str:
     raise AssertionError(f"{name}: not in the tables")
 
 
-def _to_torch(weight: np.ndarray) -> np.ndarray:
+def _to_torch(weight: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Kernels HWIO to OIHW, matrices `[in out]` to `[out in]`."""
-    return weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T
+    return np.asarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T, order="C")
 
 
-def _from_torch(weight: np.ndarray) -> np.ndarray:
-    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+def _from_torch(weight: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """The other way."""
+    return np.asarray(weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T, order="C")
 
 
 def _split_messages(graph: Mapping[str, np.ndarray]) -> StateDict:
@@ -308,18 +313,18 @@ def _split_messages(graph: Mapping[str, np.ndarray]) -> StateDict:
             split[key] = value
             continue
         nodes = own.shape[1]
-        split[f"{key}.nodes"] = value[:, :nodes]
+        split[f"{key} (nodes)"] = value[:, :nodes]
         if value.shape[1] > nodes:
-            split[f"{key}.offsets"] = value[:, nodes:]
+            split[f"{key} (offsets)"] = value[:, nodes:]
     return split
 
 
 def _join_messages(split: Mapping[str, np.ndarray]) -> StateDict:
-    joined = {k: v for k, v in split.items() if not k.endswith((".nodes", ".offsets"))}
+    joined = {k: v for k, v in split.items() if not k.endswith((" (nodes)", " (offsets)"))}
     for key, nodes in split.items():
-        if key.endswith(".nodes"):
-            whole = key.removesuffix(".nodes")
-            offsets = split.get(f"{whole}.offsets", nodes[:, :0])
+        if key.endswith(" (nodes)"):
+            whole = key.removesuffix(" (nodes)")
+            offsets = split.get(f"{whole} (offsets)", nodes[:, :0])
             joined[whole] = np.concatenate([nodes, offsets], axis=1)
     return joined
 
@@ -361,10 +366,10 @@ def _prefix_of(anchor: str, state: Mapping[str, np.ndarray], source: Any) -> str
 def _require_landmarks(
     state: Mapping[str, np.ndarray], key: str, scheme: LandmarkScheme, source: Any
 ) -> None:
-    count = state[key].shape[0]
-    if count != scheme.num_landmarks:
+    shape = state[key].shape
+    if len(shape) == 4 and shape[0] != scheme.num_landmarks:
         raise InputError(
-            f"{source}: its heatmaps are of {count} landmarks, and {scheme.name} has "
+            f"{source}: its heatmaps are of {shape[0]} landmarks, and {scheme.name} has "
             f"{scheme.num_landmarks}; give another --scheme"
         )
 
@@ -382,18 +387,16 @@ def _assign(
       InputError: keys are left over, missing or of the wrong shape; with all of them.
     """
     taken = set(keys.values())
-    wrong_shapes = {}
-    weights = {}
-    for name, key in keys.items():
-        if key not in state:
-            continue
-        weights[name] = _from_torch(state[key])
-        if weights[name].shape != tuple(wanted[name].shape):
-            expected = _to_torch(np.empty(wanted[name].shape, np.bool_)).shape
-            wrong_shapes[f"{key} {state[key].shape} instead of {expected}"] = None
+    weights = {name: _from_torch(state[key]) for name, key in keys.items() if key in state}
+    wrong_shapes = [
+        f"{keys[name]} {state[keys[name]].shape} instead of "
+        f"{_to_torch(np.empty(wanted[name].shape, np.float32)).shape}"
+        for name, weight in weights.items()
+        if weight.shape != wanted[name].shape
+    ]
     problems = {
-        "unknown": set(state) - taken - set(unused),
-        "missing": taken - set(state),
+        "unknown": state.keys() - taken - set(unused),
+        "missing": taken - state.keys(),
         "of the wrong shape": wrong_shapes,
     }
     if any(problems.values()):
@@ -414,6 +417,8 @@ def _require_authors_graph(bundle: Bundle, source: Any) -> None:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in graph.items()}
     theirs, ours = (dataclasses.asdict(g) for g in (AUTHORS_GRAPH, GraphConfig(**fields)))
     differ = [f"{name}={ours[name]!r}" for name in theirs if ours[name] != theirs[name]]
+    if bundle.model["heatmap"].get("features", "concat") != "concat":
+        differ.append("features of the head")
     if any(np.any(bundle.weights[name]) for name in _graph_biases(bundle.weights)):
         differ.append("a bias in its blocks")
     if differ:

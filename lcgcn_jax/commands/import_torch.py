@@ -64,12 +64,17 @@ def model_card(imported: Imported, arch: str, files: list[Path]) -> str:
         f"- `{path.name}`, sha256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`"
         for path in files
     )
+    network = (
+        "Its code upsampled by nearest neighbours between the branches; here, as in the codes for faces "
+        "that start from such weights, it is bilinear."
+        if imported.fresh
+        else "The network computes what it computed there."
+    )
     return (
         f"# {files[0].stem}\n\nImported from PyTorch: {_summary(imported, arch)}\n\n"
         f"Sources:\n{sources}\n\n"
-        "The network computes what it computed there. What surrounds it is this package's: crops of 1.25 "
-        "times the box, heatmap cells decoded at their centres. Measure it before relying on it "
-        "(`lcgcn eval`).\n"
+        f"{network} What surrounds it is this package's: crops of 1.25 times the box, heatmap cells decoded "
+        "at their centres. Measure it before relying on it (`lcgcn eval`).\n"
     )
 
 

@@ -16,9 +16,10 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = default_config()
     config.data.dir = "runs/demo/data"
     reduce_for_cpu(config, faces=1600, epochs=3)
+    config.train.steps = 240
     config.data.augment.rotation = 15.0
     config.train.ema_decay = 0.98
-    config.train.eval_every = config.train.checkpoint_every = 100
+    config.train.eval_every = config.train.checkpoint_every = 80
     if parse_argument(argument, ["small"]) == "small":
         config.data.image_size = 64
         config.train.batch_size = 8

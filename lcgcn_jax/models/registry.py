@@ -32,7 +32,8 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
       name: its name in configs.
       factory: `factory(num_landmarks=, bn_momentum=, dtype=, rngs=, **options)` gives a module that maps
         images `[b h w 3]` (keyword `train`) to logits `[b hh hw k]` and features `[b hh hw c]`, with
-        attributes `stride` (input pixels a cell) and `feature_channels` (c). The options are the other
+        attributes `stride` (input pixels a cell) and `feature_channels` (c) and, where the logits are
+        not for a sigmoid, `activation` (one of `heatmaps.ACTIVATIONS`). The options are the other
         fields of `model.heatmap`.
 
     Raises:

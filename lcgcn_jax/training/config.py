@@ -33,8 +33,10 @@ def default_config() -> ml_collections.ConfigDict:
     - `model.heatmap`: `name` and options of a heatmap model. `model.decode`: see `heatmaps.decode`.
       `model.graph`: see `GraphConfig`; None for a heatmap model alone.
       `model.bn_momentum`: part of BatchNorm's running statistics kept a step.
-    - `loss.sigma`: of the target heatmaps, in cells. `loss.coordinate_weight` and `loss.heatmap_weight`:
-      the paper's lambda1 and lambda2.
+    - `loss.sigma`: of the target heatmaps, in cells. `loss.heatmap`: `focal` (the paper), `mse` or
+      `adaptive_wing`, of a sigmoid or, with `model.heatmap.activation` `linear`, of the outputs
+      themselves. `loss.coordinate`: `l1` (the paper), `smooth_l1` or `wing`; see `steps.total_loss`.
+      `loss.coordinate_weight` and `loss.heatmap_weight`: the paper's lambda1 and lambda2.
     - `optimizer`: see `training.optimizer`.
     - `train.mode`: `joint`, `frozen` (the heatmap model does not train) or `heatmap_only`.
     - `train.steps`, `train.batch_size` (over all devices), `train.dtype` (`float32`, `bfloat16`, or
@@ -57,12 +59,23 @@ def default_config() -> ml_collections.ConfigDict:
                 "augment": dataclasses.asdict(AugmentConfig()),
             },
             "model": {
-                "heatmap": {"name": "hrnet", "arch": "w18", "features": "concat"},
+                "heatmap": {
+                    "name": "hrnet",
+                    "arch": "w18",
+                    "features": "concat",
+                    "activation": "sigmoid",
+                },
                 "decode": "argmax",
                 "graph": dataclasses.asdict(GraphConfig()),
                 "bn_momentum": 0.99,
             },
-            "loss": {"sigma": 1.5, "coordinate_weight": 1.0, "heatmap_weight": 1.0},
+            "loss": {
+                "sigma": 1.5,
+                "heatmap": "focal",
+                "coordinate": "l1",
+                "coordinate_weight": 1.0,
+                "heatmap_weight": 1.0,
+            },
             "optimizer": {
                 "learning_rate": {"heatmap": 1e-4, "graph": 1e-3},
                 "schedule": "step",

@@ -17,12 +17,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
 from lcgcn_jax.models.lcgcn import LCGCN, GraphConfig
 
 HeatmapModelFactory = Callable[..., nnx.Module]
 
-_HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {"hrnet": HRNet}
+_HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {
+    "hrnet": HRNet,
+    "hourglass": StackedHourglass,
+}
 
 
 def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:

@@ -113,8 +113,8 @@ def wing(
 ) -> Float[Array, ""]:
     """Mean over visible coordinates of `w log(1 + |x| / epsilon)` below w, elsewhere `|x| - C`.
 
-    C joins the two (Feng et al. 2018, the Wing loss). The loss is in the unit of the inputs, and so are w and
-    epsilon: the paper's values are in pixels of a 256 px crop.
+    C joins the two (Feng et al. 2018, the Wing loss). The loss is in the unit of the inputs, and so are
+    w and epsilon: for the defaults, pixels of a 256 px crop.
     """
     x = _absolute_error(predicted, true, visible)
     offset = w - w * jnp.log1p(w / epsilon)
@@ -124,7 +124,7 @@ def wing(
 
 def _absolute_error(predicted: Points, true: Points, visible: Visible) -> Points:
     """Absolute errors; 0 where hidden."""
-    # Masked before the absolute value, whose gradient at NaN would be NaN.
+    # Masked first: the gradient of a loss at NaN would be NaN, and 0 times that as well.
     return jnp.abs(jnp.where(visible[..., None], predicted - true, 0.0))
 
 

@@ -64,6 +64,16 @@ def test_subpixel_positions_are_recovered(method, bound, sigma):
     assert error.max() < bound[sigma]
 
 
+@pytest.mark.parametrize("tilt", [-0.6, 0.6])
+def test_dark_finds_the_middle_of_tilted_peaks(tilt):
+    y, x = np.indices((H, W))
+    dx, dy = x - 10.3, y - 8.6
+    squared = (dx**2 - 2 * tilt * dx * dy + dy**2) / (1.5**2 * (1 - tilt**2))
+    p = np.clip(0.9 * np.exp(-squared / 2), 1e-9, None)
+    cells, _ = decode(jnp.asarray(np.log(p / (1 - p))[None, ..., None], jnp.float32), "dark")
+    np.testing.assert_allclose(cells[0, 0], [10.3, 8.6], atol=1e-2)
+
+
 @pytest.mark.parametrize("better", ["quarter", "dark", "soft"])
 def test_subpixel_decoders_beat_argmax_on_average(better):
     def mean_error(method):

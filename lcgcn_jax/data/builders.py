@@ -293,6 +293,8 @@ def _read_photograph(path: Path) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
     except OSError as error:
         raise ValueError(f"the image cannot be read: {error.strerror}") from error
     photographs.check_complete(encoded)
+    if not encoded.startswith((b"\xff\xd8", b"\x89PNG")):
+        raise ValueError("the image is neither JPEG nor PNG")
     return encoded, decode_image(encoded)
 
 

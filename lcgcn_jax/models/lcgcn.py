@@ -20,6 +20,7 @@ OUTPUTS = ("absolute", "residual")
 SAMPLINGS = ("nearest", "bilinear")
 SHAPE_FEATURES = ("all", "first_last")
 ACTIVATIONS = ("relu", "none")
+MLP_OUTPUTS = ("linear", "activated")
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -43,6 +44,8 @@ class GraphConfig:
         authors' code).
       activation: between the blocks, `relu` or `none` (the authors' code).
       norm: in the MLPs: `batch` (the authors' code), `layer` or `none`.
+      mlp_output: the last layers of the embedding and of the edge MLP: `linear`, or `activated` (the
+        authors' code): f_i after a ReLU, the edges' logits after ReLU and norm.
       embedding_widths: MLP from the visual feature to f_i.
       class_widths: MLP from a pair of classes to l_ij.
       edge_widths: hidden widths of the MLP from confidences and l_ij to an edge's logit.
@@ -57,6 +60,7 @@ class GraphConfig:
     shape_features: str = "all"
     activation: str = "relu"
     norm: str = "batch"
+    mlp_output: str = "linear"
     embedding_widths: tuple[int, ...] = (512, 128, 32, 8)
     class_widths: tuple[int, ...] = (32, 1)
     edge_widths: tuple[int, ...] = (4,)
@@ -72,6 +76,7 @@ class GraphConfig:
             "shape_features": SHAPE_FEATURES,
             "activation": ACTIVATIONS,
             "norm": NORMS,
+            "mlp_output": MLP_OUTPUTS,
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -134,10 +139,12 @@ class GraphHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
+        activated = config.mlp_output == "activated"
         self.embedding = MLP(
             feature_channels,
             config.embedding_widths,
             norm=config.norm,
+            end="relu" if activated else "linear",
             momentum=bn_momentum,
             dtype=jnp.float32,
             rngs=rngs,
@@ -149,6 +156,7 @@ class GraphHead(nnx.Module):
                 edge_widths=config.edge_widths,
                 diagonal=config.diagonal,
                 norm=config.norm,
+                edge_end="relu_norm" if activated else "linear",
                 bn_momentum=bn_momentum,
                 rngs=rngs,
             )

@@ -41,12 +41,12 @@ def make_schedule(config: Mapping[str, Any], peak: float, steps: int) -> optax.S
 
     Args:
       config: `schedule` (`constant`, `cosine` to zero, or `step`: a tenth after each of `milestones`,
-        parts of the whole) and `warmup_steps`.
+        parts of the whole) and `warmup_steps` (at most half of the training).
       peak: the highest rate.
       steps: length of the training.
 
     Raises:
-      InputError: an unknown schedule, or a warm-up as long as the training.
+      InputError: an unknown schedule.
     """
     warmup = min(config["warmup_steps"], steps // 2)
     rest = steps - warmup

@@ -7,7 +7,7 @@ def test_stages_and_curves_of_a_run(small_run, synthetic98, tmp_path):
     arguments = ["--model", small_run, "--data", synthetic98, "--faces", 3, "--out", tmp_path / "p"]
     assert main(["visualize", *map(str, arguments)]) == 0
     stages = cv2.imread(str(tmp_path / "p" / "stages.png"))
-    assert stages.shape == (3 * 256, 3 * 256, 3)
+    assert stages.shape == (2 * 256, 2 * 3 * 256, 3), "two faces a row, three pictures each"
     assert cv2.imread(str(tmp_path / "p" / "curves.png")) is not None
 
 

@@ -57,6 +57,14 @@ def test_what_is_saved_is_what_is_loaded(bundle, saved):
     assert (saved / CARD).read_text() == "# A model\n"
 
 
+def test_transposed_views_are_saved_as_they_read(bundle, tmp_path):
+    weights = {name: np.asfortranarray(value) for name, value in bundle.weights.items()}
+    save_bundle(tmp_path / "model", dataclasses.replace(bundle, weights=weights), "")
+    loaded = load_bundle(tmp_path / "model")
+    for name, value in bundle.weights.items():
+        np.testing.assert_array_equal(loaded.weights[name], value)
+
+
 def test_the_model_is_made_of_the_bundles_weights(bundle):
     _, params, batch_stats = split_weights(merge_weights(*bundle.create()))
     assert params.keys() | batch_stats.keys() == bundle.weights.keys()

@@ -7,6 +7,7 @@ from jax import lax
 
 from lcgcn_jax.models.layers import (
     MLP,
+    MLP_ENDS,
     NORMS,
     BatchNorm,
     Conv,
@@ -128,6 +129,24 @@ def test_only_the_batch_norm_ties_the_rows_of_an_mlp_together(norm, independent)
     assert np.allclose(alone, together, atol=1e-5) == independent
 
 
+@pytest.mark.parametrize("end", MLP_ENDS)
+def test_what_the_last_layer_of_an_mlp_ends_with(end):
+    options = {"norm": "batch", "momentum": 0.9, "dtype": jnp.float32}
+    mlp = MLP(6, (5, 3), end=end, **options, rngs=nnx.Rngs(0))
+    linear = MLP(6, (5, 3), **options, rngs=nnx.Rngs(0))
+    x = normal(4, 6)
+    expected = linear(x, train=False)
+    assert (np.asarray(expected) < 0).any()
+    if end != "linear":
+        expected = np.maximum(expected, 0)
+    if end == "relu_norm":
+        norm = mlp.norms[1]
+        norm.scale.set_value(normal(3))
+        norm.bias.set_value(normal(3))
+        expected = norm(jnp.asarray(expected), train=False)
+    np.testing.assert_allclose(mlp(x, train=False), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_mlp_of_one_layer_is_linear():
     mlp, x = make_mlp("batch", widths=(3,)), normal(2, 6)
     np.testing.assert_allclose(
@@ -138,6 +157,11 @@ def test_an_mlp_of_one_layer_is_linear():
 def test_unknown_norm_is_refused():
     with pytest.raises(ValueError, match=r"'group'.*batch"):
         make_mlp("group")
+
+
+def test_unknown_end_is_refused():
+    with pytest.raises(ValueError, match=r"'norm'.*relu_norm"):
+        MLP(6, (3,), norm="none", end="norm", momentum=0.9, dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (16, 24), (32, 48), (4, 6), (7, 11)])

@@ -27,6 +27,7 @@ CHOICES = {
     "shape_features": lcgcn.SHAPE_FEATURES,
     "activation": lcgcn.ACTIVATIONS,
     "norm": NORMS,
+    "mlp_output": lcgcn.MLP_OUTPUTS,
 }
 
 

@@ -1,0 +1,189 @@
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.interop.torch_files import read_state_dict, write_state_dict
+
+STATE = {
+    "conv.weight": np.arange(12, dtype=np.float32).reshape(2, 3, 2),
+    "bn.running_var": np.ones(3, np.float32),
+}
+ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar")
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def tensors(torch, state):
+    return {key: torch.from_numpy(value) for key, value in state.items()}
+
+
+def assert_is_state(found):
+    assert found.keys() == STATE.keys()
+    for key, value in STATE.items():
+        np.testing.assert_array_equal(found[key], value)
+        assert found[key].dtype == np.float32
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_is_written_is_read(ending, tmp_path):
+    if ending != ".safetensors":
+        pytest.importorskip("torch")
+    path = tmp_path / "sub" / f"weights{ending}"
+    write_state_dict(path, STATE)
+    assert_is_state(read_state_dict(path))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_views_are_written_as_they_read(tmp_path):
+    """safetensors writes memory as it lies there, whatever the strides say."""
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_state_dict(tmp_path / "a.safetensors", {"m": matrix.T, "count": np.zeros((), np.int64)})
+    np.testing.assert_array_equal(read_state_dict(tmp_path / "a.safetensors")["m"], matrix.T)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_wrappers_are_taken_off(torch, tmp_path, nested, prefix, zipped):
+    state = {prefix + key: value for key, value in tensors(torch, STATE).items()}
+    state[f"{prefix}bn.num_batches_tracked"] = torch.tensor(7)
+    saved = {"epoch": 3, "state_dict": state, "meta": {"note": "x"}} if nested else state
+    torch.save(saved, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert_is_state(read_state_dict(tmp_path / "a.pth"))
+
+
+def test_module_stays_where_it_is_a_name(tmp_path):
+    state = {"module.a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
+    save_file(state, tmp_path / "a.safetensors")
+    assert read_state_dict(tmp_path / "a.safetensors").keys() == state.keys()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64"])
+def test_other_precisions_become_float32(torch, tmp_path, kind):
+    state = {key: value.to(getattr(torch, kind)) for key, value in tensors(torch, STATE).items()}
+    torch.save(state, tmp_path / "a.pth")
+    assert_is_state(read_state_dict(tmp_path / "a.pth"))
+
+
+class Code:
+    """What pickle would run on loading."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_refused_and_not_run(torch, tmp_path, zipped):
+    path, marker = tmp_path / "bad.pth", tmp_path / "ran"
+    state = {"state_dict": {"conv.weight": torch.zeros(2), "extra": Code(marker)}}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=re.escape(f"{path}: its pickle calls posix.system")) as e:
+        read_state_dict(path)
+    assert "none of it was run" in one_line(e)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_bare_pickle_is_refused_and_not_run(torch, tmp_path, protocol):
+    path, marker = tmp_path / "bad.pth", tmp_path / "ran"
+    path.write_bytes(pickle.dumps({"conv.weight": Code(marker)}, protocol))
+    with pytest.raises(InputError, match=re.escape(str(path))) as e:
+        read_state_dict(path)
+    one_line(e)
+    assert not marker.exists()
+
+
+def test_a_whole_module_is_refused_with_the_way_out(torch, tmp_path):
+    torch.save({"state_dict": torch.nn.Linear(2, 2)}, tmp_path / "a.pth")
+    with pytest.raises(
+        InputError, match=r"a\.pth: its pickle calls .*save the model's state_dict"
+    ) as e:
+        read_state_dict(tmp_path / "a.pth")
+    one_line(e)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".legacy.pth"])
+@pytest.mark.parametrize("damage", ["half", "none of it", "another file"])
+def test_a_damaged_file_is_named(tmp_path, ending, damage):
+    path = tmp_path / f"weights{ending}"
+    if ending == ".legacy.pth":
+        torch = pytest.importorskip("torch")
+        torch.save(tensors(torch, STATE), path, _use_new_zipfile_serialization=False)
+    else:
+        if ending == ".pth":
+            pytest.importorskip("torch")
+        write_state_dict(path, STATE)
+    if damage == "half":
+        truncated(path)
+    else:
+        path.write_bytes(
+            b"" if damage == "none of it" else b"<!DOCTYPE html><html>not found</html>"
+        )
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))}: .*damaged") as e:
+        read_state_dict(path)
+    one_line(e)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds no state dict, but a list"),
+        ({}, "holds no state dict, but nothing"),
+        ({"epoch": 3, "best": 0.1}, "2 entries are not arrays: epoch, best"),
+    ],
+)
+def test_files_that_hold_no_weights_are_refused(torch, tmp_path, content, message):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=message):
+        read_state_dict(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(InputError, match=rf"{name}: no such file"):
+        read_state_dict(tmp_path / name)
+
+
+@pytest.mark.parametrize("use", [read_state_dict, lambda path: write_state_dict(path, STATE)])
+def test_other_kinds_of_file_are_refused(tmp_path, use):
+    with pytest.raises(InputError, match=r"weights\.npz: unknown kind of file"):
+        use(tmp_path / "weights.npz")
+
+
+def test_without_pytorch_the_error_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"a\.pth: .*pip install 'lcgcn-jax\[torch\]'"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_pytorch_is_imported_only_when_needed(tmp_path):
+    save_file(STATE, tmp_path / "a.safetensors")
+    code = (
+        "import sys; from pathlib import Path; import lcgcn_jax.interop.torch_weights;"
+        "from lcgcn_jax.interop.torch_files import read_state_dict;"
+        f"read_state_dict(Path({str(tmp_path / 'a.safetensors')!r})); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

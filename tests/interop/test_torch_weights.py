@@ -1,0 +1,334 @@
+"""Parity with the public PyTorch code, whose outputs are in ../shared/parity; see the README there."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.interop import torch_weights
+from lcgcn_jax.interop.torch_weights import export_weights, import_weights
+from lcgcn_jax.landmarks import IBUG68, WFLW98
+from lcgcn_jax.models.weights import merge_weights
+
+
+def imported(state, arch="w18", scheme=WFLW98, **graph):
+    return import_weights(state, arch, scheme, source="weights.pth", **graph)
+
+
+def relative_error(ours, theirs):
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+@pytest.fixture(scope="module")
+def face(hrnet98):
+    return imported(hrnet98)
+
+
+@pytest.fixture(scope="module")
+def lcgcn(hrnet98, graph98):
+    return imported(hrnet98, graph_state=graph98, graph_source="graph.pth")
+
+
+def test_hrnet_outputs_are_those_of_the_public_code(face, parity):
+    graphdef, params, batch_stats = face.bundle.create()
+
+    @jax.jit
+    def forward(images):
+        hrnet = merge_weights(graphdef, params, batch_stats).heatmap_model
+        logits, concat = hrnet(images, train=False)
+        head = jax.nn.relu(hrnet.head_bn(hrnet.head_conv(concat), train=False))
+        return logits[0, ::2, ::2], concat[0, ::8, ::8], head[0, ::8, ::8]
+
+    image = parity.normal("image", (1, 3, 256, 256)).transpose(0, 2, 3, 1)
+    theirs = parity.outputs("hrnet_face_98")
+    names = ("heatmap_logits", "concat_features", "head_features")
+    errors = {
+        name: relative_error(np.asarray(ours), np.reshape(theirs[name], ours.shape))
+        for name, ours in zip(names, forward(jnp.asarray(image)), strict=True)
+    }
+    assert max(errors.values()) < 1e-5, errors
+
+
+def head_inputs(parity):
+    """Positions, confidences and features, of k landmarks."""
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    return (
+        sigmoid(parity.normal("positions", (98, 2))),
+        sigmoid(parity.normal("confidences", (98, 1)))[:, 0],
+        parity.normal("visual_features", (98, 270)),
+    )
+
+
+def our_head(result, inputs):
+    graphdef, params, batch_stats = result.bundle.create()
+    head = merge_weights(graphdef, params, batch_stats).graph
+    coordinates, edges = head(*(jnp.asarray(x)[None] for x in inputs), train=False)
+    return np.asarray(edges[0]), np.asarray(coordinates[0])
+
+
+def their_head(state, positions, confidences, features):
+    """The authors' head as the parity folder's README describes it, pair by pair, in float64."""
+    state = {key: np.float64(value) for key, value in state.items()}
+    k = len(positions)
+
+    def layer(name, x, norm=True):
+        x = np.maximum(x @ state[f"{name}.linear.weight"].T + state[f"{name}.linear.bias"], 0)
+        if not norm:
+            return x
+        mean, var = state[f"{name}.bn.running_mean"], state[f"{name}.bn.running_var"]
+        scaled = (x - mean) / np.sqrt(var + 1e-5)
+        return scaled * state[f"{name}.bn.weight"] + state[f"{name}.bn.bias"]
+
+    logits = np.zeros((k, k))
+    for i, j in np.ndindex(k, k):
+        if i != j:
+            pair = np.zeros(2 * k)
+            pair[[i, k + j]] = 1
+            classes = layer("class_embedding.hidden_layers.0", pair)
+            classes = layer("class_embedding.out", classes, norm=False)
+            edge = layer("edges.linear", np.array([confidences[i], confidences[j], *classes]))
+            logits[i, j] = layer("edges.out", edge)[0]
+    edges = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for i in range(3):
+        features = layer(f"visual_feature_embedding.hidden_layers.{i}", features)
+    features = layer("visual_feature_embedding.out", features, norm=False)
+    nodes = np.concatenate([positions, features], axis=1)
+    for block, shaped in enumerate((True, False, True)):
+        w1, w2 = (state[f"gcn_layers.{block}.{w}"] for w in ("w1", "w2"))
+        out = nodes @ w2.T
+        for i in range(k):
+            messages = [nodes, positions[i] - positions] if shaped else [nodes]
+            out[i] += edges[i] @ (np.concatenate(messages, axis=1) @ w1.T)
+        nodes = out
+    return edges, nodes
+
+
+def test_the_authors_head_gives_what_their_code_gives(lcgcn, parity):
+    edges, coordinates = our_head(lcgcn, head_inputs(parity))
+    theirs = parity.outputs("lcgcn_head_98")
+    assert relative_error(edges, theirs["edges"]) < 1e-5
+    assert relative_error(coordinates, theirs["coordinates"]) < 1e-5
+
+
+def test_the_authors_head_gives_what_its_description_gives_where_edges_are_alive(
+    hrnet98, graph98, parity
+):
+    """In the stored outputs the last ReLU of the edges is shut for every pair, and all edges are equal."""
+    inputs, theirs = head_inputs(parity), parity.outputs("lcgcn_head_98")
+    plain, _ = their_head(graph98, *inputs)
+    assert relative_error(plain, theirs["edges"]) < 1e-5
+
+    rng = np.random.default_rng(2)
+    graph = graph98 | {
+        key: rng.normal(size=value.shape).astype(np.float32)
+        for key, value in graph98.items()
+        if key.startswith(("edges.", "class_embedding.")) and "running" not in key
+    }
+    expected_edges, expected_coordinates = their_head(graph, *inputs)
+    assert np.ptp(expected_edges[~np.eye(98, dtype=bool)]) > 0.01
+    assert (
+        relative_error(expected_edges, expected_edges.T) > 0.1
+    )  # so that the order of a pair shows
+    result = imported(hrnet98, graph_state=graph, graph_source="graph.pth")
+    edges, coordinates = our_head(result, inputs)
+    assert relative_error(edges, expected_edges) < 1e-5
+    assert relative_error(coordinates, expected_coordinates) < 1e-5
+
+
+def test_what_a_bundle_is_made_as(face, lcgcn):
+    assert face.code == "HRNet-Facial-Landmark-Detection"
+    assert (face.bundle.model["decode"], face.bundle.model["graph"]) == ("quarter", None)
+    assert (face.bundle.scheme, face.bundle.image_size) == (WFLW98, 256)
+    assert lcgcn.bundle.model["decode"] == "argmax"
+    assert lcgcn.bundle.model["graph"]["mlp_output"] == "activated"
+    for result in (face, lcgcn):
+        assert not result.fresh
+        assert not result.unused
+
+
+# The other codes' names, by what they make of HRNet-Facial-Landmark-Detection's.
+MMPOSE_0 = {"head.": "keypoint_head.final_layer."}
+MMPOSE_1 = {"head.3.": "head.final_layer.", "head.": "head.conv_layers."}
+
+
+def renamed(state, starts, backbone):
+    names = {}
+    for key in state:
+        start = next((s for s in starts if key.startswith(s)), None)
+        names[key] = backbone + key if start is None else starts[start] + key.removeprefix(start)
+    return {names[key]: value for key, value in state.items()}
+
+
+def assert_same_weights(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize(("starts", "code"), [(MMPOSE_0, "mmpose 0.x"), (MMPOSE_1, "mmpose 1.x")])
+def test_both_generations_of_mmpose(face, hrnet98, starts, code, prefix):
+    state = {prefix + k: v for k, v in renamed(hrnet98, starts, "backbone.").items()}
+    keys = {key.removeprefix(prefix) for key in state}
+    assert "backbone.stage4.2.fuse_layers.3.2.0.1.running_var" in keys
+    last = {"mmpose 0.x": "keypoint_head.final_layer.3.bias", "mmpose 1.x": "head.final_layer.bias"}
+    assert last[code] in keys
+    result = imported(state)
+    assert result.code == code
+    assert_same_weights(result.bundle.weights, face.bundle.weights)
+
+
+@pytest.mark.parametrize("prefixes", [("hm_model.", "gcn_model."), ("", ""), ("backbone.", "")])
+def test_graph_and_heatmap_model_of_one_file(lcgcn, hrnet98, graph98, prefixes):
+    state = {prefixes[0] + key: value for key, value in hrnet98.items()}
+    state |= {prefixes[1] + key: value for key, value in graph98.items()}
+    result = imported(state)
+    assert result.bundle.model == lcgcn.bundle.model
+    assert_same_weights(result.bundle.weights, lcgcn.bundle.weights)
+
+
+def classifier():
+    ones = np.ones(3, np.float32)
+    keys = (
+        "incre_modules.0.0.conv1.weight",
+        "downsamp_modules.0.0.bias",
+        "final_layer.0.weight",
+        "classifier.weight",
+    )
+    return dict.fromkeys(keys, ones)
+
+
+@pytest.mark.parametrize("extra", [{}, classifier()])
+def test_of_an_imagenet_model_the_backbone_is_taken_and_the_head_is_fresh(face, hrnet98, extra):
+    backbone = {key: value for key, value in hrnet98.items() if not key.startswith("head.")}
+    result = imported(backbone | extra)
+    assert result.code == "HRNet for ImageNet"
+    assert set(result.unused) == set(extra)
+    head = {name for name in face.bundle.weights if name.startswith("heatmap_model.head_")}
+    assert set(result.fresh) == head
+    assert result.bundle.weights.keys() == face.bundle.weights.keys()
+    for name in face.bundle.weights.keys() - head:
+        np.testing.assert_array_equal(result.bundle.weights[name], face.bundle.weights[name])
+    assert 0 < np.std(result.bundle.weights["heatmap_model.head_out.kernel"]) < 0.01
+    assert (result.bundle.weights["heatmap_model.head_bn.var"] == 1).all()
+
+
+def refusal(state, **graph):
+    with pytest.raises(InputError) as error:
+        imported(state, **graph)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_keys_left_over_missing_or_misshapen_are_all_listed(hrnet98):
+    state = dict(hrnet98)
+    gone = [key for key in state if key.startswith("stage3.1.branches.2.0.")]
+    for key in gone:
+        del state[key]
+    state["bn1.weight"] = np.ones(63, np.float32)
+    state |= {"extra.a": np.ones(1, np.float32), "incre_modules.b": np.ones(1, np.float32)}
+    said = refusal(state)
+    assert said.startswith(f"weights.pth: {len(gone) + 3} keys do not fit the model")
+    assert "2 unknown: extra.a, incre_modules.b;" in said
+    assert f"{len(gone)} missing: {', '.join(sorted(gone))};" in said
+    assert said.endswith("1 of the wrong shape: bn1.weight (63,) instead of (64,)")
+
+
+@pytest.mark.parametrize("key", ["conv1.weight", "head.0.weight", "transition3.3.0.1.bias"])
+def test_one_missing_key_is_enough(hrnet98, key):
+    state = {k: v for k, v in hrnet98.items() if k != key}
+    assert f"1 keys do not fit the model; 1 missing: {key}" in refusal(state)
+
+
+def test_a_cut_off_head_is_no_backbone(hrnet98):
+    state = {key: value for key, value in hrnet98.items() if not key.startswith("head.3")}
+    assert "6 unknown: head.0.bias, head.0.weight" in refusal(state)
+
+
+def test_a_graph_head_has_to_fit_too(hrnet98, graph98):
+    where = {"graph_source": "graph.pth"}
+    lacking = {k: v for k, v in graph98.items() if k != "gcn_layers.1.w2"}
+    assert "graph.pth: " in refusal(hrnet98, graph_state=lacking, **where)
+    assert "gcn_layers.1.w2" in refusal(hrnet98, graph_state=lacking, **where)
+    more = graph98 | {"gcn_layers.3.w1": np.ones((2, 2), np.float32)}
+    assert "1 unknown: gcn_layers.3.w1" in refusal(hrnet98, graph_state=more, **where)
+    other = graph98 | {"optimizer": np.ones(1, np.float32)}
+    assert "1 not of the graph head: optimizer" in refusal(hrnet98, graph_state=other, **where)
+    assert "graph.pth: no LCGCN graph head" in refusal(hrnet98, graph_state=hrnet98, **where)
+
+
+def test_another_size_of_hrnet_does_not_fit(hrnet98):
+    with pytest.raises(InputError, match=r"weights\.pth: \d+ keys do not fit the model"):
+        imported(hrnet98, arch="w18-small-v2")
+
+
+def test_another_number_of_points_is_said_first(hrnet98):
+    with pytest.raises(InputError, match=r"weights\.pth: .* 98 landmarks, and ibug68 has 68"):
+        imported(hrnet98, scheme=IBUG68)
+
+
+def test_a_file_of_something_else_is_refused(graph98):
+    said = refusal({"fc.weight": np.ones((2, 2), np.float32)})
+    assert said == "weights.pth: no HRNet in it; among its 1 keys: fc.weight"
+    assert "no HRNet in it" in refusal(graph98)
+
+
+def test_two_models_in_one_file_are_refused(hrnet98):
+    twice = {prefix + key: value for key, value in hrnet98.items() for prefix in ("a.", "b.")}
+    assert "more than once, under 'a.', 'b.'" in refusal(twice)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_export_is_import_backwards(lcgcn, parity, hrnet98, graph98, graph):
+    state = export_weights(lcgcn.bundle, graph=graph, source="bundle")
+    keys = parity.keys("hrnet_face_98") | (parity.keys("lcgcn_head_98") if graph else {})
+    assert {key: list(value.shape) for key, value in state.items()} == keys
+    assert_same_weights(
+        {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+        hrnet98 | (graph98 if graph else {}),
+    )
+    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    if graph:
+        assert_same_weights(imported(state).bundle.weights, lcgcn.bundle.weights)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("activation", "relu"), ("mlp_output", "linear"), ("norm", "layer")]
+)
+def test_a_graph_that_the_authors_code_cannot_hold_is_not_exported(lcgcn, field, value):
+    model = dict(lcgcn.bundle.model)
+    model["graph"] = model["graph"] | {field: value, "gcn_widths": [64, 16, 2]}
+    bundle = dataclasses.replace(lcgcn.bundle, model=model)
+    message = rf"bundle: PyTorch code .* this one has {field}='{value}'; --heatmap_only"
+    with pytest.raises(InputError, match=message):
+        export_weights(bundle, graph=True, source="bundle")
+    assert export_weights(bundle, graph=False, source="bundle")
+
+
+def test_a_bias_that_the_authors_blocks_lack_is_not_dropped(lcgcn):
+    weights = dict(lcgcn.bundle.weights) | {"graph.blocks.1.bias": np.ones(16, np.float32)}
+    bundle = dataclasses.replace(lcgcn.bundle, weights=weights)
+    with pytest.raises(InputError, match="a bias in its blocks"):
+        export_weights(bundle, graph=True, source="bundle")
+
+
+def test_another_heatmap_model_is_not_exported(face):
+    model = dict(face.bundle.model) | {"heatmap": {"name": "toy"}}
+    with pytest.raises(InputError, match="bundle: only HRNet"):
+        export_weights(dataclasses.replace(face.bundle, model=model), graph=False, source="bundle")
+
+
+def test_every_hrnet_can_be_named():
+    assert set(torch_weights.TORCH_ARCHS) == {
+        "hrnet_w18",
+        "hrnet_w32",
+        "hrnet_w48",
+        "hrnet_w18_small_v1",
+        "hrnet_w18_small_v2",
+    }

@@ -4,10 +4,12 @@
     lcgcn train --config configs/wflw_hrnet18.py --workdir runs/wflw_hrnet18
 
 Data: WFLW's 7,500 training faces, about a tenth of them kept for validation. 60 epochs at batch 16,
-focal loss, quarter-offset decoding as in HRNet's own code. Time on an accelerator: not measured.
+MSE on linear heatmaps and quarter-offset decoding, as in HRNet's own code. Time on an accelerator: not
+measured.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 12 epochs
-(see `training.config.reduce_for_cpu`).
+(see `training.config.reduce_for_cpu`), and with focal loss on a sigmoid, which learns faster: in a prototype,
+validation NME was 5.8 % after 4 epochs, and 17.0 % with MSE.
 """
 
 import ml_collections
@@ -19,8 +21,12 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = default_config()
     config.model.graph = None
     config.model.decode = "quarter"
+    config.model.heatmap.activation = "linear"
+    config.loss.heatmap = "mse"
     config.train.mode = "heatmap_only"
     set_epochs(config, faces=6750, epochs=60, eval_every=2)
     if parse_argument(argument, ["small"]) == "small":
+        config.model.heatmap.activation = "sigmoid"
+        config.loss.heatmap = "focal"
         reduce_for_cpu(config, faces=6750, epochs=12)
     return config

@@ -17,6 +17,9 @@ PerLandmark = Float[Array, "b k"]
 
 DECODERS = ("argmax", "quarter", "dark", "soft")
 
+ACTIVATIONS = ("sigmoid", "linear")
+"""What makes a model's outputs heat, 0..1: a sigmoid, or nothing, as where HRNet regresses it by MSE."""
+
 _WINDOW = 2  # cells on each side of the peak that sub-pixel decoding looks at
 _DARK_SIGMA = 1.0  # smoothing before DARK's Taylor step, in cells; cf. the targets' sigma
 
@@ -43,15 +46,25 @@ def encode(
     return jnp.einsum("bky,bkx->byxk", gauss_y, gauss_x)
 
 
-def decode(logits: Heatmaps, method: str) -> tuple[Cells, PerLandmark]:
+def activate(logits: Heatmaps, activation: str) -> Heatmaps:
+    """Heat, which the targets are of, from a model's outputs; a `linear` one's may leave 0..1."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; use one of {', '.join(ACTIVATIONS)}")
+    return jax.nn.sigmoid(logits) if activation == "sigmoid" else logits
+
+
+def decode(
+    logits: Heatmaps, method: str, *, activation: str = "sigmoid"
+) -> tuple[Cells, PerLandmark]:
     """Position and confidence of each heatmap's peak.
 
     Args:
-      logits: heatmaps before the sigmoid.
+      logits: heatmaps before the activation.
       method: `argmax` (the paper): centre of the highest cell. `quarter`: moved a quarter cell towards
         the higher neighbour on each axis. `dark`: a Newton step on the smoothed log-heatmap (Zhang et
         al. 2020, eq. 7). `soft`: mean of the 5 x 5 cells around the peak weighted by their
         probabilities; gradients flow through it.
+      activation: one of `ACTIVATIONS`; linear heat counts as a probability, cut to 0..1.
 
     Returns:
       Points in cells and confidences, the highest probability of each map.
@@ -62,15 +75,16 @@ def decode(logits: Heatmaps, method: str) -> tuple[Cells, PerLandmark]:
     _, hh, hw, _ = logits.shape
     cell = _highest_cell(logits)
     centre = cell.astype(jnp.float32)
-    confidence = jax.nn.sigmoid(_cells_at(logits, cell)[..., 0])
+    heat = activate(logits, activation)
+    if activation == "linear":
+        heat = jnp.maximum(heat, 0.0)  # above 1 the peak keeps its shape
+    confidence = jnp.minimum(_cells_at(heat, cell)[..., 0], 1.0)
     if method == "argmax":
         return centre, confidence
     if method == "dark":
         # Smoothing once more takes the noise out of the second derivatives.
-        maps = jnp.log(jnp.maximum(_smooth(jax.nn.sigmoid(logits)), 1e-10))
-    else:
-        maps = jax.nn.sigmoid(logits)
-    window = _window_at(maps, cell)
+        heat = jnp.log(jnp.maximum(_smooth(heat), 1e-10))
+    window = _window_at(heat, cell)
     if method == "soft":
         return centre + _mean_offset(window, cell, (hh, hw)), confidence
     gradient, hessian = _derivatives(window)

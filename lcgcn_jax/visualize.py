@@ -16,6 +16,17 @@ Image = UInt8[np.ndarray, "h w 3"]
 
 TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
+LOSSES = {
+    "loss": "total",
+    "focal": "focal",
+    "mse": "MSE",
+    "adaptive_wing": "Adaptive Wing",
+    "l1": "L1 (part of the crop)",
+    "smooth_l1": "smooth L1",
+    "wing": "Wing",
+}
+"""Training losses in the metric log -> what `plot_curves` calls them."""
+
 _SHIFT = 4  # OpenCV draws at 1/16 pixel
 
 
@@ -123,7 +134,7 @@ def plot_curves(rows: Sequence[dict[str, int | float]]) -> matplotlib.figure.Fig
     """
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     loss_axes, nme_axes = figure.subplots(1, 2)
-    for name, text in (("loss", "total"), ("focal", "focal"), ("l1", "L1 (part of the crop)")):
+    for name, text in LOSSES.items():
         points = [(r["step"], r[f"train/{name}"]) for r in rows if f"train/{name}" in r]
         if points:
             loss_axes.plot(*zip(*points, strict=True), label=text, linewidth=1)

@@ -165,3 +165,30 @@ def test_bilinear_reading_weighs_all_four_corners():
     maps = jnp.array([[1.0, 2.0], [4.0, 16.0]])[None, :, :, None]
     read = sample(maps, jnp.array([[[0.25, 0.5]]]), bilinear=True)
     assert read.item() == 0.5 * (0.75 * 1 + 0.25 * 2) + 0.5 * (0.75 * 4 + 0.25 * 16)
+
+
+@pytest.mark.parametrize("method", DECODERS)
+def test_linear_heat_decodes_as_its_probabilities_do(method):
+    points = jnp.array([[[8.3, 9.2], [5.6, 6.4]]])
+    heat = jnp.clip(0.9 * encode(points, (H, W), sigma=1.5, subpixel=True), 1e-6, None)
+    logits = jnp.log(heat / (1 - heat))
+    expected = decode(logits, method)
+    given = decode(heat, method, activation="linear")
+    for a, b in zip(given, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", DECODERS)
+def test_linear_heat_out_of_0_to_1_is_cut(method):
+    heat = 1.5 * encode(jnp.array([[[8.0, 9.0]]]), (H, W), sigma=1.0) - 0.1
+    cells, confidence = decode(heat, method, activation="linear")
+    np.testing.assert_allclose(cells[0, 0], [8, 9], atol=1e-3)
+    assert confidence[0, 0] == 1.0
+    nothing, confidence = decode(jnp.full((1, H, W, 1), -0.2), method, activation="linear")
+    assert np.isfinite(nothing).all()
+    assert confidence[0, 0] == 0.0
+
+
+def test_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="'tanh'; use one of sigmoid, linear"):
+        decode(jnp.zeros((1, H, W, 1)), "argmax", activation="tanh")

@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from lcgcn_jax.commands.main import use_compilation_cache
+from lcgcn_jax.data.augment import DEGRADATIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import load
-from lcgcn_jax.training.evaluation import report, split_errors, with_flip_test
+from lcgcn_jax.training.evaluation import (
+    report,
+    split_errors,
+    with_flip_test,
+    write_face_errors,
+)
 
 
 def add_parser(subparsers) -> None:
@@ -33,9 +39,23 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--flip_test", action="store_true", help="average over the crop and its mirror image"
     )
+    parser.add_argument(
+        "--degrade",
+        choices=DEGRADATIONS,
+        default="none",
+        help="damage every crop, by its name's seed: occlude (one or two rectangles with sides of "
+        "23-47 %% of the crop, one random colour with noise of sigma 15), blur (Gaussian, sigma "
+        "1.6-3.9 %% of the crop's side), dark (grey levels times 0.15-0.5), noise (Gaussian, sigma "
+        "5-25 grey levels); %(default)s",
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="faces at a time (%(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    parser.add_argument("--overwrite", action="store_true", help="replace that file")
+    parser.add_argument(
+        "--per_face",
+        type=Path,
+        help="CSV to write every face's NME to: name, heatmap, graph; in %%",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace these files")
     parser.set_defaults(run=run)
 
 
@@ -45,8 +65,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       InputError: model or data cannot be used, or do not fit each other.
     """
-    if args.json is not None and args.json.exists() and not args.overwrite:
-        raise InputError(f"{args.json}: already exists; choose another file or give --overwrite")
+    outputs = [path for path in (args.json, args.per_face) if path is not None]
+    for path in outputs:
+        if path.exists() and not args.overwrite:
+            raise InputError(f"{path}: already exists; choose another file or give --overwrite")
     if args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}: has to be at least 1")
     use_compilation_cache()
@@ -63,15 +85,20 @@ def run(args: argparse.Namespace) -> int:
         image_size=model.image_size,
         batch_size=args.batch_size,
         box=args.boxes,
+        degrade=args.degrade,
     )
-    result = report(dataset, args.split, errors, boxes=args.boxes)
+    result = report(dataset, args.split, errors, boxes=args.boxes, degrade=args.degrade)
     print(
         f"{result['dataset']} {args.split}, boxes: {args.boxes}, "
         f"flip test: {'yes' if args.flip_test else 'no'}"
+        + ("" if args.degrade == "none" else f", degraded: {args.degrade}")
     )
     print(format_table(result))
+    for path in outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if args.per_face is not None:
+        write_face_errors(args.per_face, dataset, args.split, errors)
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 

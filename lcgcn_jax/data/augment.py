@@ -5,6 +5,7 @@ All geometry is one affine and one warp from the stored picture. Landmarks that 
 """
 
 import dataclasses
+import zlib
 from typing import Any
 
 import cv2
@@ -77,13 +78,31 @@ class AugmentConfig:
         )
 
 
-def crop_face(record: Record, size: int, box: str = "gt") -> dict[str, Any]:
+DEGRADATIONS = {
+    "none": AugmentConfig.none(),
+    "occlude": dataclasses.replace(AugmentConfig.none(), occlusion=1.0),
+    "blur": dataclasses.replace(AugmentConfig.none(), blur=1.0),
+    "dark": dataclasses.replace(AugmentConfig.none(), darkness=1.0),
+    "noise": dataclasses.replace(AugmentConfig.none(), noise=1.0),
+}
+"""Damage to evaluate under -> the one damage that every face gets.
+
+- `occlude`: one or two rectangles with sides of 23-47 % of the crop, of one random colour with noise of
+  sigma 15.
+- `blur`: Gaussian, sigma 1.6-3.9 % of the crop's side.
+- `dark`: all grey levels times 0.15-0.5.
+- `noise`: Gaussian, sigma 5-25 grey levels.
+"""
+
+
+def crop_face(record: Record, size: int, box: str = "gt", degrade: str = "none") -> dict[str, Any]:
     """The crop of a face for evaluation, with all that carries its landmarks back.
 
     Args:
       record: an element of a `FaceSource`.
       size: side of the crop, in pixels.
       box: the box to crop around: `gt` (around the true landmarks) or `rect` (the data's own).
+      degrade: one of `DEGRADATIONS`. Its chances depend on the face's name alone.
 
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
@@ -92,18 +111,22 @@ def crop_face(record: Record, size: int, box: str = "gt") -> dict[str, Any]:
       `subset`, text.
 
     Raises:
-      InputError: the data has no such box.
+      InputError: the data has no such box, or there is no such degradation.
     """
     if box not in BOXES:
         raise InputError(f"unknown face box {box!r}; use one of {', '.join(BOXES)}")
+    if degrade not in DEGRADATIONS:
+        raise InputError(f"unknown degradation {degrade!r}; use one of {', '.join(DEGRADATIONS)}")
     face_box = record[BOXES[box]].astype(np.float64)
     if not np.isfinite(face_box).all():
         raise InputError(f"{record['name']}: the data provides no face box; use the box 'gt'")
     to_crop = geometry.crop_transform(face_box, size)
     to_source = record["to_source"].astype(np.float64)
     landmarks = record["landmarks"].astype(np.float64)
+    image = geometry.warp(decode_image(record["image"]), to_crop, size)
+    rng = np.random.default_rng(zlib.crc32(record["name"].encode()))
     return {
-        "image": geometry.warp(decode_image(record["image"]), to_crop, size),
+        "image": damage(image, DEGRADATIONS[degrade], rng),
         "landmarks": geometry.transform_points(to_crop, landmarks).astype(np.float32),
         "visible": record["visible"],
         "crop_to_source": geometry.compose(to_source, geometry.invert(to_crop)),

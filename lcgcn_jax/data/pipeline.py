@@ -145,6 +145,7 @@ def eval_batches(
     image_size: int,
     batch_size: int,
     box: str = "gt",
+    degrade: str = "none",
     num_threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
@@ -160,6 +161,7 @@ def eval_batches(
       image_size: side of the crops, in pixels.
       batch_size: faces in a global batch, over all processes.
       box: face box to crop around, as in `crop_face`.
+      degrade: what to damage the crops with, as in `crop_face`.
       num_threads: threads that make batches.
       process_index: which part of each global batch this process gets.
       process_count: number of parts.
@@ -169,15 +171,15 @@ def eval_batches(
       `record` int64 [b] and `mask` bool [b].
 
     Raises:
-      InputError: the dataset has no such split, or no such box.
+      InputError: the dataset has no such split or box, or there is no such degradation.
       ValueError: `batch_size` cannot be shared out evenly.
     """
     source = dataset.source(split)
     part = _part_size(batch_size, process_count)
     # A missing box should stop the caller here, not a thread later.
-    crop_face(source[0], image_size, box)
+    crop_face(source[0], image_size, box, degrade)
     padded = -(-len(source) // batch_size) * batch_size
-    make = functools.partial(_evaluation_face, source, image_size, box)
+    make = functools.partial(_evaluation_face, source, image_size, box, degrade)
     faces = grain.MapDataset.range(padded).map(make)
     batches = faces.batch(part)[process_index::process_count]
     _one_opencv_thread()
@@ -205,10 +207,10 @@ def _training_face(
 
 
 def _evaluation_face(
-    source: FaceSource, image_size: int, box: str, position: int
+    source: FaceSource, image_size: int, box: str, degrade: str, position: int
 ) -> dict[str, Any]:
     record = min(position, len(source) - 1)
-    face = crop_face(source[record], image_size, box)
+    face = crop_face(source[record], image_size, box, degrade)
     return face | {"record": np.int64(record), "mask": np.bool_(position < len(source))}
 
 

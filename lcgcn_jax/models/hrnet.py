@@ -8,10 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, normal_init, upsample_bilinear
-
-PRIOR_BIAS = -2.19
-"""Bias of the last layer: every cell starts at a probability of 0.1, or the focal loss diverges."""
+from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, heatmap_conv, upsample_bilinear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +47,7 @@ class HRNet(nnx.Module):
       num_landmarks: k.
       features: what is handed on as features: `concat`, the four branches at stride 4 (270 channels
         for w18), or `head`, the same after the head's 1x1 convolution, BatchNorm and ReLU.
+      activation: what the logits are meant for, one of `heatmaps.ACTIVATIONS`.
       bn_momentum: part of the running statistics kept a step.
       dtype: what is computed in.
       rngs: for the initial weights.
@@ -64,6 +62,7 @@ class HRNet(nnx.Module):
         num_landmarks: int,
         *,
         features: str = "concat",
+        activation: str = "sigmoid",
         bn_momentum: float = 0.99,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -74,7 +73,7 @@ class HRNet(nnx.Module):
             raise ValueError(f"unknown features {features!r}; use 'concat' or 'head'")
         size = ARCHS[arch]
         make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
-        self.features = features
+        self.features, self.activation = features, activation
         self.stem1 = ConvBN(3, 64, 3, stride=2, **make)
         self.stem2 = ConvBN(64, 64, 3, stride=2, **make)
         wide = 4 * size.bottleneck_width
@@ -96,15 +95,8 @@ class HRNet(nnx.Module):
             self.feature_channels, self.feature_channels, 1, use_bias=True, dtype=dtype, rngs=rngs
         )
         self.head_bn = BatchNorm(self.feature_channels, **make)
-        self.head_out = Conv(
-            self.feature_channels,
-            num_landmarks,
-            1,
-            use_bias=True,
-            kernel_init=normal_init(0.001),
-            bias_init=PRIOR_BIAS,
-            dtype=dtype,
-            rngs=rngs,
+        self.head_out = heatmap_conv(
+            self.feature_channels, num_landmarks, activation, dtype=dtype, rngs=rngs
         )
 
     def __call__(

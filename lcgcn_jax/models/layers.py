@@ -15,6 +15,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lcgcn_jax.heatmaps import ACTIVATIONS
+
+PRIOR_BIAS = -2.19
+"""Bias before a sigmoid: every cell starts at a probability of 0.1, or the focal loss diverges."""
+
 Images = Float[Array, "b h w i"]
 Outputs = Float[Array, "b hh hw o"]
 
@@ -148,6 +153,28 @@ class ConvBN(nnx.Module):
 
     def __call__(self, x: Images, *, train: bool) -> Outputs:
         return self.bn(self.conv(x), train=train)
+
+
+def heatmap_conv(
+    inputs: int, num_landmarks: int, activation: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> Conv:
+    """A heatmap model's last layer: 1x1, starting at `PRIOR_BIAS`, or at 0 if linear.
+
+    Raises:
+      ValueError: not one of `heatmaps.ACTIVATIONS`.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; use one of {', '.join(ACTIVATIONS)}")
+    return Conv(
+        inputs,
+        num_landmarks,
+        1,
+        use_bias=True,
+        kernel_init=normal_init(0.001),
+        bias_init=PRIOR_BIAS if activation == "sigmoid" else 0.0,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 NORMS = ("batch", "layer", "none")

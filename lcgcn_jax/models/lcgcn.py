@@ -95,7 +95,7 @@ class LCGCNOutput:
     """What the model says of a batch of face crops.
 
     Attributes:
-      heatmap_logits: heatmaps before the sigmoid.
+      heatmap_logits: heatmaps before the activation, a sigmoid unless the model is `linear`.
       heatmap_landmarks: the heatmap stage's landmarks, in crop pixels.
       confidence: probability at each heatmap's peak.
       edges: the graph's edges, row i being those into landmark i; None without a graph.
@@ -200,7 +200,7 @@ class LCGCN(nnx.Module):
     """A heatmap model and, unless `graph` is None, the graph head on its peaks.
 
     Args:
-      heatmap_model: images to (logits, features); has `stride` and `feature_channels`.
+      heatmap_model: images to (logits, features); see `registry.register_heatmap_model`.
       num_landmarks: k.
       decode: how peaks become initial landmarks, one of `heatmaps.DECODERS`; the paper: `argmax`.
       graph: the graph head's options; None for a heatmap model alone.
@@ -223,6 +223,7 @@ class LCGCN(nnx.Module):
                 f"model.decode: {decode!r} is not available; use one of {', '.join(heatmaps.DECODERS)}"
             )
         self.heatmap_model = heatmap_model
+        self.activation = getattr(heatmap_model, "activation", "sigmoid")
         self.decode = decode
         self.graph = (
             None
@@ -257,7 +258,7 @@ class LCGCN(nnx.Module):
         if train_graph and not train_heatmap:
             logits, features = jax.lax.stop_gradient((logits, features))
         logits = logits.astype(jnp.float32)
-        cells, confidence = heatmaps.decode(logits, self.decode)
+        cells, confidence = heatmaps.decode(logits, self.decode, activation=self.activation)
         initial = heatmap_to_input(cells, stride)
         if self.graph is None:
             return LCGCNOutput(logits, initial, confidence, None, initial)

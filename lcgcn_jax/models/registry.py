@@ -17,12 +17,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
 from lcgcn_jax.models.lcgcn import LCGCN, GraphConfig
 
 HeatmapModelFactory = Callable[..., nnx.Module]
 
-_HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {"hrnet": HRNet}
+_HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {
+    "hrnet": HRNet,
+    "hourglass": StackedHourglass,
+}
 
 
 def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
@@ -32,7 +36,8 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
       name: its name in configs.
       factory: `factory(num_landmarks=, bn_momentum=, dtype=, rngs=, **options)` gives a module that maps
         images `[b h w 3]` (keyword `train`) to logits `[b hh hw k]` and features `[b hh hw c]`, with
-        attributes `stride` (input pixels a cell) and `feature_channels` (c). The options are the other
+        attributes `stride` (input pixels a cell) and `feature_channels` (c) and, where the logits are
+        not for a sigmoid, `activation` (one of `heatmaps.ACTIVATIONS`). The options are the other
         fields of `model.heatmap`.
 
     Raises:

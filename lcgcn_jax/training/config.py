@@ -33,8 +33,10 @@ def default_config() -> ml_collections.ConfigDict:
     - `model.heatmap`: `name` and options of a heatmap model. `model.decode`: see `heatmaps.decode`.
       `model.graph`: see `GraphConfig`; None for a heatmap model alone.
       `model.bn_momentum`: part of BatchNorm's running statistics kept a step.
-    - `loss.sigma`: of the target heatmaps, in cells. `loss.coordinate_weight` and `loss.heatmap_weight`:
-      the paper's lambda1 and lambda2.
+    - `loss.sigma`: of the target heatmaps, in cells. `loss.heatmap`: `focal` (the paper), `mse` or
+      `adaptive_wing`, of a sigmoid or, with `model.heatmap.activation` `linear`, of the outputs
+      themselves. `loss.coordinate`: `l1` (the paper), `smooth_l1` or `wing`; see `steps.total_loss`.
+      `loss.coordinate_weight` and `loss.heatmap_weight`: the paper's lambda1 and lambda2.
     - `optimizer`: see `training.optimizer`.
     - `train.mode`: `joint`, `frozen` (the heatmap model does not train) or `heatmap_only`.
     - `train.steps`, `train.batch_size` (over all devices), `train.dtype` (`float32`, `bfloat16`, or
@@ -57,12 +59,23 @@ def default_config() -> ml_collections.ConfigDict:
                 "augment": dataclasses.asdict(AugmentConfig()),
             },
             "model": {
-                "heatmap": {"name": "hrnet", "arch": "w18", "features": "concat"},
+                "heatmap": {
+                    "name": "hrnet",
+                    "arch": "w18",
+                    "features": "concat",
+                    "activation": "sigmoid",
+                },
                 "decode": "argmax",
                 "graph": dataclasses.asdict(GraphConfig()),
                 "bn_momentum": 0.99,
             },
-            "loss": {"sigma": 1.5, "coordinate_weight": 1.0, "heatmap_weight": 1.0},
+            "loss": {
+                "sigma": 1.5,
+                "heatmap": "focal",
+                "coordinate": "l1",
+                "coordinate_weight": 1.0,
+                "heatmap_weight": 1.0,
+            },
             "optimizer": {
                 "learning_rate": {"heatmap": 1e-4, "graph": 1e-3},
                 "schedule": "step",
@@ -89,9 +102,9 @@ def default_config() -> ml_collections.ConfigDict:
 def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int) -> None:
     """Turns a full-size configuration into one for two CPU cores, trained from scratch at 128 px.
 
-    HRNet-W18-small-v1, batch 16, a higher learning rate with warm-up and cosine decay, a moving average
-    of the weights; and, since a cell of the 32 x 32 maps is 4 pixels, sub-pixel decoding, and a graph
-    that refines instead of replacing it.
+    HRNet-W18-small-v1 (another heatmap model stays as it is), batch 16, a higher learning rate with
+    warm-up and cosine decay, a moving average of the weights; and, since a cell of the 32 x 32 maps is 4
+    pixels, sub-pixel decoding, and a graph that refines instead of replacing it.
 
     Args:
       config: changed in place.
@@ -99,7 +112,8 @@ def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int
       epochs: how often each is seen.
     """
     config.data.image_size = 128
-    config.model.heatmap.arch = "w18-small-v1"
+    if config.model.heatmap.name == "hrnet":
+        config.model.heatmap.arch = "w18-small-v1"
     config.model.bn_momentum = 0.95
     config.model.decode = "dark"
     if config.model.graph is not None:

@@ -30,7 +30,7 @@ from lcgcn_jax.training.evaluation import SplitErrors, split_errors
 from lcgcn_jax.training.metric_writer import MetricWriter
 from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, trained_names
 from lcgcn_jax.training.state import TrainState, create_state
-from lcgcn_jax.training.steps import make_predict_step, make_train_step
+from lcgcn_jax.training.steps import check_losses, make_predict_step, make_train_step
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -67,15 +67,15 @@ class Training:
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         sharding.check_batch_size(config.train.batch_size, self.mesh)
         self.dataset = _open_data(config)
-        self._claim_workdir()
-        self.graphdef, params, batch_stats = split_weights(
-            create_model(
-                config.model.to_dict(),
-                self.dataset.scheme.num_landmarks,
-                dtype=compute_dtype(config.train.dtype),
-                rngs=nnx.Rngs(config.seed),
-            )
+        model = create_model(
+            config.model.to_dict(),
+            self.dataset.scheme.num_landmarks,
+            dtype=compute_dtype(config.train.dtype),
+            rngs=nnx.Rngs(config.seed),
         )
+        check_losses(config.loss.to_dict(), model.activation)
+        self._claim_workdir()
+        self.graphdef, params, batch_stats = split_weights(model)
         if config.init_from:
             params, batch_stats = _initial_weights(config, params, batch_stats)
         mode = config.train.mode

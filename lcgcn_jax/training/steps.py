@@ -1,5 +1,6 @@
 """Pure functions of one training step and of prediction; `sharding` compiles them."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from lcgcn_jax import heatmaps, losses
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
 from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights
@@ -20,6 +22,36 @@ Batch = dict[str, Array]
 Scalars = dict[str, Float[Array, ""]]
 
 
+HEATMAP_LOSSES = ("focal", "mse", "adaptive_wing")
+COORDINATE_LOSSES = {"l1": losses.l1, "smooth_l1": losses.smooth_l1, "wing": losses.wing}
+
+_FRAME = 256  # px; the side of the crops in whose pixels Wing's and smooth L1's constants are
+
+
+def check_losses(config: Mapping[str, Any], activation: str) -> None:
+    """Refuses losses that are not there, or do not fit the model.
+
+    Args:
+      config: as `total_loss` takes it.
+      activation: the model's, one of `heatmaps.ACTIVATIONS`.
+
+    Raises:
+      InputError: with the names that there are.
+    """
+    for field, known in (("heatmap", HEATMAP_LOSSES), ("coordinate", COORDINATE_LOSSES)):
+        if config[field] not in known:
+            near = difflib.get_close_matches(config[field], known, n=1, cutoff=0.0)
+            raise InputError(
+                f"config loss.{field}: unknown loss {config[field]!r}; did you mean {near[0]!r}? "
+                f"There are {', '.join(known)}"
+            )
+    if config["heatmap"] == "focal" and activation != "sigmoid":
+        raise InputError(
+            f"config loss.heatmap: focal is for a sigmoid, but model.heatmap.activation is "
+            f"{activation!r}; use mse or adaptive_wing"
+        )
+
+
 def total_loss(
     output: LCGCNOutput,
     landmarks: Float[Array, "b k 2"],
@@ -28,30 +60,44 @@ def total_loss(
     config: Mapping[str, Any],
     groups: tuple[str, ...],
     size: int,
+    activation: str = "sigmoid",
 ) -> tuple[Float[Array, ""], Scalars]:
-    """The paper's L = lambda1 L1 + lambda2 focal, of the stages that train.
+    """The paper's L = lambda1 L1 + lambda2 focal, or others in their place, of the stages that train.
 
     Args:
       output: what the model said.
       landmarks: the truth, in crop pixels.
       visible: which of them are annotated.
-      config: `sigma` (cells), `coordinate_weight` (lambda1) and `heatmap_weight` (lambda2).
+      config: `sigma` (cells), `heatmap` (one of `HEATMAP_LOSSES`), `coordinate` (one of
+        `COORDINATE_LOSSES`), `coordinate_weight` (lambda1) and `heatmap_weight` (lambda2).
       groups: the groups that train.
-      size: side of the crops; the L1 is in parts of it, like the graph's coordinates.
+      size: side of the crops. Coordinate losses are taken in pixels of a crop of 256 px, where the
+        constants of Wing and smooth L1 belong, and are then divided by 256: large errors count as much
+        in all of them, and the L1 is in parts of the crop, like the graph's coordinates.
+      activation: the model's, one of `heatmaps.ACTIVATIONS`.
 
     Returns:
       The loss, and its parts by name before weighting.
     """
     parts, total = {}, jnp.zeros((), jnp.float32)
     if "heatmap" in groups:
-        hh, hw = output.heatmap_logits.shape[1:3]
+        name = config["heatmap"]
+        logits = output.heatmap_logits
+        hh, hw = logits.shape[1:3]
         cells = input_to_heatmap(landmarks, size / hw)
         targets = heatmaps.encode(cells, (hh, hw), sigma=config["sigma"])
-        parts["focal"] = losses.focal(output.heatmap_logits, targets, visible)
-        total = total + config["heatmap_weight"] * parts["focal"]
+        if name == "focal":
+            parts[name] = losses.focal(logits, targets, visible)
+        else:
+            loss = losses.mse if name == "mse" else losses.adaptive_wing
+            parts[name] = loss(heatmaps.activate(logits, activation), targets, visible)
+        total = total + config["heatmap_weight"] * parts[name]
     if "graph" in groups:
-        parts["l1"] = losses.l1(output.landmarks / size, landmarks / size, visible)
-        total = total + config["coordinate_weight"] * parts["l1"]
+        name = config["coordinate"]
+        scale = _FRAME / size
+        loss = COORDINATE_LOSSES[name](output.landmarks * scale, landmarks * scale, visible)
+        parts[name] = loss / _FRAME
+        total = total + config["coordinate_weight"] * parts[name]
     return total, parts
 
 
@@ -86,6 +132,7 @@ def make_train_step(
             config=loss_config,
             groups=groups,
             size=batch["image"].shape[2],
+            activation=model.activation,
         )
         return total, (parts, batch_stats_of(model))
 

@@ -1,8 +1,11 @@
+import csv
 import json
 
+import numpy as np
 import pytest
 
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.data.dataset import open_dataset
 
 SUBSETS = ["pose", "expression", "illumination", "make_up", "occlusion", "blur"]
 
@@ -51,6 +54,40 @@ def test_flip_test_and_provided_boxes_change_the_result(
     assert len(figures) == 3
 
 
+def test_degraded_faces_are_said_to_be_so(evaluated, small_run, synthetic98, tmp_path, capsys):
+    _, plain = evaluated
+    assert "degrade" not in plain
+    base = ["--model", small_run, "--data", synthetic98, "--split", "test", "--batch_size", 8]
+    figures = [plain["stages"]["graph"]["nme"]]
+    for i, extra in enumerate(([], ["--flip_test"])):
+        path = tmp_path / f"{i}.json"
+        assert (
+            main(["eval", *map(str, [*base, "--degrade", "occlude", "--json", path, *extra])]) == 0
+        )
+        result = json.loads(path.read_text())
+        assert result["degrade"] == "occlude"
+        assert set(result) == set(plain) | {"degrade"}
+        figures.append(result["stages"]["graph"]["nme"])
+    assert "degraded: occlude" in capsys.readouterr().out
+    assert len({round(value, 6) for value in figures}) == 3
+
+
+def test_errors_of_every_face_are_those_of_the_report(evaluated, small_run, synthetic98, tmp_path):
+    _, result = evaluated
+    path = tmp_path / "new" / "faces.csv"
+    arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
+    arguments += ["--batch_size", 8, "--per_face", path]
+    assert main(["eval", *map(str, arguments)]) == 0
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["name", "heatmap", "graph"]
+    source = open_dataset(synthetic98).source("test")
+    assert [row["name"] for row in rows] == [source[i]["name"] for i in range(24)]
+    for stage in ("heatmap", "graph"):
+        mean = np.mean([float(row[stage]) for row in rows])
+        assert mean == pytest.approx(result["stages"][stage]["nme"], rel=1e-5)
+
+
 def test_wflw_checkpoint_on_300w_data_is_refused(refused, small_run, synthetic68):
     said = refused("eval", "--model", small_run, "--data", synthetic68, "--split", "common")
     assert f"{synthetic68}: 68 points (ibug68)" in said
@@ -65,6 +102,7 @@ def test_wflw_checkpoint_on_300w_data_is_refused(refused, small_run, synthetic68
         ({"--split": "tset"}, "no split 'tset'; there are train, validation, test"),
         ({"--split": "full"}, "no split 'common'"),
         ({"--batch_size": "0"}, "has to be at least 1"),
+        ({"--degrade": "fog"}, "invalid choice: 'fog'"),
     ],
 )
 def test_bad_input_is_refused(refused, small_run, synthetic98, changes, message):
@@ -84,6 +122,8 @@ def test_results_are_not_overwritten_unless_asked(refused, evaluated, small_run,
         "--json",
         path,
     ]
+    assert f"{path}: already exists" in refused("eval", *arguments)
+    arguments[-2] = "--per_face"
     assert f"{path}: already exists" in refused("eval", *arguments)
     assert json.loads(path.read_text()) == result
 

@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 
 from lcgcn_jax import geometry
-from lcgcn_jax.data.augment import AugmentConfig, augment_face, blur, crop_face, occlude
+from lcgcn_jax.data.augment import (
+    DEGRADATIONS,
+    AugmentConfig,
+    augment_face,
+    blur,
+    crop_face,
+    occlude,
+)
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -213,3 +220,46 @@ def test_damage_has_its_probability(kind):
         for i in range(60)
     )
     assert 18 < damaged < 42
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DEGRADATIONS if kind != "none"])
+def test_degraded_crops_depend_on_the_name_alone(kind):
+    image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    plain, none, first, again, other = (
+        crop_face(record_of(image, name=name), 48, "gt", degrade)
+        for name, degrade in [("a", "none"), ("b", "none"), ("a", kind), ("a", kind), ("b", kind)]
+    )
+    np.testing.assert_array_equal(plain["image"], none["image"])
+    np.testing.assert_array_equal(first["image"], again["image"])
+    assert not np.array_equal(first["image"], other["image"])
+    assert not np.array_equal(first["image"], plain["image"])
+    for field in ("landmarks", "visible", "crop_to_source", "source_landmarks"):
+        np.testing.assert_array_equal(first[field], plain[field])
+
+
+def test_degradations_are_as_strong_as_they_say():
+    size, names = 96, [f"face {i}" for i in range(60)]
+    image = np.random.default_rng(0).integers(60, 196, (300, 300, 3), np.uint8)
+    plain = crop_face(record_of(image), size)["image"].astype(float)
+
+    def crops(kind):
+        return [
+            crop_face(record_of(image, name=name), size, "gt", kind)["image"].astype(float)
+            for name in names
+        ]
+
+    factors = np.array([crop.mean() / plain.mean() for crop in crops("dark")])
+    np.testing.assert_allclose([factors.min(), factors.max()], [0.15, 0.5], atol=0.03)
+    sigmas = np.array([(crop - plain).std() for crop in crops("noise")])
+    np.testing.assert_allclose([sigmas.min(), sigmas.max()], [5, 25], atol=1.5)
+    covered = np.array([(crop != plain).any(axis=2).mean() for crop in crops("occlude")])
+    assert 0.22**2 < covered.min() < 0.35**2
+    assert 0.47**2 < covered.max() < 2 * 0.47**2
+    expected = [cv2.GaussianBlur(plain, (0, 0), size * part).std() for part in (0.016, 0.039)]
+    spreads = np.array([crop.std() for crop in crops("blur")])
+    np.testing.assert_allclose([spreads.max(), spreads.min()], expected, rtol=0.1)
+
+
+def test_unknown_degradation_is_refused():
+    with pytest.raises(InputError, match="unknown degradation 'fog'; use one of none, occlude"):
+        crop_face(record_of(spot(LANDMARKS[0])), 32, "gt", "fog")

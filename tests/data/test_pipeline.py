@@ -142,9 +142,25 @@ def test_evaluation_parts_of_processes_join_to_the_whole(faces):
     assert_same(whole, [join(group) for group in zip(*parts, strict=True)])
 
 
+def test_damage_does_not_depend_on_how_faces_are_batched(faces):
+    settings = {"image_size": 16, "degrade": "occlude"}
+    fours, ones = (
+        join(list(eval_batches(faces, "test", batch_size=size, **settings))) for size in (4, 1)
+    )
+    real = fours["mask"]
+    assert_same([{key: value[real] for key, value in fours.items()}], [ones])
+    last = join(list(eval_batches(faces, "train+test", batch_size=17, **settings)))
+    np.testing.assert_array_equal(last["image"][NUM_TRAIN:], ones["image"])
+    plain = join(list(eval_batches(faces, "test", image_size=16, batch_size=1)))
+    np.testing.assert_array_equal(plain["landmarks"], ones["landmarks"])
+    assert (plain["image"] != ones["image"]).any(axis=(1, 2, 3)).all()
+
+
 def test_a_missing_box_or_split_stops_the_caller(faces):
     with pytest.raises(InputError, match="no face box"):
         eval_batches(faces, "test", image_size=16, batch_size=4, box="rect")
+    with pytest.raises(InputError, match="unknown degradation 'fog'"):
+        eval_batches(faces, "test", image_size=16, batch_size=4, degrade="fog")
     with pytest.raises(InputError, match="no split 'common'; there are train, test"):
         eval_batches(faces, "common", image_size=16, batch_size=4)
     with pytest.raises(InputError, match="no split"):

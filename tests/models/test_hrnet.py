@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.models.bundles import abstract_weights
-from lcgcn_jax.models.hrnet import ARCHS, PRIOR_BIAS, HRNet
+from lcgcn_jax.models.hrnet import ARCHS, HRNet
+from lcgcn_jax.models.layers import PRIOR_BIAS
 from lcgcn_jax.models.weights import merge_weights
 
 # Channels of the concatenated branches; w18 itself is run at full size below.
@@ -64,6 +65,12 @@ def test_every_cell_starts_at_the_prior(small):
     assert abs(small.head_out.kernel[...]).max() < 0.01
 
 
+def test_linear_heat_starts_at_0():
+    model = nnx.jit(lambda: HRNet("w18-small-v1", 7, activation="linear", rngs=nnx.Rngs(0)))()
+    assert model.activation == "linear"
+    assert not model.head_out.bias[...].any()
+
+
 def test_weights_are_float32_whatever_is_computed_in():
     _, params, batch_stats = abstract_weights(
         model_config(arch="w18-small-v1"), 7, dtype=jnp.bfloat16
@@ -73,7 +80,11 @@ def test_weights_are_float32_whatever_is_computed_in():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"arch": "w19"}, r"'w19'.*w18-small-v1"), ({"features": "tail"}, r"'tail'.*'concat'")],
+    [
+        ({"arch": "w19"}, r"'w19'.*w18-small-v1"),
+        ({"features": "tail"}, r"'tail'.*'concat'"),
+        ({"activation": "tanh"}, r"'tanh'.*linear"),
+    ],
 )
 def test_unknown_options_are_refused(options, message):
     options = {"arch": "w18-small-v1", "num_landmarks": 3, "rngs": nnx.Rngs(0)} | options

@@ -9,7 +9,7 @@ from lcgcn_jax.training.config import (
     to_json,
 )
 
-CONFIGS = ("demo", "wflw_lcgcn", "w300_lcgcn", "w300_hrnet18", "wflw_hrnet18")
+CONFIGS = ("demo", "wflw_lcgcn", "w300_lcgcn", "w300_hrnet18", "wflw_hrnet18", "w300_hourglass")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

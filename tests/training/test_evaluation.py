@@ -7,11 +7,13 @@ import pytest
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.training.evaluation import (
+    SplitErrors,
     mean_face_errors,
     report,
     split_errors,
     subset_masks,
     with_flip_test,
+    write_face_errors,
 )
 
 
@@ -144,3 +146,12 @@ def test_flip_test_undoes_the_mirror(synthetic98):
 def test_mean_face_is_a_weak_but_sane_baseline(synthetic98):
     errors = mean_face_errors(open_dataset(synthetic98), "train", "test")
     assert 0.03 < errors.mean() < 0.4
+
+
+def test_a_model_without_graph_leaves_its_column_empty(synthetic98, tmp_path):
+    dataset = open_dataset(synthetic98)
+    errors = SplitErrors(np.linspace(0.01, 0.24, 24), None)
+    write_face_errors(tmp_path / "faces.csv", dataset, "test", errors)
+    lines = (tmp_path / "faces.csv").read_text().splitlines()
+    assert len(lines) == 25
+    assert lines[1] == f"{dataset.source('test')[0]['name']},1.000000,"

@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from lcgcn_jax import losses
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.heatmaps import encode
+from lcgcn_jax.models.hourglass import StackedHourglass, _double, _halve
+from lcgcn_jax.models.layers import PRIOR_BIAS
+from lcgcn_jax.models.registry import create_model
+from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weights
+
+K = 5
+CONFIG = {
+    "heatmap": {"name": "hourglass", "stacks": 2, "width": 16},
+    "decode": "soft",
+    "graph": {"embedding_widths": (8, 4), "sampling": "bilinear"},
+    "bn_momentum": 0.9,
+}
+
+
+@pytest.mark.parametrize("side", [64, 72, 128])
+@pytest.mark.parametrize("stacks", [1, 2, 3])
+def test_maps_and_features_are_at_stride_4(side, stacks):
+    def run():
+        model = StackedHourglass(K, stacks=stacks, width=16, rngs=nnx.Rngs(0))
+        return model(jnp.zeros((2, side, side + 32, 3)), train=False)
+
+    logits, features = nnx.eval_shape(run)
+    assert logits.shape == (2, side // 4, side // 4 + 8, K)
+    assert features.shape == (2, side // 4, side // 4 + 8, 16)
+
+
+def parameters(stacks, width):
+    model = nnx.eval_shape(
+        lambda: StackedHourglass(68, stacks=stacks, width=width, rngs=nnx.Rngs(0))
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def test_size_is_that_of_the_paper():
+    # The public 8-stack model of width 256 has about 25.6 million, 3.2 million a stack.
+    assert parameters(8, 256) == pytest.approx(25.6e6, rel=0.05)
+
+
+def test_bfloat16_is_computed_in_throughout():
+    def run():
+        model = StackedHourglass(K, width=16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        return model(jnp.zeros((1, 64, 64, 3)), train=True)
+
+    logits, features = nnx.eval_shape(run)
+    assert logits.dtype == features.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("side", [6, 7])
+def test_halving_and_doubling_keep_the_maxima_in_place(side):
+    x = np.random.default_rng(0).normal(size=(1, side, side, 2)).astype(np.float32)
+    halved = np.asarray(_halve(jnp.asarray(x)))
+    doubled = np.asarray(_double(jnp.asarray(halved), (side, side)))
+    assert doubled.shape == x.shape
+    for row in range(side):
+        for column in range(side):
+            top, left = row // 2 * 2, column // 2 * 2
+            window = x[0, top : top + 2, left : left + 2]
+            np.testing.assert_array_equal(doubled[0, row, column], window.max(axis=(0, 1)))
+
+
+def test_it_learns_under_the_graph():
+    """As any heatmap model: named in a config, with logits for a loss and features for the graph."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(2, 64, 64, 3)), jnp.float32)
+    points = jnp.asarray(rng.uniform(2, 13, (2, K, 2)), jnp.float32)
+    targets, visible = encode(points, (16, 16), sigma=1.5), jnp.ones((2, K), bool)
+    graphdef, params, batch_stats = split_weights(create_model(CONFIG, K, rngs=nnx.Rngs(0)))
+
+    optimizer = optax.adam(3e-3)
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, batch_stats, opt_state):
+        def loss_of(params):
+            model = merge_weights(graphdef, params, batch_stats)
+            output = model(images, train_heatmap=True, train_graph=True)
+            loss = losses.focal(output.heatmap_logits, targets, visible)
+            loss += losses.l1(output.landmarks / 64, (4 * points + 1.5) / 64, visible)
+            return loss, batch_stats_of(model)
+
+        (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes types
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return loss, gradient, optax.apply_updates(params, updates), batch_stats, opt_state
+
+    history = []
+    for _ in range(12):
+        loss, gradient, params, batch_stats, opt_state = step(params, batch_stats, opt_state)
+        history.append(float(loss))
+    assert np.isfinite(history).all()
+    assert history[-1] < 0.9 * history[0], history
+    # Each stack is part of the result.
+    reached = {n for n, g in gradient.items() if np.asarray(g).any()}
+    for stack in (0, 1):
+        assert any(n.startswith(f"heatmap_model.hourglasses.{stack}.") for n in reached)
+
+
+def test_every_cell_starts_at_the_prior_or_at_0():
+    for activation, bias in (("sigmoid", PRIOR_BIAS), ("linear", 0.0)):
+        model = StackedHourglass(K, stacks=1, width=4, activation=activation, rngs=nnx.Rngs(0))
+        assert (model.outs[0].bias[...] == bias).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stacks": 0}, "at least 1 stack"),
+        ({"width": 15}, "an even width"),
+        ({"activation": "tanh"}, "'tanh'; use one of sigmoid, linear"),
+        ({"arch": "w18"}, "unknown field 'arch'"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    heatmap = CONFIG["heatmap"] | options
+    with pytest.raises(InputError, match=message):
+        create_model(CONFIG | {"heatmap": heatmap}, K, rngs=nnx.Rngs(0))

@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcgcn_jax import losses
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.heatmaps import encode
+from lcgcn_jax.models.lcgcn import LCGCNOutput
+from lcgcn_jax.training.config import default_config
+from lcgcn_jax.training.loop import Training
+from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.sharding import make_mesh
+from lcgcn_jax.training.steps import COORDINATE_LOSSES, HEATMAP_LOSSES, total_loss
+
+B, K, SIDE = 2, 3, 8
+RNG = np.random.default_rng(0)
+VISIBLE = jnp.array([[True, True, False], [True, False, True]])
+LOGITS = jnp.asarray(RNG.normal(size=(B, SIDE, SIDE, K)), jnp.float32)
+
+
+def parts_of(size, *, activation="sigmoid", groups=("heatmap", "graph"), **config):
+    """Total and parts for the same predictions on the same faces, at crops of any size."""
+    rng = np.random.default_rng(1)
+    true = jnp.asarray(size * rng.uniform(0.1, 0.9, (B, K, 2)), jnp.float32)
+    predicted = true + jnp.asarray(size * rng.uniform(-0.1, 0.1, (B, K, 2)), jnp.float32)
+    output = LCGCNOutput(LOGITS, true, jnp.ones((B, K)), jnp.zeros((B, K, K)), predicted)
+    config = default_config().loss.to_dict() | config
+    loss = total_loss(
+        output, true, VISIBLE, config=config, groups=groups, size=size, activation=activation
+    )
+    return loss, true, predicted
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_coordinate_losses_are_in_pixels_of_256_whatever_the_crop(size):
+    for name, loss in COORDINATE_LOSSES.items():
+        (_, parts), true, predicted = parts_of(size, coordinate=name)
+        assert set(parts) == {"focal", name}
+        factor = 256 / size
+        expected = loss(predicted * factor, true * factor, VISIBLE) / 256
+        np.testing.assert_allclose(parts[name], expected, rtol=1e-6)
+        np.testing.assert_allclose(
+            parts[name], parts_of(256, coordinate=name)[0][1][name], rtol=1e-5
+        )
+
+
+def test_l1_is_in_parts_of_the_crop():
+    (_, parts), true, predicted = parts_of(128)
+    np.testing.assert_allclose(
+        parts["l1"], losses.l1(predicted / 128, true / 128, VISIBLE), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "linear"])
+@pytest.mark.parametrize("name", ["mse", "adaptive_wing"])
+def test_heatmap_losses_see_the_heat(activation, name):
+    (_, parts), true, _ = parts_of(64, heatmap=name, activation=activation)
+    heat = jax.nn.sigmoid(LOGITS) if activation == "sigmoid" else LOGITS
+    targets = encode((true + 0.5) / 8 - 0.5, (SIDE, SIDE), sigma=1.5)
+    np.testing.assert_allclose(
+        parts[name], getattr(losses, name)(heat, targets, VISIBLE), rtol=1e-5
+    )
+
+
+def test_the_total_is_the_weighted_sum_of_the_stages_that_train():
+    weights = {"heatmap_weight": 3.0, "coordinate_weight": 5.0}
+    config = {"heatmap": "mse", "coordinate": "wing", **weights}
+    (total, parts), *_ = parts_of(64, **config)
+    np.testing.assert_allclose(total, 3 * parts["mse"] + 5 * parts["wing"], rtol=1e-6)
+    (total, parts), *_ = parts_of(64, groups=("graph",), **config)
+    assert set(parts) == {"wing"}
+    (total, parts), *_ = parts_of(64, groups=("heatmap",), **config)
+    assert set(parts) == {"mse"}
+
+
+@pytest.mark.parametrize(
+    ("heatmap", "coordinate"),
+    # Every other test trains with focal and l1.
+    list(zip(HEATMAP_LOSSES[1:], list(COORDINATE_LOSSES)[1:], strict=True)),
+)
+def test_every_loss_takes_a_step(tiny_config, tmp_path, heatmap, coordinate):
+    tiny_config.loss.heatmap, tiny_config.loss.coordinate = heatmap, coordinate
+    tiny_config.train.steps = tiny_config.train.eval_every = 1
+    assert Training(tiny_config, tmp_path / "run", make_mesh(1)).run()
+    row = read_metrics(tmp_path / "run")[0]
+    assert np.isfinite(row[f"train/{heatmap}"])
+    assert np.isfinite(row[f"train/{coordinate}"])
+    assert row["train/gradient_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("heatmap", "focl", "loss.heatmap: unknown loss 'focl'; did you mean 'focal'"),
+        ("coordinate", "l2", "loss.coordinate: unknown loss 'l2'; did you mean 'l1'"),
+    ],
+)
+def test_unknown_losses_are_refused_before_anything_is_written(
+    tiny_config, tmp_path, field, value, message
+):
+    tiny_config.loss[field] = value
+    with pytest.raises(InputError, match=message):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_focal_of_linear_heat_is_refused(tiny_config, tmp_path):
+    tiny_config.unlock().model.heatmap = {
+        "name": "hrnet", "arch": "w18-small-v1", "activation": "linear",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"focal is for a sigmoid.*'linear'; use mse"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))

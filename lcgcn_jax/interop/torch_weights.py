@@ -198,8 +198,15 @@ def import_weights(
     prefix, layout = _find_hrnet(state, source)
     if layout.head is not None:
         _require_landmarks(state, f"{prefix}{layout.head[2]}.weight", scheme, source)
+    # Heatmap models alone were trained to give the heat itself; the authors put a sigmoid on theirs.
+    linear = graph is None and layout.head is not None
     model = {
-        "heatmap": {"name": "hrnet", "arch": arch, "features": "concat"},
+        "heatmap": {
+            "name": "hrnet",
+            "arch": arch,
+            "features": "concat",
+            "activation": "linear" if linear else "sigmoid",
+        },
         # The authors' graph starts from the peaks; heatmap models alone are read as their code does.
         "decode": "quarter" if graph is None else "argmax",
         "graph": None if graph is None else dataclasses.asdict(AUTHORS_GRAPH),

@@ -25,6 +25,11 @@ def _join(a: Array, b: Array) -> Array:
     return jnp.concatenate([a, b], axis=-1)
 
 
+def log_of(confidence: Confidence) -> Confidence:
+    """Logarithm of confidences, finite where one is 0."""
+    return jnp.log(jnp.maximum(confidence, 1e-6))
+
+
 class PerImageEdges(nnx.Module):
     """The paper's connectivity, predicted for each image (section 3.2).
 
@@ -38,6 +43,8 @@ class PerImageEdges(nnx.Module):
       diagonal: `learned`: an edge to itself is predicted like any; `zero`: its logit is 0 (the authors'
         code).
       norm: in the MLPs: `batch` (the authors' code), `layer` or `none`.
+      log_confidence: give the edge MLP log c instead of c.
+      self_logit: start of a learned logit on each landmark's edge to itself; None: there is none.
       edge_end: what the edge MLP's last layer is followed by, one of `layers.MLP_ENDS`.
       bn_momentum: part of the running statistics kept a step.
       rngs: for the initial weights.
@@ -51,6 +58,8 @@ class PerImageEdges(nnx.Module):
         edge_widths: tuple[int, ...],
         diagonal: str,
         norm: str,
+        log_confidence: bool = False,
+        self_logit: float | None = None,
         edge_end: str = "linear",
         bn_momentum: float,
         rngs: nnx.Rngs,
@@ -60,26 +69,37 @@ class PerImageEdges(nnx.Module):
         # The graph is small and its softmax wants digits: float32 on every backend.
         make = {"norm": norm, "momentum": bn_momentum, "dtype": jnp.float32, "rngs": rngs}
         self.num_landmarks, self.diagonal = num_landmarks, diagonal
+        self.log_confidence = log_confidence
+        self.self_logit = (
+            None if self_logit is None else nnx.Param(jnp.full((num_landmarks,), self_logit))
+        )
         self.class_mlp = MLP(2 * num_landmarks, class_widths, end="relu", **make)
         self.edge_mlp = MLP(2 + class_widths[-1], (*edge_widths, 1), end=edge_end, **make)
 
     def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
         one_hot = jnp.eye(self.num_landmarks, dtype=jnp.float32)
         classes = self.class_mlp(all_pairs(_join)(one_hot, one_hot), train=train)
-        c = confidence[..., None]
+        c = (log_of(confidence) if self.log_confidence else confidence)[..., None]
         pairs = jax.vmap(all_pairs(_join))(c, c)
         classes = jnp.broadcast_to(classes, (*pairs.shape[:-1], classes.shape[-1]))
         logits = self.edge_mlp(_join(pairs, classes), train=train)[..., 0]
+        if self.self_logit is not None:
+            logits = logits + jnp.diag(self.self_logit[...])[None]
         if self.diagonal == "zero":
             logits = jnp.where(jnp.eye(self.num_landmarks, dtype=bool), 0.0, logits)
         return jax.nn.softmax(logits, axis=-1)
 
 
 class StaticEdges(nnx.Module):
-    """One learned k x k matrix for all images (Li et al. 2020), its rows normalised by softmax."""
+    """One learned k x k matrix for all images (Li et al. 2020), its rows normalised by softmax.
 
-    def __init__(self, num_landmarks: int):
-        self.logits = nnx.Param(jnp.zeros((num_landmarks, num_landmarks), jnp.float32))
+    Args:
+      num_landmarks: k.
+      self_logit: where the diagonal of the logits starts; the rest starts at 0.
+    """
+
+    def __init__(self, num_landmarks: int, self_logit: float = 0.0):
+        self.logits = nnx.Param(self_logit * jnp.eye(num_landmarks, dtype=jnp.float32))
 
     def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
         del train

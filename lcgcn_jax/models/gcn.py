@@ -1,10 +1,10 @@
-"""Graph convolution over a dense adjacency, with shape features in the messages."""
+"""Graph convolution over a dense adjacency, and what its messages can say of a pair of landmarks."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcgcn_jax.models.layers import glorot_normal
+from lcgcn_jax.models.layers import glorot_normal, normal_init
 
 Nodes = Float[Array, "b k n"]
 Positions = Float[Array, "b k 2"]
@@ -21,6 +21,7 @@ class GraphConv(nnx.Module):
       inputs: node width n.
       outputs: node width of the result.
       shape_features: whether q_ij joins the message.
+      pair_width: length of the learned vectors v_ij that join it; 0: none.
       zero_init: start with all weights 0.
       rngs: for the initial weights.
     """
@@ -31,6 +32,7 @@ class GraphConv(nnx.Module):
         outputs: int,
         *,
         shape_features: bool,
+        pair_width: int = 0,
         zero_init: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -40,11 +42,84 @@ class GraphConv(nnx.Module):
         self.shape = (
             nnx.Param(init(rngs.params(), (2, outputs), jnp.float32)) if shape_features else None
         )
+        self.pair = (
+            nnx.Param(init(rngs.params(), (pair_width, outputs), jnp.float32))
+            if pair_width
+            else None
+        )
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
-    def __call__(self, nodes: Nodes, positions: Positions, edges: Edges) -> Float[Array, "b k m"]:
+    def __call__(
+        self,
+        nodes: Nodes,
+        positions: Positions,
+        edges: Edges,
+        pairs: Float[Array, "b k v"] | None = None,
+    ) -> Float[Array, "b k m"]:
+        """Applies the block; `pairs` is sum_j e_ij v_ij (`PairVectors`)."""
         out = nodes @ self.own[...] + (edges @ nodes) @ self.neighbour[...]
         out = out + self.bias[...][None, None]
         if self.shape is not None:
             out = out + (positions - edges @ positions) @ self.shape[...]
+        if self.pair is not None:
+            out = out + pairs @ self.pair[...]
         return out
+
+
+class PairVectors(nnx.Module):
+    """A learned vector v_ij for each pair of landmarks, which lets a message say what the pair knows.
+
+    In the paper's message W2 is the same for every pair, and the classes enter the scalar e_ij alone.
+
+    Args:
+      num_landmarks: k.
+      width: length of the vectors.
+      rngs: for the initial values.
+    """
+
+    def __init__(self, num_landmarks: int, width: int, *, rngs: nnx.Rngs):
+        shape = (num_landmarks, num_landmarks, width)
+        self.vectors = nnx.Param(normal_init(0.1)(rngs.params(), shape, jnp.float32))
+
+    def __call__(self, edges: Edges) -> Float[Array, "b k v"]:
+        """`sum_j e_ij v_ij` of every landmark i."""
+        return jnp.einsum("bij,ijv->biv", edges, self.vectors[...])
+
+
+class NeighbourGuesses(nnx.Module):
+    """Where its neighbours believe each landmark is: `g_i = sum_j e_ij (p_j + A d_ij)`.
+
+    d_ij are learned offsets in an upright frame, which start as those of the mean shape m,
+    `m_i - m_j`; A is the rotation and scale that best fit m to p, weighted by the squared confidences.
+    Two matrix products: `E P + (sum_j e_ij d_ij) A^T`.
+
+    `mean_shape` is a statistic of the training faces, not a weight: the training sets it before the
+    first step (`[k 2]`, centred, of unit size). While it is 0, A is 0 too.
+    """
+
+    def __init__(self, num_landmarks: int):
+        self.mean_shape = nnx.BatchStat(jnp.zeros((num_landmarks, 2), jnp.float32))
+        shape = (num_landmarks, num_landmarks, 2)
+        self.correction = nnx.Param(jnp.zeros(shape, jnp.float32))
+
+    def __call__(
+        self, positions: Positions, confidence: Float[Array, "b k"], edges: Edges
+    ) -> Positions:
+        mean = self.mean_shape[...]
+        offsets = mean[:, None] - mean[None, :] + self.correction[...]
+        upright = jnp.einsum("bij,ijd->bid", edges, offsets)
+        frame = fit_rotation_and_scale(mean, positions, confidence**2)
+        return edges @ positions + jnp.einsum("bxd,bid->bix", frame, upright)
+
+
+def fit_rotation_and_scale(
+    shape: Float[Array, "k 2"], positions: Positions, weights: Float[Array, "b k"]
+) -> Float[Array, "b 2 2"]:
+    """The matrix A = [[a, -b], [b, a]] that minimises sum_i w_i |A m_i + t - p_i|^2 over A and t."""
+    weights = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-9)
+    m = shape[None] - jnp.einsum("bk,kd->bd", weights, shape)[:, None]
+    p = positions - jnp.einsum("bk,bkd->bd", weights, positions)[:, None]
+    size = jnp.maximum((weights * (m**2).sum(axis=-1)).sum(axis=-1), 1e-9)
+    a = (weights * (m * p).sum(axis=-1)).sum(axis=-1) / size
+    b = (weights * (m[..., 0] * p[..., 1] - m[..., 1] * p[..., 0])).sum(axis=-1) / size
+    return jnp.stack([jnp.stack([a, -b], axis=-1), jnp.stack([b, a], axis=-1)], axis=-2)

@@ -12,15 +12,21 @@ from jaxtyping import Array, Float, UInt8
 from lcgcn_jax import heatmaps
 from lcgcn_jax.geometry import heatmap_to_input
 from lcgcn_jax.models import connectivity
-from lcgcn_jax.models.gcn import GraphConv
+from lcgcn_jax.models.gcn import GraphConv, NeighbourGuesses, PairVectors
 from lcgcn_jax.models.layers import MLP, NORMS
 
-MESSAGES = ("paper",)
+MESSAGES = ("paper", "pair_vector", "offsets")
 OUTPUTS = ("absolute", "residual")
 SAMPLINGS = ("nearest", "bilinear")
 SHAPE_FEATURES = ("all", "first_last")
 ACTIVATIONS = ("relu", "none")
 MLP_OUTPUTS = ("linear", "activated")
+
+SELF_LOGIT = 4.0
+"""Where the diagonal starts under the message `offsets`: the guesses begin as the landmarks, nearly."""
+
+MEAN_SHAPE = "graph.guesses.mean_shape"
+"""Name of the one statistic that comes from the data, before the first step."""
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -36,7 +42,12 @@ class GraphConfig:
       connectivity: `learned_per_image` (the paper), `learned_static` (Li et al. 2020), `uniform` or
         `self_only`.
       diagonal: a node's edge to itself, `learned` or `zero` (its logit is 0; the authors' code).
-      message: `paper`, `h_j (+) q_ij`.
+      message: what a landmark hears from its neighbours. `paper`: `h_j (+) q_ij`. `pair_vector`: a
+        learned vector of the pair joins it (`gcn.PairVectors`). `offsets`: before the blocks, the
+        neighbours' guesses of where it is replace the initial landmarks (`gcn.NeighbourGuesses`), and
+        the blocks refine those; log confidences and how far the guess lies from the initial landmark
+        join the nodes. Edges then see log confidences, and begin almost wholly on the diagonal.
+      pair_width: length of the pair vectors.
       output: `absolute` coordinates (the paper) or `residual` to the initial landmarks.
       sampling: features read at the `nearest` cell or by `bilinear` interpolation. The paper's initial
         landmarks are cells, where both are the same.
@@ -55,6 +66,7 @@ class GraphConfig:
     connectivity: str = "learned_per_image"
     diagonal: str = "learned"
     message: str = "paper"
+    pair_width: int = 8
     output: str = "absolute"
     sampling: str = "nearest"
     shape_features: str = "all"
@@ -84,6 +96,8 @@ class GraphConfig:
                     f"model.graph.{field}: {getattr(self, field)!r} is not available; use one of "
                     f"{', '.join(allowed)}"
                 )
+        if self.message == "offsets" and self.diagonal != "learned":
+            raise ValueError("model.graph.diagonal: the message 'offsets' needs a learned one")
         if self.gcn_widths[-1] != 2:
             raise ValueError("model.graph.gcn_widths: the last block gives coordinates: 2")
 
@@ -140,6 +154,7 @@ class GraphHead(nnx.Module):
     ):
         self.config = config
         activated = config.mlp_output == "activated"
+        guessing = config.message == "offsets"
         self.embedding = MLP(
             feature_channels,
             config.embedding_widths,
@@ -156,21 +171,33 @@ class GraphHead(nnx.Module):
                 edge_widths=config.edge_widths,
                 diagonal=config.diagonal,
                 norm=config.norm,
+                log_confidence=guessing,
+                self_logit=SELF_LOGIT if guessing else None,
                 edge_end="relu_norm" if activated else "linear",
                 bn_momentum=bn_momentum,
                 rngs=rngs,
             )
         elif config.connectivity == "learned_static":
-            self.connectivity = connectivity.StaticEdges(num_landmarks)
+            self.connectivity = connectivity.StaticEdges(
+                num_landmarks, SELF_LOGIT if guessing else 0.0
+            )
         else:
             self.connectivity = connectivity.FixedEdges(num_landmarks, config.connectivity)
-        widths = (2 + config.embedding_widths[-1], *config.gcn_widths)
+        self.guesses = NeighbourGuesses(num_landmarks) if guessing else None
+        self.pair_vectors = (
+            PairVectors(num_landmarks, config.pair_width, rngs=rngs)
+            if config.message == "pair_vector"
+            else None
+        )
+        inputs = 2 + config.embedding_widths[-1] + (3 if guessing else 0)
+        widths = (inputs, *config.gcn_widths)
         last = len(config.gcn_widths) - 1
         self.blocks = nnx.List(
             GraphConv(
                 widths[i],
                 widths[i + 1],
                 shape_features=config.shape_features == "all" or i in (0, last),
+                pair_width=0 if self.pair_vectors is None else config.pair_width,
                 # A residual begins at 0: the graph stage starts as the initial landmarks themselves.
                 zero_init=config.output == "residual" and i == last,
                 rngs=rngs,
@@ -188,12 +215,18 @@ class GraphHead(nnx.Module):
     ) -> tuple[Float[Array, "b k 2"], Float[Array, "b k k"]]:
         edges = self.connectivity(confidence, train=train)
         embedded = self.embedding(features.astype(jnp.float32), train=train)
-        nodes = jnp.concatenate([positions, embedded], axis=-1)
+        start, inputs = positions, [positions, embedded]
+        if self.guesses is not None:
+            start = self.guesses(positions, confidence, edges)
+            evidence = connectivity.log_of(confidence)[..., None]
+            inputs = [start, embedded, evidence, positions - start]
+        pairs = None if self.pair_vectors is None else self.pair_vectors(edges)
+        nodes = jnp.concatenate(inputs, axis=-1)
         for i, block in enumerate(self.blocks):
             if i > 0 and self.config.activation == "relu":
                 nodes = jax.nn.relu(nodes)
-            nodes = block(nodes, positions, edges)
-        return (positions + nodes if self.config.output == "residual" else nodes), edges
+            nodes = block(nodes, start, edges, pairs)
+        return (start + nodes if self.config.output == "residual" else nodes), edges
 
 
 class LCGCN(nnx.Module):

@@ -129,27 +129,38 @@ def _batch_errors(
     )
 
 
-def mean_face_errors(dataset: FaceDataset, train_split: str, split: str) -> Float[np.ndarray, "n"]:
-    """Errors of the least that a model must beat: the mean face, placed in the ground-truth box.
-
-    The mean is over the faces of `train_split`, each in its box scaled to the unit square.
-    """
-
-    def shapes(part: str):
-        source = dataset.source(part)
-        records = [source[i] for i in range(len(source))]
-        points = np.stack([r["landmarks"] for r in records]).astype(np.float64)
-        boxes = np.stack([r["box"] for r in records]).astype(np.float64)[:, None]
-        visible = np.stack([r["visible"] for r in records])
-        return points, visible, boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
-
-    points, visible, corner, extent = shapes(train_split)
+def mean_face(dataset: FaceDataset, split: str) -> Float[np.ndarray, "k 2"]:
+    """The mean face of a split, each face in its ground-truth box scaled to the unit square."""
+    points, visible, corner, extent = _boxed_faces(dataset, split)
     weights = visible[..., None]
     total = np.where(weights, (points - corner) / extent, 0.0).sum(axis=0)
-    mean = total / np.maximum(weights.sum(axis=0), 1)
-    points, visible, corner, extent = shapes(split)
+    return total / np.maximum(weights.sum(axis=0), 1)
+
+
+def mean_shape(dataset: FaceDataset, split: str) -> Float[np.ndarray, "k 2"]:
+    """The mean face in a split's mean proportions, centred, with a mean squared radius of 1."""
+    *_, extent = _boxed_faces(dataset, split)
+    shape = mean_face(dataset, split) * (extent / extent[..., :1]).mean(axis=0)
+    shape = shape - shape.mean(axis=0, keepdims=True)
+    return shape / np.sqrt((shape**2).sum(axis=1).mean())
+
+
+def mean_face_errors(dataset: FaceDataset, train_split: str, split: str) -> Float[np.ndarray, "n"]:
+    """Errors of the least that a model must beat: the mean face, placed in the ground-truth box."""
+    points, visible, corner, extent = _boxed_faces(dataset, split)
+    predicted = mean_face(dataset, train_split)[None] * extent + corner
     distance = dataset.scheme.normalizing_distance(points)
-    return metrics.face_errors(mean[None] * extent + corner, points, visible, distance)
+    return metrics.face_errors(predicted, points, visible, distance)
+
+
+def _boxed_faces(dataset: FaceDataset, split: str) -> tuple[np.ndarray, ...]:
+    """Landmarks `[n k 2]` and their visibility, and corner and extent `[n 1 2]` of the true boxes."""
+    source = dataset.source(split)
+    records = [source[i] for i in range(len(source))]
+    points = np.stack([r["landmarks"] for r in records]).astype(np.float64)
+    boxes = np.stack([r["box"] for r in records]).astype(np.float64)[:, None]
+    visible = np.stack([r["visible"] for r in records])
+    return points, visible, boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
 
 
 def with_flip_test(predict: Predict, scheme: LandmarkScheme) -> Predict:

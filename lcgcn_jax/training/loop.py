@@ -21,12 +21,13 @@ from lcgcn_jax.data.pipeline import record_names, train_iterator
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import BEST, Bundle, check_weights, load_bundle, save_bundle
+from lcgcn_jax.models.lcgcn import MEAN_SHAPE
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import Weights, split_weights
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.checkpoints import Checkpoints
 from lcgcn_jax.training.config import differences, to_json
-from lcgcn_jax.training.evaluation import SplitErrors, split_errors
+from lcgcn_jax.training.evaluation import SplitErrors, mean_shape, split_errors
 from lcgcn_jax.training.metric_writer import MetricWriter
 from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, trained_names
 from lcgcn_jax.training.state import TrainState, create_state
@@ -76,6 +77,9 @@ class Training:
         check_losses(config.loss.to_dict(), model.activation)
         self._claim_workdir()
         self.graphdef, params, batch_stats = split_weights(model)
+        if MEAN_SHAPE in batch_stats:
+            shape = mean_shape(self.dataset, config.data.train_split)
+            batch_stats |= {MEAN_SHAPE: jnp.asarray(shape, jnp.float32)}
         if config.init_from:
             params, batch_stats = _initial_weights(config, params, batch_stats)
         mode = config.train.mode

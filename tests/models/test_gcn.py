@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lcgcn_jax.models.gcn import GraphConv
+from lcgcn_jax.models.gcn import (
+    GraphConv,
+    NeighbourGuesses,
+    PairVectors,
+    fit_rotation_and_scale,
+)
 
 B, K, N, M = 2, 6, 4, 3
 RNG = np.random.default_rng(0)
@@ -69,3 +74,79 @@ def test_zero_init_gives_zeros_and_can_learn():
     assert not block(*inputs).any()
     gradients = nnx.grad(lambda block: block(*inputs).sum())(block)
     assert all(leaf.any() for leaf in jax.tree.leaves(gradients))
+
+
+def test_pair_vectors_join_the_sum_over_neighbours():
+    block = GraphConv(N, M, shape_features=True, pair_width=5, rngs=nnx.Rngs(0))
+    vectors = PairVectors(K, 5, rngs=nnx.Rngs(1))
+    nodes, positions, edges = (jnp.asarray(x, jnp.float32) for x in (NODES, POSITIONS, EDGES))
+    ours = block(nodes, positions, edges, vectors(edges))
+    expected = equation_4(block, NODES, POSITIONS, EDGES)
+    w, v = np.float64(block.pair[...]), np.float64(vectors.vectors[...])
+    for image, i in np.ndindex(B, K):
+        expected[image, i] += sum(EDGES[image, i, j] * (v[i, j] @ w) for j in range(K))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def rotation(angle, scale):
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])
+
+
+def test_frame_of_a_turned_and_scaled_shape_is_found():
+    shape = RNG.normal(size=(K, 2))
+    truth = np.stack([rotation(0.7, 1.5), rotation(-2.0, 0.2)])
+    positions = np.einsum("bxd,kd->bkx", truth, shape) + RNG.normal(size=(B, 1, 2))
+    weights = RNG.uniform(0.1, 1, size=(B, K))
+    found = fit_rotation_and_scale(
+        *(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights))
+    )
+    np.testing.assert_allclose(found, truth, atol=1e-5)
+
+
+def test_landmark_without_weight_does_not_turn_the_frame():
+    shape = RNG.normal(size=(K, 2))
+    positions = np.broadcast_to(shape @ rotation(0.3, 2.0).T, (1, K, 2)).copy()
+    positions[0, 0] += 100
+    weights = np.ones((1, K))
+    weights[0, 0] = 0
+    found = fit_rotation_and_scale(
+        *(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights))
+    )
+    np.testing.assert_allclose(found[0], rotation(0.3, 2.0), atol=1e-4)
+
+
+def test_guesses_are_the_literal_sum_over_neighbours():
+    guesses = NeighbourGuesses(K)
+    mean, correction = RNG.normal(size=(K, 2)), RNG.normal(size=(K, K, 2))
+    guesses.mean_shape.set_value(jnp.asarray(mean, jnp.float32))
+    guesses.correction.set_value(jnp.asarray(correction, jnp.float32))
+    confidence = RNG.uniform(size=(B, K))
+    arguments = (jnp.asarray(x, jnp.float32) for x in (POSITIONS, confidence, EDGES))
+    found = guesses(*arguments)
+    expected = np.zeros((B, K, 2))
+    for image in range(B):
+        # The frame by least squares, another way than the closed form.
+        root = confidence[image]  # the square root of the weight c^2
+        m = np.concatenate([mean, mean[:, ::-1] * [-1, 1]], axis=1).reshape(K, 2, 2)
+        design = np.concatenate(
+            [m.transpose(0, 2, 1), np.broadcast_to(np.eye(2), (K, 2, 2))], axis=2
+        ).reshape(2 * K, 4)
+        scaled = np.repeat(root, 2)
+        a, b, *_ = np.linalg.lstsq(
+            design * scaled[:, None], POSITIONS[image].reshape(-1) * scaled, rcond=None
+        )[0]
+        frame = np.array([[a, -b], [b, a]])
+        for i, j in np.ndindex(K, K):
+            offset = mean[i] - mean[j] + correction[i, j]
+            expected[image, i] += EDGES[image, i, j] * (POSITIONS[image, j] + frame @ offset)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_guesses_on_a_perfect_shape_change_nothing():
+    guesses = NeighbourGuesses(K)
+    mean = RNG.normal(size=(K, 2))
+    guesses.mean_shape.set_value(jnp.asarray(mean, jnp.float32))
+    positions = np.broadcast_to(mean @ rotation(0.5, 0.3).T + 0.4, (B, K, 2))
+    arguments = (jnp.asarray(x, jnp.float32) for x in (positions, np.ones((B, K)), EDGES))
+    np.testing.assert_allclose(guesses(*arguments), positions, atol=1e-5)

@@ -72,7 +72,7 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
 
 
 def test_the_options_tested_are_all_there_are():
-    free = {"embedding_widths", "class_widths", "edge_widths", "gcn_widths"}
+    free = {"embedding_widths", "class_widths", "edge_widths", "gcn_widths", "pair_width"}
     assert {f.name for f in dataclasses.fields(GraphConfig)} - free == set(CHOICES)
 
 

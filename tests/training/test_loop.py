@@ -9,6 +9,7 @@ import pytest
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import BEST, load_bundle
+from lcgcn_jax.models.lcgcn import MEAN_SHAPE
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
@@ -176,3 +177,17 @@ def test_state_is_complete_in_a_checkpoint(tiny_config, tmp_path):
     assert_same_state(training.state, again.state)
     assert again.batches.get_state() == {"next_batch": 2}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 2
+
+
+def test_mean_shape_of_the_training_faces_is_set_and_kept(tiny_config, tmp_path):
+    tiny_config.model.graph.message = "offsets"
+    tiny_config.model.graph.output = "residual"
+    tiny_config.train.steps = 2
+    training, _ = train(tiny_config, tmp_path / "run")
+    shape = np.asarray(training.state.batch_stats[MEAN_SHAPE])
+    np.testing.assert_allclose(shape.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose((shape**2).sum(axis=1).mean(), 1, rtol=1e-5)
+    assert shape[16, 1] == shape[:, 1].max(), "the chin is the lowest point"
+    assert shape[60, 0] < shape[96, 0] < shape[72, 0]
+    bundle = load_bundle(tmp_path / "run")
+    np.testing.assert_allclose(bundle.weights[MEAN_SHAPE], shape, atol=1e-6)

@@ -191,3 +191,23 @@ def test_mean_shape_of_the_training_faces_is_set_and_kept(tiny_config, tmp_path)
     assert shape[60, 0] < shape[96, 0] < shape[72, 0]
     bundle = load_bundle(tmp_path / "run")
     np.testing.assert_allclose(bundle.weights[MEAN_SHAPE], shape, atol=1e-6)
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(tiny_config, tmp_path):
+    tiny_config.train.dtype = "bfloat16"
+    tiny_config.train.steps = 2
+    training, finished = train(tiny_config, tmp_path / "run")
+    assert finished
+    assert {leaf.dtype for leaf in training.state.params.values()} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in training.state.batch_stats.values()} == {np.dtype("float32")}
+    text = training.train_step.lower(training.state, example_batch(tiny_config)).as_text()
+    assert "bf16" in text
+
+
+def example_batch(config):
+    size, batch = config.data.image_size, config.train.batch_size
+    return {
+        "image": jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
+        "landmarks": jax.ShapeDtypeStruct((batch, 98, 2), np.float32),
+        "visible": jax.ShapeDtypeStruct((batch, 98), np.bool_),
+    }

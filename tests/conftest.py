@@ -59,3 +59,16 @@ def small_run(tmp_path_factory, synthetic98) -> Path:
     overrides = [f"--config.data.dir={synthetic98}", "--config.train.keep=1"]
     assert main(["train", "--config", "demo:small", "--workdir", str(workdir), *overrides]) == 0
     return workdir
+
+
+@pytest.fixture
+def config_of(synthetic68, synthetic98):
+    """Loads a config by name, and sets its data to a few synthetic faces of its scheme."""
+    from lcgcn_jax.training.config import load_config
+
+    def load(spec):
+        config = load_config(spec)
+        config.data.dir = str(synthetic68 if config.scheme == "ibug68" else synthetic98)
+        return config
+
+    return load

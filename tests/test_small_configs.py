@@ -1,0 +1,22 @@
+"""Every config in its `:small` form takes a step, validates and logs."""
+
+import numpy as np
+import pytest
+
+from lcgcn_jax.training import sharding
+from lcgcn_jax.training.loop import Training
+from lcgcn_jax.training.metric_writer import read_metrics
+
+NAMES = ("w300_lcgcn", "w300_hrnet18", "wflw_lcgcn", "wflw_hrnet18", "w300_hourglass")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_small_form_takes_a_step(config_of, tmp_path, name):
+    config = config_of(f"{name}:small")
+    config.train.batch_size = 8
+    config.train.steps = 1
+    training = Training(config, tmp_path / "run", sharding.make_mesh(1))
+    assert training.run()
+    figures = {k: v for row in read_metrics(tmp_path / "run") for k, v in row.items()}
+    assert np.isfinite(figures["train/loss"])
+    assert ("validation/graph_nme" in figures) == (config.model.graph is not None)

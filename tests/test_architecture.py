@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 import lcgcn_jax
+import lcgcn_jax.configs
 
 ROOT = Path(lcgcn_jax.__file__).parent
 # Parts of the package from the top; a part may import those below its line, and itself.
 LAYERS = [
-    {"commands"},
+    {"commands", "configs"},
     {"training", "inference", "interop", "visualize"},
     {"models", "data"},
     {"losses", "metrics"},
@@ -27,6 +28,10 @@ def module_name(path):
 
 
 FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+# The configs lie in the package once it is installed, and beside it in an editable install.
+CONFIGS = Path(lcgcn_jax.configs.__file__).parent
+FILES |= {f"lcgcn_jax.configs.{path.stem}": path for path in CONFIGS.glob("[!_]*.py")}
+FILES |= {"lcgcn_jax.configs": CONFIGS / "__init__.py"}
 
 
 def imports_of(module):

@@ -3,12 +3,14 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from lcgcn_jax import visualize
-from lcgcn_jax.commands.demo import compare_stages
 from lcgcn_jax.commands.main import use_compilation_cache
-from lcgcn_jax.data.dataset import open_dataset, require_scheme
+from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
+from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference import load
+from lcgcn_jax.inference import LandmarkModel, load
 from lcgcn_jax.training.metric_writer import LOG, read_metrics
 
 
@@ -62,3 +64,19 @@ def run(args: argparse.Namespace) -> int:
         visualize.plot_curves(rows).savefig(curves, dpi=120)
         print(curves)
     return 0
+
+
+def compare_stages(
+    model: LandmarkModel, dataset: FaceDataset, split: str, count: int, *, skip: int = 0
+) -> np.ndarray:
+    """Truth and both stages side by side, for some faces of a split."""
+    batches = eval_batches(dataset, split, image_size=model.image_size, batch_size=skip + count)
+    batch = next(iter(batches))
+    rows = np.flatnonzero(batch["mask"])[skip:]
+    output = model.predict_crops(batch["image"][rows])
+    stages = {"heatmap stage": output.heatmap_landmarks}
+    if output.edges is not None:
+        stages["graph stage"] = output.landmarks
+    return visualize.stage_comparison(
+        batch["image"][rows], batch["landmarks"][rows], stages, dataset.scheme
+    )

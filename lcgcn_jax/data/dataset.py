@@ -77,6 +77,10 @@ class FaceDataset:
         """The splits there are."""
         return tuple(self.num_faces)
 
+    def parts(self, split: str) -> list[str]:
+        """The splits that a union such as `full` or `train+validation` is made of, in order."""
+        return "+".join(UNIONS.get(part, part) for part in split.split("+")).split("+")
+
     def source(self, split: str) -> FaceSource:
         """Random access to the faces of a split, or of a union such as `train+validation`.
 
@@ -86,7 +90,7 @@ class FaceDataset:
         Raises:
           InputError: a split is not there.
         """
-        parts = "+".join(UNIONS.get(part, part) for part in split.split("+")).split("+")
+        parts = self.parts(split)
         if missing := [part for part in parts if part not in self.num_faces]:
             raise InputError(
                 f"{self.path}: no split {missing[0]!r}; there are {', '.join(self.splits)}"

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float
 
 from lcgcn_jax import metrics
-from lcgcn_jax.data.dataset import UNIONS, FaceDataset
+from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import eval_batches, record_names
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -233,7 +233,7 @@ def subset_masks(dataset: FaceDataset, split: str) -> dict[str, Bool[np.ndarray,
     source = dataset.source(split)
     records = [source[i] for i in range(len(source))]
     masks = {}
-    parts = "+".join(UNIONS.get(part, part) for part in split.split("+")).split("+")
+    parts = dataset.parts(split)
     if len(parts) > 1:
         sizes = [dataset.num_faces[part] for part in parts]
         owner = np.repeat(np.arange(len(parts)), sizes)

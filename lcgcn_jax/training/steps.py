@@ -18,7 +18,7 @@ from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
 
-Batch = dict[str, Array]
+Batch = dict[str, Array | Evidence]
 Scalars = dict[str, Float[Array, ""]]
 
 

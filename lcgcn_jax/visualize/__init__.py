@@ -1,6 +1,7 @@
 """Pictures: landmarks on faces, the stages side by side, a graph's edges, training curves."""
 
 from lcgcn_jax.visualize.curves import plot_curves
+from lcgcn_jax.visualize.edges import edge_threshold, plot_edge_matrices, plot_edges
 from lcgcn_jax.visualize.faces import (
     draw_landmarks,
     enlarge,
@@ -11,9 +12,12 @@ from lcgcn_jax.visualize.faces import (
 
 __all__ = [
     "draw_landmarks",
+    "edge_threshold",
     "enlarge",
     "label",
     "plot_curves",
+    "plot_edge_matrices",
+    "plot_edges",
     "save_image",
     "stage_comparison",
 ]

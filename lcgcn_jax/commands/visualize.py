@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         titles = [f"face {record}" for record in faces["record"]]
         figure = visualize.plot_edges(
             faces["image"],
-            output.landmarks,
+            output.heatmap_landmarks,
             output.edges,
             model.scheme,
             titles,

@@ -19,7 +19,7 @@ Edges = Float[np.ndarray, "n k k"]
 
 _COLUMNS = 4
 _FACE_EDGES = 8  # the default threshold leaves a face at least so many edges
-_SAME = 1e-5  # edges that differ by less over the faces are the same
+_SAME = 0.01  # edges that differ by less from their mean, in parts of 1 / k, count as the same
 _NEEDLE_TOP = 95.0  # percentile of the needles where colour, width and opacity end
 _MATRIX_TOP = 99.5  # percentile of the edges between landmarks where a matrix's colours end
 _NEEDLE = (0.008, 0.03)  # a needle's wide end, weakest to strongest, in parts of the crop's side
@@ -66,12 +66,12 @@ def plot_edges(
 
     An edge is a needle from the landmark that is listened to (its wide end) to the one that listens
     (its tip): the stronger, the wider, darker and less transparent. Edges of landmarks to themselves
-    are left out; of a single listener its title tells. The differences are left out where there are
-    none, or one face only.
+    are left out; of a single listener its title tells. The differences are left out where they are
+    next to nothing, or there is one face only.
 
     Args:
       crops: RGB.
-      landmarks: in crop pixels.
+      landmarks: the graph's nodes, that is the heatmap stage's landmarks, in crop pixels.
       edges: of the same faces, row i being those into landmark i.
       scheme: what the landmarks mean.
       titles: one a face.
@@ -90,8 +90,8 @@ def plot_edges(
         label = f"difference from mean,\nabove {least:.2g} either way"
         layers.append((changes, least, label, "difference of $e_{ij}$"))
     heading = (
-        f"Edges into {_name(listeners, scheme)} above {threshold:.2g} "
-        f"({threshold * scheme.num_landmarks:.2g} times uniform)\n"
+        f"Edges into {_name(listeners, scheme)} above {threshold:.3g} "
+        f"({threshold * scheme.num_landmarks:.2f} times uniform)\n"
         "A needle points at the landmark that listens; edges of landmarks to themselves are left out"
     )
     figure, grids = _grids(len(crops), len(layers), heading + _sameness(edges, changes))
@@ -115,7 +115,8 @@ def plot_edge_matrices(edges: Edges, scheme: LandmarkScheme, titles: list[str]) 
     """The edges of each face as a matrix; below, how they differ from their mean (figure 5).
 
     Row i are the edges into landmark i. Landmarks stand in the order of the scheme's parts, with
-    lines between these. The differences are left out where there are none, or one face only.
+    lines between these. The differences are left out where they are next to nothing, or there is one
+    face only.
 
     Args:
       edges: of some faces.
@@ -155,13 +156,18 @@ def _between(edges: Edges, listeners: tuple[int, ...]) -> Float[np.ndarray, "n m
 
 
 def _changes(edges: Edges) -> Edges | None:
-    """Differences from the mean over the faces; None where all faces have the same edges."""
+    """Differences from the mean over the faces; None where they are too small to speak of."""
     changes = edges - edges.mean(axis=0, keepdims=True)
-    return changes if np.abs(changes).max() > _SAME else None
+    return changes if np.abs(changes).max() > _SAME / edges.shape[-1] else None
 
 
 def _sameness(edges: Edges, changes: Edges | None) -> str:
-    return "\nThe edges are the same on every face" if len(edges) > 1 and changes is None else ""
+    if len(edges) == 1 or changes is not None:
+        return ""
+    most = float(np.ptp(edges, axis=0).max())
+    if most == 0:
+        return "\nThe edges are the same on every face"
+    return f"\nFrom face to face no edge changes by more than {most:.1g}"
 
 
 def _name(listeners: tuple[int, ...], scheme: LandmarkScheme) -> str:
@@ -212,7 +218,7 @@ def _needle_colors(
     """Colours for the edges above a threshold."""
     drawn = np.abs(values)[np.abs(values) > least]
     # Where nothing is above the threshold the colours still need a range.
-    top = float(np.percentile(drawn, _NEEDLE_TOP)) if len(drawn) else 2 * least + _SAME
+    top = float(np.percentile(drawn, _NEEDLE_TOP)) if len(drawn) else 2 * least or 1.0
     if signed:
         return ScalarMappable(Normalize(-top, top), _NEEDLE_DIFFERENCES)
     return ScalarMappable(Normalize(least, top), _NEEDLE_WEIGHTS)

@@ -95,7 +95,10 @@ def test_faces_share_a_threshold_and_show_what_changes():
 def test_edges_that_never_change_have_no_differences():
     figure, _ = draw({(0, 1): 0.5}, {(0, 1): 0.5})
     assert len(faces_of(figure)) == 2
-    assert "the same on every face" in figure.get_suptitle()
+    assert "The edges are the same on every face" in figure.get_suptitle()
+    figure, _ = draw({(0, 1): 0.5}, {(0, 1): 0.501})
+    assert len(faces_of(figure)) == 2
+    assert "no edge changes by more than 0.001" in figure.get_suptitle()
     figure, _ = draw({(0, 1): 0.5})
     assert len(faces_of(figure)) == 1
     assert "the same" not in figure.get_suptitle()

@@ -101,11 +101,27 @@ def warp(
     )
 
 
-def input_to_heatmap(points, stride: int | float):
-    """Input pixels to heatmap cells: `u = (x + 0.5) / stride - 0.5`; NumPy or JAX arrays."""
-    return (points + 0.5) / stride - 0.5
+def centered_origin(stride: int | float) -> float:
+    """Input pixel, in x and in y, of the middle of cell (0, 0) where cells cover the input evenly.
+
+    It is the middle of the `stride` pixels that the cell covers: 1.5 for a stride of 4. Other codes place
+    their cells elsewhere; see `interop.torch_weights`.
+    """
+    return (stride - 1) / 2
 
 
-def heatmap_to_input(points, stride: int | float):
+def input_to_heatmap(points, stride: int | float, origin: float | None = None):
+    """Input pixels to heatmap cells: `u = (x - origin) / stride`; NumPy or JAX arrays.
+
+    Args:
+      points: (x, y) in input pixels.
+      stride: input pixels a cell.
+      origin: input pixel of the middle of cell (0, 0); None: `centered_origin(stride)`, with which
+        `u = (x + 0.5) / stride - 0.5`.
+    """
+    return (points - (centered_origin(stride) if origin is None else origin)) / stride
+
+
+def heatmap_to_input(points, stride: int | float, origin: float | None = None):
     """Heatmap cells to input pixels, the inverse of `input_to_heatmap`."""
-    return (points + 0.5) * stride - 0.5
+    return points * stride + (centered_origin(stride) if origin is None else origin)

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.registry import create_model
@@ -73,8 +73,17 @@ def abstract_weights(
     return split_weights(nnx.eval_shape(build))
 
 
-def save_bundle(path: Path, bundle: Bundle, card: str) -> None:
-    """Writes a bundle; over an older one, file by file, each of them replaced whole."""
+def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.float32) -> None:
+    """Writes a bundle; over an older one, file by file, each of them replaced whole.
+
+    Args:
+      path: its folder.
+      bundle: the model.
+      card: text of the model card.
+      dtype: what kernels and matrices are stored in, `float32` or, at half the size, `float16`. Biases
+        and statistics are few and may leave float16's range: they stay float32. A bundle is computed
+        with in float32, however it is stored.
+    """
     path.mkdir(parents=True, exist_ok=True)
     config = {
         "format": _FORMAT,
@@ -88,7 +97,10 @@ def save_bundle(path: Path, bundle: Bundle, card: str) -> None:
         lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"),
     )
     # safetensors writes memory as it lies there: a transposed view would come back as another matrix.
-    weights = {name: np.asarray(value, order="C") for name, value in sorted(bundle.weights.items())}
+    weights = {
+        name: np.asarray(value, dtype if np.ndim(value) > 1 else np.float32, order="C")
+        for name, value in sorted(bundle.weights.items())
+    }
     _replace(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
 
 
@@ -121,6 +133,9 @@ def find_bundle(model: str | Path) -> Path:
 def load_bundle(model: str | Path) -> Bundle:
     """Reads a bundle, and checks that its weights are those of its configuration.
 
+    Returns:
+      Its weights are float32, in whatever floating-point type they are stored.
+
     Raises:
       InputError: it cannot be read, or weights are missing, left over or of the wrong shape.
     """
@@ -133,18 +148,22 @@ def load_bundle(model: str | Path) -> Bundle:
         bundle = Bundle(config["model"], scheme, int(config["image_size"]), {})
         _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise InputError(f"{path / CONFIG}: not a bundle's configuration: {reason}") from error
+        raise InputError(
+            f"{path / CONFIG}: not a bundle's configuration: {one_line(error)}"
+        ) from error
     try:
         weights = load_file(path / WEIGHTS)
     except (OSError, SafetensorError, struct.error) as error:
         raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
     check_weights(path / WEIGHTS, weights, params | batch_stats)
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
     return dataclasses.replace(bundle, weights=weights)
 
 
 def check_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Holds weights against what a model wants: none missing, none left over, every shape right.
+
+    They may be of any floating-point type.
 
     Raises:
       InputError: with how many are wrong and the first of them.
@@ -155,6 +174,11 @@ def check_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         f"{name} has shape {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & found.keys())
         if tuple(found[name].shape) != tuple(wanted[name].shape)
+    ]
+    wrong += [
+        f"{name} is of type {value.dtype}, which is not a floating-point one"
+        for name, value in sorted(found.items())
+        if not jnp.issubdtype(value.dtype, jnp.floating)
     ]
     if wrong:
         raise InputError(

@@ -49,6 +49,9 @@ class MeanShapeCascade(nnx.Module):
       rngs: for the initial weights.
     """
 
+    positions = "center"
+    """As in `lcgcn.GraphConfig`."""
+
     def __init__(
         self, config: CascadeConfig, num_landmarks: int, feature_channels: int, *, rngs: nnx.Rngs
     ):

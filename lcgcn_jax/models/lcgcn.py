@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax import heatmaps
-from lcgcn_jax.geometry import heatmap_to_input
+from lcgcn_jax.geometry import centered_origin, heatmap_to_input
 from lcgcn_jax.models import connectivity
 from lcgcn_jax.models.cascade import CascadeConfig, MeanShapeCascade
 from lcgcn_jax.models.gcn import GraphConv, NeighbourGuesses, PairVectors
@@ -19,6 +19,7 @@ from lcgcn_jax.models.layers import MLP, NORMS
 MESSAGES = ("paper", "pair_vector", "offsets")
 OUTPUTS = ("absolute", "residual")
 SAMPLINGS = ("nearest", "bilinear")
+POSITIONS = ("center", "corner")
 SHAPE_FEATURES = ("all", "first_last")
 ACTIVATIONS = ("relu", "none")
 MLP_OUTPUTS = ("linear", "activated")
@@ -52,6 +53,9 @@ class GraphConfig:
       output: `absolute` coordinates (the paper) or `residual` to the initial landmarks.
       sampling: features read at the `nearest` cell or by `bilinear` interpolation. The paper's initial
         landmarks are cells, where both are the same.
+      positions: how coordinates become parts of the crop's side s. `center`: a landmark at pixel x is
+        (x + 0.5) / s, into the graph and out of it. `corner` (the authors' code): one at cell u of hw goes
+        in as u / hw, and comes out as x / s.
       shape_features: q_ij joins the messages of `all` blocks (the paper) or of the `first_last` (the
         authors' code).
       activation: between the blocks, `relu` or `none` (the authors' code).
@@ -70,6 +74,7 @@ class GraphConfig:
     pair_width: int = 8
     output: str = "absolute"
     sampling: str = "nearest"
+    positions: str = "center"
     shape_features: str = "all"
     activation: str = "relu"
     norm: str = "batch"
@@ -86,6 +91,7 @@ class GraphConfig:
             "message": MESSAGES,
             "output": OUTPUTS,
             "sampling": SAMPLINGS,
+            "positions": POSITIONS,
             "shape_features": SHAPE_FEATURES,
             "activation": ACTIVATIONS,
             "norm": NORMS,
@@ -99,6 +105,11 @@ class GraphConfig:
                 )
         if self.message == "offsets" and self.diagonal != "learned":
             raise ValueError("model.graph.diagonal: the message 'offsets' needs a learned one")
+        if self.positions == "corner" and self.output == "residual":
+            raise ValueError(
+                "model.graph.positions: 'corner' is for absolute coordinates; what goes in and what "
+                "comes out differ by more than the residual"
+            )
         if self.gcn_widths[-1] != 2:
             raise ValueError("model.graph.gcn_widths: the last block gives coordinates: 2")
 
@@ -155,7 +166,7 @@ def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]
 class GraphHead(nnx.Module):
     """Initial landmarks, their confidences and visual features to refined landmarks and edges.
 
-    Positions are (x, y) as a part of the crop's side, 0..1.
+    Positions are (x, y) as a part of the crop's side, 0..1 (`GraphConfig.positions`).
 
     Args:
       config: its options.
@@ -175,6 +186,7 @@ class GraphHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
+        self.positions = config.positions
         activated = config.mlp_output == "activated"
         guessing = config.message == "offsets"
         self.embedding = MLP(
@@ -269,6 +281,8 @@ class LCGCN(nnx.Module):
       graph: options of the graph head, or of the cascade in its place; None for a heatmap model alone.
       bn_momentum: part of the graph's running statistics kept a step.
       rngs: for the initial weights.
+      heatmap_origin: input pixel, in x and in y, of the middle of heatmap cell (0, 0); None: the cells
+        cover the input evenly (`geometry.centered_origin`).
     """
 
     def __init__(
@@ -280,6 +294,7 @@ class LCGCN(nnx.Module):
         graph: GraphConfig | CascadeConfig | None,
         bn_momentum: float,
         rngs: nnx.Rngs,
+        heatmap_origin: float | None = None,
     ):
         if decode not in heatmaps.DECODERS:
             raise ValueError(
@@ -288,6 +303,9 @@ class LCGCN(nnx.Module):
         self.heatmap_model = heatmap_model
         self.activation = getattr(heatmap_model, "activation", "sigmoid")
         self.decode = decode
+        self.heatmap_origin = (
+            centered_origin(heatmap_model.stride) if heatmap_origin is None else heatmap_origin
+        )
         channels = heatmap_model.feature_channels
         if graph is None:
             self.graph = None
@@ -327,7 +345,7 @@ class LCGCN(nnx.Module):
         logits = logits.astype(jnp.float32)
         cells, confidence = heatmaps.decode(logits, self.decode, activation=self.activation)
         features = None if self.graph is None else self.graph.read(maps, cells)
-        landmarks = heatmap_to_input(cells, self.heatmap_model.stride)
+        landmarks = heatmap_to_input(cells, self.heatmap_model.stride, self.heatmap_origin)
         return logits, Evidence(landmarks, confidence, features)
 
     def refine(self, evidence: Evidence, size: int, *, train: bool = False) -> LCGCNOutput:
@@ -335,8 +353,11 @@ class LCGCN(nnx.Module):
         initial, confidence = evidence.landmarks, evidence.confidence
         if self.graph is None:
             return LCGCNOutput(None, initial, confidence, None, initial)
+        shift_in, shift_out = 0.5, 0.5
+        if self.graph.positions == "corner":
+            shift_in, shift_out = -self.heatmap_origin, 0.0
         positions, edges = self.graph(
-            (initial + 0.5) / size, confidence, evidence.features, train=train
+            (initial + shift_in) / size, confidence, evidence.features, train=train
         )
-        turns = positions * size - 0.5
+        turns = positions * size - shift_out
         return LCGCNOutput(None, initial, confidence, edges, turns[:, -1], turns)

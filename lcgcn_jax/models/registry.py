@@ -2,13 +2,17 @@
 
 A model's configuration is a mapping of plain types, as a config file or a bundle's `config.json` holds it:
 
-    {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "decode": "argmax",
+    {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "heatmap_origin": None, "decode": "argmax",
      "graph": {"name": "lcgcn", ...} or None, "bn_momentum": 0.99}
+
+`heatmap_origin` is the input pixel, in x and in y, of the middle of heatmap cell (0, 0). None, or no such
+field: the cells cover the input evenly, (stride - 1) / 2.
 """
 
 import dataclasses
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -41,7 +45,9 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
         images `[b h w 3]` (keyword `train`) to logits `[b hh hw k]` and features `[b hh hw c]`, with
         attributes `stride` (input pixels a cell) and `feature_channels` (c) and, where the logits are
         not for a sigmoid, `activation` (one of `heatmaps.ACTIVATIONS`). The options are the other
-        fields of `model.heatmap`.
+        fields of `model.heatmap`. An attribute `head_modules`, a tuple, names the submodules that are
+        its head: those whose shapes follow the number of landmarks, and what comes with these. The
+        backbone, which `init_parts` can take alone, is all the rest.
 
     Raises:
       ValueError: the name is taken.
@@ -63,7 +69,7 @@ def create_model(
     Raises:
       InputError: an unknown field or value, with the nearest one that exists.
     """
-    require_known("model", config, ("heatmap", "decode", "graph", "bn_momentum"))
+    require_known("model", config, ("heatmap", "heatmap_origin", "decode", "graph", "bn_momentum"))
     options = dict(config["heatmap"])
     name = options.pop("name", None)
     if name not in _HEATMAP_MODELS:
@@ -90,6 +96,7 @@ def create_model(
             graph=graph,
             bn_momentum=config["bn_momentum"],
             rngs=rngs,
+            heatmap_origin=_pixel_or_none(config.get("heatmap_origin")),
         )
     except ValueError as error:
         raise InputError(f"config: {error}") from error
@@ -123,6 +130,16 @@ def require_known(where: str, given: Iterable[str], known: Iterable[str]) -> Non
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise InputError(f"{where}: unknown field {key!r}; did you mean {near[0]!r}?")
+
+
+def _pixel_or_none(origin: Any) -> float | None:
+    number = isinstance(origin, int | float) and not isinstance(origin, bool)
+    if origin is not None and not (number and math.isfinite(origin)):
+        raise InputError(
+            f"model.heatmap_origin: {origin!r} is no place in pixels; give a number, or null for cells "
+            "that cover the input evenly"
+        )
+    return None if origin is None else float(origin)
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,21 +17,29 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.models.registry import require_known
 
+RUN_CONFIG = "config.json"
+"""Name of the configuration in a run's folder."""
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Every field there is, at the paper's value; a config file changes some of them.
 
     - `scheme`: landmark scheme, a name or a file.
     - `seed`: of the initial weights, the order of the faces and their augmentation.
-    - `init_from`: bundle or workdir whose weights to begin with; empty: fresh ones.
-    - `init_parts`: what to take from there, `heatmap` or `whole`.
+    - `init_from`: whose weights to begin with: a bundle, a workdir, a checkpoint of one, or a PyTorch
+      file; see `training.initial.read_source`. Empty: fresh ones.
+    - `init_parts`: what to take from there: `heatmap`, the heatmap model (of an ImageNet file, which has
+      no head for landmarks, its backbone); `whole`; or `backbone`, the heatmap model without its head,
+      for another number of landmarks.
     - `data.dir`: what `lcgcn prepare` wrote. `data.train_split`, `data.validation_split`.
     - `data.image_size`: side of the crops, in pixels.
     - `data.num_workers`: worker processes of the input pipeline; 0: threads of this process.
     - `data.num_threads`: threads that make batches, in each worker if there are any.
     - `data.augment`: see `AugmentConfig`. `data.views`: how many different views of a face there are,
       one an epoch in turn; 0: without end.
-    - `model.heatmap`: `name` and options of a heatmap model. `model.decode`: see `heatmaps.decode`.
+    - `model.heatmap`: `name` and options of a heatmap model. `model.heatmap_origin`: input pixel of the
+      middle of heatmap cell (0, 0), for weights of codes that place it elsewhere; see
+      `interop.torch_weights`; None: cells cover the input evenly. `model.decode`: see `heatmaps.decode`.
       `model.graph`: `name` and options of a graph, `lcgcn` (see `GraphConfig`) or `dag` (see
       `cascade.CascadeConfig`); None for a heatmap model alone.
       `model.bn_momentum`: part of BatchNorm's running statistics kept a step.
@@ -70,6 +78,7 @@ def default_config() -> ml_collections.ConfigDict:
                     "features": "concat",
                     "activation": "sigmoid",
                 },
+                "heatmap_origin": None,
                 "decode": "argmax",
                 "graph": {"name": "lcgcn", **dataclasses.asdict(GraphConfig())},
                 "bn_momentum": 0.99,
@@ -273,6 +282,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif a != b:
             found.append(f"{name}: {a!r} -> {b!r}")
     return found
+
+
+def fill_in(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """An older version's configuration, and at their defaults the fields of `new` that it did not know."""
+    return _filled(old, new, json.loads(to_json(default_config())))
+
+
+def _filled(old: Mapping, new: Mapping, default: Mapping) -> dict[str, Any]:
+    unknown = (new.keys() & default.keys()) - old.keys()
+    filled = {key: default[key] for key in unknown}
+    for key, value in old.items():
+        nested = (value, new.get(key), default.get(key))
+        filled[key] = _filled(*nested) if all(isinstance(n, Mapping) for n in nested) else value
+    return filled
 
 
 def _one_line(error: Exception) -> str:

@@ -20,15 +20,16 @@ from lcgcn_jax.data.dataset import FaceDataset, open_dataset
 from lcgcn_jax.data.pipeline import TrainIterator, record_names, train_iterator, view_order
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import get_scheme
-from lcgcn_jax.models.bundles import BEST, Bundle, check_weights, load_bundle, save_bundle
+from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES, Evidence, LCGCNOutput
 from lcgcn_jax.models.registry import create_model
-from lcgcn_jax.models.weights import Weights, split_weights
+from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training import sharding
-from lcgcn_jax.training.checkpoints import Checkpoints
-from lcgcn_jax.training.config import differences, to_json
+from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
+from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
 from lcgcn_jax.training.evaluation import SplitErrors, errors_of, mean_shape, split_errors
 from lcgcn_jax.training.evidence import CachedBatches, EvidenceCache
+from lcgcn_jax.training.initial import take_initial_weights
 from lcgcn_jax.training.metric_writer import MetricWriter
 from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, trained_names
 from lcgcn_jax.training.state import TrainState, create_state
@@ -86,18 +87,22 @@ class Training:
             rngs=nnx.Rngs(config.seed),
         )
         check_losses(config.loss.to_dict(), model.activation)
-        self._claim_workdir()
         self.graphdef, params, batch_stats = split_weights(model)
         if shapes := batch_stats.keys() & set(MEAN_SHAPES):
             shape = jnp.asarray(mean_shape(self.dataset, config.data.train_split), jnp.float32)
             batch_stats |= dict.fromkeys(shapes, shape)
-        if config.init_from:
-            params, batch_stats = _initial_weights(config, params, batch_stats)
+        self.begins = ""  # what it begins with, in words
+        # A run that goes on has them in its checkpoint.
+        if config.init_from and latest_checkpoint(self.workdir) is None:
+            params, batch_stats, self.begins = take_initial_weights(
+                config, self.dataset.scheme, model, params, batch_stats
+            )
         mode = config.train.mode
         trained = trained_names(mode, params)
         optimizer, self.schedules = make_optimizer(
             config.optimizer.to_dict(), mode, config.train.steps
         )
+        self._claim_workdir()
         state = create_state(
             params, batch_stats, optimizer, trained, with_ema=config.train.ema_decay > 0
         )
@@ -120,16 +125,19 @@ class Training:
         self._refine_step = sharding.compile_predict_step(
             make_refine_step(self.graphdef, config.data.image_size), self.mesh
         )
+        self.best_nme = math.inf
+        self.checkpoints = Checkpoints(self.workdir, config.train.keep)
+        progress = None
+        if self.checkpoints.latest is not None:
+            self.state, progress = self.checkpoints.load(self.state)
+            self.best_nme = progress["best_nme"] or math.inf
+        # Only now, since what it keeps is of the weights as they are.
         self.evidence = None
         if config.train.cache:
             self.evidence = self._evidence_cache() if evidence is None else evidence
         self.batches = self._open_batches()
-        self.best_nme = math.inf
-        self.checkpoints = Checkpoints(self.workdir, config.train.keep)
-        if self.checkpoints.latest is not None:
-            self.state, progress = self.checkpoints.load(self.state)
+        if progress is not None:
             self.batches.set_state(progress["batches"])
-            self.best_nme = progress["best_nme"] or math.inf
 
     @property
     def step(self) -> int:
@@ -321,10 +329,13 @@ class Training:
 
     def _claim_workdir(self) -> None:
         """Writes the configuration, or holds it against the one that the folder has."""
-        path = self.workdir / "config.json"
+        path = self.workdir / RUN_CONFIG
         if path.is_file():
-            old = json.loads(path.read_text(encoding="utf-8"))
-            if changed := differences(old, json.loads(to_json(self.config))):
+            old, new = (
+                json.loads(path.read_text(encoding="utf-8")),
+                json.loads(to_json(self.config)),
+            )
+            if changed := differences(fill_in(old, new), new):
                 raise InputError(
                     f"{path}: this run was started with another config ({'; '.join(changed)}); give "
                     "another --workdir, or the same config"
@@ -364,27 +375,6 @@ def _check_cache(config: ml_collections.ConfigDict) -> None:
         )
     if jax.process_count() > 1:
         raise InputError("config train.cache: is for one process; set it to false")
-
-
-def _initial_weights(
-    config: ml_collections.ConfigDict, params: Weights, batch_stats: Weights
-) -> tuple[Weights, Weights]:
-    bundle = load_bundle(config.init_from)
-    if config.init_parts not in ("heatmap", "whole"):
-        raise InputError(
-            f"config init_parts: unknown part {config.init_parts!r}; use 'heatmap' or 'whole'"
-        )
-
-    def wanted(weights):
-        whole = config.init_parts == "whole"
-        return {n: v for n, v in weights.items() if whole or n.startswith("heatmap_model.")}
-
-    check_weights(Path(config.init_from), wanted(bundle.weights), wanted(params | batch_stats))
-    taken = {name: jnp.asarray(value) for name, value in wanted(bundle.weights).items()}
-    return (
-        {name: taken.get(name, value) for name, value in params.items()},
-        {name: taken.get(name, value) for name, value in batch_stats.items()},
-    )
 
 
 @contextmanager

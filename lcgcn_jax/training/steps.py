@@ -61,6 +61,7 @@ def total_loss(
     groups: tuple[str, ...],
     size: int,
     activation: str = "sigmoid",
+    heatmap_origin: float | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
     """The paper's L = lambda1 L1 + lambda2 focal, or others in their place, of the stages that train.
 
@@ -77,6 +78,7 @@ def total_loss(
         constants of Wing and smooth L1 belong, and are then divided by 256: large errors count as much
         in all of them, and the L1 is in parts of the crop, like the graph's coordinates.
       activation: the model's, one of `heatmaps.ACTIVATIONS`.
+      heatmap_origin: the model's; None as in `geometry.input_to_heatmap`.
 
     Returns:
       The loss, and its parts by name before weighting.
@@ -86,7 +88,7 @@ def total_loss(
         name = config["heatmap"]
         logits = output.heatmap_logits
         hh, hw = logits.shape[1:3]
-        cells = input_to_heatmap(landmarks, size / hw)
+        cells = input_to_heatmap(landmarks, size / hw, heatmap_origin)
         targets = heatmaps.encode(cells, (hh, hw), sigma=config["sigma"])
         if name == "focal":
             parts[name] = losses.focal(logits, targets, visible)
@@ -146,6 +148,7 @@ def make_train_step(
             groups=groups,
             size=image_size,
             activation=model.activation,
+            heatmap_origin=model.heatmap_origin,
         )
         return total, (parts, batch_stats_of(model))
 

@@ -13,6 +13,7 @@ class TwoConvs(nnx.Module):
     """Stride 4 in two convolutions, with BatchNorm: small, but all kinds of weights are in it."""
 
     stride = 4
+    head_modules = ("out",)
 
     def __init__(self, num_landmarks, *, width=8, bn_momentum, dtype, rngs):
         self.feature_channels = width

@@ -5,6 +5,7 @@ from lcgcn_jax.training.config import (
     apply_overrides,
     default_config,
     differences,
+    fill_in,
     load_config,
     to_json,
 )
@@ -122,6 +123,27 @@ def test_bad_override_is_one_line(name, text, message):
     with pytest.raises(InputError, match=message) as error:
         apply_overrides(default_config().lock(), {name: text})
     assert "\n" not in str(error.value)
+
+
+def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():
+    new = default_config().to_dict()
+    old = default_config().to_dict()
+    del old["model"]["heatmap_origin"], old["model"]["graph"]["positions"]
+    assert not differences(fill_in(old, new), new)
+    new["model"]["heatmap_origin"], new["train"]["steps"] = 0.0, 7
+    assert differences(fill_in(old, new), new) == [
+        "model.heatmap_origin: None -> 0.0",
+        "train.steps: 1000 -> 7",
+    ]
+
+
+def test_fields_of_another_heatmap_model_are_not_filled_in():
+    old, new = default_config().to_dict(), default_config().to_dict()
+    for config in (old, new):
+        config["model"]["heatmap"] = {"name": "hourglass", "stacks": 2}
+    assert fill_in(old, new) == old
+    old["model"]["graph"] = None
+    assert fill_in(old, new) == old
 
 
 def test_differences_name_the_fields():

@@ -141,6 +141,16 @@ def test_other_config_on_the_same_workdir_is_refused(tiny_config, tmp_path):
         Training(tiny_config, tmp_path / "run", make_mesh(1))
 
 
+def test_a_run_of_an_older_version_goes_on(tiny_config, tmp_path):
+    tiny_config.train.steps = 2
+    train(tiny_config, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    del config["model"]["heatmap_origin"], config["model"]["graph"]["positions"]
+    file.write_text(json.dumps(config))
+    assert Training(tiny_config, tmp_path / "run", make_mesh(1)).step == 2
+
+
 def test_folder_with_something_else_is_refused(tiny_config, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="not empty and not a training run"):

@@ -76,6 +76,27 @@ def test_heatmap_losses_see_the_heat(activation, name):
     )
 
 
+@pytest.mark.parametrize("origin", [None, 0.0, 2.5])
+def test_targets_lie_where_the_models_cells_do(origin):
+    """Linear heat that is drawn at the cells of that origin is without loss."""
+    cells = jnp.asarray(RNG.integers(1, SIDE - 1, (B, K, 2)), jnp.float32)
+    landmarks = 4 * cells + (1.5 if origin is None else origin)
+    drawn = encode(cells, (SIDE, SIDE), sigma=1.5)
+    output = LCGCNOutput(drawn, landmarks, jnp.ones((B, K)), None, landmarks)
+    where = {} if origin is None else {"heatmap_origin": origin}
+    total, _ = total_loss(
+        output,
+        landmarks,
+        VISIBLE,
+        config=default_config().loss.to_dict() | {"heatmap": "mse"},
+        groups=("heatmap",),
+        size=4 * SIDE,
+        activation="linear",
+        **where,
+    )
+    assert total == 0
+
+
 def test_the_total_is_the_weighted_sum_of_the_stages_that_train():
     weights = {"heatmap_weight": 3.0, "coordinate_weight": 5.0}
     config = {"heatmap": "mse", "coordinate": "wing", **weights}

@@ -22,9 +22,9 @@ _FACE_EDGES = 8  # the default threshold leaves a face at least so many edges
 _SAME = 0.01  # edges that differ by less from their mean, in parts of 1 / k, count as the same
 _NEEDLE_TOP = 95.0  # percentile of the needles where colour, width and opacity end
 _MATRIX_TOP = 99.5  # percentile of the edges between landmarks where a matrix's colours end
-_NEEDLE = (0.008, 0.03)  # a needle's wide end, weakest to strongest, in parts of the crop's side
+_NEEDLE = (0.006, 0.024)  # a needle's wide end, weakest to strongest, in parts of the crop's side
 _OPACITY = (0.6, 0.95)
-_FADING = 0.65  # part of white over a face that edges are drawn on
+_FADING = 0.6  # part of white over a face that edges are drawn on
 _INK = "0.2"
 
 _WEIGHTS = matplotlib.colormaps["Greens"]

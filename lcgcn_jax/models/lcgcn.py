@@ -25,7 +25,7 @@ ACTIVATIONS = ("relu", "none")
 MLP_OUTPUTS = ("linear", "activated")
 
 SELF_LOGIT = 4.0
-"""Where the diagonal starts under the message `offsets`: the guesses begin as the landmarks, nearly."""
+"""Where the diagonal starts under the message `offsets`: of 68 landmarks, each gives itself 0.45."""
 
 MEAN_SHAPES = ("graph.guesses.mean_shape", "graph.mean_shape")
 """Names of the statistics that come from the data, before the first step; a model has one or none."""
@@ -48,7 +48,8 @@ class GraphConfig:
         learned vector of the pair joins it (`gcn.PairVectors`). `offsets`: before the blocks, the
         neighbours' guesses of where it is replace the initial landmarks (`gcn.NeighbourGuesses`), and
         the blocks refine those; log confidences and how far the guess lies from the initial landmark
-        join the nodes. Edges then see log confidences, and begin almost wholly on the diagonal.
+        join the nodes. Edges then see log confidences, and begin with about half of their weight on the
+        diagonal.
       pair_width: length of the pair vectors.
       output: `absolute` coordinates (the paper) or `residual` to the initial landmarks.
       sampling: features read at the `nearest` cell or by `bilinear` interpolation. The paper's initial

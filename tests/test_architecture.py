@@ -15,8 +15,8 @@ LAYERS = [
     {"training", "inference", "interop", "visualize"},
     {"models", "data"},
     {"losses", "metrics"},
-    {"heatmaps", "photographs"},
-    {"geometry", "landmarks"},
+    {"heatmaps", "photographs", "detection"},
+    {"geometry", "landmarks", "cache"},
     {"errors"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

@@ -219,7 +219,9 @@ class FaceDetector:
 
     def face_boxes(self, image: UInt8[np.ndarray, "h w 3"]) -> Boxes:
         """The landmarks' boxes of the faces in an RGB picture, the surest first."""
-        return BOX_MAP(self.detect(image))
+        boxes = BOX_MAP(self.detect(image))
+        # Far from the faces that the map was learned on, it might turn a box inside out.
+        return boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
 
 
 def _from_yunet(found: np.ndarray, factor: np.ndarray) -> Detections:

@@ -218,10 +218,16 @@ class FaceDetector:
         return _without_doubles(Detections.concatenate(rows))
 
     def face_boxes(self, image: UInt8[np.ndarray, "h w 3"]) -> Boxes:
-        """The landmarks' boxes of the faces in an RGB picture, the surest first."""
+        """The landmarks' boxes of the faces in an RGB picture, the surest first.
+
+        A face whose centre is outside the picture is left out.
+        """
         boxes = BOX_MAP(self.detect(image))
+        height, width = image.shape[:2]
+        centre, size = _centre_and_size(boxes)
+        inside = ((centre >= 0) & (centre < (width, height))).all(axis=1)
         # Far from the faces that the map was learned on, it might turn a box inside out.
-        return boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+        return boxes[inside & (size > 0).all(axis=1)]
 
 
 def _from_yunet(found: np.ndarray, factor: np.ndarray) -> Detections:

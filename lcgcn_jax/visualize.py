@@ -183,8 +183,9 @@ def _text(text: str) -> Image:
 
 def _swatch(colors: Sequence[tuple[int, int, int]]) -> Image:
     """Colours side by side, a line of the legend high."""
-    image = np.zeros((_LEGEND_LINE, len(colors), 3), np.uint8)
-    image[_LEGEND_LINE // 3 : -_LEGEND_LINE // 3] = colors
+    pad = _LEGEND_LINE // 3
+    image = np.zeros((_LEGEND_LINE, len(colors) + pad, 3), np.uint8)
+    image[pad:-pad, pad:] = colors
     return image
 
 

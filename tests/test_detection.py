@@ -116,6 +116,17 @@ def test_picture_without_a_face_gives_none(detector, shape):
     assert detection.BOX_MAP(found).shape == (0, 4)
 
 
+def test_faces_of_which_little_is_seen_have_no_box(detector, monkeypatch):
+    """Of three detections the second has its centre outside, and the third comes out inside out."""
+    boxes = np.array([[10.0, 10, 50, 60], [-50, 10, -10, 60], [60, 10, 90, 40]])
+    found = Detections(boxes, np.zeros((3, 5, 2)), np.ones(3))
+    monkeypatch.setattr(detector, "detect", lambda image: found)
+    monkeypatch.setattr(detection, "BOX_MAP", lambda found: found.boxes)
+    found.boxes[2] = found.boxes[2, [2, 1, 0, 3]]
+    kept = detector.face_boxes(np.zeros((80, 100, 3), np.uint8))
+    np.testing.assert_array_equal(kept, boxes[:1])
+
+
 @pytest.mark.parametrize("content", [b"", b"no model" * 50, None])
 def test_what_is_no_detector_is_named(tmp_path, content, capfd):
     path = tmp_path / "yunet.onnx"

@@ -133,9 +133,8 @@ def _check_outputs(args: argparse.Namespace, inputs: Sequence[InputFile]) -> Non
     sources = {file.path.resolve() for file in inputs}
     for file in inputs:
         outputs = _outputs(args, file)
-        if args.format == "pts" and not file.is_video:
-            first = outputs[0]
-            outputs += sorted(first.parent.glob(f"{glob.escape(file.name.name)}_face*.pts"))
+        if args.format == "pts":
+            outputs += _pts_files(args, file)
         for path in outputs:
             if path.resolve() in sources:
                 raise InputError(f"{path}: is one of the inputs; choose another --out")
@@ -152,6 +151,12 @@ def _outputs(args: argparse.Namespace, file: InputFile) -> list[Path]:
     """The results of an input, but for `.pts` files: the picture last."""
     suffixes = (".jsonl", ".mp4") if file.is_video else (*FORMATS[args.format], ".png")
     return [args.out / file.name.with_name(file.name.name + suffix) for suffix in suffixes]
+
+
+def _pts_files(args: argparse.Namespace, file: InputFile) -> list[Path]:
+    """The `.pts` files of an input that are there already."""
+    folder = (args.out / file.name).parent
+    return sorted(folder.glob(f"{glob.escape(file.name.name)}_face*.pts"))
 
 
 def _boxes_of(args: argparse.Namespace, model: LandmarkModel) -> BoxesOf:
@@ -272,6 +277,9 @@ class _Run:
                 )
                 path.write_text(json.dumps(result) + "\n", encoding="utf-8")
         if self._args.format == "pts":
+            # Of an earlier run, which may have found more faces.
+            for path in _pts_files(self._args, file):
+                path.unlink()
             for number, face in enumerate(faces, start=1):
                 path = picture.with_name(f"{file.name.name}_face{number}.pts")
                 predictions.write_pts(path, face.landmarks)

@@ -224,6 +224,13 @@ def test_csv_and_pts_hold_what_the_json_holds(small_run, photo, tmp_path):
     assert not (tmp_path / "csv/photo.json").exists()
 
 
+def test_faces_of_an_earlier_run_do_not_stay(predict, photo, tmp_path):
+    box = ["--box", "100,30,200,170"]
+    assert predict(photo, *box, *box, "--format", "pts") == 0
+    assert predict(photo, *box, "--format", "pts", "--overwrite") == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.pts")] == ["photo_face1.pts"]
+
+
 def test_picture_without_a_face(predict, photo, shared, detector_model, tmp_path, capsys):
     assert predict(photo, "--detector_model", detector_model) == 1
     said = capsys.readouterr().err

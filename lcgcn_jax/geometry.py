@@ -23,6 +23,21 @@ def box_of_landmarks(landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarr
     return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float64)
 
 
+def box_of_crop(width: int, height: int) -> Box:
+    """The box whose crop is all of a picture, for a picture that is a face's crop already."""
+    centre = np.array([width - 1, height - 1]) / 2
+    half = np.array([width, height]) / CROP_SCALE / 2
+    return np.concatenate([centre - half, centre + half])
+
+
+def box_overlaps(box: Box, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
+    """Intersection over union of a box with each of the others."""
+    extent = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = extent.clip(min=0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return shared / ((box[2:] - box[:2]).prod() + areas - shared)
+
+
 def compose(outer: Affine, inner: Affine) -> Affine:
     """The affine that applies `inner` first and `outer` to its result."""
     return outer @ np.vstack([inner, [0.0, 0.0, 1.0]])

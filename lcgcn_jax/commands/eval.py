@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lcgcn_jax.commands.main import use_compilation_cache
+from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
 from lcgcn_jax.data.augment import DEGRADATIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
+from lcgcn_jax.data.detected import detector_boxes
 from lcgcn_jax.data.published import METRICS, PublishedTable, published_table
+from lcgcn_jax.detection import FaceDetector
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import load
 from lcgcn_jax.training.evaluation import (
@@ -36,10 +38,13 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--split", required=True, help="e.g. test, common, challenge, full")
     parser.add_argument(
         "--boxes",
-        choices=("gt", "rect"),
+        choices=("gt", "rect", "detector"),
         default="gt",
-        help="face boxes: of the true landmarks, or those that came with the data (%(default)s)",
+        help="face boxes: of the true landmarks, those that came with the data, or those of the face "
+        "detector (on the undamaged picture; a face that it misses has the true box, and how many "
+        "is said) (%(default)s)",
     )
+    parser.add_argument("--detector_model", **DETECTOR_MODEL_OPTION)
     parser.add_argument(
         "--flip_test", action="store_true", help="average over the crop and its mirror image"
     )
@@ -88,19 +93,25 @@ def run(args: argparse.Namespace) -> int:
     predict = (
         with_flip_test(model.predict_crops, model.scheme) if args.flip_test else model.predict_crops
     )
+    box, missed = args.boxes, None
+    if args.boxes == "detector":
+        box, missed = detector_boxes(FaceDetector(args.detector_model), dataset, args.split)
     errors = split_errors(
         predict,
         dataset,
         args.split,
         image_size=model.image_size,
         batch_size=args.batch_size,
-        box=args.boxes,
+        box=box,
         degrade=args.degrade,
     )
-    result = report(dataset, args.split, errors, boxes=args.boxes, degrade=args.degrade)
+    result = report(
+        dataset, args.split, errors, boxes=args.boxes, missed=missed, degrade=args.degrade
+    )
     conditions = (
-        f"{result['dataset']} {args.split}, boxes: {args.boxes}, "
-        f"flip test: {'yes' if args.flip_test else 'no'}"
+        f"{result['dataset']} {args.split}, boxes: {args.boxes}"
+        + ("" if missed is None else f" ({missed} faces missed)")
+        + f", flip test: {'yes' if args.flip_test else 'no'}"
         + ("" if args.degrade == "none" else f", degraded: {args.degrade}")
     )
     print(conditions)

@@ -13,6 +13,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Float
 
 from lcgcn_jax.data.augment import AugmentConfig, augment_face, crop_face
 from lcgcn_jax.data.dataset import FaceDataset, FaceSource
@@ -187,7 +188,7 @@ def eval_batches(
     *,
     image_size: int,
     batch_size: int,
-    box: str = "gt",
+    box: str | Float[np.ndarray, "n 4"] = "gt",
     degrade: str = "none",
     num_threads: int = 4,
     process_index: int = 0,
@@ -203,7 +204,8 @@ def eval_batches(
       split: as in `FaceDataset.source`.
       image_size: side of the crops, in pixels.
       batch_size: faces in a global batch, over all processes.
-      box: face box to crop around, as in `crop_face`.
+      box: face box to crop around: a name as in `crop_face`, or a box for each face of the split, in
+        pixels of its record's picture.
       degrade: what to damage the crops with, as in `crop_face`.
       num_threads: threads that make batches.
       process_index: which part of each global batch this process gets.
@@ -220,7 +222,7 @@ def eval_batches(
     source = dataset.source(split)
     part = _part_size(batch_size, process_count)
     # A missing box should stop the caller here, not a thread later.
-    crop_face(source[0], image_size, box, degrade)
+    crop_face(source[0], image_size, box if isinstance(box, str) else box[0], degrade)
     padded = -(-len(source) // batch_size) * batch_size
     make = functools.partial(_evaluation_face, source, image_size, box, degrade)
     faces = grain.MapDataset.range(padded).map(make)
@@ -274,10 +276,15 @@ def _view(
 
 
 def _evaluation_face(
-    source: FaceSource, image_size: int, box: str, degrade: str, position: int
+    source: FaceSource,
+    image_size: int,
+    box: str | Float[np.ndarray, "n 4"],
+    degrade: str,
+    position: int,
 ) -> dict[str, Any]:
     record = min(position, len(source) - 1)
-    face = crop_face(source[record], image_size, box, degrade)
+    face_box = box if isinstance(box, str) else box[record]
+    face = crop_face(source[record], image_size, face_box, degrade)
     return face | {"record": np.int64(record), "mask": np.bool_(position < len(source))}
 
 

@@ -61,7 +61,7 @@ def split_errors(
     *,
     image_size: int,
     batch_size: int,
-    box: str = "gt",
+    box: str | Float[np.ndarray, "n 4"] = "gt",
     degrade: str = "none",
     num_threads: int = 4,
 ) -> SplitErrors:
@@ -73,7 +73,8 @@ def split_errors(
       split: as in `FaceDataset.source`.
       image_size: side of the crops.
       batch_size: faces in a batch over all processes.
-      box: `gt` (box of the true landmarks) or `rect` (the box that came with the data).
+      box: `gt` (box of the true landmarks), `rect` (the box that came with the data), or a box for
+        each face, as `data.detected.detector_boxes` gives them.
       degrade: what to damage every crop with: one of `data.augment.DEGRADATIONS`.
       num_threads: threads that make batches.
 
@@ -208,11 +209,18 @@ def write_face_errors(path: Path, dataset: FaceDataset, split: str, errors: Spli
 
 
 def report(
-    dataset: FaceDataset, split: str, errors: SplitErrors, *, boxes: str, degrade: str = "none"
+    dataset: FaceDataset,
+    split: str,
+    errors: SplitErrors,
+    *,
+    boxes: str,
+    missed: int | None = None,
+    degrade: str = "none",
 ) -> dict[str, Any]:
     """What `lcgcn eval --json` writes; the design's section 6 fixes its form.
 
-    On degraded faces there is one key more, `degrade`.
+    On degraded faces there is one key more, `degrade`; with detected boxes there is `missed`, the number
+    of faces that the detector did not find.
 
     The subsets are the parts of a union of splits, the sources that the faces come from, and the
     attributes that some of them have.
@@ -226,6 +234,7 @@ def report(
         "split": split,
         "num_faces": len(errors.heatmap),
         "boxes": boxes,
+        **({} if missed is None else {"missed": missed}),
         **({} if degrade == "none" else {"degrade": degrade}),
         "stages": errors.stages(),
         "subsets": subsets,

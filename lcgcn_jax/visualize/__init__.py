@@ -9,8 +9,10 @@ from lcgcn_jax.visualize.faces import (
     save_image,
     stage_comparison,
 )
+from lcgcn_jax.visualize.overlays import draw_faces
 
 __all__ = [
+    "draw_faces",
     "draw_landmarks",
     "edge_threshold",
     "enlarge",

@@ -1,5 +1,6 @@
 """Landmarks drawn on faces, and the stages side by side (figure 3)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ Image = UInt8[np.ndarray, "h w 3"]
 TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
 
-_SHIFT = 4  # OpenCV draws at 1/16 pixel
+SHIFT = 4  # OpenCV draws at 1/16 pixel
 
 
 def draw_landmarks(
@@ -37,21 +38,44 @@ def draw_landmarks(
       contours: whether to draw the lines.
     """
     canvas = image.copy()
-    fixed = np.round(landmarks * (1 << _SHIFT)).astype(np.int32)
     if contours:
         overlay = canvas.copy()
-        thickness = max(1, round(radius * 0.6))
-        for contour in scheme.contours:
-            line = fixed[list(contour.indices)]
-            cv2.polylines(
-                overlay, [line], contour.closed, color, thickness, cv2.LINE_AA, shift=_SHIFT
-            )
+        draw_contours(overlay, landmarks, scheme, [color] * len(scheme.contours), radius)
         canvas = cv2.addWeighted(overlay, 0.5, canvas, 0.5, 0)
-    for x, y in fixed.tolist():
-        cv2.circle(
-            canvas, (x, y), round(radius * (1 << _SHIFT)), color, cv2.FILLED, cv2.LINE_AA, _SHIFT
-        )
+    for point in landmarks:
+        draw_point(canvas, point, color, radius)
     return canvas
+
+
+def draw_contours(
+    canvas: Image,
+    landmarks: Float[np.ndarray, "k 2"],
+    scheme: LandmarkScheme,
+    colors: Sequence[tuple[int, int, int]],
+    radius: float,
+) -> None:
+    """Draws each contour of a scheme in its colour, on the picture itself."""
+    fixed = fixed_point(landmarks)
+    thickness = max(1, round(radius * 0.6))
+    for contour, color in zip(scheme.contours, colors, strict=True):
+        line = fixed[list(contour.indices)]
+        cv2.polylines(canvas, [line], contour.closed, color, thickness, cv2.LINE_AA, shift=SHIFT)
+
+
+def draw_point(
+    canvas: Image, point: Float[np.ndarray, "2"], color: tuple[int, int, int], radius: float
+) -> None:
+    """Draws a filled circle, on the picture itself."""
+    x, y = fixed_point(point).tolist()
+    size = round(radius * (1 << SHIFT))
+    cv2.circle(canvas, (x, y), size, color, cv2.FILLED, cv2.LINE_AA, SHIFT)
+
+
+def fixed_point(points: Points) -> np.ndarray:
+    """Points in sixteenths of a pixel, as OpenCV's `shift` wants them."""
+    # OpenCV takes 32-bit integers: what lies far outside has to stay within them.
+    limit = np.iinfo(np.int32).max / 4
+    return np.round(points * (1 << SHIFT)).clip(-limit, limit).astype(np.int32)
 
 
 def enlarge(

@@ -175,3 +175,24 @@ def test_run_without_validation_has_no_model_yet(refused, small_run, synthetic98
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     said = refused("eval", "--model", tmp_path / "run", "--data", synthetic98, "--split", "test")
     assert "has not been validated yet" in said
+
+
+def test_detected_boxes(evaluated, small_run, synthetic98, detector_model, tmp_path, capsys):
+    _, plain = evaluated
+    path = tmp_path / "eval.json"
+    arguments = ["--model", small_run, "--data", synthetic98, "--split", "test", "--json", path]
+    arguments += ["--batch_size", 8, "--boxes", "detector", "--detector_model", detector_model]
+    assert main(["eval", *map(str, arguments)]) == 0
+    result = json.loads(path.read_text())
+    assert set(result) == set(plain) | {"missed"}
+    assert result["boxes"] == "detector"
+    assert 0 <= result["missed"] < result["num_faces"] == 24
+    assert f"boxes: detector ({result['missed']} faces missed)" in capsys.readouterr().out
+    assert result["stages"]["graph"]["nme"] != plain["stages"]["graph"]["nme"]
+
+
+def test_detected_boxes_want_a_detector(refused, small_run, synthetic98, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
+    said = refused("eval", *arguments, "--boxes", "detector")
+    assert "give --detector_model FILE" in said

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model from a config file, or go on with a run",
     "eval": "measure a model on a split: NME, failure rate, AUC",
     "predict": "landmarks of the faces in photographs and videos",
+    "models": "the models that come with the package",
     "visualize": "pictures of a run: the stages side by side, the graph's edges, training curves",
     "ablation": "graphs against each other on one heatmap model (the paper's Table 3)",
     "calibrate-detector": "fit the map from the face detector's boxes to the landmarks' boxes",

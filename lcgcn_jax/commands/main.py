@@ -17,7 +17,8 @@ COMMANDS = {
     "train": "train a model from a config file, or go on with a run",
     "eval": "measure a model on a split: NME, failure rate, AUC",
     "predict": "landmarks of the faces in photographs",
-    "visualize": "pictures of a run: the stages side by side, training curves",
+    "visualize": "pictures of a run: the stages side by side, the graph's edges, training curves",
+    "ablation": "graphs against each other on one heatmap model (the paper's Table 3)",
     "import-torch": "make a bundle of PyTorch weights",
     "export": "write a model in the format of other tools",
 }

@@ -50,7 +50,7 @@ from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights
 from lcgcn_jax.models.hrnet import ARCHS, HRNet
 from lcgcn_jax.models.lcgcn import GraphConfig
-from lcgcn_jax.models.registry import create_model
+from lcgcn_jax.models.registry import create_model, graph_config
 from lcgcn_jax.models.weights import split_weights
 
 TORCH_ARCHS = {f"hrnet_{arch.replace('-', '_')}": arch for arch in ARCHS}
@@ -496,11 +496,12 @@ def _report(problems: Mapping[str, Iterable[str]]) -> str:
 
 
 def _require_authors_graph(bundle: Bundle, source: Any) -> None:
-    graph = bundle.model["graph"]
-    # Through the class, which knows the fields that an older bundle leaves out.
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in graph.items()}
-    theirs, ours = (dataclasses.asdict(g) for g in (AUTHORS_GRAPH, GraphConfig(**fields)))
-    differ = [f"{name}={ours[name]!r}" for name in theirs if ours[name] != theirs[name]]
+    graph = graph_config(bundle.model["graph"])
+    theirs, ours = dataclasses.asdict(AUTHORS_GRAPH), dataclasses.asdict(graph)
+    if isinstance(graph, GraphConfig):
+        differ = [f"{name}={ours[name]!r}" for name in theirs if ours[name] != theirs[name]]
+    else:
+        differ = ["another kind of graph"]
     if bundle.model["heatmap"].get("features", "concat") != "concat":
         differ.append("features of the head")
     if any(np.any(bundle.weights[name]) for name in _graph_biases(bundle.weights)):

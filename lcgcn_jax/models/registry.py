@@ -3,7 +3,7 @@
 A model's configuration is a mapping of plain types, as a config file or a bundle's `config.json` holds it:
 
     {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "heatmap_origin": None, "decode": "argmax",
-     "graph": {...} or None, "bn_momentum": 0.99}
+     "graph": {"name": "lcgcn", ...} or None, "bn_momentum": 0.99}
 
 `heatmap_origin` is the input pixel, in x and in y, of the middle of heatmap cell (0, 0). None, or no such
 field: the cells cover the input evenly, (stride - 1) / 2.
@@ -21,6 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
 from lcgcn_jax.models.lcgcn import LCGCN, GraphConfig
@@ -31,6 +32,8 @@ _HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {
     "hrnet": HRNet,
     "hourglass": StackedHourglass,
 }
+GRAPHS = {"lcgcn": GraphConfig, "dag": CascadeConfig}
+"""`model.graph.name` -> its options: the paper's graph head, or Li et al.'s cascade."""
 
 
 def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
@@ -78,9 +81,7 @@ def create_model(
     # A module class has its metaclass's signature; its own stands at __init__.
     signature = inspect.signature(factory.__init__ if inspect.isclass(factory) else factory)
     require_known("model.heatmap", options, set(signature.parameters) - own)
-    graph = config["graph"]
-    if graph is not None:
-        require_known("model.graph", graph, [f.name for f in dataclasses.fields(GraphConfig)])
+    graph = None if config["graph"] is None else graph_config(config["graph"])
     try:
         return LCGCN(
             factory(
@@ -92,11 +93,28 @@ def create_model(
             ),
             num_landmarks,
             decode=config["decode"],
-            graph=None if graph is None else GraphConfig(**_with_tuples(graph)),
+            graph=graph,
             bn_momentum=config["bn_momentum"],
             rngs=rngs,
             heatmap_origin=_pixel_or_none(config.get("heatmap_origin")),
         )
+    except ValueError as error:
+        raise InputError(f"config: {error}") from error
+
+
+def graph_config(config: Mapping[str, Any]) -> GraphConfig | CascadeConfig:
+    """The options of a graph from its configuration, `model.graph`.
+
+    Raises:
+      InputError: an unknown name, field or value.
+    """
+    options = dict(config)
+    name = options.pop("name", "lcgcn")  # older bundles do not name theirs
+    if name not in GRAPHS:
+        raise InputError(f"model.graph.name: no graph {name!r}; there are {', '.join(GRAPHS)}")
+    require_known("model.graph", options, [f.name for f in dataclasses.fields(GRAPHS[name])])
+    try:
+        return GRAPHS[name](**_with_tuples(options))
     except ValueError as error:
         raise InputError(f"config: {error}") from error
 

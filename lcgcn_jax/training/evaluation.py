@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from lcgcn_jax import metrics
 from lcgcn_jax.data.dataset import FaceDataset
-from lcgcn_jax.data.pipeline import eval_batches, record_names
+from lcgcn_jax.data.pipeline import Batch, eval_batches, record_names
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCNOutput
@@ -91,11 +91,15 @@ def split_errors(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    return errors_of(((predict(batch["image"]), batch) for batch in batches), dataset.scheme)
+
+
+def errors_of(outputs: Iterable[tuple[LCGCNOutput, Batch]], scheme: LandmarkScheme) -> SplitErrors:
+    """Errors of outputs for the batches of `data.pipeline.eval_batches`, in the order of the split."""
     rows, has_graph = [], False
-    for batch in batches:
-        output = predict(batch["image"])
+    for output, batch in outputs:
         has_graph = output.edges is not None
-        rows.append(_batch_errors(output, batch, dataset.scheme))
+        rows.append(_batch_errors(output, batch, scheme))
     heatmap, graph, record, mask = (np.concatenate(column) for column in zip(*rows, strict=True))
     if jax.process_count() > 1:
         heatmap, graph, record, mask = multihost_utils.process_allgather(
@@ -106,7 +110,7 @@ def split_errors(
 
 
 def _batch_errors(
-    output: LCGCNOutput, batch: dict[str, np.ndarray], scheme: LandmarkScheme
+    output: LCGCNOutput, batch: Batch, scheme: LandmarkScheme
 ) -> tuple[np.ndarray, ...]:
     true, visible = batch["source_landmarks"], batch["visible"]
     distance = scheme.normalizing_distance(true)

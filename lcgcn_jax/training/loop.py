@@ -17,22 +17,29 @@ from tqdm import tqdm
 
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset
-from lcgcn_jax.data.pipeline import record_names, train_iterator
+from lcgcn_jax.data.pipeline import TrainIterator, record_names, train_iterator, view_order
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
-from lcgcn_jax.models.lcgcn import MEAN_SHAPE
+from lcgcn_jax.models.lcgcn import MEAN_SHAPES, Evidence, LCGCNOutput
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
 from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
-from lcgcn_jax.training.evaluation import SplitErrors, mean_shape, split_errors
+from lcgcn_jax.training.evaluation import SplitErrors, errors_of, mean_shape, split_errors
+from lcgcn_jax.training.evidence import CachedBatches, EvidenceCache
 from lcgcn_jax.training.initial import take_initial_weights
 from lcgcn_jax.training.metric_writer import MetricWriter
 from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, trained_names
 from lcgcn_jax.training.state import TrainState, create_state
-from lcgcn_jax.training.steps import check_losses, make_predict_step, make_train_step
+from lcgcn_jax.training.steps import (
+    check_losses,
+    make_detect_step,
+    make_predict_step,
+    make_refine_step,
+    make_train_step,
+)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -54,6 +61,7 @@ class Training:
       workdir: the run's folder. One that has checkpoints of the same configuration goes on from the
         latest.
       mesh: devices to train on; all of them by default.
+      evidence: with `train.cache`, what another run with the same heatmap model has computed already.
 
     Raises:
       InputError: data, configuration or folder cannot be used.
@@ -64,11 +72,14 @@ class Training:
         config: ml_collections.ConfigDict,
         workdir: Path,
         mesh: jax.sharding.Mesh | None = None,
+        *,
+        evidence: EvidenceCache | None = None,
     ):
         self.config, self.workdir = config, Path(workdir)
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         sharding.check_batch_size(config.train.batch_size, self.mesh)
         self.dataset = _open_data(config)
+        _check_cache(config)
         model = create_model(
             config.model.to_dict(),
             self.dataset.scheme.num_landmarks,
@@ -77,9 +88,9 @@ class Training:
         )
         check_losses(config.loss.to_dict(), model.activation)
         self.graphdef, params, batch_stats = split_weights(model)
-        if MEAN_SHAPE in batch_stats:
-            shape = mean_shape(self.dataset, config.data.train_split)
-            batch_stats |= {MEAN_SHAPE: jnp.asarray(shape, jnp.float32)}
+        if shapes := batch_stats.keys() & set(MEAN_SHAPES):
+            shape = jnp.asarray(mean_shape(self.dataset, config.data.train_split), jnp.float32)
+            batch_stats |= dict.fromkeys(shapes, shape)
         self.begins = ""  # what it begins with, in words
         # A run that goes on has them in its checkpoint.
         if config.init_from and latest_checkpoint(self.workdir) is None:
@@ -103,6 +114,7 @@ class Training:
                 trained,
                 mode=mode,
                 loss_config=config.loss.to_dict(),
+                image_size=config.data.image_size,
                 ema_decay=config.train.ema_decay,
             ),
             self.mesh,
@@ -110,24 +122,22 @@ class Training:
         self._predict_step = sharding.compile_predict_step(
             make_predict_step(self.graphdef), self.mesh
         )
-        self.batches = train_iterator(
-            self.dataset,
-            config.data.train_split,
-            image_size=config.data.image_size,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            augment=AugmentConfig(**config.data.augment.to_dict()),
-            num_workers=config.data.num_workers,
-            num_threads=config.data.num_threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        self._refine_step = sharding.compile_predict_step(
+            make_refine_step(self.graphdef, config.data.image_size), self.mesh
         )
         self.best_nme = math.inf
         self.checkpoints = Checkpoints(self.workdir, config.train.keep)
+        progress = None
         if self.checkpoints.latest is not None:
             self.state, progress = self.checkpoints.load(self.state)
-            self.batches.set_state(progress["batches"])
             self.best_nme = progress["best_nme"] or math.inf
+        # Only now, since what it keeps is of the weights as they are.
+        self.evidence = None
+        if config.train.cache:
+            self.evidence = self._evidence_cache() if evidence is None else evidence
+        self.batches = self._open_batches()
+        if progress is not None:
+            self.batches.set_state(progress["batches"])
 
     @property
     def step(self) -> int:
@@ -137,19 +147,29 @@ class Training:
     def predict(self, images: np.ndarray):
         """The model as it would be evaluated now, on this process's part of a batch of crops."""
         params, batch_stats = self.state.evaluated
-        batch = sharding.put_batch({"image": images}, self.mesh)["image"]
+        batch = sharding.put_batch(images, self.mesh)
         output = self._predict_step(params, batch_stats, batch)
         start = jax.process_index() * len(images)
         return jax.tree.map(lambda x: np.asarray(x)[start : start + len(images)], output)
 
-    def validate(self) -> SplitErrors:
+    def validate(self, degrade: str = "none") -> SplitErrors:
         """Errors of both stages over the validation split, with ground-truth boxes."""
+        split = self.config.data.validation_split
+        if self.evidence is not None:
+            return errors_of(
+                (
+                    (self._refine(evidence), batch)
+                    for evidence, batch in self.evidence.split(split, degrade)
+                ),
+                self.dataset.scheme,
+            )
         return split_errors(
             self.predict,
             self.dataset,
-            self.config.data.validation_split,
+            split,
             image_size=self.config.data.image_size,
             batch_size=self.config.train.batch_size,
+            degrade=degrade,
         )
 
     def run(self, *, on_validation: Callable[[int, dict[str, float]], None] | None = None) -> bool:
@@ -214,6 +234,46 @@ class Training:
                 if stopped() and not last:
                     break
         return self.step == train.steps
+
+    def _open_batches(self) -> TrainIterator | CachedBatches:
+        config = self.config
+        split, augment = config.data.train_split, AugmentConfig(**config.data.augment.to_dict())
+        batch_size, seed, views = config.train.batch_size, config.seed, config.data.views
+        if self.evidence is not None:
+            order = view_order(self.dataset, split, batch_size=batch_size, seed=seed, views=views)
+            return CachedBatches(order, self.evidence.training_views(split, augment, views))
+        return train_iterator(
+            self.dataset,
+            split,
+            image_size=config.data.image_size,
+            batch_size=batch_size,
+            seed=seed,
+            augment=augment,
+            views=views,
+            num_workers=config.data.num_workers,
+            num_threads=config.data.num_threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _evidence_cache(self) -> EvidenceCache:
+        step = sharding.compile_predict_step(make_detect_step(self.graphdef), self.mesh)
+        # The training step donates the state's own arrays.
+        frozen = jax.tree.map(jnp.copy, (self.state.params, self.state.batch_stats))
+
+        def detect(images: np.ndarray) -> Evidence:
+            return jax.tree.map(np.asarray, step(*frozen, sharding.put_batch(images, self.mesh)))
+
+        return EvidenceCache(
+            detect,
+            self.dataset,
+            image_size=self.config.data.image_size,
+            batch_size=self.config.train.batch_size,
+        )
+
+    def _refine(self, evidence: Evidence) -> LCGCNOutput:
+        output = self._refine_step(*self.state.evaluated, sharding.put_batch(evidence, self.mesh))
+        return jax.tree.map(np.asarray, output)
 
     def _save(self) -> None:
         progress = {
@@ -303,6 +363,18 @@ def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:
     dataset.source(config.data.train_split)
     dataset.source(config.data.validation_split)
     return dataset
+
+
+def _check_cache(config: ml_collections.ConfigDict) -> None:
+    if not config.train.cache:
+        return
+    if config.train.mode != "frozen" or config.data.views < 1:
+        raise InputError(
+            "config train.cache: only a frozen heatmap model says the same each time; set train.mode "
+            "to frozen and data.views to the number of views of each face"
+        )
+    if jax.process_count() > 1:
+        raise InputError("config train.cache: is for one process; set it to false")
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def our_head(result, inputs):
     graphdef, params, batch_stats = result.bundle.create()
     head = merge_weights(graphdef, params, batch_stats).graph
     coordinates, edges = head(*(jnp.asarray(x)[None] for x in inputs), train=False)
-    return np.asarray(edges[0]), np.asarray(coordinates[0])
+    return np.asarray(edges[0]), np.asarray(coordinates[0, 0])
 
 
 def their_head(state, positions, confidences, features):

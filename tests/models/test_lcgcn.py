@@ -68,8 +68,21 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
         "confidence": (B, K),
         "edges": (B, K, K),
         "landmarks": (B, K, 2),
+        "turns": (B, 1, K, 2),
     }
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
+
+
+def test_a_graph_is_chosen_by_name_and_an_older_config_without_one_is_the_papers(toy):
+    sizes = {"width": 8, "blocks": 1, "turns": 2}
+    dag = make(config_of() | {"graph": {"name": "dag", **sizes}})
+    assert run(dag).turns.shape == (B, 3, K, 2)
+    assert isinstance(make(config_of()).graph, GraphHead)
+    assert isinstance(make(config_of(name="lcgcn")).graph, GraphHead)
+    with pytest.raises(InputError, match=r"no graph 'cascade'; there are lcgcn, dag"):
+        make(config_of(name="cascade"))
+    with pytest.raises(InputError, match=r"model\.graph: unknown field 'message'"):
+        make(config_of() | {"graph": {"name": "dag", "message": "paper"}})
 
 
 def test_the_options_tested_are_all_there_are():
@@ -179,7 +192,7 @@ def test_the_order_of_the_landmarks_matters_only_to_learned_edges(kind):
     inputs = [rng.uniform(size=(B, K, *rest)).astype(np.float32) for rest in ((2,), (), (6,))]
     plain, _ = head(*map(jnp.asarray, inputs), train=False)
     moved, _ = head(*(jnp.asarray(x[:, order]) for x in inputs), train=False)
-    same = np.allclose(plain[:, order], moved, atol=1e-5)
+    same = np.allclose(plain[:, :, order], moved, atol=1e-5)
     assert same == (kind in ("uniform", "self_only"))
 
 

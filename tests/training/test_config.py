@@ -9,8 +9,17 @@ from lcgcn_jax.training.config import (
     load_config,
     to_json,
 )
+from lcgcn_jax.training.optimizer import make_schedule
 
-CONFIGS = ("demo", "wflw_lcgcn", "w300_lcgcn", "w300_hrnet18", "wflw_hrnet18", "w300_hourglass")
+CONFIGS = (
+    "demo",
+    "wflw_lcgcn",
+    "w300_lcgcn",
+    "w300_dag",
+    "w300_hrnet18",
+    "wflw_hrnet18",
+    "w300_hourglass",
+)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -18,6 +27,22 @@ CONFIGS = ("demo", "wflw_lcgcn", "w300_lcgcn", "w300_hrnet18", "wflw_hrnet18", "
 def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
     config = load_config(name + argument)
     assert set(config.to_dict()) == set(default_config().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("spec", "faces", "size"),
+    [("w300_lcgcn:frozen", 2833, 256), ("w300_lcgcn:small,frozen", 1802, 128)],
+)
+def test_frozen_form_is_the_papers_ablation(spec, faces, size):
+    config = load_config(spec)
+    assert (config.train.mode, config.train.cache, config.data.image_size) == ("frozen", True, size)
+    rate = make_schedule(
+        config.optimizer.to_dict(), config.optimizer.learning_rate.graph, config.train.steps
+    )
+    epoch = faces / config.train.batch_size
+    assert config.train.steps == pytest.approx(32 * epoch, abs=1)
+    rates = [float(rate(int(e * epoch))) for e in (0.1, 1.9, 2.1, 31.9)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
 def test_config_is_found_by_path(tmp_path):

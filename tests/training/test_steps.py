@@ -24,7 +24,8 @@ def parts_of(size, *, activation="sigmoid", groups=("heatmap", "graph"), **confi
     rng = np.random.default_rng(1)
     true = jnp.asarray(size * rng.uniform(0.1, 0.9, (B, K, 2)), jnp.float32)
     predicted = true + jnp.asarray(size * rng.uniform(-0.1, 0.1, (B, K, 2)), jnp.float32)
-    output = LCGCNOutput(LOGITS, true, jnp.ones((B, K)), jnp.zeros((B, K, K)), predicted)
+    turns = predicted[:, None]
+    output = LCGCNOutput(LOGITS, true, jnp.ones((B, K)), jnp.zeros((B, K, K)), predicted, turns)
     config = default_config().loss.to_dict() | config
     loss = total_loss(
         output, true, VISIBLE, config=config, groups=groups, size=size, activation=activation
@@ -50,6 +51,18 @@ def test_l1_is_in_parts_of_the_crop():
     np.testing.assert_allclose(
         parts["l1"], losses.l1(predicted / 128, true / 128, VISIBLE), rtol=1e-6
     )
+
+
+def test_every_turn_is_held_to_the_truth():
+    rng = np.random.default_rng(0)
+    true, *turns = (jnp.asarray(rng.uniform(0, 64, (B, K, 2)), jnp.float32) for _ in range(4))
+    output = LCGCNOutput(
+        None, true, jnp.ones((B, K)), None, turns[-1], turns=jnp.stack(turns, axis=1)
+    )
+    config = default_config().loss.to_dict()
+    _, parts = total_loss(output, true, VISIBLE, config=config, groups=("graph",), size=64)
+    expected = np.mean([losses.l1(t / 64, true / 64, VISIBLE) for t in turns])
+    np.testing.assert_allclose(parts["l1"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "linear"])

@@ -1,11 +1,8 @@
-"""Pictures: landmarks on faces, the stages side by side, training curves."""
+"""Landmarks drawn on faces, and the stages side by side (figure 3)."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib.figure
-import matplotlib.ticker
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -16,16 +13,6 @@ Image = UInt8[np.ndarray, "h w 3"]
 
 TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
-LOSSES = {
-    "loss": "total",
-    "focal": "focal",
-    "mse": "MSE",
-    "adaptive_wing": "Adaptive Wing",
-    "l1": "L1 (part of the crop)",
-    "smooth_l1": "smooth L1",
-    "wing": "Wing",
-}
-"""Training losses in the metric log -> what `plot_curves` calls them."""
 
 _SHIFT = 4  # OpenCV draws at 1/16 pixel
 
@@ -124,34 +111,6 @@ def stage_comparison(
         strips.append(np.full_like(strips[0], 255))
     pairs = zip(strips[::2], strips[1::2], strict=True)
     return np.concatenate([np.concatenate(pair, axis=1) for pair in pairs])
-
-
-def plot_curves(rows: Sequence[dict[str, int | float]]) -> matplotlib.figure.Figure:
-    """Training loss, and validation NME of both stages, over the steps of a run (figure 4).
-
-    Args:
-      rows: the run's metric log, as `training.metric_writer.read_metrics` gives it.
-    """
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    loss_axes, nme_axes = figure.subplots(1, 2)
-    for name, text in LOSSES.items():
-        points = [(r["step"], r[f"train/{name}"]) for r in rows if f"train/{name}" in r]
-        if points:
-            loss_axes.plot(*zip(*points, strict=True), label=text, linewidth=1)
-    loss_axes.set(xlabel="step", ylabel="training loss", yscale="log")
-    for stage, style in (("heatmap", "o-"), ("graph", "s-")):
-        key = f"validation/{stage}_nme"
-        points = [(r["step"], r[key]) for r in rows if key in r]
-        if points:
-            nme_axes.plot(*zip(*points, strict=True), style, label=f"{stage} stage", markersize=4)
-    nme_axes.set(xlabel="step", ylabel="validation NME (%)", yscale="log")
-    nme_axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    nme_axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    for axes in (loss_axes, nme_axes):
-        axes.grid(alpha=0.3, which="both")
-        if axes.lines:
-            axes.legend()
-    return figure
 
 
 def save_image(path: Path, image: Image) -> None:

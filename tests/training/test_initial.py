@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -180,7 +181,7 @@ def hrnet_config(graph=True, activation="linear"):
 def hrnet():
     """A bundle of HRNet with the authors' graph head, and the same as PyTorch has it."""
     config = hrnet_config()
-    config.model.graph = {f: getattr(AUTHORS_GRAPH, f) for f in config.model.graph}
+    config.model.graph.update(dataclasses.asdict(AUTHORS_GRAPH))
     model = config.model.to_dict()
     weights = random_weights(model, 98)
     weights |= {

@@ -293,9 +293,14 @@ def test_frozen_heatmaps_have_to_mean_the_same(hrnet, face, tmp_path):
     config.train.mode = "frozen"
     said = refusal(config)
     assert "(model.heatmap.activation: 'linear' -> 'sigmoid')" in said
+    assert said.endswith("give --config.model.heatmap.activation=linear")
+    config.model.heatmap_origin = None
+    said = refusal(config)
+    assert "model.heatmap_origin: 2.5 -> 1.5)" in said
     assert said.endswith(
         "give --config.model.heatmap.activation=linear --config.model.heatmap_origin=2.5"
     )
+    config.model.heatmap_origin = 2.5
     config.model.heatmap.activation = "linear"
     found, _ = begin(config)
     assert_begins_with(found, hrnet[0].weights, HEATMAP)

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a model from a config file, or go on with a run",
     "eval": "measure a model on a split: NME, failure rate, AUC",
     "predict": "landmarks of the faces in photographs",
+    "models": "the models that come with the package",
     "visualize": "pictures of a run: the stages side by side, the graph's edges, training curves",
     "ablation": "graphs against each other on one heatmap model (the paper's Table 3)",
     "import-torch": "make a bundle of PyTorch weights",

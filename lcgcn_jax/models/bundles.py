@@ -31,6 +31,9 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BEST = "best"
 """Folder of a training workdir that holds the bundle of its best validation so far."""
 
+SHIPPED = Path(__file__).parent / "shipped"
+"""Folder of the bundles that come with the package."""
+
 _FORMAT = 1
 
 
@@ -110,8 +113,13 @@ def _replace(path: Path, write) -> None:
     os.replace(tmp, path)
 
 
+def shipped_bundles() -> list[str]:
+    """Names of the bundles that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
 def find_bundle(model: str | Path) -> Path:
-    """The bundle folder that a user means: a bundle, or a training workdir.
+    """The bundle folder that a user means: a bundle, a training workdir, or one that is shipped, by name.
 
     Raises:
       InputError: it is neither.
@@ -127,7 +135,11 @@ def find_bundle(model: str | Path) -> Path:
         )
     if path.exists():
         raise InputError(f"{path}: neither a bundle ({WEIGHTS}, {CONFIG}) nor a training workdir")
-    raise InputError(f"{path}: no such bundle or training workdir")
+    if str(model) in (names := shipped_bundles()):
+        return SHIPPED / model
+    raise InputError(
+        f"{path}: no such bundle or training workdir, and none of the shipped ones: {', '.join(names)}"
+    )
 
 
 def load_bundle(model: str | Path) -> Bundle:

@@ -117,6 +117,32 @@ def sample(
     return result
 
 
+def windows(
+    maps: Float[Array, "b hh hw c"], points: Cells, side: int
+) -> Float[Array, "b k {side} {side} c"]:
+    """Reads a square of `side` x `side` cells (odd) around points (cells), rows first, bilinearly.
+
+    The maps are continued beyond their border by the cells there; the points are clipped to the map.
+    """
+    b, hh, hw, c = maps.shape
+    k = points.shape[1]
+    points = jnp.clip(points, 0, jnp.array([[[hw - 1, hh - 1]]], points.dtype))
+    low = jnp.floor(points)
+    part = (points - low).astype(maps.dtype)[:, :, None, None]
+    # One more row and column than asked for: all of a window's cells share the same part of a cell.
+    steps = jnp.arange(side + 1)[None, None] - side // 2
+    columns, rows = (low[..., axis, None].astype(jnp.int32) + steps for axis in (0, 1))
+    index = (
+        jnp.clip(rows, 0, hh - 1)[..., :, None] * hw + jnp.clip(columns, 0, hw - 1)[..., None, :]
+    )
+    cells = jnp.take_along_axis(
+        maps.reshape(b, hh * hw, c), index.reshape(b, k * (side + 1) ** 2, 1), axis=1
+    ).reshape(b, k, side + 1, side + 1, c)
+    along_x = cells[..., :-1, :] + part[..., :1] * (cells[..., 1:, :] - cells[..., :-1, :])
+    above, below = along_x[:, :, :-1], along_x[:, :, 1:]
+    return above + part[..., 1:] * (below - above)
+
+
 def _highest_cell(logits: Heatmaps) -> Int[Array, "b k 2"]:
     b, hh, hw, k = logits.shape
     index = jnp.argmax(logits.reshape(b, hh * hw, k), axis=1).astype(jnp.int32)

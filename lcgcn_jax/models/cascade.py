@@ -66,9 +66,11 @@ class MeanShapeCascade(nnx.Module):
         )
         self.turns = config.turns
 
-    def read(self, maps: Float[Array, "b h w c"], cells: Positions) -> Float[Array, "b h w c"]:
-        """What the cascade takes of the heatmap model's features: all of them."""
-        del cells
+    def read(
+        self, maps: Float[Array, "b h w c"], heat: Float[Array, "b h w k"], cells: Positions
+    ) -> Float[Array, "b h w c"]:
+        """What the cascade takes of the heatmap model: all of its features."""
+        del heat, cells
         return maps
 
     def __call__(

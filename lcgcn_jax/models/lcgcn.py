@@ -15,6 +15,7 @@ from lcgcn_jax.models import connectivity
 from lcgcn_jax.models.cascade import CascadeConfig, MeanShapeCascade
 from lcgcn_jax.models.gcn import GraphConv, NeighbourGuesses, PairVectors
 from lcgcn_jax.models.layers import MLP, NORMS
+from lcgcn_jax.models.refinement import WindowRefiner
 
 MESSAGES = ("paper", "pair_vector", "offsets")
 OUTPUTS = ("absolute", "residual")
@@ -67,6 +68,8 @@ class GraphConfig:
       class_widths: MLP from a pair of classes to l_ij.
       edge_widths: hidden widths of the MLP from confidences and l_ij to an edge's logit.
       gcn_widths: node widths after each block; the last is 2.
+      refinements: how many more turns move the landmarks by windows of the maps around them, each with
+        weights of its own (`refinement.WindowRefiner`).
     """
 
     connectivity: str = "learned_per_image"
@@ -84,6 +87,7 @@ class GraphConfig:
     class_widths: tuple[int, ...] = (32, 1)
     edge_widths: tuple[int, ...] = (4,)
     gcn_widths: tuple[int, ...] = (64, 16, 2)
+    refinements: int = 0
 
     def __post_init__(self):
         choices = {
@@ -149,12 +153,12 @@ class Evidence:
       landmarks: the heatmap stage's landmarks, in crop pixels.
       confidence: probability at each heatmap's peak.
       features: the visual features that the graph reads: at the landmarks `[b k c]`, or, for a
-        graph that looks elsewhere, whole maps `[b hh hw c]`; None without a graph.
+        graph that looks elsewhere, whole maps `[b hh hw n]`; None without a graph.
     """
 
     landmarks: Float[AnyArray, "b k 2"]
     confidence: Float[AnyArray, "b k"]
-    features: Float[AnyArray, "b ... c"] | None
+    features: Float[AnyArray, "b ... n"] | None
 
 
 def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -239,22 +243,42 @@ class GraphHead(nnx.Module):
             )
             for i in range(last + 1)
         )
+        self.refinements = nnx.List(
+            WindowRefiner(num_landmarks, feature_channels, rngs=rngs)
+            for _ in range(config.refinements)
+        )
 
     def read(
-        self, maps: Float[Array, "b hh hw c"], cells: Float[Array, "b k 2"]
-    ) -> Float[Array, "b k c"]:
-        """What the head takes of the heatmap model's features: those at its landmarks (cells)."""
+        self,
+        maps: Float[Array, "b hh hw c"],
+        heat: Float[Array, "b hh hw k"],
+        cells: Float[Array, "b k 2"],
+    ) -> Float[Array, "b ... n"]:
+        """What the head takes of the heatmap model: its features at its landmarks (cells) `[b k c]`.
+
+        With refinements, which look around, all of it: features and heat `[b hh hw c+k]`.
+        """
+        if self.refinements:
+            return jnp.concatenate([maps, heat.astype(maps.dtype)], axis=-1)
         return heatmaps.sample(maps, cells, bilinear=self.config.sampling == "bilinear")
 
     def __call__(
         self,
         positions: Float[Array, "b k 2"],
         confidence: Float[Array, "b k"],
-        features: Float[Array, "b k c"],
+        features: Float[Array, "b ... n"],
         *,
         train: bool,
-    ) -> tuple[Float[Array, "b 1 k 2"], Float[Array, "b k k"]]:
-        """The refined landmarks, as those of its one turn, and the edges."""
+    ) -> tuple[Float[Array, "b t k 2"], Float[Array, "b k k"]]:
+        """The landmarks after each turn, and the edges."""
+        maps = features
+        if self.refinements:
+            k = positions.shape[1]
+            maps, heat = features[..., :-k], features[..., -k:].astype(jnp.float32)
+            size = jnp.array([[[maps.shape[2], maps.shape[1]]]], positions.dtype)
+            features = heatmaps.sample(
+                maps, positions * size - 0.5, bilinear=self.config.sampling == "bilinear"
+            )
         edges = self.connectivity(confidence, train=train)
         embedded = self.embedding(features.astype(jnp.float32), train=train)
         start, inputs = positions, [positions, embedded]
@@ -268,8 +292,11 @@ class GraphHead(nnx.Module):
             if i > 0 and self.config.activation == "relu":
                 nodes = jax.nn.relu(nodes)
             nodes = block(nodes, start, edges, pairs)
-        refined = start + nodes if self.config.output == "residual" else nodes
-        return refined[:, None], edges
+        turns = [start + nodes if self.config.output == "residual" else nodes]
+        for refine in self.refinements:
+            evidence = connectivity.log_of(confidence)
+            turns.append(refine(turns[-1], evidence, edges, maps, heat))
+        return jnp.stack(turns, axis=1), edges
 
 
 class LCGCN(nnx.Module):
@@ -345,7 +372,9 @@ class LCGCN(nnx.Module):
         logits, maps = self.heatmap_model(images, train=train)
         logits = logits.astype(jnp.float32)
         cells, confidence = heatmaps.decode(logits, self.decode, activation=self.activation)
-        features = None if self.graph is None else self.graph.read(maps, cells)
+        features = None
+        if self.graph is not None:
+            features = self.graph.read(maps, heatmaps.activate(logits, self.activation), cells)
         landmarks = heatmap_to_input(cells, self.heatmap_model.stride, self.heatmap_origin)
         return logits, Evidence(landmarks, confidence, features)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcgcn_jax.heatmaps import DECODERS, decode, encode, sample
+from lcgcn_jax.heatmaps import DECODERS, decode, encode, sample, windows
 
 H, W = 20, 24
 RNG = np.random.default_rng(0)
@@ -192,3 +192,19 @@ def test_linear_heat_out_of_0_to_1_is_cut(method):
 def test_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="'tanh'; use one of sigmoid, linear"):
         decode(jnp.zeros((1, H, W, 1)), "argmax", activation="tanh")
+
+
+def test_windows_are_samples_around_the_points():
+    rng = np.random.default_rng(0)
+    maps = jnp.asarray(rng.normal(size=(2, 9, 8, 3)), jnp.float32)
+    points = jnp.array([[[3.3, 4.7], [0.2, 8.0], [-3.0, 2.5], [7.0, 0.0]]] * 2)
+    found = windows(maps, points, 3)
+    assert found.shape == (2, 4, 3, 3, 3)
+    on_map = jnp.clip(points, 0, jnp.array([[[7.0, 8.0]]]))
+    for row in range(3):
+        for column in range(3):
+            around = on_map + jnp.array([[[column - 1.0, row - 1.0]]])
+            # Bilinear interpolation of a map that goes on beyond its border as it is there.
+            wide = jnp.pad(maps, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+            expected = sample(wide, around + 2, bilinear=True)
+            np.testing.assert_allclose(found[:, :, row, column], expected, atol=1e-5)

@@ -53,7 +53,7 @@ class WindowRefiner(nnx.Module):
         heat: Float[Array, "b hh hw k"],
     ) -> Positions:
         """The landmarks after one turn; positions are parts of the crop's side."""
-        b, hh, hw, k = heat.shape
+        _, hh, hw, _ = heat.shape
         positions = jax.lax.stop_gradient(positions)
         size = jnp.array([[[hw, hh]]], jnp.float32)
         nodes = self._nodes(positions * size - 0.5, log_confidence, maps, heat)

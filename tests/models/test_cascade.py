@@ -18,6 +18,7 @@ SHAPE = jnp.asarray(RNG.normal(size=(K, 2)), jnp.float32)
 MAPS = jnp.asarray(RNG.normal(size=(B, SIDE, SIDE, C)), jnp.float32)
 PEAKS = jnp.asarray(RNG.uniform(size=(B, K, 2)), jnp.float32)
 CONFIDENCE = jnp.ones((B, K))
+HEAT = jnp.zeros((B, SIDE, SIDE, K))
 
 
 def make(config=SMALL):
@@ -27,7 +28,7 @@ def make(config=SMALL):
 
 
 def run(model, maps=MAPS, peaks=PEAKS):
-    return model(peaks, CONFIDENCE, model.read(maps, peaks), train=False)
+    return model(peaks, CONFIDENCE, model.read(maps, HEAT, peaks), train=False)
 
 
 def stirred(model):

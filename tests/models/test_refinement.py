@@ -84,9 +84,11 @@ def test_only_the_window_is_read_and_of_the_heat_only_its_own():
 
     read = read_by(lambda maps: first(maps, HEAT), MAPS)
     rows, columns = np.nonzero(read[0])
-    assert np.ptp(rows) <= SIDE and np.ptp(columns) <= SIDE
+    assert np.ptp(rows) <= SIDE
+    assert np.ptp(columns) <= SIDE
     x, y = np.asarray(POSITIONS[0, 0]) * [HW, HH] - 0.5
-    assert abs(rows.mean() - y) < 1 and abs(columns.mean() - x) < 1
+    assert abs(rows.mean() - y) < 1
+    assert abs(columns.mean() - x) < 1
     heat = jax.grad(lambda heat: (first(MAPS, heat) ** 2).sum())(HEAT)
     assert np.abs(heat[..., 0]).max() > 0
     np.testing.assert_array_equal(heat[..., 1:], 0)
@@ -123,5 +125,7 @@ def test_turns_read_again_where_the_last_one_ended():
         return {path[:2] for path, value in flat if np.abs(value[...]).max() > 0}
 
     # Each turn is held to the truth by itself: no gradient goes back into where it began to look.
-    assert ("refinements", 0) in gradient_of(1) and ("refinements", 1) not in gradient_of(1)
-    assert ("refinements", 1) in gradient_of(2) and ("refinements", 0) not in gradient_of(2)
+    assert ("refinements", 0) in gradient_of(1)
+    assert ("refinements", 1) not in gradient_of(1)
+    assert ("refinements", 1) in gradient_of(2)
+    assert ("refinements", 0) not in gradient_of(2)

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
 
 from lcgcn_jax.geometry import Points
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -14,6 +15,8 @@ Image = UInt8[np.ndarray, "h w 3"]
 
 TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
+
+_FIGURE_WIDTH = 10.0  # inches
 
 SHIFT = 4  # OpenCV draws at 1/16 pixel
 
@@ -135,6 +138,17 @@ def stage_comparison(
         strips.append(np.full_like(strips[0], 255))
     pairs = zip(strips[::2], strips[1::2], strict=True)
     return np.concatenate([np.concatenate(pair, axis=1) for pair in pairs])
+
+
+def plot_image(image: Image, title: str) -> Figure:
+    """An image as a figure of its own shape, for a notebook."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(_FIGURE_WIDTH, _FIGURE_WIDTH * height / width), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(image)
+    axes.set_title(title)
+    axes.set_axis_off()
+    return figure
 
 
 def save_image(path: Path, image: Image) -> None:

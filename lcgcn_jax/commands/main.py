@@ -47,7 +47,12 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `lcgcn`; returns the exit code: 0, 1 where something was left out, 2 for a mistake."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(prog="lcgcn", description="Facial landmarks with LCGCN, in JAX.")
+    parser = _Parser(
+        prog="lcgcn",
+        description="Facial landmarks with LCGCN, in JAX.",
+        epilog="lcgcn COMMAND --help tells the options of one, with an example. To begin with: lcgcn demo, or "
+        "lcgcn predict --model w300-lcgcn-small photo.jpg",
+    )
     subparsers = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser
     )

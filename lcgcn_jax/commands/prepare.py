@@ -28,6 +28,8 @@ def add_parser(subparsers) -> None:
         help="write a dataset's official files as records",
         description="Writes the faces of a dataset as records that train and eval read. Faces that "
         "cannot be used are left out and listed in OUT/report.json; the exit code is then 1.",
+        epilog="example: lcgcn prepare 300w --src 300W_FOLDER --out data/w300; for the options of a "
+        "layout: lcgcn prepare 300w --help",
     )
     parser.set_defaults(run=run)
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="{wflw,300w,synthetic}")

@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(
         prog="lcgcn",
         description="Facial landmarks with LCGCN, in JAX.",
-        epilog="lcgcn COMMAND --help tells the options of one, with an example. To begin with: lcgcn demo, or "
-        "lcgcn predict --model w300-lcgcn-small photo.jpg",
+        epilog="lcgcn COMMAND --help tells the options of one, with an example. To begin with: lcgcn demo, "
+        "or lcgcn predict --model w300-lcgcn-small photo.jpg",
     )
     subparsers = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser

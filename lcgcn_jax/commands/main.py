@@ -14,7 +14,7 @@ from lcgcn_jax.errors import InputError
 
 COMMANDS = {
     "demo": "the main job, small, from nothing: data, training, evaluation, pictures",
-    "prepare": "write a dataset's official files as records",
+    "prepare": "write a dataset's official files, or your own points, as records",
     "train": "train a model from a config file, or go on with a run",
     "eval": "measure a model on a split: NME, failure rate, AUC",
     "predict": "landmarks of the faces in photographs and videos",

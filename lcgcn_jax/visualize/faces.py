@@ -34,7 +34,7 @@ def draw_landmarks(
 
     Args:
       image: RGB.
-      landmarks: in pixels of the picture; drawn to a sixteenth of a pixel.
+      landmarks: in pixels of the picture; drawn to a sixteenth of a pixel. NaN: not drawn.
       scheme: what they mean.
       color: RGB.
       radius: of the points, in pixels.
@@ -45,7 +45,7 @@ def draw_landmarks(
         overlay = canvas.copy()
         draw_contours(overlay, landmarks, scheme, [color] * len(scheme.contours), radius)
         canvas = cv2.addWeighted(overlay, 0.5, canvas, 0.5, 0)
-    for point in landmarks:
+    for point in landmarks[np.isfinite(landmarks).all(axis=1)]:
         draw_point(canvas, point, color, radius)
     return canvas
 
@@ -58,11 +58,14 @@ def draw_contours(
     radius: float,
 ) -> None:
     """Draws each contour of a scheme in its colour, on the picture itself."""
-    fixed = fixed_point(landmarks)
+    drawn = np.isfinite(landmarks).all(axis=1)
+    fixed = fixed_point(np.where(drawn[:, None], landmarks, 0.0))
     thickness = max(1, round(radius * 0.6))
     for contour, color in zip(scheme.contours, colors, strict=True):
-        line = fixed[list(contour.indices)]
-        cv2.polylines(canvas, [line], contour.closed, color, thickness, cv2.LINE_AA, shift=SHIFT)
+        line = list(contour.indices)
+        ends = line[1:] + line[: 1 if contour.closed else 0]
+        pieces = [fixed[[i, j]] for i, j in zip(line, ends, strict=False) if drawn[i] and drawn[j]]
+        cv2.polylines(canvas, pieces, False, color, thickness, cv2.LINE_AA, shift=SHIFT)
 
 
 def draw_point(

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import nbclient
@@ -13,8 +14,11 @@ import pytest
 COLAB = Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
 SMALL = {
+    "own_points": "FACES, TEST_FACES, SHOWN, STEPS, SIZE, BATCH = 24, 8, 2, 2, 64, 8",
     "lcgcn_demo": 'CONFIG, FACES, TEST_FACES, SHOWN, VALIDATIONS = "demo:small", 24, 8, 2, 1',
 }
+SHOWN = {"lcgcn_demo": 5, "own_points": 2}
+"""How many pictures there are, at least."""
 
 in_each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -23,11 +27,17 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def python_of(cell):
+    """A cell without what is IPython's: magics, and lines for the shell."""
+    if cell.source.startswith("%%"):
+        return ""
+    return re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE)
+
+
 @in_each
 def test_nothing_but_the_package_is_imported(path):
     for cell in code_cells(nbformat.read(path, as_version=4)):
-        python = re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE)
-        for node in ast.walk(ast.parse(python)):
+        for node in ast.walk(ast.parse(python_of(cell))):
             if isinstance(node, ast.Import):
                 assert [alias.name for alias in node.names] == ["lcgcn_jax"]
             elif isinstance(node, ast.ImportFrom):
@@ -44,6 +54,8 @@ def test_no_outputs_are_kept(path):
 @in_each
 def test_it_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a newcomer has
+    programs = Path(sys.executable).parent  # `!lcgcn` is that of this environment
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(path, as_version=4)
     (at,) = (i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ()))
@@ -53,5 +65,5 @@ def test_it_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     )
     client.execute(env=dict(os.environ))
     shown = [output for cell in code_cells(notebook) for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in shown) >= 3
+    assert sum("image/png" in output.get("data", {}) for output in shown) >= SHOWN[path.stem]
     assert not [output for output in shown if output.output_type == "error"]

@@ -7,12 +7,22 @@ faces = model.predict("photo.jpg")
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["IBUG68", "WFLW98", "Face", "InputError", "LandmarkModel", "LandmarkScheme", "load"]
+__all__ = [
+    "IBUG68",
+    "WFLW98",
+    "Face",
+    "InputError",
+    "LandmarkModel",
+    "LandmarkScheme",
+    "describe_devices",
+    "load",
+]
 
 if TYPE_CHECKING:
     from lcgcn_jax.errors import InputError
     from lcgcn_jax.inference import Face, LandmarkModel, load
     from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
+    from lcgcn_jax.training.sharding import describe_devices
 
 _HOMES = {
     "Face": "inference",
@@ -21,6 +31,7 @@ _HOMES = {
     "LandmarkModel": "inference",
     "LandmarkScheme": "landmarks",
     "WFLW98": "landmarks",
+    "describe_devices": "training.sharding",
     "load": "inference",
 }
 

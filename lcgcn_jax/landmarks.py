@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lcgcn_jax.errors import InputError
+
+NORMALIZERS = ("box", "given")
+"""What `LandmarkScheme.normalizer` can be, beside two points."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +43,12 @@ class LandmarkScheme:
       names: `k` names, one a landmark.
       contours: lines to draw; they need not cover every landmark.
       mirror: `k` indices; landmark `i` of a mirrored picture is landmark `mirror[i]` of the picture.
-      normalizer: what NME divides by: two landmark indices (their distance), or `"box"` (the
-        geometric mean of the landmarks' bounding box sides).
+      normalizer: what NME divides by: two landmark indices (their distance), `"box"` (the geometric
+        mean of the sides of the visible landmarks' bounding box), or `"given"` (a number of pixels
+        that comes with each face).
 
     Raises:
-      ValueError: an index is out of range, or `mirror` is not an involution.
+      ValueError: an index is out of range, a name is there twice, or `mirror` is not an involution.
     """
 
     name: str
@@ -57,6 +61,9 @@ class LandmarkScheme:
         k = len(self.names)
         if k == 0:
             raise ValueError(f"scheme {self.name!r} has no landmarks")
+        if len(set(self.names)) < k:
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ValueError(f"scheme {self.name!r}: two landmarks are named {twice!r}")
         if len(self.mirror) != k:
             raise ValueError(
                 f"scheme {self.name!r}: {len(self.mirror)} mirror indices for {k} points"
@@ -71,9 +78,10 @@ class LandmarkScheme:
                     f"scheme {self.name!r}: contour {contour.name!r} leaves 0..{k - 1}"
                 )
         if isinstance(self.normalizer, str):
-            if self.normalizer != "box":
+            if self.normalizer not in NORMALIZERS:
                 raise ValueError(
-                    f"scheme {self.name!r}: normalizer is two points or 'box', not {self.normalizer!r}"
+                    f"scheme {self.name!r}: normalizer is two points, 'box' or 'given', not "
+                    f"{self.normalizer!r}"
                 )
         elif any(not 0 <= i < k for i in self.normalizer) or len(set(self.normalizer)) != 2:
             raise ValueError(
@@ -122,14 +130,45 @@ class LandmarkScheme:
         return found[text]
 
     def normalizing_distance(
-        self, landmarks: Float[np.ndarray, "*b k 2"]
+        self,
+        landmarks: Float[np.ndarray, "*b k 2"],
+        visible: Bool[np.ndarray, "*b k"],
+        given: Float[np.ndarray, "*b"],
     ) -> Float[np.ndarray, "*b"]:
-        """Distance in pixels that NME divides by, from the true landmarks of each face."""
+        """Distance in pixels that NME divides by.
+
+        Args:
+          landmarks: the true landmarks of each face.
+          visible: which of them are annotated; each face has one at least.
+          given: the distances that came with the data, which the normalizer `given` takes.
+
+        Returns:
+          A distance a face; NaN where one of the normalizer's two landmarks is not annotated, where none
+          was given, or where it is not positive.
+        """
+        if self.normalizer == "given":
+            distance = given
+        elif self.normalizer == "box":
+            shown = visible[..., None]
+            low = np.where(shown, landmarks, np.inf).min(axis=-2)
+            high = np.where(shown, landmarks, -np.inf).max(axis=-2)
+            distance = np.sqrt((high - low).prod(axis=-1))
+        else:
+            i, j = self.normalizer
+            between = np.linalg.norm(landmarks[..., i, :] - landmarks[..., j, :], axis=-1)
+            distance = np.where(visible[..., i] & visible[..., j], between, np.nan)
+        return np.where(distance > 0, distance, np.nan)
+
+    @property
+    def normalizer_text(self) -> str:
+        """What NME is in percent of, in words."""
         if isinstance(self.normalizer, str):
-            width, height = np.moveaxis(np.ptp(landmarks, axis=-2), -1, 0)
-            return np.sqrt(width * height)
+            return {
+                "box": "the size of the landmarks' box",
+                "given": "the distance given with the face",
+            }[self.normalizer]
         i, j = self.normalizer
-        return np.linalg.norm(landmarks[..., i, :] - landmarks[..., j, :], axis=-1)
+        return f"the distance from {self.names[i]} to {self.names[j]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON; `from_dict` reads it back."""
@@ -152,7 +191,7 @@ class LandmarkScheme:
         Args:
           fields: `name`, and `names` or `num_landmarks`; optional `contours` (name, indices, closed),
             `mirror` (a permutation) or `mirror_pairs` (points left out mirror onto themselves), and
-            `normalizer`.
+            `normalizer` (two points, `box` or `given`). Points go by index, counting from 0, or by name.
 
         Raises:
           ValueError: a field is missing, unknown or inconsistent.
@@ -170,23 +209,41 @@ class LandmarkScheme:
             names = tuple(f"point_{i}" for i in range(int(fields["num_landmarks"])))
         else:
             raise ValueError("a scheme needs 'names' (one a landmark) or 'num_landmarks'")
+        numbers = {name: i for i, name in enumerate(names)}
+
+        def indices(points: Iterable[int | str]) -> tuple[int, ...]:
+            return tuple(_index(numbers, point) for point in points)
+
         if "mirror" in fields:
-            mirror = tuple(int(i) for i in fields["mirror"])
+            mirror = indices(fields["mirror"])
         else:
-            mirror = _mirror_from_pairs(len(names), fields.get("mirror_pairs", ()))
+            pairs = [indices(pair) for pair in fields.get("mirror_pairs", ())]
+            mirror = _mirror_from_pairs(len(names), pairs)
         normalizer = fields.get("normalizer", "box")
         if not isinstance(normalizer, str):
-            normalizer = tuple(int(i) for i in normalizer)
+            normalizer = indices(normalizer)
         return cls(
             name=str(fields["name"]),
             names=names,
             contours=tuple(
-                Contour(str(c["name"]), tuple(int(i) for i in c["indices"]), bool(c.get("closed")))
+                Contour(str(c["name"]), indices(c["indices"]), bool(c.get("closed")))
                 for c in fields.get("contours", ())
             ),
             mirror=mirror,
             normalizer=normalizer,
         )
+
+
+def _index(numbers: Mapping[str, int], point: int | str) -> int:
+    """A landmark's index, from itself or from its name."""
+    if not isinstance(point, str):
+        return int(point)
+    if point not in numbers:
+        near = difflib.get_close_matches(point, numbers, n=1, cutoff=0.0)
+        raise ValueError(
+            f"no landmark {point!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    return numbers[point]
 
 
 def _mirror_from_pairs(k: int, pairs: Iterable[Iterable[int]]) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """Strict JAX, eight simulated devices, and where the real data is."""
 
+import dataclasses
 import os
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,7 +14,9 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import numpy as np
 import pytest
+import yaml
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -65,6 +69,39 @@ def synthetic68(tmp_path_factory) -> Path:
 
     out = tmp_path_factory.mktemp("data") / "ibug68"
     prepare_synthetic("ibug68", out, num_train=40, num_test=16, seed=0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def own_points_page() -> list[tuple[str, str]]:
+    """The blocks of code of the page on own points: what stands behind the three ticks, and the code."""
+    page = Path(__file__).parents[1] / "docs" / "own_points.md"
+    return re.findall(r"^```(\w.*)\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="session")
+def own29(tmp_path_factory, synthetic98, own_points_page) -> Path:
+    """A prepared dataset of the page's 29 points: each face lacks some, and `left_pupil` is never there."""
+    from lcgcn_jax.data import builders, wflw
+    from lcgcn_jax.data.records import AnnotationList
+    from lcgcn_jax.landmarks import LandmarkScheme
+
+    blocks = dict(own_points_page)
+    scheme = LandmarkScheme.from_dict(yaml.safe_load(blocks["yaml face29.yaml"]))
+    part = [
+        int(n)
+        for line in re.findall(r"PART \+?= \[(.*)\]", blocks["python"])
+        for n in line.split(",")
+    ]
+    rng = np.random.default_rng(0)
+    faces = []
+    for face in wflw.read(synthetic98 / "official").faces:
+        visible = rng.random(29) < 0.85
+        visible[scheme.find("left_pupil")] = False
+        points = np.where(visible[:, None], face.landmarks[part], np.nan)
+        faces.append(dataclasses.replace(face, landmarks=points, visible=visible, attributes=()))
+    out = tmp_path_factory.mktemp("data") / "own29"
+    builders.prepare(AnnotationList("own", scheme, (), faces, [], []), out)
     return out
 
 

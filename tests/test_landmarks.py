@@ -95,15 +95,32 @@ def test_unknown_landmarks_are_refused(text, message):
 @both
 def test_normalizing_distance_is_between_the_outer_eye_corners(scheme):
     landmarks = np.random.default_rng(0).uniform(0, 100, (3, scheme.num_landmarks, 2))
+    visible = np.ones(landmarks.shape[:2], bool)
     i, j = scheme.normalizer
-    expected = [np.hypot(*(face[i] - face[j])) for face in landmarks]
-    np.testing.assert_allclose(scheme.normalizing_distance(landmarks), expected)
+    expected = np.array([np.hypot(*(face[i] - face[j])) for face in landmarks])
+    distance = scheme.normalizing_distance(landmarks, visible, np.ones(3))
+    np.testing.assert_allclose(distance, expected)
+    # Whatever stands in the place of a point that is missing.
+    visible[1, j] = False
+    distance = scheme.normalizing_distance(landmarks, visible, np.ones(3))
+    np.testing.assert_allclose(distance, np.where([True, False, True], expected, np.nan))
 
 
 def test_box_normalizer_is_the_geometric_mean_of_the_sides():
     scheme = LandmarkScheme.from_dict({"name": "s", "num_landmarks": 3})
-    landmarks = np.array([[[0.0, 0.0], [8.0, 1.0], [3.0, 2.0]]])
-    assert scheme.normalizing_distance(landmarks).tolist() == [4.0]
+    landmarks = np.array([[[0.0, 0.0], [8.0, 1.0], [3.0, 2.0]]] * 3)
+    landmarks[1, 0] = np.nan
+    landmarks[2, :, 0] = 7.0
+    visible = np.isfinite(landmarks).all(axis=-1)
+    distance = scheme.normalizing_distance(landmarks, visible, np.full(3, np.nan))
+    np.testing.assert_allclose(distance, [4.0, np.sqrt(5.0), np.nan])
+
+
+def test_given_normalizer_comes_with_the_face():
+    scheme = LandmarkScheme.from_dict({"name": "s", "num_landmarks": 3, "normalizer": "given"})
+    landmarks, visible = np.zeros((3, 3, 2)), np.ones((3, 3), bool)
+    distance = scheme.normalizing_distance(landmarks, visible, np.array([12.5, np.nan, 0.0]))
+    np.testing.assert_array_equal(distance, [12.5, np.nan, np.nan])
 
 
 @both
@@ -140,9 +157,29 @@ def test_scheme_from_a_file(tmp_path, suffix, dump):
     assert scheme.normalizer == (0, 1)
 
 
+def test_points_go_by_name_too():
+    fields = {"name": "s", "names": ["a", "b", "c"]}
+    by_name = {
+        "mirror_pairs": [["a", "b"]],
+        "contours": [{"name": "line", "indices": ["a", "c"]}],
+        "normalizer": ["b", "c"],
+    }
+    by_number = {
+        "mirror_pairs": [[0, 1]],
+        "contours": [{"name": "line", "indices": [0, 2]}],
+        "normalizer": [1, 2],
+    }
+    schemes = [LandmarkScheme.from_dict(fields | points) for points in (by_name, by_number)]
+    assert schemes[0] == schemes[1]
+    assert schemes[0].mirror == (1, 0, 2)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        ("{name: s, names: [a, b, a]}", "two landmarks are named 'a'"),
+        ("{name: s, names: [nose, chin], normalizer: [nos, chin]}", "did you mean 'nose'"),
+        ("{name: s, names: [], normalizer: [nose, chin]}", "no landmark 'nose'"),
         ("{name: s, num_landmarks: 3, mirror: [1, 2, 0]}", "twice"),
         ("{name: s, num_landmarks: 3, mirror: [0, 0, 2]}", "permutation"),
         ("{name: s, num_landmarks: 3, mirror: [0, 1]}", "2 mirror indices for 3"),

@@ -27,6 +27,7 @@ def add_parser(subparsers) -> None:
         help="the main job, small, from nothing: data, training, evaluation, pictures",
         description="Draws synthetic faces, prepares them, trains a small LCGCN, measures it on "
         "faces it never saw, and writes pictures. About six minutes on two CPU cores.",
+        epilog="example: lcgcn demo --out runs/demo",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder to make (%(default)s)"

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
     model = load(args.model)
     dataset = open_dataset(args.data)
-    require_scheme(dataset, model.scheme.name)
+    require_scheme(dataset, model.scheme)
     published = published_table(dataset) if args.compare_published else None
     predict = (
         with_flip_test(model.predict_crops, model.scheme) if args.flip_test else model.predict_crops
@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         + ("" if missed is None else f" ({missed} faces missed)")
         + f", flip test: {'yes' if args.flip_test else 'no'}"
         + ("" if args.degrade == "none" else f", degraded: {args.degrade}")
+        + (f", {result['unmeasured']} faces not measured" if "unmeasured" in result else "")
     )
     print(conditions)
     print(format_table(result))

@@ -14,7 +14,7 @@ from lcgcn_jax.errors import InputError
 
 COMMANDS = {
     "demo": "the main job, small, from nothing: data, training, evaluation, pictures",
-    "prepare": "write a dataset's official files as records",
+    "prepare": "write a dataset's official files, or your own points, as records",
     "train": "train a model from a config file, or go on with a run",
     "eval": "measure a model on a split: NME, failure rate, AUC",
     "predict": "landmarks of the faces in photographs and videos",
@@ -47,7 +47,12 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `lcgcn`; returns the exit code: 0, 1 where something was left out, 2 for a mistake."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(prog="lcgcn", description="Facial landmarks with LCGCN, in JAX.")
+    parser = _Parser(
+        prog="lcgcn",
+        description="Facial landmarks with LCGCN, in JAX.",
+        epilog="lcgcn COMMAND --help tells the options of one, with an example. To begin with: lcgcn demo, "
+        "or lcgcn predict --model w300-lcgcn-small photo.jpg",
+    )
     subparsers = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser
     )

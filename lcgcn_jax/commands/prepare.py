@@ -1,22 +1,53 @@
-"""`lcgcn prepare`: official layouts in, records for training and evaluation out."""
+"""`lcgcn prepare`: official layouts or anyone's own points in, records for training and evaluation out."""
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lcgcn_jax.data import builders, synthetic, w300, wflw
+from lcgcn_jax.data import builders, own_points, synthetic, w300, wflw
 from lcgcn_jax.data.builders import PrepareReport
 from lcgcn_jax.data.records import AnnotationList
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme, get_scheme
 
 READERS = {"wflw": wflw.read, "300w": w300.read}
+OWN_READERS = {"csv": own_points.read_csv, "coco": own_points.read_coco}
 SYNTHETIC_LAYOUTS = {
     "wflw98": (synthetic.write_wflw, wflw.read),
     "ibug68": (synthetic.write_300w, w300.read),
 }
 OFFICIAL = "official"
 """Where below `--out` the synthetic faces lie in an official layout."""
+
+_OWN_FORMS = {
+    "csv": (
+        "in a CSV",
+        """\
+Reads a CSV with a header and a row a face. Columns, in any order:
+
+  image           path of the image below --src
+  x_NAME, y_NAME  for each landmark of the scheme (or x_0, y_0, counting from 0);
+                  both empty: the point is missing
+  x0, y0, x1, y1  optional: a face box, tight around the face
+  split           optional: train, validation or test
+  group           optional: e.g. the person; validation keeps a group together
+  subset          optional: a part of the data that eval measures for itself
+  normalizer      pixels that NME divides by; where the scheme says `normalizer: given`
+
+HRNet-Facial's lists (image_name, scale, center_w, center_h, original_0_x, ...) are read too.""",
+        "points.csv",
+    ),
+    "coco": (
+        "in COCO's keypoints JSON",
+        """\
+Reads COCO's keypoints JSON; every annotation is a face. A keypoint of visibility 0 is missing, bbox
+is the face box, and a field `normalizer` what NME divides by, where the scheme says
+`normalizer: given`. Keypoints are found by the names of their category, or count in order.""",
+        "train=train.json test=test.json",
+    ),
+}
+"""Layout of own points -> in words, in the help, and an example of its files."""
 
 _BAD_SHOWN = 20
 
@@ -25,18 +56,53 @@ def add_parser(subparsers) -> None:
     """Adds `prepare` to the subcommands of `lcgcn`."""
     parser = subparsers.add_parser(
         "prepare",
-        help="write a dataset's official files as records",
+        help="write a dataset's official files, or your own points, as records",
         description="Writes the faces of a dataset as records that train and eval read. Faces that "
         "cannot be used are left out and listed in OUT/report.json; the exit code is then 1.",
+        epilog="example: lcgcn prepare 300w --src 300W_FOLDER --out data/w300; for the options of a "
+        "layout: lcgcn prepare 300w --help",
     )
     parser.set_defaults(run=run)
-    layouts = parser.add_subparsers(dest="layout", required=True, metavar="{wflw,300w,synthetic}")
+    layouts = parser.add_subparsers(
+        dest="layout", required=True, metavar="{wflw,300w,csv,coco,synthetic}"
+    )
     for layout in READERS:
         official = layouts.add_parser(layout, help=f"the official files of {layout.upper()}")
         official.add_argument(
             "--src", type=Path, required=True, help="folder of the official files"
         )
         _add_output(official)
+    for layout, form in _OWN_FORMS.items():
+        own = layouts.add_parser(
+            layout,
+            help=f"your own points, {form[0]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=form[1],
+            epilog=f"example: lcgcn prepare {layout} --src photos --annotations {form[2]} "
+            "--scheme points.yaml --out data/own",
+        )
+        own.add_argument("--src", type=Path, required=True, help="folder of the images")
+        own.add_argument(
+            "--annotations",
+            nargs="+",
+            required=True,
+            metavar="[SPLIT=]FILE",
+            help="the file, or one for each split: train=a test=b; where no face is said to be of "
+            "validation, a tenth of train becomes it",
+        )
+        own.add_argument(
+            "--scheme",
+            required=True,
+            help=f"what the points mean: a .yaml or .json file, {' or '.join(SCHEMES)}",
+        )
+        own.add_argument(
+            "--count_from",
+            type=int,
+            choices=(0, 1),
+            default=0,
+            help="what the file's pixels count from (%(default)s)",
+        )
+        _add_output(own)
     drawn = layouts.add_parser("synthetic", help="procedural faces, drawn here")
     drawn.add_argument(
         "--scheme", choices=SYNTHETIC_LAYOUTS, default="wflw98", help="which points (%(default)s)"
@@ -73,6 +139,15 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             overwrite=args.overwrite,
         )
+    elif args.layout in OWN_READERS:
+        _check_source(args.src, args.out)
+        scheme, files = get_scheme(args.scheme), parse_annotations(args.annotations)
+        for path in files.values():
+            _check_apart("--annotations", path, args.out)
+        read = OWN_READERS[args.layout]
+        annotations = read(args.src, files, scheme, count_from=args.count_from)
+        report = builders.prepare(annotations, args.out, overwrite=args.overwrite)
+        _warn_of_scheme(scheme)
     else:
         _check_source(args.src, args.out)
         report = builders.prepare(
@@ -80,6 +155,36 @@ def run(args: argparse.Namespace) -> int:
         )
     _print_report(report, args.out)
     return 1 if report.bad else 0
+
+
+def parse_annotations(texts: Sequence[str]) -> dict[str, Path]:
+    """`FILE`, or `SPLIT=FILE` for each split, as files by split.
+
+    Raises:
+      InputError: a split is there twice, or a file has none beside others.
+    """
+    files: dict[str, Path] = {}
+    for text in texts:
+        split, equals, path = text.partition("=")
+        if not (equals and split in own_points.SPLITS):
+            split, path = own_points.UNSTATED, text
+        if split in files or (files and own_points.UNSTATED in (split, *files)):
+            raise InputError(
+                f"--annotations {' '.join(texts)}: of several files each is of one split; give "
+                f"{' '.join(f'{name}=FILE' for name in own_points.SPLITS)}"
+            )
+        files[split] = Path(path)
+    return files
+
+
+def _warn_of_scheme(scheme: LandmarkScheme) -> None:
+    """Speaks of what cannot be right for a face with two sides."""
+    if scheme.mirror == tuple(range(scheme.num_landmarks)):
+        print(
+            f"note: {scheme.name} has no mirror pairs, so left and right points keep their names in "
+            "mirrored faces; add `mirror_pairs` to the scheme, or train with "
+            "--config.data.augment.mirror=0"
+        )
 
 
 def prepare_synthetic(
@@ -102,10 +207,14 @@ def prepare_synthetic(
 
 def _check_source(src: Path, out: Path) -> None:
     if not src.is_dir():
-        raise InputError(f"{src}: no such folder; --src names the folder of the official files")
+        raise InputError(f"{src}: no such folder; --src names the folder of the faces")
+    _check_apart("--src", src, out)
+
+
+def _check_apart(option: str, source: Path, out: Path) -> None:
     # Overwriting `out` would take the source with it.
-    if src.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: --src lies within it; choose another --out")
+    if source.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: {option} lies within it; choose another --out")
 
 
 def _print_report(report: PrepareReport, out: Path) -> None:

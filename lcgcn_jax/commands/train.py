@@ -11,6 +11,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.config import apply_overrides, load_config
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.sharding import describe_devices
 
 CURVES = "curves.png"
 _PREFIX = "--config."
@@ -41,6 +42,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     apply_overrides(config, parse_overrides(rest))
     use_compilation_cache()
     training = Training(config, args.workdir)
+    print(f"{args.workdir}: on {describe_devices()}", flush=True)
     if training.step:
         print(f"{args.workdir}: going on from step {training.step:,}", flush=True)
     elif training.begins:

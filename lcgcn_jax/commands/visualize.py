@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data is not None:
         use_compilation_cache()
         model, dataset = load(args.model), open_dataset(args.data)
-        require_scheme(dataset, model.scheme.name)
+        require_scheme(dataset, model.scheme)
         listeners = None if args.landmark is None else model.scheme.find(args.landmark)
         has_graph = model.config["graph"] is not None
         wanted += [STAGES, *([EDGES, MATRICES] if has_graph else [])]

@@ -110,7 +110,8 @@ def crop_face(
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
       `crop_to_source` float64 [2 3], from crop pixels to the photograph's; `source_landmarks`
-      float64 [k 2] in the photograph's pixels; `attributes` bool [num_attributes]; `name` and
+      float64 [k 2] in the photograph's pixels; `normalizer` float32, the normalising distance that
+      came with the face, in the same pixels, or NaN; `attributes` bool [num_attributes]; `name` and
       `subset`, text.
 
     Raises:
@@ -129,6 +130,7 @@ def crop_face(
         "visible": record["visible"],
         "crop_to_source": geometry.compose(to_source, geometry.invert(to_crop)),
         "source_landmarks": geometry.transform_points(to_source, landmarks),
+        "normalizer": record["normalizer"],
         "attributes": record["attributes"],
         "name": record["name"],
         "subset": record["subset"],

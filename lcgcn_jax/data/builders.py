@@ -126,9 +126,12 @@ def write_records(annotations: AnnotationList, folder: Path) -> PrepareReport:
     return builder.report
 
 
-def storage_split(face: FaceAnnotation) -> str:
-    """The split that a face is stored in: a fixed tenth of the groups of train is validation."""
-    if face.split != "train":
+def storage_split(face: FaceAnnotation, *, validation_given: bool = False) -> str:
+    """The split that a face is stored in: a fixed tenth of the groups of train is validation.
+
+    With `validation_given` the data says itself which faces are.
+    """
+    if validation_given or face.split != "train":
         return face.split
     digest = hashlib.sha256(face.group.encode()).digest()
     held_out = int.from_bytes(digest[:8], "big") % _VALIDATION_PART == 0
@@ -177,6 +180,7 @@ class Faces(tfds.core.GeneratorBasedBuilder):
                     "subset": tfds.features.Text(),
                     "name": tfds.features.Text(),
                     "group": tfds.features.Text(),
+                    "normalizer": tensor(shape=(), dtype=np.float32),
                     # Whole pixels, so float32 (all that a TFDS record has) holds it exactly.
                     "to_source": tensor(shape=(2, 3), dtype=np.float32),
                 }
@@ -189,8 +193,9 @@ class Faces(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterable[tuple[int, dict]]]:
         del dl_manager
         by_split = collections.defaultdict(list)
+        given = any(face.split == "validation" for face in self._annotations.faces)
         for face in self._annotations.faces:
-            by_split[storage_split(face)].append(face)
+            by_split[storage_split(face, validation_given=given)].append(face)
         generators = {}
         for split in SPLITS:
             # TFDS refuses a split without a record: each must show its first one.
@@ -250,6 +255,8 @@ def encode_face(face: FaceAnnotation) -> dict[str, Any]:
     Raises:
       ValueError: the image cannot be read, or the landmarks do not lie on it.
     """
+    if not face.visible.any():
+        raise ValueError("not one landmark is annotated")
     encoded, photograph = _read_photograph(face.image_path)
     box = geometry.box_of_landmarks(face.landmarks, face.visible)
     _check_on_picture(face.landmarks[face.visible], photograph.shape[1], photograph.shape[0])
@@ -269,6 +276,8 @@ def encode_face(face: FaceAnnotation) -> dict[str, Any]:
         "subset": face.subset,
         "name": face.name,
         "group": face.group,
+        # As the context crop is cut and not scaled, its pixels are the photograph's.
+        "normalizer": np.float32(face.normalizer),
         "to_source": to_source.astype(np.float32),
     }
 
@@ -307,7 +316,7 @@ def _check_on_picture(points: Float[np.ndarray, "k 2"], width: int, height: int)
     centre = np.median(points, axis=0)
     # About a box's side for a face's points, and a stray point does not move it.
     face_side = 3 * np.median(np.linalg.norm(points - centre, axis=1))
-    if face_side == 0:
+    if face_side == 0 or not np.ptp(points, axis=0).all():
         raise ValueError("the landmarks have no extent")
     last_pixel = np.array([width - 1, height - 1])
     outside = np.maximum(-points, points - last_pixel).max()

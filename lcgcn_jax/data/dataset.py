@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from lcgcn_jax.data import builders
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme
+from lcgcn_jax.landmarks import LandmarkScheme
 
 UNIONS = {"full": "common+challenge"}
 """Names for unions of splits."""
@@ -20,7 +21,8 @@ class FaceSource(Sequence[dict[str, Any]]):
     """Random access to the faces of some splits.
 
     An element is the record of `builders.encode_face`: NumPy arrays, text as `str`, and `image` as
-    the encoded bytes. The source pickles as its path: worker processes open their own files.
+    the encoded bytes. Datasets of before there was a `normalizer` have NaN in its place. The source
+    pickles as its path: worker processes open their own files.
     """
 
     def __init__(self, path: Path, split: str, length: int):
@@ -34,7 +36,8 @@ class FaceSource(Sequence[dict[str, Any]]):
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         index = range(self._length)[index]
         record = self._records[index]
-        return record | {key: record[key].decode() for key in ("name", "subset", "group")}
+        texts = {key: record[key].decode() for key in ("name", "subset", "group")}
+        return {"normalizer": np.float32(np.nan)} | record | texts
 
     def __repr__(self) -> str:
         return f"FaceSource({str(self._path)!r}, {self._split!r})"
@@ -130,23 +133,21 @@ def open_dataset(path: Path | str) -> FaceDataset:
     )
 
 
-def require_scheme(dataset: FaceDataset, scheme_name: str) -> None:
+def require_scheme(dataset: FaceDataset, wanted: LandmarkScheme) -> None:
     """Refuses data whose points mean something else than a checkpoint's.
 
     Args:
       dataset: the data.
-      scheme_name: name of the scheme that the checkpoint was trained for.
+      wanted: the scheme that the checkpoint was trained for.
 
     Raises:
       InputError: the schemes differ.
     """
     scheme = dataset.scheme
-    if scheme.name == scheme_name:
+    if (scheme.name, scheme.names) == (wanted.name, wanted.names):
         return
-    wanted = scheme_name
-    if scheme_name in SCHEMES:
-        wanted = f"{SCHEMES[scheme_name].num_landmarks} ({scheme_name})"
+    same_name = " of another version of that scheme" if scheme.name == wanted.name else ""
     raise InputError(
         f"{dataset.path}: {scheme.num_landmarks} points ({scheme.name}), but the checkpoint was "
-        f"trained for {wanted}"
+        f"trained for {wanted.num_landmarks} ({wanted.name}){same_name}"
     )

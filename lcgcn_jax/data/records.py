@@ -1,7 +1,9 @@
-"""What the readers of the official layouts hand on: annotated faces, before any image is read."""
+"""What the readers hand on: annotated faces, before any image is read."""
 
 import dataclasses
-from pathlib import Path
+import math
+import os
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,13 +18,15 @@ class FaceAnnotation:
     Attributes:
       name: unique and stable, relative to the data's folder, e.g. `helen/trainset/100032540_1.jpg`.
       subset: the part of the data it comes from, e.g. `helen/train`; `""` where there are no parts.
-      split: storage split before validation is taken out: train, common, challenge or test.
+      split: storage split: train, validation, common, challenge or test. Where no face of a list is
+        said to be of validation, a part of train becomes it.
       group: the photograph (or person) as far as names tell; validation keeps a group together.
       image_path: the photograph.
-      landmarks: pixels of the photograph, counting from 0.
+      landmarks: pixels of the photograph, counting from 0; NaN where not annotated.
       visible: which landmarks are annotated.
       provided_box: the face box that the data comes with, or None.
       attributes: one truth value for each of the list's `attribute_names`.
+      normalizer: what NME divides by, in pixels, where it comes with the data; else NaN.
     """
 
     name: str
@@ -34,6 +38,7 @@ class FaceAnnotation:
     visible: Bool[np.ndarray, "k"]
     provided_box: Float[np.ndarray, "4"] | None
     attributes: tuple[bool, ...]
+    normalizer: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,3 +71,20 @@ class AnnotationList:
     faces: list[FaceAnnotation]
     bad: list[BadRecord]
     absent: list[str]
+
+
+def image_inside(images: Path, image: str) -> Path:
+    """The path of an image in a folder; a list made by somebody else must not read files outside of it.
+
+    Raises:
+      ValueError: there is no such image, or it lies outside.
+    """
+    relative = PurePosixPath(image)
+    path = images / relative
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"the image path {image!r} leaves {images.name}/")
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any text for a path
+        raise ValueError(f"no image {image!r} in {images.name}/")
+    if not os.path.realpath(path).startswith(os.path.realpath(images) + os.sep):
+        raise ValueError(f"the image {image!r} is a link that leaves {images.name}/")
+    return path

@@ -1,11 +1,10 @@
 """Reader of WFLW's official layout: two lists of faces with 98 points, a box and six attributes."""
 
-import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation
+from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, image_inside
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import WFLW98
 
@@ -79,22 +78,9 @@ def _read_face(images: Path, split: str, number: int, line: bytes) -> FaceAnnota
         subset="",
         split=split,
         group=image,
-        image_path=_image_inside(images, image),
+        image_path=image_inside(images, image),
         landmarks=points.reshape(-1, 2),
         visible=np.ones(WFLW98.num_landmarks, bool),
         provided_box=box,
         attributes=tuple(bool(a) for a in attributes),
     )
-
-
-def _image_inside(images: Path, image: str) -> Path:
-    """The image's path; a list made by somebody else must not read files outside the folder."""
-    relative = PurePosixPath(image)
-    path = images / relative
-    if relative.is_absolute() or ".." in relative.parts:
-        raise ValueError(f"the image path {image!r} leaves {IMAGES}/")
-    if not path.is_file():
-        raise ValueError(f"no image {image!r} in {IMAGES}/")
-    if not os.path.realpath(path).startswith(os.path.realpath(images) + os.sep):
-        raise ValueError(f"the image {image!r} is a link that leaves {IMAGES}/")
-    return path

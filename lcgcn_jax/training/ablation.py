@@ -167,8 +167,8 @@ def _write_errors(training: Training, path: Path) -> None:
     errors = {kind: training.validate(kind) for kind in DEGRADATIONS}
     text = json.dumps(
         {
-            "heatmap": {kind: e.heatmap.tolist() for kind, e in errors.items()},
-            "graph": {kind: e.graph.tolist() for kind, e in errors.items()},
+            "heatmap": {kind: e.heatmap[e.measured].tolist() for kind, e in errors.items()},
+            "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
         }
     )
     half_written = path.with_suffix(".tmp")

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from lcgcn_jax import metrics
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import Batch, eval_batches, record_names
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCNOutput
@@ -27,18 +28,33 @@ class SplitErrors:
     """One error a face and stage, as a fraction of the face's normalising distance.
 
     Attributes:
-      heatmap: of the heatmap stage.
+      heatmap: of the heatmap stage; NaN for a face that is not measured.
       graph: of the graph stage; None for a model without a graph.
+      measured: which faces have a normalising distance (`LandmarkScheme.normalizing_distance`).
     """
 
     heatmap: Float[np.ndarray, "n"]
     graph: Float[np.ndarray, "n"] | None
+    measured: Bool[np.ndarray, "n"]
 
-    def stages(self, faces: Bool[np.ndarray, "n"] | slice = slice(None)) -> dict[str, Any]:
-        """The metrics of both stages over some of the faces."""
+    def mean(self) -> dict[str, float]:
+        """The mean error of each stage that there is, over the measured faces."""
+        stages = {"heatmap": self.heatmap, "graph": self.graph}
         return {
-            "heatmap": stage_summary(self.heatmap[faces]),
-            "graph": None if self.graph is None else stage_summary(self.graph[faces]),
+            stage: float(errors[self.measured].mean())
+            for stage, errors in stages.items()
+            if errors is not None
+        }
+
+    def summary(self, faces: Bool[np.ndarray, "n"] | slice = slice(None)) -> dict[str, Any]:
+        """The number of measured ones among some faces, and the metrics of both stages over them."""
+        chosen = np.zeros_like(self.measured)
+        chosen[faces] = True
+        chosen &= self.measured
+        return {
+            "num_faces": int(chosen.sum()),
+            "heatmap": stage_summary(self.heatmap[chosen]),
+            "graph": None if self.graph is None else stage_summary(self.graph[chosen]),
         }
 
 
@@ -79,7 +95,8 @@ def split_errors(
       num_threads: threads that make batches.
 
     Raises:
-      InputError: there is no such split, no such box in it, or no such degradation.
+      InputError: there is no such split, no such box in it, or no such degradation; or not one face
+        can be measured.
     """
     batches = eval_batches(
         dataset,
@@ -96,25 +113,35 @@ def split_errors(
 
 
 def errors_of(outputs: Iterable[tuple[LCGCNOutput, Batch]], scheme: LandmarkScheme) -> SplitErrors:
-    """Errors of outputs for the batches of `data.pipeline.eval_batches`, in the order of the split."""
+    """Errors of outputs for the batches of `data.pipeline.eval_batches`, in the order of the split.
+
+    Raises:
+      InputError: not one face can be measured.
+    """
     rows, has_graph = [], False
     for output, batch in outputs:
         has_graph = output.edges is not None
         rows.append(_batch_errors(output, batch, scheme))
-    heatmap, graph, record, mask = (np.concatenate(column) for column in zip(*rows, strict=True))
+    columns = tuple(np.concatenate(column) for column in zip(*rows, strict=True))
     if jax.process_count() > 1:
-        heatmap, graph, record, mask = multihost_utils.process_allgather(
-            (heatmap, graph, record, mask), tiled=True
-        )
+        columns = multihost_utils.process_allgather(columns, tiled=True)
+    *columns, record, mask = columns
     order = np.argsort(record[mask])
-    return SplitErrors(heatmap[mask][order], graph[mask][order] if has_graph else None)
+    heatmap, graph, measured = (column[mask][order] for column in columns)
+    if not measured.any():
+        raise InputError(
+            f"no face can be measured: NME is in percent of {scheme.normalizer_text}, which not one "
+            "has; give the scheme another normalizer, and prepare the data again"
+        )
+    return SplitErrors(heatmap, graph if has_graph else None, measured)
 
 
 def _batch_errors(
     output: LCGCNOutput, batch: Batch, scheme: LandmarkScheme
 ) -> tuple[np.ndarray, ...]:
     true, visible = batch["source_landmarks"], batch["visible"]
-    distance = scheme.normalizing_distance(true)
+    distance = scheme.normalizing_distance(true, visible, batch["normalizer"])
+    measured = np.isfinite(distance)
 
     def errors(landmarks):
         in_crop = np.asarray(landmarks, np.float64)
@@ -124,48 +151,69 @@ def _batch_errors(
                 for affine, points in zip(batch["crop_to_source"], in_crop, strict=True)
             ]
         )
-        return metrics.face_errors(in_photograph, true, visible, distance)
+        found = np.full(len(true), np.nan)
+        found[measured] = metrics.face_errors(
+            *(values[measured] for values in (in_photograph, true, visible, distance))
+        )
+        return found
 
     return (
         errors(output.heatmap_landmarks),
         errors(output.landmarks),
+        measured,
         batch["record"],
         batch["mask"],
     )
 
 
 def mean_face(dataset: FaceDataset, split: str) -> Float[np.ndarray, "k 2"]:
-    """The mean face of a split, each face in its ground-truth box scaled to the unit square."""
-    points, visible, corner, extent = _boxed_faces(dataset, split)
+    """The mean face of a split, each face in its ground-truth box scaled to the unit square.
+
+    A landmark that is not annotated in any of them lies in the middle.
+    """
+    points, visible, corner, extent, _ = _boxed_faces(dataset, split)
     weights = visible[..., None]
     total = np.where(weights, (points - corner) / extent, 0.0).sum(axis=0)
-    return total / np.maximum(weights.sum(axis=0), 1)
+    count = weights.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), 0.5)
 
 
 def mean_shape(dataset: FaceDataset, split: str) -> Float[np.ndarray, "k 2"]:
     """The mean face in a split's mean proportions, centred, with a mean squared radius of 1."""
-    *_, extent = _boxed_faces(dataset, split)
+    *_, extent, _ = _boxed_faces(dataset, split)
     shape = mean_face(dataset, split) * (extent / extent[..., :1]).mean(axis=0)
     shape = shape - shape.mean(axis=0, keepdims=True)
     return shape / np.sqrt((shape**2).sum(axis=1).mean())
 
 
 def mean_face_errors(dataset: FaceDataset, train_split: str, split: str) -> Float[np.ndarray, "n"]:
-    """Errors of the least that a model must beat: the mean face, placed in the ground-truth box."""
-    points, visible, corner, extent = _boxed_faces(dataset, split)
+    """Errors of the least that a model must beat: the mean face, placed in the ground-truth box.
+
+    Faces that cannot be measured are left out.
+    """
+    points, visible, corner, extent, given = _boxed_faces(dataset, split)
     predicted = mean_face(dataset, train_split)[None] * extent + corner
-    distance = dataset.scheme.normalizing_distance(points)
-    return metrics.face_errors(predicted, points, visible, distance)
+    distance = dataset.scheme.normalizing_distance(points, visible, given)
+    measured = np.isfinite(distance)
+    return metrics.face_errors(
+        *(values[measured] for values in (predicted, points, visible, distance))
+    )
 
 
 def _boxed_faces(dataset: FaceDataset, split: str) -> tuple[np.ndarray, ...]:
-    """Landmarks `[n k 2]` and their visibility, and corner and extent `[n 1 2]` of the true boxes."""
+    """What the mean face is made of, for every face.
+
+    Returns:
+      Landmarks `[n k 2]` and their visibility `[n k]`, corner and extent `[n 1 2]` of the true boxes, and
+      the normalising distances that came with the faces `[n]`.
+    """
     source = dataset.source(split)
     records = [source[i] for i in range(len(source))]
     points = np.stack([r["landmarks"] for r in records]).astype(np.float64)
     boxes = np.stack([r["box"] for r in records]).astype(np.float64)[:, None]
     visible = np.stack([r["visible"] for r in records])
-    return points, visible, boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
+    given = np.stack([r["normalizer"] for r in records])
+    return points, visible, boxes[..., :2], boxes[..., 2:] - boxes[..., :2], given
 
 
 def with_flip_test(predict: Predict, scheme: LandmarkScheme) -> Predict:
@@ -196,16 +244,21 @@ def with_flip_test(predict: Predict, scheme: LandmarkScheme) -> Predict:
 def write_face_errors(path: Path, dataset: FaceDataset, split: str, errors: SplitErrors) -> None:
     """Writes a CSV with a row a face, in the order of the split: name, NME of both stages in percent.
 
-    The graph's column is empty for a model without one. Two systems' files on the same faces are
-    compared in pairs by `metrics.bootstrap_interval` of the differences.
+    The graph's column is empty for a model without one, and both for a face that is not measured. Two
+    systems' files on the same faces are compared in pairs by `metrics.bootstrap_interval` of the differences.
     """
     names = record_names(dataset.source(split), range(len(errors.heatmap)))
-    graph = [""] * len(names) if errors.graph is None else [f"{100 * e:.6f}" for e in errors.graph]
+
+    def cells(stage):
+        return [
+            "" if stage is None or not measured else f"{100 * stage[i]:.6f}"
+            for i, measured in enumerate(errors.measured)
+        ]
+
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("name", "heatmap", "graph"))
-        for name, heatmap_error, graph_error in zip(names, errors.heatmap, graph, strict=True):
-            writer.writerow((name, f"{100 * heatmap_error:.6f}", graph_error))
+        writer.writerows(zip(names, cells(errors.heatmap), cells(errors.graph), strict=True))
 
 
 def report(
@@ -220,23 +273,28 @@ def report(
     """What `lcgcn eval --json` writes; the design's section 6 fixes its form.
 
     On degraded faces there is one key more, `degrade`; with detected boxes there is `missed`, the number
-    of faces that the detector did not find.
+    of faces that the detector did not find; and where some faces have no normalising distance there is
+    `unmeasured`, how many, which are not among `num_faces`.
 
     The subsets are the parts of a union of splits, the sources that the faces come from, and the
     attributes that some of them have.
     """
     subsets = {
-        name: {"num_faces": int(faces.sum()), **errors.stages(faces)}
+        name: summary
         for name, faces in subset_masks(dataset, split).items()
+        if (summary := errors.summary(faces))["num_faces"]
     }
+    unmeasured = int((~errors.measured).sum())
+    stages = errors.summary()
     return {
         "dataset": dataset.name,
         "split": split,
-        "num_faces": len(errors.heatmap),
+        "num_faces": stages.pop("num_faces"),
         "boxes": boxes,
+        **({"unmeasured": unmeasured} if unmeasured else {}),
         **({} if missed is None else {"missed": missed}),
         **({} if degrade == "none" else {"degrade": degrade}),
-        "stages": errors.stages(),
+        "stages": stages,
         "subsets": subsets,
     }
 

@@ -283,10 +283,8 @@ class Training:
         self.checkpoints.save(self.state, progress)
 
     def _validate_and_keep_best(self) -> dict[str, float]:
-        errors = self.validate()
-        figures = {"validation/heatmap_nme": 100 * float(errors.heatmap.mean())}
-        if errors.graph is not None:
-            figures["validation/graph_nme"] = 100 * float(errors.graph.mean())
+        means = self.validate().mean()
+        figures = {f"validation/{stage}_nme": 100 * mean for stage, mean in means.items()}
         judged = "graph" if "graph" in TRAINED[self.config.train.mode] else "heatmap"
         nme = figures[f"validation/{judged}_nme"]
         if not math.isfinite(nme):
@@ -359,6 +357,11 @@ def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:
         raise InputError(
             f"{config.data.dir}: {dataset.scheme.num_landmarks} points ({dataset.scheme.name}), but "
             f"the config is for {scheme.num_landmarks} ({scheme.name}); set config.scheme or data.dir"
+        )
+    if dataset.scheme != scheme:
+        raise InputError(
+            f"{config.scheme}: the scheme has changed since {config.data.dir} was prepared; prepare the "
+            "data again"
         )
     dataset.source(config.data.train_split)
     dataset.source(config.data.validation_split)

@@ -13,6 +13,13 @@ from jaxtyping import PyTree
 from lcgcn_jax.errors import InputError
 
 
+def describe_devices() -> str:
+    """What JAX computes on here, for people: `4 x TPU v5e (tpu)`, `2 x cpu`."""
+    devices = jax.devices()
+    kind, platform = devices[0].device_kind, devices[0].platform
+    return f"{len(devices)} x {kind}" + ("" if kind == platform else f" ({platform})")
+
+
 def make_mesh(num_devices: int | None = None) -> Mesh:
     """A mesh with one axis, `data`, over the first `num_devices` devices (all of them by default)."""
     devices = jax.devices()[:num_devices]

@@ -6,6 +6,7 @@ from lcgcn_jax.visualize.faces import (
     draw_landmarks,
     enlarge,
     label,
+    plot_image,
     save_image,
     stage_comparison,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "plot_curves",
     "plot_edge_matrices",
     "plot_edges",
+    "plot_image",
     "save_image",
     "stage_comparison",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
 
 from lcgcn_jax.geometry import Points
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -14,6 +15,8 @@ Image = UInt8[np.ndarray, "h w 3"]
 
 TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
+
+_FIGURE_WIDTH = 10.0  # inches
 
 SHIFT = 4  # OpenCV draws at 1/16 pixel
 
@@ -31,7 +34,7 @@ def draw_landmarks(
 
     Args:
       image: RGB.
-      landmarks: in pixels of the picture; drawn to a sixteenth of a pixel.
+      landmarks: in pixels of the picture; drawn to a sixteenth of a pixel. NaN: not drawn.
       scheme: what they mean.
       color: RGB.
       radius: of the points, in pixels.
@@ -42,7 +45,7 @@ def draw_landmarks(
         overlay = canvas.copy()
         draw_contours(overlay, landmarks, scheme, [color] * len(scheme.contours), radius)
         canvas = cv2.addWeighted(overlay, 0.5, canvas, 0.5, 0)
-    for point in landmarks:
+    for point in landmarks[np.isfinite(landmarks).all(axis=1)]:
         draw_point(canvas, point, color, radius)
     return canvas
 
@@ -55,11 +58,14 @@ def draw_contours(
     radius: float,
 ) -> None:
     """Draws each contour of a scheme in its colour, on the picture itself."""
-    fixed = fixed_point(landmarks)
+    drawn = np.isfinite(landmarks).all(axis=1)
+    fixed = fixed_point(np.where(drawn[:, None], landmarks, 0.0))
     thickness = max(1, round(radius * 0.6))
     for contour, color in zip(scheme.contours, colors, strict=True):
-        line = fixed[list(contour.indices)]
-        cv2.polylines(canvas, [line], contour.closed, color, thickness, cv2.LINE_AA, shift=SHIFT)
+        line = list(contour.indices)
+        ends = line[1:] + line[: 1 if contour.closed else 0]
+        pieces = [fixed[[i, j]] for i, j in zip(line, ends, strict=False) if drawn[i] and drawn[j]]
+        cv2.polylines(canvas, pieces, False, color, thickness, cv2.LINE_AA, shift=SHIFT)
 
 
 def draw_point(
@@ -135,6 +141,17 @@ def stage_comparison(
         strips.append(np.full_like(strips[0], 255))
     pairs = zip(strips[::2], strips[1::2], strict=True)
     return np.concatenate([np.concatenate(pair, axis=1) for pair in pairs])
+
+
+def plot_image(image: Image, title: str) -> Figure:
+    """An image as a figure of its own shape, for a notebook."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(_FIGURE_WIDTH, _FIGURE_WIDTH * height / width), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(image)
+    axes.set_title(title)
+    axes.set_axis_off()
+    return figure
 
 
 def save_image(path: Path, image: Image) -> None:

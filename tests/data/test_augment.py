@@ -33,6 +33,7 @@ def record_of(image, landmarks=LANDMARKS, **fields):
         "box": box.astype(np.float32),
         "provided_box": np.full(4, np.nan, np.float32),
         "attributes": np.zeros(0, bool),
+        "normalizer": np.float32(np.nan),
         "to_source": np.array([[1, 0, 1000], [0, 1, 200]], np.float32),
         "name": "a",
         "subset": "s",

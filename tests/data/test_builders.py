@@ -11,6 +11,7 @@ from lcgcn_jax.data import builders, w300
 from lcgcn_jax.data.augment import crop_face
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import WFLW98
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -283,13 +284,21 @@ def test_fingerprint_follows_names_and_landmarks(maker):
 
 def test_schemes_must_agree(maker):
     dataset = maker.dataset([maker.face(maker.photograph("a.jpg"))])
-    require_scheme(dataset, "five")
+    require_scheme(dataset, dataset.scheme)
     with pytest.raises(
         InputError, match=r"5 points \(five\), but the checkpoint was trained for 98 \(wflw98\)"
     ):
-        require_scheme(dataset, "wflw98")
-    with pytest.raises(InputError, match="trained for cat_faces"):
-        require_scheme(dataset, "cat_faces")
+        require_scheme(dataset, WFLW98)
+    other = dataclasses.replace(dataset.scheme, names=("a", "b", "c", "d", "e"))
+    with pytest.raises(InputError, match=r"5 \(five\) of another version of that scheme"):
+        require_scheme(dataset, other)
+
+
+def test_datasets_of_before_there_was_a_normalizer_are_read(maker):
+    source = maker.dataset([maker.face(maker.photograph("a.jpg"))]).source("train")
+    # As TFDS gives them.
+    source._records = [{k: v for k, v in source._records[0].items() if k != "normalizer"}]
+    assert np.isnan(source[0]["normalizer"])
 
 
 def test_opening_something_else_names_the_mend(tmp_path):

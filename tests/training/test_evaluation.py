@@ -5,10 +5,15 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.pipeline import eval_batches
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.training.evaluation import (
     SplitErrors,
+    errors_of,
+    mean_face,
     mean_face_errors,
+    mean_shape,
     report,
     split_errors,
     subset_masks,
@@ -16,13 +21,13 @@ from lcgcn_jax.training.evaluation import (
     write_face_errors,
 )
 
+NEVER_THERE = "left_pupil"  # in `own29`
+
 
 class Oracle:
     """Predicts the true landmarks moved by known amounts, found by the crop's bytes."""
 
     def __init__(self, dataset, split, size, heatmap_shift, graph_shift):
-        from lcgcn_jax.data.pipeline import eval_batches
-
         self.truth = {}
         self.seen = []
         for batch in eval_batches(dataset, split, image_size=size, batch_size=1):
@@ -150,8 +155,64 @@ def test_mean_face_is_a_weak_but_sane_baseline(synthetic98):
 
 def test_a_model_without_graph_leaves_its_column_empty(synthetic98, tmp_path):
     dataset = open_dataset(synthetic98)
-    errors = SplitErrors(np.linspace(0.01, 0.24, 24), None)
+    errors = SplitErrors(np.linspace(0.01, 0.24, 24), None, np.ones(24, bool))
     write_face_errors(tmp_path / "faces.csv", dataset, "test", errors)
     lines = (tmp_path / "faces.csv").read_text().splitlines()
     assert len(lines) == 25
     assert lines[1] == f"{dataset.source('test')[0]['name']},1.000000,"
+
+
+def with_missing_eyes(batches, missing):
+    """The batches with an outer eye corner not annotated in some faces of the split."""
+    for batch in batches:
+        batch = {name: values.copy() for name, values in batch.items()}
+        rows = np.isin(batch["record"], missing)
+        batch["visible"][rows, 60] = False
+        batch["source_landmarks"][rows, 60] = np.nan
+        yield batch
+
+
+def test_faces_without_the_normalizer_are_left_out_and_counted(synthetic98, measured, tmp_path):
+    dataset, oracle, plain = measured
+    batches = eval_batches(dataset, "test", image_size=64, batch_size=7)
+    missing = [3, 11, 23]
+    outputs = ((oracle(batch["image"]), batch) for batch in with_missing_eyes(batches, missing))
+    errors = errors_of(outputs, dataset.scheme)
+    kept = ~np.isin(np.arange(24), missing)
+    np.testing.assert_array_equal(errors.measured, kept)
+    np.testing.assert_array_equal(errors.graph, np.where(kept, plain.graph, np.nan))
+    assert errors.mean()["graph"] == pytest.approx(plain.graph[kept].mean())
+    result = report(dataset, "test", errors, boxes="gt")
+    assert (result["num_faces"], result["unmeasured"]) == (21, 3)
+    for name, mask in subset_masks(dataset, "test").items():
+        assert result["subsets"][name]["num_faces"] == (mask & kept).sum()
+        assert np.isfinite(result["subsets"][name]["graph"]["nme"])
+    write_face_errors(tmp_path / "faces.csv", dataset, "test", errors)
+    lines = (tmp_path / "faces.csv").read_text().splitlines()
+    assert [line.endswith(",,") for line in lines[1:]] == (~kept).tolist()
+
+
+def test_nothing_to_divide_by_is_said(measured):
+    dataset, oracle, _ = measured
+    batches = eval_batches(dataset, "test", image_size=64, batch_size=24)
+    outputs = (
+        (oracle(batch["image"]), batch) for batch in with_missing_eyes(batches, list(range(24)))
+    )
+    with pytest.raises(InputError, match="distance from left_eye_0 to right_eye_4, which not one"):
+        errors_of(outputs, dataset.scheme)
+
+
+def test_mean_face_is_of_what_is_annotated(own29):
+    dataset = open_dataset(own29)
+    source = dataset.source("train")
+    faces = []
+    for record in source:
+        low, high = record["box"][:2], record["box"][2:]
+        faces.append(np.ma.masked_invalid((record["landmarks"] - low) / (high - low)))
+    whole = np.ma.stack(faces).mean(axis=0)
+    assert whole.mask[:, 0].tolist() == [name == NEVER_THERE for name in dataset.scheme.names]
+    np.testing.assert_allclose(mean_face(dataset, "train"), whole.filled(0.5), atol=1e-5)
+    assert np.isfinite(mean_shape(dataset, "train")).all()
+    errors = mean_face_errors(dataset, "train", "test")
+    assert 0 < len(errors) < dataset.num_faces["test"]
+    assert np.isfinite(errors).all()

@@ -288,3 +288,29 @@ def example_batch(config):
         "landmarks": jax.ShapeDtypeStruct((batch, 98, 2), np.float32),
         "visible": jax.ShapeDtypeStruct((batch, 98), np.bool_),
     }
+
+
+@pytest.mark.parametrize(("mode", "loss"), [("joint", "focal"), ("heatmap_only", "adaptive_wing")])
+def test_missing_points_are_learned_around(
+    tiny_config, own29, own_points_page, tmp_path, mode, loss
+):
+    """Two steps on faces of 29 points, each of which lacks some; what stands there instead is NaN."""
+    scheme = tmp_path / "face29.yaml"
+    scheme.write_text(dict(own_points_page)["yaml face29.yaml"])
+    tiny_config.scheme = str(scheme)
+    tiny_config.data.dir = str(own29)
+    tiny_config.data.augment.mirror = 0.0  # or a right pupil would be a left one
+    tiny_config.train.mode = mode
+    tiny_config.loss.heatmap = loss
+    tiny_config.train.steps = tiny_config.train.eval_every = 2
+    run, finished = train(tiny_config, tmp_path / "run")
+    assert finished
+    figures = {name: value for row in read_metrics(tmp_path / "run") for name, value in row.items()}
+    for name in (f"train/{loss}", "train/gradient_norm", *(["train/l1"] * (mode == "joint"))):
+        assert 0 < figures[name] < np.inf
+    errors = run.validate()
+    assert np.isfinite(errors.graph[errors.measured]).all()
+    if mode == "heatmap_only":
+        # The point that no face has never hears of a gradient.
+        bias = np.asarray(run.state.params["heatmap_model.out.bias"])
+        assert np.flatnonzero(bias == 0).tolist() == list(run.dataset.scheme.find("left_pupil"))

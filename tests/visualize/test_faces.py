@@ -25,3 +25,15 @@ def test_enlarging_keeps_points_on_their_pixels():
     weight = large[..., 0].astype(float)
     centre = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
     np.testing.assert_allclose(points[0], centre, atol=0.1)
+
+
+def test_what_is_missing_is_not_drawn():
+    image = np.zeros((60, 60, 3), np.uint8)
+    landmarks = np.full((68, 2), np.nan)
+    assert not visualize.draw_landmarks(image, landmarks, IBUG68).any()
+    # Of the jaw's line only what joins neighbours that are there.
+    landmarks[[3, 4, 6]] = [[10, 10], [30, 10], [50, 50]]
+    drawn = visualize.draw_landmarks(image, landmarks, IBUG68, radius=1.0).any(axis=2)
+    assert drawn[10, 10:31].all()
+    assert drawn[50, 50]
+    assert not drawn[15:45].any()

@@ -16,7 +16,7 @@ LAYERS = [
     {"models", "data"},
     {"losses", "metrics"},
     {"heatmaps", "photographs"},
-    {"geometry", "landmarks"},
+    {"files", "geometry", "landmarks"},
     {"errors"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

@@ -7,7 +7,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, heatmap_conv
+from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, Folded, heatmap_conv
 
 _DEPTH = 4  # times that an hourglass halves its maps
 
@@ -126,6 +126,12 @@ class PreActivation(nnx.Module):
         for norm, conv in zip(self.norms, self.convs, strict=True):
             y = conv(jax.nn.relu(norm(y, train=train)))
         return y + (x if self.shortcut is None else self.shortcut(x))
+
+    def fold_batch_norm(self) -> None:
+        """See `folding.fold_batch_norm`; no convolution leads to the first norm, and it stays."""
+        for i, conv in enumerate(self.convs[:-1]):
+            conv.fold(self.norms[i + 1])
+            self.norms[i + 1] = Folded()
 
 
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b hh hw c"]:

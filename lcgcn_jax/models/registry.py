@@ -38,7 +38,8 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
         images `[b h w 3]` (keyword `train`) to logits `[b hh hw k]` and features `[b hh hw c]`, with
         attributes `stride` (input pixels a cell) and `feature_channels` (c) and, where the logits are
         not for a sigmoid, `activation` (one of `heatmaps.ACTIVATIONS`). The options are the other
-        fields of `model.heatmap`.
+        fields of `model.heatmap`. What is not made of `models.layers` and can fold its BatchNorm says so
+        by a method `fold_batch_norm()` (`folding.fold_batch_norm`).
 
     Raises:
       ValueError: the name is taken.

@@ -1,0 +1,255 @@
+import dataclasses
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from jax import export
+
+from lcgcn_jax import geometry
+from lcgcn_jax.data.synthetic import draw_face
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.interop.serving import (
+    OUTPUTS,
+    PLATFORMS,
+    description_file,
+    write_onnx,
+    write_stablehlo,
+)
+from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
+from lcgcn_jax.models.lcgcn import normalize_images
+from lcgcn_jax.models.weights import merge_weights
+
+SIZE = 128
+NARROW = {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]}
+FIVE = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
+README = Path(__file__).parents[2] / "README.md"
+TOLERANCE = 1e-3  # pixels
+CLEAR = 1e-4  # of the logits' deviation: with a runner-up nearer than that, either may be the peak
+
+
+def serve_stablehlo(path):
+    return export.deserialize(bytearray(path.read_bytes())).call
+
+
+def serve_onnx(path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    return lambda crops: dict(zip(OUTPUTS, session.run(None, {"crops": crops}), strict=True))
+
+
+WRITE = {"stablehlo": write_stablehlo, "onnx": write_onnx}
+SERVE = {"stablehlo": serve_stablehlo, "onnx": serve_onnx}
+
+
+def write(kind, folder, bundle):
+    if kind == "onnx":
+        pytest.importorskip("jax2onnx")
+    path = folder / f"face.{kind}"
+    WRITE[kind](path, bundle)
+    return path
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(graphdef, params, batch_stats, crops):
+    return merge_weights(graphdef, params, batch_stats)(normalize_images(crops))
+
+
+def assert_agree(serve, bundle, crops, batches):
+    """The file says what the model does, whose BatchNorms are not folded, in batches of any size."""
+    model = forward(*bundle.create(), crops)
+    logits = np.asarray(model.heatmap_logits).reshape(len(crops), -1, bundle.scheme.num_landmarks)
+    peaks = np.sort(logits, axis=1)
+    clear = (peaks[:, -1] - peaks[:, -2] > CLEAR * logits.std()).all(axis=1)
+    assert clear.mean() > 0.8
+    assert np.ptp(model.landmarks) > 5
+    for size in batches:
+        found = serve(crops[:size])
+        assert set(found) == set(OUTPUTS)
+        for name in OUTPUTS:
+            expected = np.asarray(getattr(model, name))[:size]
+            assert found[name].shape == expected.shape
+            assert found[name].dtype == np.float32
+            np.testing.assert_allclose(
+                np.asarray(found[name])[clear[:size]],
+                expected[clear[:size]],
+                rtol=0,
+                atol=TOLERANCE,
+                err_msg=name,
+            )
+
+
+@pytest.mark.parametrize("kind", WRITE)
+@pytest.mark.parametrize(
+    ("decode", "graph"),
+    [
+        ("argmax", {"message": "paper"}),
+        ("argmax", {"mlp_output": "activated", "diagonal": "zero", "activation": "none"}),
+        ("quarter", {"message": "pair_vector", "sampling": "bilinear", "norm": "layer"}),
+        ("dark", {"message": "offsets", "output": "residual", "sampling": "bilinear"}),
+        ("soft", {"connectivity": "learned_static", "message": "offsets"}),
+        ("soft", {"connectivity": "uniform", "norm": "none"}),
+        ("dark", {"connectivity": "self_only", "shape_features": "first_last"}),
+        ("quarter", None),
+    ],
+    ids=str,
+)
+def test_every_kind_of_model_can_be_served(toy, random_bundle, tmp_path, decode, graph, kind):
+    config = {
+        "heatmap": {"name": "toy"},
+        "decode": decode,
+        "graph": graph if graph is None else NARROW | graph,
+        "bn_momentum": 0.9,
+    }
+    bundle = random_bundle(config, FIVE, 32)
+    crops = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    assert_agree(SERVE[kind](write(kind, tmp_path, bundle)), bundle, crops, (1, 20))
+
+
+@pytest.mark.parametrize("kind", WRITE)
+def test_an_hourglass_can_be_served(random_bundle, tmp_path, kind):
+    config = {
+        "heatmap": {"name": "hourglass", "stacks": 1, "width": 4},
+        "decode": "argmax",
+        "graph": None,
+        "bn_momentum": 0.9,
+    }
+    bundle = random_bundle(config, FIVE, 64)
+    crops = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    assert_agree(SERVE[kind](write(kind, tmp_path, bundle)), bundle, crops, (1, 20))
+
+
+@pytest.fixture(scope="module")
+def hrnet(random_bundle, faces):
+    """A small HRNet of random weights, whose logits are as large as a trained one's."""
+    config = {
+        "heatmap": {"name": "hrnet", "arch": "w18-small-v1"},
+        "decode": "soft",
+        "graph": {"message": "offsets", "output": "residual", "sampling": "bilinear"},
+        "bn_momentum": 0.99,
+    }
+    bundle = random_bundle(config, IBUG68, SIZE)
+    deviation = forward(*bundle.create(), faces).heatmap_logits.std()
+    kernel = "heatmap_model.head_out.kernel"
+    scaled = {kernel: 2 * bundle.weights[kernel] / float(deviation)}
+    return dataclasses.replace(bundle, weights={**bundle.weights, **scaled})
+
+
+@pytest.fixture(scope="module")
+def written(hrnet, tmp_path_factory):
+    """The HRNet's file of a kind, written once."""
+    folder = tmp_path_factory.mktemp("served")
+    return functools.cache(lambda kind: write(kind, folder, hrnet))
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """100 crops of drawn faces."""
+    crops = []
+    for seed in range(100):
+        face = draw_face(seed, IBUG68)
+        box = geometry.box_of_landmarks(face.landmarks, np.ones(68, bool))
+        crops.append(geometry.warp(face.image, geometry.crop_transform(box, SIZE), SIZE))
+    return np.stack(crops)
+
+
+@pytest.mark.parametrize("kind", WRITE)
+def test_a_hundred_faces(hrnet, faces, written, kind):
+    assert_agree(SERVE[kind](written(kind)), hrnet, faces, (1, 3, 100))
+
+
+def test_stablehlo_is_one_file_for_every_platform(hrnet, written):
+    path = written("stablehlo")
+    graph = export.deserialize(bytearray(path.read_bytes()))
+    assert graph.platforms == PLATFORMS
+    (crops,) = graph.in_avals
+    assert crops.dtype == np.uint8
+    assert str(crops.shape) == f"(b, {SIZE}, {SIZE}, 3)"
+    assert_described(json.loads(description_file(path).read_text()), hrnet)
+
+
+def test_onnx_tells_what_a_client_has_to_know(hrnet, written):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(written("onnx"))
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    for name in ("image_size", "crop_scale", "scheme"):
+        about[name] = json.loads(about[name])
+    assert_described(about, hrnet)
+    (crops,) = model.graph.input
+    first, *others = crops.type.tensor_type.shape.dim
+    assert first.dim_param
+    assert [dim.dim_value for dim in others] == [SIZE, SIZE, 3]
+    assert not [node.op_type for node in model.graph.node if "Normalization" in node.op_type]
+
+
+def assert_described(found, bundle):
+    assert found["image_size"] == SIZE
+    assert found["crop_scale"] == geometry.CROP_SCALE
+    assert LandmarkScheme.from_dict(found["scheme"]) == bundle.scheme
+    assert found["producer"].startswith("lcgcn-jax ")
+
+
+def readme_code(containing):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if containing in block]
+    return code
+
+
+def run_apart(code, folder, blocked):
+    """Runs code in a process of its own, in a folder, where some packages are not there."""
+    start = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", start + code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("zoom", [1, 4])
+def test_the_onnx_example_of_the_readme_works_without_jax(hrnet, written, tmp_path, zoom):
+    (tmp_path / "face.onnx").symlink_to(written("onnx"))
+    code = readme_code("InferenceSession").replace("photo.jpg", "photo.png")
+    (numbers,) = re.findall(r"np\.array\(\[(.*?)\]\)", code)
+    box = [zoom * float(number) for number in numbers.split(", ")]
+    code = code.replace(numbers, ", ".join(map(str, box)))
+    picture = draw_face(3, IBUG68, size=320 * zoom).image
+    cv2.imwrite(str(tmp_path / "photo.png"), picture[..., ::-1])
+    blocked = ["jax", "jaxlib", "flax", "lcgcn_jax"]
+    run_apart(code + '\nnp.save("points.npy", points)', tmp_path, blocked)
+    affine = geometry.crop_transform(np.array(box), SIZE)
+    crop = geometry.warp(picture, affine, SIZE)
+    (expected,) = serve_onnx(tmp_path / "face.onnx")(crop[None])["landmarks"]
+    expected = geometry.transform_points(geometry.invert(affine), expected)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "points.npy"), expected, rtol=0, atol=zoom * TOLERANCE
+    )
+
+
+def test_the_stablehlo_example_of_the_readme_works_without_this_package(faces, written, tmp_path):
+    path = written("stablehlo")
+    for file in (path, description_file(path)):
+        (tmp_path / file.name).symlink_to(file)
+    np.save(tmp_path / "crops.npy", faces[:3])
+    code = readme_code("deserialize") + '\nnp.save("points.npy", found["landmarks"])'
+    run_apart(code, tmp_path, ["flax", "lcgcn_jax"])
+    expected = serve_stablehlo(path)(faces[:3])["landmarks"]
+    np.testing.assert_allclose(np.load(tmp_path / "points.npy"), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_without_jax2onnx_the_error_says_what_to_install(hrnet, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(InputError, match=r"a\.onnx: .*pip install 'lcgcn-jax\[onnx\]'"):
+        write_onnx(tmp_path / "a.onnx", hrnet)
+    assert not list(tmp_path.iterdir())

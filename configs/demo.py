@@ -20,7 +20,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.data.augment.rotation = 15.0
     config.train.ema_decay = 0.98
     config.train.eval_every = config.train.checkpoint_every = 80
-    if parse_argument(argument, ["small"]) == "small":
+    if "small" in parse_argument(argument, ["small"]):
         config.data.image_size = 64
         config.train.batch_size = 8
         config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2

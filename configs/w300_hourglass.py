@@ -26,7 +26,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         "activation": "sigmoid",
     }
     set_epochs(config, faces=2833, epochs=60, eval_every=2)
-    if parse_argument(argument, ["small"]) == "small":
+    if "small" in parse_argument(argument, ["small"]):
         reduce_for_cpu(config, faces=1802, epochs=26)
         config.model.heatmap.stacks = 1
         config.model.heatmap.width = 64

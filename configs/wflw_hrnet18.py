@@ -25,7 +25,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.loss.heatmap = "mse"
     config.train.mode = "heatmap_only"
     set_epochs(config, faces=6750, epochs=60, eval_every=2)
-    if parse_argument(argument, ["small"]) == "small":
+    if "small" in parse_argument(argument, ["small"]):
         config.model.heatmap.activation = "sigmoid"
         config.loss.heatmap = "focal"
         reduce_for_cpu(config, faces=6750, epochs=12)

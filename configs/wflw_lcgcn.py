@@ -18,6 +18,6 @@ from lcgcn_jax.training.config import default_config, parse_argument, reduce_for
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = default_config()
     set_epochs(config, faces=6750, epochs=60, eval_every=2)
-    if parse_argument(argument, ["small"]) == "small":
+    if "small" in parse_argument(argument, ["small"]):
         reduce_for_cpu(config, faces=6750, epochs=12)
     return config

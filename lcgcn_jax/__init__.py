@@ -1,8 +1,8 @@
 """Facial landmark detection with a Learnable Connectivity Graph Convolutional Network.
 
-import lcgcn_jax
-model = lcgcn_jax.load("runs/w300_lcgcn")
-faces = model.predict("photo.jpg", boxes=[(120, 80, 260, 240)])
+import lcgcn_jax as lc
+model = lc.load("runs/w300_lcgcn")
+faces = model.predict("photo.jpg")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -23,6 +23,21 @@ def box_of_landmarks(landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarr
     return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float64)
 
 
+def box_of_crop(width: int, height: int) -> Box:
+    """The box whose crop is all of a picture, for a picture that is a face's crop already."""
+    centre = np.array([width - 1, height - 1]) / 2
+    half = np.array([width, height]) / CROP_SCALE / 2
+    return np.concatenate([centre - half, centre + half])
+
+
+def box_overlaps(box: Box, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
+    """Intersection over union of a box with each of the others."""
+    extent = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = extent.clip(min=0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return shared / ((box[2:] - box[:2]).prod() + areas - shared)
+
+
 def compose(outer: Affine, inner: Affine) -> Affine:
     """The affine that applies `inner` first and `outer` to its result."""
     return outer @ np.vstack([inner, [0.0, 0.0, 1.0]])
@@ -101,11 +116,27 @@ def warp(
     )
 
 
-def input_to_heatmap(points, stride: int | float):
-    """Input pixels to heatmap cells: `u = (x + 0.5) / stride - 0.5`; NumPy or JAX arrays."""
-    return (points + 0.5) / stride - 0.5
+def centered_origin(stride: int | float) -> float:
+    """Input pixel, in x and in y, of the middle of cell (0, 0) where cells cover the input evenly.
+
+    It is the middle of the `stride` pixels that the cell covers: 1.5 for a stride of 4. Other codes place
+    their cells elsewhere; see `interop.torch_weights`.
+    """
+    return (stride - 1) / 2
 
 
-def heatmap_to_input(points, stride: int | float):
+def input_to_heatmap(points, stride: int | float, origin: float | None = None):
+    """Input pixels to heatmap cells: `u = (x - origin) / stride`; NumPy or JAX arrays.
+
+    Args:
+      points: (x, y) in input pixels.
+      stride: input pixels a cell.
+      origin: input pixel of the middle of cell (0, 0); None: `centered_origin(stride)`, with which
+        `u = (x + 0.5) / stride - 0.5`.
+    """
+    return (points - (centered_origin(stride) if origin is None else origin)) / stride
+
+
+def heatmap_to_input(points, stride: int | float, origin: float | None = None):
     """Heatmap cells to input pixels, the inverse of `input_to_heatmap`."""
-    return (points + 0.5) * stride - 0.5
+    return points * stride + (centered_origin(stride) if origin is None else origin)

@@ -1,8 +1,9 @@
 """A trained model for photographs: faces in, landmarks in the photograph's pixels out."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax import geometry
+from lcgcn_jax.detection import FaceDetector
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import Bundle, load_bundle
@@ -28,16 +30,18 @@ class Face:
     """A face in a photograph, in its pixels.
 
     Attributes:
-      box: the face box that was given (x0, y0, x1, y1).
+      box: the face box (x0, y0, x1, y1) that was given or detected.
       landmarks: of the graph stage; of the heatmap stage where the model has no graph.
       confidence: probability at each landmark's heatmap peak.
       heatmap_landmarks: of the heatmap stage.
+      edges: the graph's weights, how much row i hears of column j; None for a model without a graph.
     """
 
     box: Float[np.ndarray, "4"]
     landmarks: Float[np.ndarray, "k 2"]
     confidence: Float[np.ndarray, "k"]
     heatmap_landmarks: Float[np.ndarray, "k 2"]
+    edges: Float[np.ndarray, "k k"] | None = None
 
 
 class LandmarkModel:
@@ -49,17 +53,23 @@ class LandmarkModel:
       image_size: side s of the crops that it takes, in pixels.
     """
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Bundle, detector_model: str | Path | None = None):
         graphdef, params, batch_stats = fold_batch_norm(*bundle.create())
         self.scheme: LandmarkScheme = bundle.scheme
         self.config: dict[str, Any] = dict(bundle.model)
         self.image_size: int = bundle.image_size
+        self._detector_model = detector_model
 
         def forward(images):
             return merge_weights(graphdef, params, batch_stats)(images)
 
         self._forward = jax.jit(forward)
         self._forward_bytes = jax.jit(lambda images: forward(normalize_images(images)))
+
+    @functools.cached_property
+    def detector(self) -> FaceDetector:
+        """What finds the faces where no boxes are given; loaded, or fetched, when first used."""
+        return FaceDetector(self._detector_model)
 
     def forward(self, images: Float[Array, "b s s 3"]) -> LCGCNOutput:
         """Runs the model on normalised crops (`models.lcgcn.normalize_images`); in crop pixels."""
@@ -83,58 +93,110 @@ class LandmarkModel:
     def predict(
         self,
         image: UInt8[np.ndarray, "h w 3"] | str | Path,
-        boxes: Iterable[Iterable[int | float]],
+        boxes: Iterable[Iterable[int | float]] | None = None,
     ) -> list[Face]:
         """Finds the landmarks of the faces in a photograph.
 
         Args:
           image: RGB bytes, or an image file.
           boxes: face boxes (x0, y0, x1, y1) in pixels: tight around the face, chin to brows, as the
-            bounding box of the landmarks is.
+            bounding box of the landmarks is. By default the face detector's, the surest first.
 
         Returns:
           A face for each box, in order.
 
         Raises:
-          InputError: the file cannot be read, or a box is empty or outside the picture.
+          InputError: the file cannot be read, a box is empty or outside the picture, or there is no
+            face detector.
         """
-        pixels = image if isinstance(image, np.ndarray) else read_photograph(image)
-        boxes = [_checked_box(box, pixels.shape, image) for box in boxes]
-        if not boxes:
-            return []
-        affines = [geometry.crop_transform(box, self.image_size) for box in boxes]
-        crops = np.stack([geometry.warp(pixels, affine, self.image_size) for affine in affines])
-        output = self.predict_crops(crops)
-        faces = []
-        for i, (box, affine) in enumerate(zip(boxes, affines, strict=True)):
-            back = geometry.invert(affine)
-            faces.append(
-                Face(
-                    box,
-                    geometry.transform_points(back, output.landmarks[i].astype(np.float64)),
-                    output.confidence[i],
-                    geometry.transform_points(back, output.heatmap_landmarks[i].astype(np.float64)),
-                )
+        return self.predict_batch([image], None if boxes is None else [boxes])[0]
+
+    def predict_batch(
+        self,
+        images: Sequence[UInt8[np.ndarray, "_h _w 3"] | str | Path],
+        boxes: Sequence[Iterable[Iterable[int | float]]] | None = None,
+    ) -> list[list[Face]]:
+        """Finds the landmarks of the faces in some photographs, all faces in common batches.
+
+        Args:
+          images: photographs of any sizes, as `predict` takes them.
+          boxes: for each photograph its face boxes, as `predict` takes them.
+
+        Returns:
+          For each photograph its faces.
+
+        Raises:
+          InputError: as `predict`.
+        """
+        crops, affines, face_boxes, counts = [], [], [], []
+        for i, image in enumerate(images):
+            pixels = image if isinstance(image, np.ndarray) else read_photograph(image)
+            if boxes is None:
+                found = list(self.detector.face_boxes(pixels))
+            else:
+                name = "image" if isinstance(image, np.ndarray) else image
+                found = check_boxes(boxes[i], pixels.shape[1], pixels.shape[0], name)
+            for box in found:
+                affine = geometry.crop_transform(box, self.image_size)
+                crops.append(geometry.warp(pixels, affine, self.image_size))
+                affines.append(geometry.invert(affine))
+            face_boxes += found
+            counts.append(len(found))
+        if not crops:
+            return [[] for _ in images]
+        output = self.predict_crops(np.stack(crops))
+
+        def in_photograph(landmarks, i):
+            return geometry.transform_points(affines[i], landmarks[i].astype(np.float64))
+
+        faces = [
+            Face(
+                box=box,
+                landmarks=in_photograph(output.landmarks, i),
+                confidence=output.confidence[i],
+                heatmap_landmarks=in_photograph(output.heatmap_landmarks, i),
+                edges=None if output.edges is None else output.edges[i],
             )
-        return faces
+            for i, box in enumerate(face_boxes)
+        ]
+        ends = np.cumsum(counts).tolist()
+        return [faces[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
-def load(model: str | Path) -> LandmarkModel:
+def load(model: str | Path, *, detector_model: str | Path | None = None) -> LandmarkModel:
     """Loads a model for prediction.
 
     Args:
       model: a bundle's folder, or a training workdir (its best validation is taken).
+      detector_model: YuNet's ONNX file, for photographs without boxes; by default it is fetched once
+        from the OpenCV zoo into the cache folder, when it is first needed.
 
     Raises:
       InputError: there is no such model, or its files are damaged.
     """
-    return LandmarkModel(load_bundle(model))
+    return LandmarkModel(load_bundle(model), detector_model)
+
+
+def check_boxes(
+    boxes: Iterable[Iterable[int | float]], width: int, height: int, name: str | Path
+) -> list[geometry.Box]:
+    """The face boxes that somebody gave for a picture, as arrays.
+
+    Args:
+      boxes: the boxes (x0, y0, x1, y1).
+      width: of the picture.
+      height: of the picture.
+      name: of the picture, for the message.
+
+    Raises:
+      InputError: a box is empty, or its centre is outside the picture.
+    """
+    return [_checked_box(box, width, height, name) for box in boxes]
 
 
 def _checked_box(
-    box: Iterable[int | float], shape: tuple[int, ...], image: np.ndarray | str | Path
+    box: Iterable[int | float], width: int, height: int, name: str | Path
 ) -> geometry.Box:
-    name = "image" if isinstance(image, np.ndarray) else image
     values = np.asarray(list(box), np.float64)
     text = ",".join(f"{value:g}" for value in values)
     if values.shape != (4,) or not np.isfinite(values).all():
@@ -142,7 +204,6 @@ def _checked_box(
     x0, y0, x1, y1 = values
     if x1 <= x0 or y1 <= y0:
         raise InputError(f"{name}: box {text}: x1 and y1 have to be larger than x0 and y0")
-    height, width = shape[:2]
     if not (0 <= (x0 + x1) / 2 < width and 0 <= (y0 + y1) / 2 < height):
         raise InputError(
             f"{name}: box {text}: its centre is outside the picture, which is {width} x {height}"

@@ -1,8 +1,10 @@
 """Landmark schemes: what each point is called, how a face is drawn, mirrored and measured."""
 
 import dataclasses
+import difflib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,42 @@ class LandmarkScheme:
     def num_landmarks(self) -> int:
         """Number of landmarks `k`."""
         return len(self.names)
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """Every landmark once, by part: the first contour that holds it, or `other`."""
+        parts: dict[str, tuple[int, ...]] = {}
+        left = set(range(self.num_landmarks))
+        for contour in self.contours:
+            if own := tuple(i for i in dict.fromkeys(contour.indices) if i in left):
+                parts[contour.name] = parts.get(contour.name, ()) + own
+                left -= set(own)
+        if left:
+            parts["other"] = parts.get("other", ()) + tuple(sorted(left))
+        return parts
+
+    def find(self, text: str) -> tuple[int, ...]:
+        """The landmarks that a user means.
+
+        Args:
+          text: a landmark's index, counting from 0, or its name; or a part's name, for all of it.
+
+        Raises:
+          InputError: there is no such landmark or part; with the nearest name.
+        """
+        k = self.num_landmarks
+        if re.fullmatch(r"-?\d+", text):
+            if not 0 <= int(text) < k:
+                raise InputError(f"landmark {text}: {self.name} has the landmarks 0 to {k - 1}")
+            return (int(text),)
+        found = {name: (i,) for i, name in enumerate(self.names)} | self.parts
+        if text not in found:
+            near = difflib.get_close_matches(text, found, n=1, cutoff=0.0)[0]
+            raise InputError(
+                f"landmark {text!r}: no landmark or part of {self.name}; did you mean {near!r}? "
+                f"The landmarks also go by index, 0 to {k - 1}"
+            )
+        return found[text]
 
     def normalizing_distance(
         self, landmarks: Float[np.ndarray, "*b k 2"]

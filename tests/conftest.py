@@ -3,6 +3,8 @@
 import functools
 import math
 import os
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 # Before anything imports JAX.
@@ -31,6 +33,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared: the real faces are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def detector_model(shared) -> Path:
+    """YuNet's file."""
+    return shared / "models" / "face_detection_yunet_2023mar.onnx"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing is fetched in tests."""
+
+    def refuse(url, **kwargs):
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
 @pytest.fixture(scope="session")

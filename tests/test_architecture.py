@@ -12,11 +12,13 @@ ROOT = Path(lcgcn_jax.__file__).parent
 # Parts of the package from the top; a part may import those below its line, and itself.
 LAYERS = [
     {"commands", "configs"},
-    {"training", "inference", "interop", "visualize"},
+    {"predictions"},
+    {"training"},
+    {"inference", "interop", "visualize"},
     {"models", "data"},
     {"losses", "metrics"},
-    {"heatmaps", "photographs"},
-    {"files", "geometry", "landmarks"},
+    {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
+    {"files", "geometry", "landmarks", "cache"},
     {"errors"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

@@ -7,7 +7,7 @@ import pytest
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.loop import Training
 
-NAMES = ("w300_lcgcn", "w300_hrnet18", "wflw_lcgcn", "wflw_hrnet18", "w300_hourglass")
+NAMES = ("w300_lcgcn", "w300_hrnet18", "wflw_lcgcn", "wflw_hrnet18", "w300_hourglass", "w300_dag")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,12 +74,18 @@ def test_rotation_zoom_and_shift_are_about_the_face(box, view):
 @cases
 @given(points, st.sampled_from([1, 2, 4, 8]))
 def test_heatmap_cells_and_input_pixels_are_inverse(pts, stride):
-    cells = geometry.input_to_heatmap(pts, stride)
-    np.testing.assert_allclose(geometry.heatmap_to_input(cells, stride), pts, atol=1e-6)
+    for origin in (None, 0.0, 2.5):
+        cells = geometry.input_to_heatmap(pts, stride, origin)
+        np.testing.assert_allclose(geometry.heatmap_to_input(cells, stride, origin), pts, atol=1e-6)
 
 
 def test_a_cell_is_centred_on_the_pixels_it_covers():
     assert geometry.heatmap_to_input(np.array([0.0, 1.0]), 4).tolist() == [1.5, 5.5]
+    assert geometry.centered_origin(4) == np.arange(4).mean()
+
+
+def test_the_origin_is_where_the_first_cell_lies():
+    assert geometry.heatmap_to_input(np.array([0.0, 1.0]), 4, 2.5).tolist() == [2.5, 6.5]
 
 
 @cases

@@ -4,6 +4,7 @@ import pytest
 
 import lcgcn_jax
 from lcgcn_jax.models.lcgcn import normalize_images
+from lcgcn_jax.photographs import read_photograph
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +52,34 @@ def test_landmarks_move_with_the_photograph(model):
 
 def test_no_boxes_no_faces(model):
     assert model.predict(np.zeros((20, 20, 3), np.uint8), []) == []
+
+
+def test_batch_gives_what_each_photograph_gives(model):
+    rng = np.random.default_rng(4)
+    images = [
+        rng.integers(0, 255, (h, w, 3), dtype=np.uint8) for h, w in ((90, 120), (60, 50), (80, 80))
+    ]
+    boxes = [[(10, 10, 60, 70), (60, 20, 110, 80)], [], [(20, 20, 60, 70)]]
+    together = model.predict_batch(images, boxes)
+    assert [len(faces) for faces in together] == [2, 0, 1]
+    for image, given, faces in zip(images, boxes, together, strict=True):
+        for face, alone in zip(faces, model.predict(image, given), strict=True):
+            np.testing.assert_allclose(face.landmarks, alone.landmarks, atol=1e-3)
+            np.testing.assert_allclose(face.edges.sum(axis=1), 1, atol=1e-5)
+
+
+def test_without_boxes_the_detector_finds_them(small_run, shared, detector_model):
+    model = lcgcn_jax.load(small_run, detector_model=detector_model)
+    path = shared / "data/photos/2009_004587.jpg"
+    faces = model.predict(path)
+    assert len(faces) == 2
+    boxes = model.detector.face_boxes(read_photograph(path))
+    np.testing.assert_array_equal([face.box for face in faces], boxes)
+    blank = np.zeros((50, 60, 3), np.uint8)
+    assert [len(found) for found in model.predict_batch([blank, path])] == [0, 2]
+
+
+def test_without_boxes_and_detector_the_ways_out_are_named(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(lcgcn_jax.InputError, match="give --detector_model"):
+        model.predict(np.zeros((50, 60, 3), np.uint8))

@@ -56,6 +56,43 @@ def test_names_are_unique_and_contours_in_range(scheme):
 
 
 @both
+def test_parts_hold_every_landmark_once_in_order(scheme):
+    assert [i for part in scheme.parts.values() for i in part] == list(range(scheme.num_landmarks))
+    assert scheme.parts["left_eye"] == next(
+        contour.indices for contour in scheme.contours if contour.name == "left_eye"
+    )
+
+
+def test_shared_points_belong_to_the_first_contour_and_the_rest_to_other():
+    contours = [{"name": "a", "indices": [1, 2, 1]}, {"name": "b", "indices": [2, 4]}]
+    fields = {"name": "own", "num_landmarks": 5, "contours": contours}
+    assert LandmarkScheme.from_dict(fields).parts == {"a": (1, 2), "b": (4,), "other": (0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("text", "landmarks"),
+    [("0", (0,)), ("67", (67,)), ("nose_bridge_3", (30,)), ("nose_bridge", (27, 28, 29, 30))],
+)
+def test_landmarks_are_found_by_index_name_and_part(text, landmarks):
+    assert IBUG68.find(text) == landmarks
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("68", "landmark 68: ibug68 has the landmarks 0 to 67"),
+        ("-1", "landmark -1: ibug68 has the landmarks 0 to 67"),
+        ("nose_brigde", "did you mean 'nose_bridge'?"),
+        ("", "no landmark or part of ibug68"),
+    ],
+)
+def test_unknown_landmarks_are_refused(text, message):
+    with pytest.raises(InputError) as caught:
+        IBUG68.find(text)
+    assert message in str(caught.value)
+
+
+@both
 def test_normalizing_distance_is_between_the_outer_eye_corners(scheme):
     landmarks = np.random.default_rng(0).uniform(0, 100, (3, scheme.num_landmarks, 2))
     i, j = scheme.normalizer

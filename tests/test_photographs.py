@@ -2,8 +2,10 @@ import struct
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
+from lcgcn_jax.detection import quiet_opencv
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.photographs import read_photograph
 
@@ -76,6 +78,35 @@ def test_exif_orientation_is_followed(tmp_path, orientation, turned):
     picture = read_photograph(path)
     assert picture.shape[:2] == ((24, 32) if orientation < 5 else (32, 24))
     assert np.abs(quarters(picture) - turned).max() <= 6
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_orientation_of_other_formats_is_followed(tmp_path, suffix):
+    path = tmp_path / f"turned{suffix}"
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.fromarray(PICTURE).save(path, exif=exif)
+    picture = read_photograph(path)
+    assert picture.shape == (32, 24, 3)
+    assert np.abs(quarters(picture) - np.rot90(COLOURS, -1)).max() <= 12
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_print_colours_come_out_as_rgb(tmp_path, suffix):
+    path = tmp_path / f"print{suffix}"
+    PIL.Image.fromarray(PICTURE).convert("CMYK").save(path)
+    picture = read_photograph(path)
+    assert picture.shape == PICTURE.shape
+    assert np.abs(quarters(picture) - COLOURS).max() <= 12
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".webp", ".bmp", ".gif"])
+def test_other_formats_that_end_early_are_refused(tmp_path, suffix):
+    path = tmp_path / f"cut{suffix}"
+    PIL.Image.fromarray(NOISE).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with quiet_opencv(), pytest.raises(InputError, match="cannot be decoded"):
+        read_photograph(path)
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)

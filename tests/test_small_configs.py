@@ -7,7 +7,7 @@ from lcgcn_jax.training import sharding
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 
-NAMES = ("w300_lcgcn", "w300_hrnet18", "wflw_lcgcn", "wflw_hrnet18", "w300_hourglass")
+NAMES = ("w300_lcgcn", "w300_hrnet18", "wflw_lcgcn", "wflw_hrnet18", "w300_hourglass", "w300_dag")
 
 
 @pytest.mark.parametrize("name", NAMES)

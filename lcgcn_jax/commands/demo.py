@@ -8,7 +8,7 @@ from lcgcn_jax import visualize
 from lcgcn_jax.commands import prepare, train
 from lcgcn_jax.commands.eval import format_table
 from lcgcn_jax.commands.main import use_compilation_cache
-from lcgcn_jax.commands.visualize import compare_stages
+from lcgcn_jax.commands.visualize import compare_stages, predict_faces
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import load
@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"mean face placed in the ground-truth box: NME {baseline:.3f} %")
 
     print("4/4 drawing")
-    visualize.save_image(args.out / "stages.png", compare_stages(model, dataset, "test", _SHOWN))
+    faces, output = predict_faces(model, dataset, "test", _SHOWN)
+    visualize.save_image(args.out / "stages.png", compare_stages(faces, output, dataset))
     visualize.plot_curves(read_metrics(workdir)).savefig(args.out / "curves.png", dpi=120)
     print(
         f"{args.out}: stages.png (truth, heatmap stage, graph stage), curves.png, eval.json, "

@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lcgcn_jax.commands.main import use_compilation_cache
+from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
 from lcgcn_jax.data.augment import DEGRADATIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
+from lcgcn_jax.data.detected import detector_boxes
+from lcgcn_jax.data.published import METRICS, PublishedTable, published_table
+from lcgcn_jax.detection import FaceDetector
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import load
 from lcgcn_jax.training.evaluation import (
@@ -16,6 +19,9 @@ from lcgcn_jax.training.evaluation import (
     with_flip_test,
     write_face_errors,
 )
+
+_HEADINGS = {"nme": "NME %", "fr10": "FR@0.1 %", "auc10": "AUC@0.1"}
+_DIGITS = {"nme": 2, "fr10": 2, "auc10": 3}
 
 
 def add_parser(subparsers) -> None:
@@ -32,10 +38,13 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--split", required=True, help="e.g. test, common, challenge, full")
     parser.add_argument(
         "--boxes",
-        choices=("gt", "rect"),
+        choices=("gt", "rect", "detector"),
         default="gt",
-        help="face boxes: of the true landmarks, or those that came with the data (%(default)s)",
+        help="face boxes: of the true landmarks, those that came with the data, or those of the face "
+        "detector (on the undamaged picture; a face that it misses has the true box, and how many "
+        "is said) (%(default)s)",
     )
+    parser.add_argument("--detector_model", **DETECTOR_MODEL_OPTION)
     parser.add_argument(
         "--flip_test", action="store_true", help="average over the crop and its mirror image"
     )
@@ -47,6 +56,11 @@ def add_parser(subparsers) -> None:
         "23-47 %% of the crop, one random colour with noise of sigma 15), blur (Gaussian, sigma "
         "1.6-3.9 %% of the crop's side), dark (grey levels times 0.15-0.5), noise (Gaussian, sigma "
         "5-25 grey levels); %(default)s",
+    )
+    parser.add_argument(
+        "--compare_published",
+        action="store_true",
+        help="print the result beside the figures that others published for WFLW's or 300W's test sets",
     )
     parser.add_argument("--batch_size", type=int, default=32, help="faces at a time (%(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
@@ -75,25 +89,36 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model)
     dataset = open_dataset(args.data)
     require_scheme(dataset, model.scheme.name)
+    published = published_table(dataset) if args.compare_published else None
     predict = (
         with_flip_test(model.predict_crops, model.scheme) if args.flip_test else model.predict_crops
     )
+    box, missed = args.boxes, None
+    if args.boxes == "detector":
+        box, missed = detector_boxes(FaceDetector(args.detector_model), dataset, args.split)
     errors = split_errors(
         predict,
         dataset,
         args.split,
         image_size=model.image_size,
         batch_size=args.batch_size,
-        box=args.boxes,
+        box=box,
         degrade=args.degrade,
     )
-    result = report(dataset, args.split, errors, boxes=args.boxes, degrade=args.degrade)
-    print(
-        f"{result['dataset']} {args.split}, boxes: {args.boxes}, "
-        f"flip test: {'yes' if args.flip_test else 'no'}"
+    result = report(
+        dataset, args.split, errors, boxes=args.boxes, missed=missed, degrade=args.degrade
+    )
+    conditions = (
+        f"{result['dataset']} {args.split}, boxes: {args.boxes}"
+        + ("" if missed is None else f" ({missed} faces missed)")
+        + f", flip test: {'yes' if args.flip_test else 'no'}"
         + ("" if args.degrade == "none" else f", degraded: {args.degrade}")
     )
+    print(conditions)
     print(format_table(result))
+    if published is not None:
+        sets = published.measured_sets(dataset, args.split, result)
+        print(format_comparison(published, sets, args.split, conditions))
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
     if args.per_face is not None:
@@ -121,3 +146,81 @@ def format_table(result: dict[str, Any]) -> str:
             )
             name, count = "", " " * 5
     return "\n".join(lines)
+
+
+def format_comparison(
+    table: PublishedTable, measured: dict[str, dict[str, Any]], split: str, conditions: str
+) -> str:
+    """The measured figures beside the published ones, as a table for the screen.
+
+    Args:
+      table: the published rows.
+      measured: what was measured of the table's sets, by set (`PublishedTable.measured_sets`).
+      split: what was evaluated.
+      conditions: how it was evaluated, in words.
+    """
+    if not measured:
+        return (
+            f"\nNo published figures beside {split}: those for {table.dataset} are for its test sets "
+            f"({', '.join(table.num_faces)}), which were not evaluated here."
+        )
+    columns = [
+        (name, metric)
+        for name in measured
+        for metric in METRICS
+        if metric == "nme" or any(metric in row.figures.get(name, ()) for row in table.rows)
+    ]
+    header = [["", "", *(name if metric == "nme" else "" for name, metric in columns)]]
+    header.append(["", "year", *(_HEADINGS[metric] for _, metric in columns)])
+    lines = []
+    for stage in ("heatmap", "graph"):
+        figures = {name: faces[stage] for name, faces in measured.items()}
+        if None not in figures.values():
+            lines.append([f"measured here: {stage} stage", "", *_cells(columns, figures)])
+    shown = [row for row in table.rows if measured.keys() & row.figures.keys()]
+    for number, row in enumerate(shown, start=1):
+        cells = _cells(columns, row.figures)
+        lines.append([f"published: {row.method} [{number}]", str(row.year), *cells])
+    partial = [
+        f"{name} {faces['num_faces']:,} of {table.num_faces[name]:,}"
+        for name, faces in measured.items()
+        if faces["num_faces"] != table.num_faces[name]
+    ]
+    sources = [
+        f"[{number}] {row.source}" + (f"; {row.note}" if row.note else "")
+        for number, row in enumerate(shown, start=1)
+    ]
+    return "\n".join(
+        [
+            "",
+            "Beside published figures: measured by others and not here, under other conditions (face",
+            "boxes, training data, ImageNet weights, flip test); so small differences say little.",
+            f"Measured here: {conditions}",
+            *([f"Not whole sets: {', '.join(partial)} faces"] if partial else []),
+            "",
+            *_aligned(header + lines),
+            "",
+            *sources,
+        ]
+    )
+
+
+def _cells(columns: list[tuple[str, str]], figures: dict[str, dict[str, Any]]) -> list[str]:
+    """Figures as text, in the digits that papers give; `-` where one is not known."""
+    values = [figures.get(name, {}).get(metric) for name, metric in columns]
+    return [
+        "-" if value is None else f"{value:.{_DIGITS[metric]}f}"
+        for value, (_, metric) in zip(values, columns, strict=True)
+    ]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of equal length as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for row in rows
+    ]

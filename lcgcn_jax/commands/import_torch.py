@@ -70,11 +70,17 @@ def model_card(imported: Imported, arch: str, files: list[Path]) -> str:
         if imported.fresh
         else "The network computes what it computed there."
     )
+    origin = imported.bundle.model["heatmap_origin"]
+    cells = (
+        "cover the crop evenly"
+        if origin is None
+        else f"lie where that code places them: the first one's middle at pixel {origin:g} of the crop"
+    )
     return (
         f"# {files[0].stem}\n\nImported from PyTorch: {_summary(imported, arch)}\n\n"
         f"Sources:\n{sources}\n\n"
-        f"{network} What surrounds it is this package's: crops of 1.25 times the box, heatmap cells decoded "
-        "at their centres. Measure it before relying on it (`lcgcn eval`).\n"
+        f"{network} Heatmap cells {cells}. What surrounds it is this package's: crops of 1.25 times the box. "
+        "Measure it before relying on it (`lcgcn eval`).\n"
     )
 
 

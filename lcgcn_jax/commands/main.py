@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from lcgcn_jax.cache import cache_folder
 from lcgcn_jax.errors import InputError
 
 COMMANDS = {
@@ -16,11 +17,21 @@ COMMANDS = {
     "prepare": "write a dataset's official files as records",
     "train": "train a model from a config file, or go on with a run",
     "eval": "measure a model on a split: NME, failure rate, AUC",
-    "predict": "landmarks of the faces in photographs",
-    "visualize": "pictures of a run: the stages side by side, training curves",
+    "predict": "landmarks of the faces in photographs and videos",
+    "models": "the models that come with the package",
+    "visualize": "pictures of a run: the stages side by side, the graph's edges, training curves",
+    "ablation": "graphs against each other on one heatmap model (the paper's Table 3)",
+    "calibrate-detector": "fit the map from the face detector's boxes to the landmarks' boxes",
     "import-torch": "make a bundle of PyTorch weights",
     "export": "write a model in the format of other tools",
 }
+
+DETECTOR_MODEL_OPTION = {
+    "type": Path,
+    "metavar": "FILE",
+    "help": "YuNet's ONNX file; without it, it is fetched once from the OpenCV zoo into the cache",
+}
+"""Fields of the option `--detector_model`, wherever faces are detected."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,8 +85,7 @@ def use_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "lcgcn_jax" / "jit"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jit"))
 
 
 def _import(command: str):

@@ -1,68 +1,184 @@
-"""`lcgcn predict`: photographs in, landmarks as JSON and overlays out."""
+"""`lcgcn predict`: photographs and videos in, landmarks and overlays out."""
 
 import argparse
+import collections
+import contextlib
+import dataclasses
+import glob
+import itertools
 import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from lcgcn_jax import visualize
-from lcgcn_jax.commands.main import use_compilation_cache
+from lcgcn_jax import predictions, visualize
+from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
+from lcgcn_jax.detection import quiet_opencv
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference import Face, LandmarkModel, load
+from lcgcn_jax.geometry import Box, box_of_crop
+from lcgcn_jax.inference import Face, LandmarkModel, check_boxes, load
+from lcgcn_jax.inputs import InputFile, find_inputs
 from lcgcn_jax.photographs import read_photograph
+from lcgcn_jax.tracking import FaceTracker, OneEuroFilter
+from lcgcn_jax.video import Video, VideoWriter, open_video
+
+FORMATS = {"json": (".json",), "csv": (".csv",), "pts": ()}
+"""Format -> suffixes of the one file that a photograph gets; `.pts` is a file a face."""
+
+BoxesOf = Callable[[Path, np.ndarray], list[Box]]
+"""The face boxes of a picture, of which the path is for messages."""
+
+_FACES = 32  # at least, before the model runs: its largest batch
+_PIXELS = 50_000_000  # or as many, of the photographs that wait
+_FRAMES = 8  # of a video, for the model at a time
 
 
 def add_parser(subparsers) -> None:
     """Adds `predict` to the subcommands of `lcgcn`."""
     parser = subparsers.add_parser(
         "predict",
-        help="landmarks of the faces in photographs",
-        description="Finds the landmarks of faces whose boxes are given, and writes OUT/NAME.json "
-        "and OUT/NAME.png, all in the photograph's pixels.",
-        epilog="example: lcgcn predict --model runs/small photo.jpg --box 120,80,260,240",
+        help="landmarks of the faces in photographs and videos",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""\
+Finds faces and their landmarks. All results are in pixels of the upright picture, the centre of the
+top-left pixel at (0, 0); only .pts files count from 1.
+
+  photograph   OUT/NAME.json (or .csv, or NAME_face1.pts ...) and the overlay OUT/NAME.png
+  video        OUT/NAME.jsonl, a line a frame, and the annotated OUT/NAME.mp4
+
+Faces are found by OpenCV's YuNet, unless boxes are given. A file of boxes (--boxes) is JSON,
+{"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the header image,x0,y0,x1,y1.
+Files that cannot be used are listed at the end; the exit code is then 1.""",
+        epilog="""\
+examples:
+  lcgcn predict --model runs/small photo.jpg --box 120,80,260,240
+  lcgcn predict --model runs/small holiday/ 'party/*.jpg' --format csv --out landmarks
+  lcgcn predict --model runs/small clip.mp4 --smooth""",
     )
     parser.add_argument("--model", required=True, help="bundle or training workdir")
-    parser.add_argument("image", type=Path, help="JPEG or PNG file")
     parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="photograph, video, folder, or quoted pattern"
+    )
+    boxes = parser.add_mutually_exclusive_group()
+    boxes.add_argument(
         "--box",
         action="append",
-        required=True,
         metavar="X0,Y0,X1,Y1",
-        help="box around a face, chin to brows, in pixels; once for each face",
+        help="box around a face, chin to brows, in pixels; once for each face of the one input",
     )
+    boxes.add_argument("--boxes", type=Path, metavar="FILE", help="file of such boxes, see above")
+    boxes.add_argument(
+        "--whole_image", action="store_true", help="each picture is the crop of one face"
+    )
+    boxes.add_argument("--detector_model", **DETECTOR_MODEL_OPTION)
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder for the results (%(default)s)"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="json", help="of the landmarks (%(default)s)"
+    )
+    parser.add_argument(
+        "--draw_edges", action="store_true", help="draw the strongest edges of the graph"
+    )
+    parser.add_argument(
+        "--smooth", action="store_true", help="videos: steady the landmarks (One Euro filter)"
+    )
+    parser.add_argument(
+        "--fps", type=float, metavar="RATE", help="videos: frames a second, where the file is wrong"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predicts and writes; nothing is written where something is wrong.
+    """Predicts and writes; returns 1 if an input was left out or not one face was found, else 0.
 
     Raises:
-      InputError: the model, the photograph or a box cannot be used.
+      InputError: nothing can be used, and why; nothing was written then.
     """
-    outputs = [args.out / f"{args.image.stem}{suffix}" for suffix in (".json", ".png")]
-    for path in outputs:
-        if path.exists() and not args.overwrite:
-            raise InputError(f"{path}: already exists; choose another --out or give --overwrite")
-    boxes = [parse_box(text) for text in args.box]
-    image = read_photograph(args.image)
-    use_compilation_cache()
-    model = load(args.model)
-    try:
-        faces = model.predict(image, boxes)
-    except InputError as error:
-        raise InputError(f"{args.image}: {error}") from error
-    result = describe(args.image, image, faces)
-    args.out.mkdir(parents=True, exist_ok=True)
-    outputs[0].write_text(json.dumps(result) + "\n", encoding="utf-8")
-    visualize.save_image(outputs[1], overlay(image, faces, model))
-    print(f"{args.image}: {len(faces)} faces; {outputs[0]}, {outputs[1]}")
-    return 0
+    # FFmpeg speaks past OpenCV's own log.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    inputs = find_inputs(args.inputs)
+    _check_options(args, inputs)
+    _check_outputs(args, inputs)
+    with quiet_opencv():
+        use_compilation_cache()
+        model = load(args.model, detector_model=args.detector_model)
+        if args.draw_edges and model.config["graph"] is None:
+            raise InputError(f"{args.model}: the model has no graph; leave out --draw_edges")
+        return _Run(args, model).work_off(inputs)
+
+
+def _check_options(args: argparse.Namespace, inputs: Sequence[InputFile]) -> None:
+    videos = [file for file in inputs if file.is_video]
+    if args.box is not None and len(inputs) > 1:
+        raise InputError(f"--box goes with one input, and there are {len(inputs)}; use --boxes")
+    if args.fps is not None and not args.fps > 0:
+        raise InputError(f"--fps {args.fps:g}: has to be positive")
+    if videos and args.format != "json":
+        raise InputError(
+            f"{videos[0].path}: the landmarks of a video are JSON lines; leave out --format"
+        )
+    for option, given in (("--smooth", args.smooth), ("--fps", args.fps is not None)):
+        if given and not videos:
+            raise InputError(f"{option} is for videos, and there is none")
+
+
+def _check_outputs(args: argparse.Namespace, inputs: Sequence[InputFile]) -> None:
+    """Refuses results that would replace something, or that could not be written."""
+    sources = {file.path.resolve() for file in inputs}
+    for file in inputs:
+        outputs = _outputs(args, file)
+        if args.format == "pts":
+            outputs += _pts_files(args, file)
+        for path in outputs:
+            if path.resolve() in sources:
+                raise InputError(f"{path}: is one of the inputs; choose another --out")
+            if path.exists() and not args.overwrite:
+                raise InputError(
+                    f"{path}: already exists; choose another --out or give --overwrite"
+                )
+    there = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{args.out}: cannot be written to; choose another --out")
+
+
+def _outputs(args: argparse.Namespace, file: InputFile) -> list[Path]:
+    """The results of an input, but for `.pts` files: the picture last."""
+    suffixes = (".jsonl", ".mp4") if file.is_video else (*FORMATS[args.format], ".png")
+    return [args.out / file.name.with_name(file.name.name + suffix) for suffix in suffixes]
+
+
+def _pts_files(args: argparse.Namespace, file: InputFile) -> list[Path]:
+    """The `.pts` files of an input that are there already."""
+    folder = (args.out / file.name).parent
+    return sorted(folder.glob(f"{glob.escape(file.name.name)}_face*.pts"))
+
+
+def _boxes_of(args: argparse.Namespace, model: LandmarkModel) -> BoxesOf:
+    """Where the face boxes come from.
+
+    Raises:
+      InputError: they are not boxes, or the file or the face detector cannot be used.
+    """
+
+    def checked(boxes, path, image):
+        return check_boxes(boxes, image.shape[1], image.shape[0], path)
+
+    if args.box is not None:
+        boxes = [parse_box(text) for text in args.box]
+        return lambda path, image: checked(boxes, path, image)
+    if args.boxes is not None:
+        file = predictions.BoxFile(args.boxes)
+        return lambda path, image: checked(file.of(path), path, image)
+    if args.whole_image:
+        return lambda path, image: [box_of_crop(image.shape[1], image.shape[0])]
+    detector = model.detector
+    return lambda path, image: list(detector.face_boxes(image))
 
 
 def parse_box(text: str) -> list[float]:
@@ -80,29 +196,178 @@ def parse_box(text: str) -> list[float]:
     return box
 
 
-def describe(path: Path, image: np.ndarray, faces: list[Face]) -> dict[str, Any]:
-    """The JSON of a photograph; the design's section 6 fixes its form."""
-    return {
-        "image": str(path),
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "faces": [
-            {
-                "box": face.box.tolist(),
-                "landmarks": np.round(face.landmarks, 3).tolist(),
-                "confidence": np.round(face.confidence.astype(float), 4).tolist(),
-                "heatmap_landmarks": np.round(face.heatmap_landmarks, 3).tolist(),
-            }
-            for face in faces
-        ],
-    }
+@dataclasses.dataclass(frozen=True)
+class _Photograph:
+    """A photograph that waits for the model."""
+
+    file: InputFile
+    pixels: np.ndarray
+    boxes: list[Box]
 
 
-def overlay(image: np.ndarray, faces: list[Face], model: LandmarkModel) -> np.ndarray:
-    """The photograph with all faces' landmarks, sized by the face."""
-    for face in faces:
-        side = float(max(face.box[2:] - face.box[:2]))
-        image = visualize.draw_landmarks(
-            image, face.landmarks, model.scheme, radius=max(1.0, side / 110)
+class _Run:
+    """One run of the command over its inputs."""
+
+    def __init__(self, args: argparse.Namespace, model: LandmarkModel):
+        self._args = args
+        self._model = model
+        self._boxes_of = _boxes_of(args, model)
+        self._failures: list[str] = []
+        self._without_face: list[str] = []
+
+    def work_off(self, inputs: Sequence[InputFile]) -> int:
+        """Takes the inputs one after the other; returns the exit code.
+
+        Raises:
+          InputError: not one input can be used.
+        """
+        waiting: list[_Photograph] = []
+        for file in inputs:
+            try:
+                if file.is_video:
+                    self._predict_video(file)
+                else:
+                    waiting.append(self._read(file))
+            except InputError as error:
+                self._failures.append(str(error))
+            faces = sum(len(photograph.boxes) for photograph in waiting)
+            if faces >= _FACES or sum(photo.pixels.size for photo in waiting) >= 3 * _PIXELS:
+                self._predict_photographs(waiting)
+                waiting = []
+        self._predict_photographs(waiting)
+        if len(self._failures) == len(inputs):
+            others = f"; and {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
+            raise InputError(f"{self._failures[0]}{others}")
+        for failure in self._failures:
+            print(f"left out: {failure}", file=sys.stderr)
+        if self._without_face:
+            print(
+                f"no face found in: {', '.join(self._without_face)}; where there is one, give its box "
+                "by --box X0,Y0,X1,Y1 or --boxes FILE",
+                file=sys.stderr,
+            )
+        no_face = len(self._failures) + len(self._without_face) == len(inputs)
+        return 1 if self._failures or no_face else 0
+
+    def _read(self, file: InputFile) -> _Photograph:
+        pixels = read_photograph(file.path)
+        return _Photograph(file, pixels, self._boxes_of(file.path, pixels))
+
+    def _predict_photographs(self, waiting: Sequence[_Photograph]) -> None:
+        found = self._model.predict_batch([p.pixels for p in waiting], [p.boxes for p in waiting])
+        for photograph, faces in zip(waiting, found, strict=True):
+            with _writing(self._args.out):
+                written = self._write_photograph(photograph, faces)
+            path = photograph.file.path
+            print(f"{path}: {len(faces)} faces; {', '.join(map(str, written))}")
+            if not faces:
+                self._without_face.append(str(path))
+
+    def _write_photograph(self, photograph: _Photograph, faces: Sequence[Face]) -> list[Path]:
+        file, pixels = photograph.file, photograph.pixels
+        *landmark_files, picture = _outputs(self._args, file)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        visualize.save_image(picture, self._draw(pixels, faces))
+        for path in landmark_files:
+            if self._args.format == "csv":
+                predictions.write_csv(path, faces, self._model.scheme)
+            else:
+                result = predictions.describe_photograph(
+                    file.path, pixels.shape[1], pixels.shape[0], faces
+                )
+                path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        if self._args.format == "pts":
+            # Of an earlier run, which may have found more faces.
+            for path in _pts_files(self._args, file):
+                path.unlink()
+            for number, face in enumerate(faces, start=1):
+                path = picture.with_name(f"{file.name.name}_face{number}.pts")
+                predictions.write_pts(path, face.landmarks)
+                landmark_files.append(path)
+        return [*landmark_files, picture]
+
+    def _draw(self, pixels: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
+        return visualize.draw_faces(
+            pixels,
+            [face.landmarks for face in faces],
+            [face.confidence for face in faces],
+            self._model.scheme,
+            sides=[_side(face.box) for face in faces],
+            edges=[face.edges for face in faces] if self._args.draw_edges else None,
         )
-    return image
+
+    def _predict_video(self, file: InputFile) -> None:
+        lines, annotated = _outputs(self._args, file)
+        num_faces = 0
+        with contextlib.ExitStack() as stack:
+            video = stack.enter_context(open_video(file.path, frames_per_second=self._args.fps))
+            stack.enter_context(_writing(self._args.out))
+            lines.parent.mkdir(parents=True, exist_ok=True)
+            json_lines = stack.enter_context(_replacing(lines)).open("w", encoding="utf-8")
+            stack.enter_context(json_lines)
+            partial = stack.enter_context(_replacing(annotated))
+            writer = stack.enter_context(
+                VideoWriter(partial, frames_per_second=video.frames_per_second)
+            )
+            bar = stack.enter_context(
+                tqdm(total=video.num_frames or None, desc=file.path.name, unit="frame")
+            )
+            for number, (frame, faces, tracks) in enumerate(self._faces_of_frames(video)):
+                time = number / video.frames_per_second
+                result = predictions.describe_frame(number, time, faces, tracks)
+                json_lines.write(json.dumps(result) + "\n")
+                writer.write(self._draw(frame, faces))
+                num_faces += len(faces)
+                bar.update()
+        print(
+            f"{file.path}: {bar.n} frames, {num_faces} faces, "
+            f"{bar.n / bar.format_dict['elapsed']:.1f} frames a second; {lines}, {annotated}"
+        )
+        if not num_faces:
+            self._without_face.append(str(file.path))
+
+    def _faces_of_frames(self, video: Video) -> Iterator[tuple[np.ndarray, list[Face], list[int]]]:
+        """Every frame with its faces and their numbers through the video."""
+        tracker = FaceTracker()
+        filters: dict[int, OneEuroFilter] = collections.defaultdict(OneEuroFilter)
+        number = 0
+        while frames := list(itertools.islice(video.frames, _FRAMES)):
+            boxes = [self._boxes_of(video.path, frame) for frame in frames]
+            for frame, faces in zip(frames, self._model.predict_batch(frames, boxes), strict=True):
+                tracks = tracker.update(np.array([face.box for face in faces]).reshape(-1, 4))
+                if self._args.smooth:
+                    time = number / video.frames_per_second
+                    faces = [
+                        dataclasses.replace(
+                            face,
+                            landmarks=filters[track](
+                                face.landmarks, time=time, side=_side(face.box)
+                            ),
+                        )
+                        for face, track in zip(faces, tracks, strict=True)
+                    ]
+                yield frame, faces, tracks
+                number += 1
+
+
+def _side(box: Box) -> float:
+    return float((box[2:] - box[:2]).max())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` when the block ends well."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or out}: cannot be written: {error.strerror}") from error

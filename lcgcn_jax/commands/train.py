@@ -43,6 +43,8 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     training = Training(config, args.workdir)
     if training.step:
         print(f"{args.workdir}: going on from step {training.step:,}", flush=True)
+    elif training.begins:
+        print(f"{args.workdir}: {training.begins}", flush=True)
     finished = training.run(on_validation=print_figures)
     visualize.plot_curves(read_metrics(args.workdir)).savefig(args.workdir / CURVES, dpi=120)
     if finished:

@@ -95,13 +95,16 @@ DEGRADATIONS = {
 """
 
 
-def crop_face(record: Record, size: int, box: str = "gt", degrade: str = "none") -> dict[str, Any]:
+def crop_face(
+    record: Record, size: int, box: str | geometry.Box = "gt", degrade: str = "none"
+) -> dict[str, Any]:
     """The crop of a face for evaluation, with all that carries its landmarks back.
 
     Args:
       record: an element of a `FaceSource`.
       size: side of the crop, in pixels.
-      box: the box to crop around: `gt` (around the true landmarks) or `rect` (the data's own).
+      box: the box to crop around: `gt` (around the true landmarks), `rect` (the data's own), or four
+        numbers, in pixels of the record's picture.
       degrade: one of `DEGRADATIONS`. Its chances depend on the face's name alone.
 
     Returns:
@@ -113,14 +116,9 @@ def crop_face(record: Record, size: int, box: str = "gt", degrade: str = "none")
     Raises:
       InputError: the data has no such box, or there is no such degradation.
     """
-    if box not in BOXES:
-        raise InputError(f"unknown face box {box!r}; use one of {', '.join(BOXES)}")
     if degrade not in DEGRADATIONS:
         raise InputError(f"unknown degradation {degrade!r}; use one of {', '.join(DEGRADATIONS)}")
-    face_box = record[BOXES[box]].astype(np.float64)
-    if not np.isfinite(face_box).all():
-        raise InputError(f"{record['name']}: the data provides no face box; use the box 'gt'")
-    to_crop = geometry.crop_transform(face_box, size)
+    to_crop = geometry.crop_transform(_face_box(record, box), size)
     to_source = record["to_source"].astype(np.float64)
     landmarks = record["landmarks"].astype(np.float64)
     image = geometry.warp(decode_image(record["image"]), to_crop, size)
@@ -135,6 +133,17 @@ def crop_face(record: Record, size: int, box: str = "gt", degrade: str = "none")
         "name": record["name"],
         "subset": record["subset"],
     }
+
+
+def _face_box(record: Record, box: str | geometry.Box) -> geometry.Box:
+    if not isinstance(box, str):
+        return box
+    if box not in BOXES:
+        raise InputError(f"unknown face box {box!r}; use one of {', '.join(BOXES)}")
+    face_box = record[BOXES[box]].astype(np.float64)
+    if not np.isfinite(face_box).all():
+        raise InputError(f"{record['name']}: the data provides no face box; use the box 'gt'")
+    return face_box
 
 
 def augment_face(

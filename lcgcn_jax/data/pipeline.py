@@ -13,6 +13,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Float
 
 from lcgcn_jax.data.augment import AugmentConfig, augment_face, crop_face
 from lcgcn_jax.data.dataset import FaceDataset, FaceSource
@@ -76,6 +77,20 @@ class TrainIterator(grain.DatasetIterator[Batch]):
             self._running = None
 
 
+@dataclasses.dataclass(frozen=True)
+class EvalBatches(Iterable[Batch]):
+    """Evaluation batches; can be gone through any number of times."""
+
+    batches: grain.MapDataset
+    num_threads: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches.to_iter_dataset(_read_options(self.num_threads)))
+
+
 def train_iterator(
     dataset: FaceDataset,
     split: str,
@@ -84,6 +99,7 @@ def train_iterator(
     batch_size: int,
     seed: int,
     augment: AugmentConfig,
+    views: int = 0,
     num_workers: int = 0,
     num_threads: int = 4,
     process_index: int = 0,
@@ -91,8 +107,9 @@ def train_iterator(
 ) -> TrainIterator:
     """Batches of varied crops for training, shuffled anew each epoch, without end.
 
-    The stream depends on `seed` alone; a face's variation on (seed, epoch, record). Batches run on
-    over the end of an epoch, so every face is seen once an epoch and none is dropped.
+    The stream depends on `seed` and `views` alone; a face's variation on (seed, epoch, record) or, where
+    there are fixed views, on (view, record). Batches run on over the end of an epoch, so every face is
+    seen once an epoch and none is dropped.
 
     Args:
       dataset: the data.
@@ -101,6 +118,7 @@ def train_iterator(
       batch_size: faces in a global batch, over all processes.
       seed: of the order and of the augmentation; 0 to 2**32 - 1.
       augment: how faces are varied.
+      views: how many different views of a face there are, one an epoch in turn; 0: without end.
       num_workers: worker processes; with 0 threads of this process do the work.
       num_threads: threads that make batches, in each worker if there are any.
       process_index: which part of each global batch this process gets.
@@ -117,25 +135,51 @@ def train_iterator(
     """
     source = dataset.source(split)
     part = _part_size(batch_size, process_count)
-    make = functools.partial(_training_face, source, dataset.scheme, image_size, augment, seed)
-    faces = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat().map_with_index(make)
+    make = functools.partial(
+        _training_face, source, dataset.scheme, image_size, augment, seed, views
+    )
+    faces = _training_order(len(source), seed).map_with_index(make)
     batches = faces.batch(part)[process_index::process_count]
     _one_opencv_thread()
     return TrainIterator(batches, num_threads, num_workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalBatches(Iterable[Batch]):
-    """Evaluation batches; can be gone through any number of times."""
+def view_order(
+    dataset: FaceDataset, split: str, *, batch_size: int, seed: int, views: int
+) -> TrainIterator:
+    """The stream of `train_iterator` with fixed views, by number: without the pictures.
 
-    batches: grain.MapDataset
-    num_threads: int
+    Returns:
+      An iterator over `record` and `view`, int64 [b].
+    """
+    count = len(dataset.source(split))
+    numbers = _training_order(count, seed).map_with_index(
+        functools.partial(_view_number, count, views)
+    )
+    return TrainIterator(numbers.batch(batch_size), num_threads=1, num_workers=0)
 
-    def __len__(self) -> int:
-        return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches.to_iter_dataset(_read_options(self.num_threads)))
+def view_batches(
+    dataset: FaceDataset,
+    split: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    augment: AugmentConfig,
+    views: int,
+    num_threads: int = 4,
+) -> EvalBatches:
+    """All fixed views of `train_iterator`, once, view by view in the order of the records.
+
+    Returns:
+      Batches of `image`, `landmarks`, `visible` and `record`; the last is filled up with copies of the last
+      face, which are False in `mask`.
+    """
+    source = dataset.source(split)
+    make = functools.partial(_view, source, dataset.scheme, image_size, augment, views)
+    padded = -(-views * len(source) // batch_size) * batch_size
+    _one_opencv_thread()
+    return EvalBatches(grain.MapDataset.range(padded).map(make).batch(batch_size), num_threads)
 
 
 def eval_batches(
@@ -144,7 +188,7 @@ def eval_batches(
     *,
     image_size: int,
     batch_size: int,
-    box: str = "gt",
+    box: str | Float[np.ndarray, "n 4"] = "gt",
     degrade: str = "none",
     num_threads: int = 4,
     process_index: int = 0,
@@ -160,7 +204,8 @@ def eval_batches(
       split: as in `FaceDataset.source`.
       image_size: side of the crops, in pixels.
       batch_size: faces in a global batch, over all processes.
-      box: face box to crop around, as in `crop_face`.
+      box: face box to crop around: a name as in `crop_face`, or a box for each face of the split, in
+        pixels of its record's picture.
       degrade: what to damage the crops with, as in `crop_face`.
       num_threads: threads that make batches.
       process_index: which part of each global batch this process gets.
@@ -177,7 +222,7 @@ def eval_batches(
     source = dataset.source(split)
     part = _part_size(batch_size, process_count)
     # A missing box should stop the caller here, not a thread later.
-    crop_face(source[0], image_size, box, degrade)
+    crop_face(source[0], image_size, box if isinstance(box, str) else box[0], degrade)
     padded = -(-len(source) // batch_size) * batch_size
     make = functools.partial(_evaluation_face, source, image_size, box, degrade)
     faces = grain.MapDataset.range(padded).map(make)
@@ -191,26 +236,55 @@ def record_names(source: FaceSource, indices: Sequence[int] | np.ndarray) -> lis
     return [source[int(index)]["name"] for index in indices]
 
 
+def _training_order(count: int, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+
+
 def _training_face(
     source: FaceSource,
     scheme: LandmarkScheme,
     image_size: int,
     augment: AugmentConfig,
     seed: int,
+    views: int,
     position: int,
     record: int,
 ) -> dict[str, Any]:
     epoch = position // len(source)
-    rng = np.random.default_rng((seed, epoch, record))
-    face = augment_face(source[record], scheme, image_size, augment, rng)
+    # Fixed views are the same for every seed: runs that differ in it can share what was made of them.
+    key = (epoch % views, record) if views else (seed, epoch, record)
+    face = augment_face(source[record], scheme, image_size, augment, np.random.default_rng(key))
     return face | {"record": np.int64(record)}
 
 
+def _view_number(count: int, views: int, position: int, record: int) -> dict[str, np.int64]:
+    return {"record": np.int64(record), "view": np.int64(position // count % views)}
+
+
+def _view(
+    source: FaceSource,
+    scheme: LandmarkScheme,
+    image_size: int,
+    augment: AugmentConfig,
+    views: int,
+    position: int,
+) -> dict[str, Any]:
+    last = views * len(source) - 1
+    at = min(position, last)
+    face = _training_face(source, scheme, image_size, augment, 0, views, at, at % len(source))
+    return face | {"mask": np.bool_(position <= last)}
+
+
 def _evaluation_face(
-    source: FaceSource, image_size: int, box: str, degrade: str, position: int
+    source: FaceSource,
+    image_size: int,
+    box: str | Float[np.ndarray, "n 4"],
+    degrade: str,
+    position: int,
 ) -> dict[str, Any]:
     record = min(position, len(source) - 1)
-    face = crop_face(source[record], image_size, box, degrade)
+    face_box = box if isinstance(box, str) else box[record]
+    face = crop_face(source[record], image_size, face_box, degrade)
     return face | {"record": np.int64(record), "mask": np.bool_(position < len(source))}
 
 

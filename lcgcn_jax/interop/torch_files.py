@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.files import write_whole
 
 StateDict = dict[str, np.ndarray]
@@ -97,7 +97,9 @@ def _read_safetensors(path: Path) -> StateDict:
     try:
         return load_file(path)
     except (OSError, SafetensorError, struct.error) as error:
-        raise InputError(f"{path}: not a safetensors file, or damaged: {_line(error)}") from error
+        raise InputError(
+            f"{path}: not a safetensors file, or damaged: {one_line(error)}"
+        ) from error
 
 
 def _read_pickled(path: Path) -> Any:
@@ -119,7 +121,7 @@ def _read_pickled(path: Path) -> Any:
     # What torch raises for a damaged file is not documented: whatever it is, the file is unusable.
     except Exception as error:
         kind = "damaged" if zipfile.is_zipfile(path) else "not a PyTorch weight file, or damaged"
-        raise InputError(f"{path}: {kind}: {_line(error)}") from error
+        raise InputError(f"{path}: {kind}: {one_line(error)}") from error
 
 
 def _import_torch(path: Path):
@@ -149,7 +151,3 @@ def _describe(found: Any) -> str:
     if isinstance(found, Mapping):
         return "nothing"
     return f"a {type(found).__name__}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

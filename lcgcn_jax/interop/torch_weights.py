@@ -15,9 +15,22 @@ Who used what:
 - LCGCN (its authors): `class_embedding`, `edges`, `visual_feature_embedding` and `gcn_layers` under
   `gcn_model.`, an HRNet with HRNet-Facial-Landmark-Detection's keys under `hm_model.`.
 
-What is equal is what the networks compute. The codes around them place a heatmap's cell c differently:
-mmpose at pixel 4 c of a crop that is shifted by half a pixel to ours, the LCGCN authors at c / 64 of the
-crop's side; here it is at pixel 4 c + 1.5, which is (c + 0.5) / 64.
+What is equal is what the networks compute. Where a heatmap's cell c lies in the picture is the choice of
+the code that drew the targets. An imported model keeps it as its `heatmap_origin` o: cell c is at input
+pixel 4 c + o, the middle of the first pixel being 0. For models of this package o is 1.5.
+- mmpose, o = 0: `MSRAHeatmap` (0.x: `TopDownGenerateTarget`) draws a point x into cell x / 4, rounded to
+  the nearest one or, where `unbiased`, not rounded, and decodes to 4 c. Its configs for WFLW and 300W use
+  no other codec. A model trained with UDP, whose cells are 255 / 63 pixels apart, has the same keys: that
+  cannot be told from the file, and it is read as if it were none.
+- HRNet-Facial-Landmark-Detection, o = 2.5: `transform_pixel` truncates to a cell, the middle of which is at
+  4 c + 2 under its affine; `crop` cuts at whole pixels of the photograph (truncated, plus 1) and resizes
+  about the middles of pixels, which on average puts the picture half a crop pixel beside that affine. So
+  for crops less than 512 pixels wide; larger photographs are made smaller first: there o is about 2.
+- LCGCN (its authors), o = 2: `draw_umich_gaussian` truncates x / 4. Their resizing of the face adds up to
+  about half a pixel, by how much it enlarges. Their graph is given c / 64 and gives back x / 256
+  (`GraphConfig.positions`). Only what comes with a graph head is taken for theirs.
+Points of 300W count from 1 in its files. mmpose's annotations leave them so, and HRNet-Facial's lists may:
+such a model's landmarks lie one pixel of the photograph too far right and down. That is not mended here.
 """
 
 import dataclasses
@@ -35,9 +48,9 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.interop.torch_files import StateDict
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights
-from lcgcn_jax.models.hrnet import ARCHS
+from lcgcn_jax.models.hrnet import ARCHS, HRNet
 from lcgcn_jax.models.lcgcn import GraphConfig
-from lcgcn_jax.models.registry import create_model
+from lcgcn_jax.models.registry import create_model, graph_config
 from lcgcn_jax.models.weights import split_weights
 
 TORCH_ARCHS = {f"hrnet_{arch.replace('-', '_')}": arch for arch in ARCHS}
@@ -47,12 +60,18 @@ IMAGE_SIZE = 256
 """Side of the crops that all public face models were trained on."""
 
 AUTHORS_GRAPH = GraphConfig(
-    diagonal="zero", shape_features="first_last", activation="none", mlp_output="activated"
+    diagonal="zero",
+    positions="corner",
+    shape_features="first_last",
+    activation="none",
+    mlp_output="activated",
 )
 """The graph head as the LCGCN authors' code has it."""
 
+AUTHORS_ORIGIN = 2.0
+"""`heatmap_origin` of the LCGCN authors' heatmaps."""
+
 _HEATMAP, _GRAPH = "heatmap_model.", "graph."
-_HEAD = ("head_conv", "head_bn", "head_out")
 
 
 def _backbone_modules() -> dict[str, str]:
@@ -116,29 +135,53 @@ class Layout:
       code: whose it is.
       backbone: what stands before the backbone's keys.
       head: modules of the head: the 1x1 convolution, its norm, the output; none for a backbone alone.
+      heatmap_origin: where its code places cell (0, 0), in input pixels; None without a head.
       unused: beginnings of keys that are of no use here, beside the backbone.
     """
 
     code: str
     backbone: str
     head: tuple[str, str, str] | None
+    heatmap_origin: float | None
     unused: tuple[str, ...] = ()
 
 
-HRNET_FACE = Layout("HRNet-Facial-Landmark-Detection", "", ("head.0", "head.1", "head.3"))
+HRNET_FACE = Layout("HRNet-Facial-Landmark-Detection", "", ("head.0", "head.1", "head.3"), 2.5)
 MMPOSE_0 = Layout(
-    "mmpose 0.x", "backbone.", tuple(f"keypoint_head.final_layer.{i}" for i in (0, 1, 3))
+    "mmpose 0.x", "backbone.", tuple(f"keypoint_head.final_layer.{i}" for i in (0, 1, 3)), 0.0
 )
 MMPOSE_1 = Layout(
-    "mmpose 1.x", "backbone.", ("head.conv_layers.0", "head.conv_layers.1", "head.final_layer")
+    "mmpose 1.x", "backbone.", ("head.conv_layers.0", "head.conv_layers.1", "head.final_layer"), 0.0
 )
 IMAGENET = Layout(
     "HRNet for ImageNet",
     "",
     None,
+    None,
     unused=("incre_modules.", "downsamp_modules.", "final_layer.", "classifier."),
 )
 FACE_LAYOUTS = (HRNET_FACE, MMPOSE_0, MMPOSE_1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchModel:
+    """A model of PyTorch's arrays, under our names.
+
+    Attributes:
+      model: its configuration, as `registry.create_model` takes it.
+      num_landmarks: k of its heatmaps; None for a backbone alone.
+      weights: what the file has of its weights.
+      code: whose layout the heatmap model had.
+      fresh: names of the weights that the file has not: all of the head, or none.
+      unused: keys of the file that are of no use here.
+    """
+
+    model: dict[str, Any]
+    num_landmarks: int | None
+    weights: StateDict
+    code: str
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +211,7 @@ def import_weights(
     graph_source: Any = None,
     seed: int = 0,
 ) -> Imported:
-    """Makes a bundle of a state dict: a heatmap model, and the authors' graph head if it is there.
-
-    The heatmap model may be under any prefix, and so may the graph head.
+    """Makes a bundle of a state dict, as `map_weights` does, and of a head made anew if it has none.
 
     Args:
       state: PyTorch's arrays by key, as `torch_files.read_state_dict` gives them.
@@ -182,8 +223,44 @@ def import_weights(
       seed: of weights that have to be made anew.
 
     Raises:
-      InputError: no HRNet is found, or it has another number of landmarks, or keys are missing, left
-        over or of the wrong shape; all of them are named.
+      InputError: as in `map_weights`, or the state dict is for another number of landmarks.
+    """
+    found = map_weights(
+        state, arch, source=source, graph_state=graph_state, graph_source=graph_source
+    )
+    k = scheme.num_landmarks
+    if found.num_landmarks not in (None, k):
+        raise InputError(
+            f"{source}: its heatmaps are of {found.num_landmarks} landmarks, and {scheme.name} has {k}; "
+            "give another --scheme"
+        )
+    weights = found.weights | _fresh_weights(found.model, k, found.fresh, seed)
+    bundle = Bundle(found.model, scheme, IMAGE_SIZE, weights)
+    return Imported(bundle, found.code, found.fresh, found.unused)
+
+
+def map_weights(
+    state: Mapping[str, np.ndarray],
+    arch: str,
+    *,
+    source: Any,
+    graph_state: Mapping[str, np.ndarray] | None = None,
+    graph_source: Any = None,
+) -> TorchModel:
+    """Finds a model's weights in a state dict: a heatmap model, and the authors' graph head if there is one.
+
+    The heatmap model may be under any prefix, and so may the graph head.
+
+    Args:
+      state: as in `import_weights`.
+      arch: as there.
+      source: as there.
+      graph_state: as there.
+      graph_source: as there.
+
+    Raises:
+      InputError: no HRNet is found, or keys are missing, left over or of the wrong shape; all of them
+        are named.
     """
     state = dict(state)
     if graph_state is None:
@@ -197,7 +274,11 @@ def import_weights(
             raise InputError(f"{graph_source}: {_report({'not of the graph head': rest})}")
     prefix, layout = _find_hrnet(state, source)
     if layout.head is not None:
-        _require_landmarks(state, f"{prefix}{layout.head[2]}.weight", scheme, source)
+        k = _num_landmarks(state[f"{prefix}{layout.head[2]}.weight"])
+    elif graph is None:
+        k = None
+    else:
+        raise InputError(f"{source}: an LCGCN graph head needs heatmaps, and its HRNet has no head")
     # Heatmap models alone were trained to give the heat itself; the authors put a sigmoid on theirs.
     linear = graph is None and layout.head is not None
     model = {
@@ -207,12 +288,14 @@ def import_weights(
             "features": "concat",
             "activation": "linear" if linear else "sigmoid",
         },
+        "heatmap_origin": layout.heatmap_origin if graph is None else AUTHORS_ORIGIN,
         # The authors' graph starts from the peaks; heatmap models alone are read as their code does.
         "decode": "quarter" if graph is None else "argmax",
         "graph": None if graph is None else dataclasses.asdict(AUTHORS_GRAPH),
         "bn_momentum": 0.99,
     }
-    _, params, batch_stats = abstract_weights(model, scheme.num_landmarks)
+    # Of a backbone alone, no shape follows the number of landmarks.
+    _, params, batch_stats = abstract_weights(model, 1 if k is None else k)
     wanted = params | batch_stats
 
     keys = {name: prefix + key for name, key in _heatmap_keys(wanted, layout).items()}
@@ -227,15 +310,15 @@ def import_weights(
             name: np.zeros(wanted[name].shape, np.float32) for name in _graph_biases(wanted)
         }
     fresh = tuple(name for name in wanted if name not in weights)
-    weights |= _fresh_weights(model, scheme.num_landmarks, fresh, seed)
-    return Imported(Bundle(model, scheme, IMAGE_SIZE, weights), layout.code, fresh, unused)
+    return TorchModel(model, k, weights, layout.code, fresh, unused)
 
 
 def export_weights(bundle: Bundle, *, graph: bool, source: Any) -> StateDict:
     """A bundle's weights in PyTorch's key layout.
 
     The heatmap model is laid out as in HRNet-Facial-Landmark-Detection, the graph head as in the LCGCN
-    authors' code. PyTorch's counters of batches are there, at 0.
+    authors' code. PyTorch's counters of batches are there, at 0. Where the cells lie (`heatmap_origin`) is
+    in no state dict.
 
     Args:
       bundle: the model.
@@ -266,8 +349,8 @@ def _heatmap_keys(names: Iterable[str], layout: Layout) -> dict[str, str]:
     """Keys of the HRNet's weights, by our names, those of the head only where the layout has one."""
     modules = {pattern: layout.backbone + theirs for pattern, theirs in _BACKBONE_MODULES.items()}
     if layout.head is not None:
-        modules |= dict(zip(_HEAD, layout.head, strict=True))
-    of_head = tuple(_HEATMAP + module + "." for module in _HEAD)
+        modules |= dict(zip(HRNet.head_modules, layout.head, strict=True))
+    of_head = tuple(_HEATMAP + module + "." for module in HRNet.head_modules)
     return {
         name: _torch_key(name.removeprefix(_HEATMAP), modules)
         for name in names
@@ -370,15 +453,9 @@ def _prefix_of(anchor: str, state: Mapping[str, np.ndarray], source: Any) -> str
     return prefixes[0] if prefixes else None
 
 
-def _require_landmarks(
-    state: Mapping[str, np.ndarray], key: str, scheme: LandmarkScheme, source: Any
-) -> None:
-    shape = state[key].shape
-    if len(shape) == 4 and shape[0] != scheme.num_landmarks:
-        raise InputError(
-            f"{source}: its heatmaps are of {shape[0]} landmarks, and {scheme.name} has "
-            f"{scheme.num_landmarks}; give another --scheme"
-        )
+def _num_landmarks(head_out: np.ndarray) -> int:
+    # At least 1, so that a weight of no use is found to be of the wrong shape, with all others.
+    return max((1, *head_out.shape[:1]))
 
 
 def _assign(
@@ -419,11 +496,12 @@ def _report(problems: Mapping[str, Iterable[str]]) -> str:
 
 
 def _require_authors_graph(bundle: Bundle, source: Any) -> None:
-    graph = bundle.model["graph"]
-    # Through the class, which knows the fields that an older bundle leaves out.
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in graph.items()}
-    theirs, ours = (dataclasses.asdict(g) for g in (AUTHORS_GRAPH, GraphConfig(**fields)))
-    differ = [f"{name}={ours[name]!r}" for name in theirs if ours[name] != theirs[name]]
+    graph = graph_config(bundle.model["graph"])
+    theirs, ours = dataclasses.asdict(AUTHORS_GRAPH), dataclasses.asdict(graph)
+    if isinstance(graph, GraphConfig):
+        differ = [f"{name}={ours[name]!r}" for name in theirs if ours[name] != theirs[name]]
+    else:
+        differ = ["another kind of graph"]
     if bundle.model["heatmap"].get("features", "concat") != "concat":
         differ.append("features of the head")
     if any(np.any(bundle.weights[name]) for name in _graph_biases(bundle.weights)):

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.files import write_whole
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCN
@@ -30,6 +30,9 @@ from lcgcn_jax.models.weights import Weights, split_weights
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BEST = "best"
 """Folder of a training workdir that holds the bundle of its best validation so far."""
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""Folder of the bundles that come with the package."""
 
 _FORMAT = 1
 
@@ -78,8 +81,17 @@ def abstract_weights(
     return split_weights(nnx.eval_shape(build))
 
 
-def save_bundle(path: Path, bundle: Bundle, card: str) -> None:
-    """Writes a bundle; over an older one, file by file, each of them replaced whole."""
+def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.float32) -> None:
+    """Writes a bundle; over an older one, file by file, each of them replaced whole.
+
+    Args:
+      path: its folder.
+      bundle: the model.
+      card: text of the model card.
+      dtype: what kernels and matrices are stored in, `float32` or, at half the size, `float16`. Biases
+        and statistics are few and may leave float16's range: they stay float32. A bundle is computed
+        with in float32, however it is stored.
+    """
     path.mkdir(parents=True, exist_ok=True)
     config = {
         "format": _FORMAT,
@@ -93,12 +105,20 @@ def save_bundle(path: Path, bundle: Bundle, card: str) -> None:
         lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"),
     )
     # safetensors writes memory as it lies there: a transposed view would come back as another matrix.
-    weights = {name: np.asarray(value, order="C") for name, value in sorted(bundle.weights.items())}
+    weights = {
+        name: np.asarray(value, dtype if np.ndim(value) > 1 else np.float32, order="C")
+        for name, value in sorted(bundle.weights.items())
+    }
     write_whole(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
 
 
+def shipped_bundles() -> list[str]:
+    """Names of the bundles that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
 def find_bundle(model: str | Path) -> Path:
-    """The bundle folder that a user means: a bundle, or a training workdir.
+    """The bundle folder that a user means: a bundle, a training workdir, or one that is shipped, by name.
 
     Raises:
       InputError: it is neither.
@@ -114,11 +134,18 @@ def find_bundle(model: str | Path) -> Path:
         )
     if path.exists():
         raise InputError(f"{path}: neither a bundle ({WEIGHTS}, {CONFIG}) nor a training workdir")
-    raise InputError(f"{path}: no such bundle or training workdir")
+    if str(model) in (names := shipped_bundles()):
+        return SHIPPED / model
+    raise InputError(
+        f"{path}: no such bundle or training workdir, and none of the shipped ones: {', '.join(names)}"
+    )
 
 
 def load_bundle(model: str | Path) -> Bundle:
     """Reads a bundle, and checks that its weights are those of its configuration.
+
+    Returns:
+      Its weights are float32, in whatever floating-point type they are stored.
 
     Raises:
       InputError: it cannot be read, or weights are missing, left over or of the wrong shape.
@@ -132,18 +159,22 @@ def load_bundle(model: str | Path) -> Bundle:
         bundle = Bundle(config["model"], scheme, int(config["image_size"]), {})
         _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise InputError(f"{path / CONFIG}: not a bundle's configuration: {reason}") from error
+        raise InputError(
+            f"{path / CONFIG}: not a bundle's configuration: {one_line(error)}"
+        ) from error
     try:
         weights = load_file(path / WEIGHTS)
     except (OSError, SafetensorError, struct.error) as error:
         raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
     check_weights(path / WEIGHTS, weights, params | batch_stats)
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
     return dataclasses.replace(bundle, weights=weights)
 
 
 def check_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Holds weights against what a model wants: none missing, none left over, every shape right.
+
+    They may be of any floating-point type.
 
     Raises:
       InputError: with how many are wrong and the first of them.
@@ -154,6 +185,11 @@ def check_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         f"{name} has shape {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & found.keys())
         if tuple(found[name].shape) != tuple(wanted[name].shape)
+    ]
+    wrong += [
+        f"{name} is of type {value.dtype}, which is not a floating-point one"
+        for name, value in sorted(found.items())
+        if not jnp.issubdtype(value.dtype, jnp.floating)
     ]
     if wrong:
         raise InputError(

@@ -32,6 +32,9 @@ class StackedHourglass(nnx.Module):
     stride = 4
     """Input pixels a heatmap cell."""
 
+    head_modules = ("outs", "from_heatmaps")
+    """What is not backbone: all that the number of landmarks shapes."""
+
     def __init__(
         self,
         num_landmarks: int,

@@ -63,6 +63,9 @@ class HRNet(nnx.Module):
     stride = 4
     """Input pixels a heatmap cell."""
 
+    head_modules = ("head_conv", "head_bn", "head_out")
+    """What is not backbone; a model trained on ImageNet has none of it."""
+
     def __init__(
         self,
         arch: str,

@@ -10,23 +10,25 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax import heatmaps
-from lcgcn_jax.geometry import heatmap_to_input
+from lcgcn_jax.geometry import centered_origin, heatmap_to_input
 from lcgcn_jax.models import connectivity
+from lcgcn_jax.models.cascade import CascadeConfig, MeanShapeCascade
 from lcgcn_jax.models.gcn import GraphConv, NeighbourGuesses, PairVectors
 from lcgcn_jax.models.layers import MLP, NORMS
 
 MESSAGES = ("paper", "pair_vector", "offsets")
 OUTPUTS = ("absolute", "residual")
 SAMPLINGS = ("nearest", "bilinear")
+POSITIONS = ("center", "corner")
 SHAPE_FEATURES = ("all", "first_last")
 ACTIVATIONS = ("relu", "none")
 MLP_OUTPUTS = ("linear", "activated")
 
 SELF_LOGIT = 4.0
-"""Where the diagonal starts under the message `offsets`: the guesses begin as the landmarks, nearly."""
+"""Where the diagonal starts under the message `offsets`: of 68 landmarks, each gives itself 0.45."""
 
-MEAN_SHAPE = "graph.guesses.mean_shape"
-"""Name of the one statistic that comes from the data, before the first step."""
+MEAN_SHAPES = ("graph.guesses.mean_shape", "graph.mean_shape")
+"""Names of the statistics that come from the data, before the first step; a model has one or none."""
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -46,11 +48,15 @@ class GraphConfig:
         learned vector of the pair joins it (`gcn.PairVectors`). `offsets`: before the blocks, the
         neighbours' guesses of where it is replace the initial landmarks (`gcn.NeighbourGuesses`), and
         the blocks refine those; log confidences and how far the guess lies from the initial landmark
-        join the nodes. Edges then see log confidences, and begin almost wholly on the diagonal.
+        join the nodes. Edges then see log confidences, and begin with about half of their weight on the
+        diagonal.
       pair_width: length of the pair vectors.
       output: `absolute` coordinates (the paper) or `residual` to the initial landmarks.
       sampling: features read at the `nearest` cell or by `bilinear` interpolation. The paper's initial
         landmarks are cells, where both are the same.
+      positions: how coordinates become parts of the crop's side s. `center`: a landmark at pixel x is
+        (x + 0.5) / s, into the graph and out of it. `corner` (the authors' code): one at cell u of hw goes
+        in as u / hw, and comes out as x / s.
       shape_features: q_ij joins the messages of `all` blocks (the paper) or of the `first_last` (the
         authors' code).
       activation: between the blocks, `relu` or `none` (the authors' code).
@@ -69,6 +75,7 @@ class GraphConfig:
     pair_width: int = 8
     output: str = "absolute"
     sampling: str = "nearest"
+    positions: str = "center"
     shape_features: str = "all"
     activation: str = "relu"
     norm: str = "batch"
@@ -85,6 +92,7 @@ class GraphConfig:
             "message": MESSAGES,
             "output": OUTPUTS,
             "sampling": SAMPLINGS,
+            "positions": POSITIONS,
             "shape_features": SHAPE_FEATURES,
             "activation": ACTIVATIONS,
             "norm": NORMS,
@@ -98,6 +106,11 @@ class GraphConfig:
                 )
         if self.message == "offsets" and self.diagonal != "learned":
             raise ValueError("model.graph.diagonal: the message 'offsets' needs a learned one")
+        if self.positions == "corner" and self.output == "residual":
+            raise ValueError(
+                "model.graph.positions: 'corner' is for absolute coordinates; what goes in and what "
+                "comes out differ by more than the residual"
+            )
         if self.gcn_widths[-1] != 2:
             raise ValueError("model.graph.gcn_widths: the last block gives coordinates: 2")
 
@@ -114,6 +127,8 @@ class LCGCNOutput:
       confidence: probability at each heatmap's peak.
       edges: the graph's edges, row i being those into landmark i; None without a graph.
       landmarks: the graph stage's landmarks, in crop pixels; without a graph, the heatmap stage's.
+      turns: a graph's landmarks after each of its turns, in crop pixels, the last being `landmarks`; None
+        without a graph.
     """
 
     heatmap_logits: Float[AnyArray, "b hh hw k"]
@@ -121,6 +136,25 @@ class LCGCNOutput:
     confidence: Float[AnyArray, "b k"]
     edges: Float[AnyArray, "b k k"] | None
     landmarks: Float[AnyArray, "b k 2"]
+    turns: Float[AnyArray, "b t k 2"] | None = None
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What the graph sees of a batch of face crops.
+
+    Attributes:
+      landmarks: the heatmap stage's landmarks, in crop pixels.
+      confidence: probability at each heatmap's peak.
+      features: the visual features that the graph reads: at the landmarks `[b k c]`, or, for a
+        graph that looks elsewhere, whole maps `[b hh hw c]`; None without a graph.
+    """
+
+    landmarks: Float[AnyArray, "b k 2"]
+    confidence: Float[AnyArray, "b k"]
+    features: Float[AnyArray, "b ... c"] | None
 
 
 def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -133,7 +167,7 @@ def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]
 class GraphHead(nnx.Module):
     """Initial landmarks, their confidences and visual features to refined landmarks and edges.
 
-    Positions are (x, y) as a part of the crop's side, 0..1.
+    Positions are (x, y) as a part of the crop's side, 0..1 (`GraphConfig.positions`).
 
     Args:
       config: its options.
@@ -153,6 +187,7 @@ class GraphHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
+        self.positions = config.positions
         activated = config.mlp_output == "activated"
         guessing = config.message == "offsets"
         self.embedding = MLP(
@@ -205,6 +240,12 @@ class GraphHead(nnx.Module):
             for i in range(last + 1)
         )
 
+    def read(
+        self, maps: Float[Array, "b hh hw c"], cells: Float[Array, "b k 2"]
+    ) -> Float[Array, "b k c"]:
+        """What the head takes of the heatmap model's features: those at its landmarks (cells)."""
+        return heatmaps.sample(maps, cells, bilinear=self.config.sampling == "bilinear")
+
     def __call__(
         self,
         positions: Float[Array, "b k 2"],
@@ -212,7 +253,8 @@ class GraphHead(nnx.Module):
         features: Float[Array, "b k c"],
         *,
         train: bool,
-    ) -> tuple[Float[Array, "b k 2"], Float[Array, "b k k"]]:
+    ) -> tuple[Float[Array, "b 1 k 2"], Float[Array, "b k k"]]:
+        """The refined landmarks, as those of its one turn, and the edges."""
         edges = self.connectivity(confidence, train=train)
         embedded = self.embedding(features.astype(jnp.float32), train=train)
         start, inputs = positions, [positions, embedded]
@@ -226,19 +268,22 @@ class GraphHead(nnx.Module):
             if i > 0 and self.config.activation == "relu":
                 nodes = jax.nn.relu(nodes)
             nodes = block(nodes, start, edges, pairs)
-        return (start + nodes if self.config.output == "residual" else nodes), edges
+        refined = start + nodes if self.config.output == "residual" else nodes
+        return refined[:, None], edges
 
 
 class LCGCN(nnx.Module):
-    """A heatmap model and, unless `graph` is None, the graph head on its peaks.
+    """A heatmap model and, unless `graph` is None, a graph that refines its peaks.
 
     Args:
       heatmap_model: images to (logits, features); see `registry.register_heatmap_model`.
       num_landmarks: k.
       decode: how peaks become initial landmarks, one of `heatmaps.DECODERS`; the paper: `argmax`.
-      graph: the graph head's options; None for a heatmap model alone.
+      graph: options of the graph head, or of the cascade in its place; None for a heatmap model alone.
       bn_momentum: part of the graph's running statistics kept a step.
       rngs: for the initial weights.
+      heatmap_origin: input pixel, in x and in y, of the middle of heatmap cell (0, 0); None: the cells
+        cover the input evenly (`geometry.centered_origin`).
     """
 
     def __init__(
@@ -247,9 +292,10 @@ class LCGCN(nnx.Module):
         num_landmarks: int,
         *,
         decode: str,
-        graph: GraphConfig | None,
+        graph: GraphConfig | CascadeConfig | None,
         bn_momentum: float,
         rngs: nnx.Rngs,
+        heatmap_origin: float | None = None,
     ):
         if decode not in heatmaps.DECODERS:
             raise ValueError(
@@ -258,17 +304,18 @@ class LCGCN(nnx.Module):
         self.heatmap_model = heatmap_model
         self.activation = getattr(heatmap_model, "activation", "sigmoid")
         self.decode = decode
-        self.graph = (
-            None
-            if graph is None
-            else GraphHead(
-                graph,
-                num_landmarks,
-                heatmap_model.feature_channels,
-                bn_momentum=bn_momentum,
-                rngs=rngs,
-            )
+        self.heatmap_origin = (
+            centered_origin(heatmap_model.stride) if heatmap_origin is None else heatmap_origin
         )
+        channels = heatmap_model.feature_channels
+        if graph is None:
+            self.graph = None
+        elif isinstance(graph, CascadeConfig):
+            self.graph = MeanShapeCascade(graph, num_landmarks, channels, rngs=rngs)
+        else:
+            self.graph = GraphHead(
+                graph, num_landmarks, channels, bn_momentum=bn_momentum, rngs=rngs
+            )
 
     def __call__(
         self,
@@ -283,22 +330,35 @@ class LCGCN(nnx.Module):
           images: square normalised crops (`normalize_images`).
           train_heatmap: the heatmap model's BatchNorm uses, and updates, its statistics of this batch.
             Otherwise, where the graph trains, no gradient goes back into the heatmap model.
-          train_graph: the same for the graph head.
+          train_graph: the same for the graph.
         """
-        size = images.shape[2]
-        stride = self.heatmap_model.stride
-        logits, features = self.heatmap_model(images, train=train_heatmap)
+        logits, evidence = self.detect(images, train=train_heatmap)
         if train_graph and not train_heatmap:
-            logits, features = jax.lax.stop_gradient((logits, features))
+            logits, evidence = jax.lax.stop_gradient((logits, evidence))
+        output = self.refine(evidence, images.shape[2], train=train_graph)
+        return dataclasses.replace(output, heatmap_logits=logits)
+
+    def detect(
+        self, images: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> tuple[Float[Array, "b hh hw k"], Evidence]:
+        """The heatmap stage: logits, and what the graph sees."""
+        logits, maps = self.heatmap_model(images, train=train)
         logits = logits.astype(jnp.float32)
         cells, confidence = heatmaps.decode(logits, self.decode, activation=self.activation)
-        initial = heatmap_to_input(cells, stride)
+        features = None if self.graph is None else self.graph.read(maps, cells)
+        landmarks = heatmap_to_input(cells, self.heatmap_model.stride, self.heatmap_origin)
+        return logits, Evidence(landmarks, confidence, features)
+
+    def refine(self, evidence: Evidence, size: int, *, train: bool = False) -> LCGCNOutput:
+        """The graph stage on crops of `size` pixels, without `heatmap_logits`."""
+        initial, confidence = evidence.landmarks, evidence.confidence
         if self.graph is None:
-            return LCGCNOutput(logits, initial, confidence, None, initial)
-        sampled = heatmaps.sample(
-            features, cells, bilinear=self.graph.config.sampling == "bilinear"
-        )
+            return LCGCNOutput(None, initial, confidence, None, initial)
+        shift_in, shift_out = 0.5, 0.5
+        if self.graph.positions == "corner":
+            shift_in, shift_out = -self.heatmap_origin, 0.0
         positions, edges = self.graph(
-            (initial + 0.5) / size, confidence, sampled, train=train_graph
+            (initial + shift_in) / size, confidence, evidence.features, train=train
         )
-        return LCGCNOutput(logits, initial, confidence, edges, positions * size - 0.5)
+        turns = positions * size - shift_out
+        return LCGCNOutput(None, initial, confidence, edges, turns[:, -1], turns)

@@ -2,13 +2,17 @@
 
 A model's configuration is a mapping of plain types, as a config file or a bundle's `config.json` holds it:
 
-    {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "decode": "argmax", "graph": {...} or None,
-     "bn_momentum": 0.99}
+    {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "heatmap_origin": None, "decode": "argmax",
+     "graph": {"name": "lcgcn", ...} or None, "bn_momentum": 0.99}
+
+`heatmap_origin` is the input pixel, in x and in y, of the middle of heatmap cell (0, 0). None, or no such
+field: the cells cover the input evenly, (stride - 1) / 2.
 """
 
 import dataclasses
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
 from lcgcn_jax.models.lcgcn import LCGCN, GraphConfig
@@ -27,6 +32,8 @@ _HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {
     "hrnet": HRNet,
     "hourglass": StackedHourglass,
 }
+GRAPHS = {"lcgcn": GraphConfig, "dag": CascadeConfig}
+"""`model.graph.name` -> its options: the paper's graph head, or Li et al.'s cascade."""
 
 
 def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
@@ -38,8 +45,11 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
         images `[b h w 3]` (keyword `train`) to logits `[b hh hw k]` and features `[b hh hw c]`, with
         attributes `stride` (input pixels a cell) and `feature_channels` (c) and, where the logits are
         not for a sigmoid, `activation` (one of `heatmaps.ACTIVATIONS`). The options are the other
-        fields of `model.heatmap`. What is not made of `models.layers` and can fold its BatchNorm says so
-        by a method `fold_batch_norm()` (`folding.fold_batch_norm`).
+        fields of `model.heatmap`. An attribute `head_modules`, a tuple, names the submodules that are
+        its head: those whose shapes follow the number of landmarks, and what comes with these. The
+        backbone, which `init_parts` can take alone, is all the rest. What is not made of
+        `models.layers` and can fold its BatchNorm says so by a method `fold_batch_norm()`
+        (`folding.fold_batch_norm`).
 
     Raises:
       ValueError: the name is taken.
@@ -61,7 +71,7 @@ def create_model(
     Raises:
       InputError: an unknown field or value, with the nearest one that exists.
     """
-    require_known("model", config, ("heatmap", "decode", "graph", "bn_momentum"))
+    require_known("model", config, ("heatmap", "heatmap_origin", "decode", "graph", "bn_momentum"))
     options = dict(config["heatmap"])
     name = options.pop("name", None)
     if name not in _HEATMAP_MODELS:
@@ -73,9 +83,7 @@ def create_model(
     # A module class has its metaclass's signature; its own stands at __init__.
     signature = inspect.signature(factory.__init__ if inspect.isclass(factory) else factory)
     require_known("model.heatmap", options, set(signature.parameters) - own)
-    graph = config["graph"]
-    if graph is not None:
-        require_known("model.graph", graph, [f.name for f in dataclasses.fields(GraphConfig)])
+    graph = None if config["graph"] is None else graph_config(config["graph"])
     try:
         return LCGCN(
             factory(
@@ -87,10 +95,28 @@ def create_model(
             ),
             num_landmarks,
             decode=config["decode"],
-            graph=None if graph is None else GraphConfig(**_with_tuples(graph)),
+            graph=graph,
             bn_momentum=config["bn_momentum"],
             rngs=rngs,
+            heatmap_origin=_pixel_or_none(config.get("heatmap_origin")),
         )
+    except ValueError as error:
+        raise InputError(f"config: {error}") from error
+
+
+def graph_config(config: Mapping[str, Any]) -> GraphConfig | CascadeConfig:
+    """The options of a graph from its configuration, `model.graph`.
+
+    Raises:
+      InputError: an unknown name, field or value.
+    """
+    options = dict(config)
+    name = options.pop("name", "lcgcn")  # older bundles do not name theirs
+    if name not in GRAPHS:
+        raise InputError(f"model.graph.name: no graph {name!r}; there are {', '.join(GRAPHS)}")
+    require_known("model.graph", options, [f.name for f in dataclasses.fields(GRAPHS[name])])
+    try:
+        return GRAPHS[name](**_with_tuples(options))
     except ValueError as error:
         raise InputError(f"config: {error}") from error
 
@@ -106,6 +132,16 @@ def require_known(where: str, given: Iterable[str], known: Iterable[str]) -> Non
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise InputError(f"{where}: unknown field {key!r}; did you mean {near[0]!r}?")
+
+
+def _pixel_or_none(origin: Any) -> float | None:
+    number = isinstance(origin, int | float) and not isinstance(origin, bool)
+    if origin is not None and not (number and math.isfinite(origin)):
+        raise InputError(
+            f"model.heatmap_origin: {origin!r} is no place in pixels; give a number, or null for cells "
+            "that cover the input evenly"
+        )
+    return None if origin is None else float(origin)
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

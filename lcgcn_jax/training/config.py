@@ -17,21 +17,31 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.models.registry import require_known
 
+RUN_CONFIG = "config.json"
+"""Name of the configuration in a run's folder."""
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Every field there is, at the paper's value; a config file changes some of them.
 
     - `scheme`: landmark scheme, a name or a file.
     - `seed`: of the initial weights, the order of the faces and their augmentation.
-    - `init_from`: bundle or workdir whose weights to begin with; empty: fresh ones.
-    - `init_parts`: what to take from there, `heatmap` or `whole`.
+    - `init_from`: whose weights to begin with: a bundle, a workdir, a checkpoint of one, or a PyTorch
+      file; see `training.initial.read_source`. Empty: fresh ones.
+    - `init_parts`: what to take from there: `heatmap`, the heatmap model (of an ImageNet file, which has
+      no head for landmarks, its backbone); `whole`; or `backbone`, the heatmap model without its head,
+      for another number of landmarks.
     - `data.dir`: what `lcgcn prepare` wrote. `data.train_split`, `data.validation_split`.
     - `data.image_size`: side of the crops, in pixels.
     - `data.num_workers`: worker processes of the input pipeline; 0: threads of this process.
     - `data.num_threads`: threads that make batches, in each worker if there are any.
-    - `data.augment`: see `AugmentConfig`.
-    - `model.heatmap`: `name` and options of a heatmap model. `model.decode`: see `heatmaps.decode`.
-      `model.graph`: see `GraphConfig`; None for a heatmap model alone.
+    - `data.augment`: see `AugmentConfig`. `data.views`: how many different views of a face there are,
+      one an epoch in turn; 0: without end.
+    - `model.heatmap`: `name` and options of a heatmap model. `model.heatmap_origin`: input pixel of the
+      middle of heatmap cell (0, 0), for weights of codes that place it elsewhere; see
+      `interop.torch_weights`; None: cells cover the input evenly. `model.decode`: see `heatmaps.decode`.
+      `model.graph`: `name` and options of a graph, `lcgcn` (see `GraphConfig`) or `dag` (see
+      `cascade.CascadeConfig`); None for a heatmap model alone.
       `model.bn_momentum`: part of BatchNorm's running statistics kept a step.
     - `loss.sigma`: of the target heatmaps, in cells. `loss.heatmap`: `focal` (the paper), `mse` or
       `adaptive_wing`, of a sigmoid or, with `model.heatmap.activation` `linear`, of the outputs
@@ -39,6 +49,8 @@ def default_config() -> ml_collections.ConfigDict:
       `loss.coordinate_weight` and `loss.heatmap_weight`: the paper's lambda1 and lambda2.
     - `optimizer`: see `training.optimizer`.
     - `train.mode`: `joint`, `frozen` (the heatmap model does not train) or `heatmap_only`.
+      `train.cache`: in `frozen` mode and with `data.views`, compute what the graph sees once and keep it
+      in memory.
     - `train.steps`, `train.batch_size` (over all devices), `train.dtype` (`float32`, `bfloat16`, or
       `auto`: bfloat16 where there is an accelerator), `train.ema_decay` (0: none), and, in steps,
       `train.log_every`, `train.eval_every`, `train.checkpoint_every`; `train.keep` checkpoints stay.
@@ -57,6 +69,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "num_workers": 0,
                 "num_threads": 4,
                 "augment": dataclasses.asdict(AugmentConfig()),
+                "views": 0,
             },
             "model": {
                 "heatmap": {
@@ -65,8 +78,9 @@ def default_config() -> ml_collections.ConfigDict:
                     "features": "concat",
                     "activation": "sigmoid",
                 },
+                "heatmap_origin": None,
                 "decode": "argmax",
-                "graph": dataclasses.asdict(GraphConfig()),
+                "graph": {"name": "lcgcn", **dataclasses.asdict(GraphConfig())},
                 "bn_momentum": 0.99,
             },
             "loss": {
@@ -86,6 +100,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "train": {
                 "mode": "joint",
+                "cache": False,
                 "steps": 1000,
                 "batch_size": 16,
                 "dtype": "auto",
@@ -116,7 +131,7 @@ def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int
         config.model.heatmap.arch = "w18-small-v1"
     config.model.bn_momentum = 0.95
     config.model.decode = "dark"
-    if config.model.graph is not None:
+    if config.model.graph is not None and config.model.graph.name == "lcgcn":
         config.model.graph.output = "residual"
         config.model.graph.sampling = "bilinear"
     config.loss.sigma = 1.0
@@ -137,15 +152,37 @@ def set_epochs(
     config.train.eval_every = config.train.checkpoint_every = eval_every * faces // batch
 
 
-def parse_argument(argument: str | None, known: Iterable[str]) -> str | None:
-    """Checks the part behind the colon of `--config file.py:argument`.
+def freeze_heatmap_model(config: ml_collections.ConfigDict, *, faces: int, init_from: str) -> None:
+    """Turns a configuration into the paper's ablation: the graph alone trains, on a trained heatmap model.
+
+    Learning rate 1e-3 for 2 epochs, then 1e-4 for 30, on what the heatmap model says of 8 views of each
+    face, computed once.
+
+    Args:
+      config: changed in place.
+      faces: training faces, for the number of steps.
+      init_from: where the heatmap model's weights are.
+    """
+    config.init_from = init_from
+    config.train.mode = "frozen"
+    config.train.cache = True
+    config.data.views = 8
+    config.optimizer.learning_rate.graph = 1e-3
+    config.optimizer.schedule = "step"
+    config.optimizer.milestones = (2 / 32,)
+    config.optimizer.warmup_steps = 0
+    set_epochs(config, faces=faces, epochs=32, eval_every=4)
+
+
+def parse_argument(argument: str | None, known: Iterable[str]) -> set[str]:
+    """The words behind the colon of `--config file.py:word,word`.
 
     Raises:
-      InputError: it is none of the known ones.
+      InputError: one is none of the known ones.
     """
-    if argument:
-        require_known("config argument", [argument], known)
-    return argument or None
+    words = [word for word in (argument or "").split(",") if word]
+    require_known("config argument", words, known)
+    return set(words)
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
@@ -245,6 +282,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif a != b:
             found.append(f"{name}: {a!r} -> {b!r}")
     return found
+
+
+def fill_in(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """An older version's configuration, and at their defaults the fields of `new` that it did not know."""
+    return _filled(old, new, json.loads(to_json(default_config())))
+
+
+def _filled(old: Mapping, new: Mapping, default: Mapping) -> dict[str, Any]:
+    unknown = (new.keys() & default.keys()) - old.keys()
+    filled = {key: default[key] for key in unknown}
+    for key, value in old.items():
+        nested = (value, new.get(key), default.get(key))
+        filled[key] = _filled(*nested) if all(isinstance(n, Mapping) for n in nested) else value
+    return filled
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from lcgcn_jax import metrics
 from lcgcn_jax.data.dataset import FaceDataset
-from lcgcn_jax.data.pipeline import eval_batches, record_names
+from lcgcn_jax.data.pipeline import Batch, eval_batches, record_names
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCNOutput
@@ -61,7 +61,7 @@ def split_errors(
     *,
     image_size: int,
     batch_size: int,
-    box: str = "gt",
+    box: str | Float[np.ndarray, "n 4"] = "gt",
     degrade: str = "none",
     num_threads: int = 4,
 ) -> SplitErrors:
@@ -73,7 +73,8 @@ def split_errors(
       split: as in `FaceDataset.source`.
       image_size: side of the crops.
       batch_size: faces in a batch over all processes.
-      box: `gt` (box of the true landmarks) or `rect` (the box that came with the data).
+      box: `gt` (box of the true landmarks), `rect` (the box that came with the data), or a box for
+        each face, as `data.detected.detector_boxes` gives them.
       degrade: what to damage every crop with: one of `data.augment.DEGRADATIONS`.
       num_threads: threads that make batches.
 
@@ -91,11 +92,15 @@ def split_errors(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    return errors_of(((predict(batch["image"]), batch) for batch in batches), dataset.scheme)
+
+
+def errors_of(outputs: Iterable[tuple[LCGCNOutput, Batch]], scheme: LandmarkScheme) -> SplitErrors:
+    """Errors of outputs for the batches of `data.pipeline.eval_batches`, in the order of the split."""
     rows, has_graph = [], False
-    for batch in batches:
-        output = predict(batch["image"])
+    for output, batch in outputs:
         has_graph = output.edges is not None
-        rows.append(_batch_errors(output, batch, dataset.scheme))
+        rows.append(_batch_errors(output, batch, scheme))
     heatmap, graph, record, mask = (np.concatenate(column) for column in zip(*rows, strict=True))
     if jax.process_count() > 1:
         heatmap, graph, record, mask = multihost_utils.process_allgather(
@@ -106,7 +111,7 @@ def split_errors(
 
 
 def _batch_errors(
-    output: LCGCNOutput, batch: dict[str, np.ndarray], scheme: LandmarkScheme
+    output: LCGCNOutput, batch: Batch, scheme: LandmarkScheme
 ) -> tuple[np.ndarray, ...]:
     true, visible = batch["source_landmarks"], batch["visible"]
     distance = scheme.normalizing_distance(true)
@@ -204,11 +209,18 @@ def write_face_errors(path: Path, dataset: FaceDataset, split: str, errors: Spli
 
 
 def report(
-    dataset: FaceDataset, split: str, errors: SplitErrors, *, boxes: str, degrade: str = "none"
+    dataset: FaceDataset,
+    split: str,
+    errors: SplitErrors,
+    *,
+    boxes: str,
+    missed: int | None = None,
+    degrade: str = "none",
 ) -> dict[str, Any]:
     """What `lcgcn eval --json` writes; the design's section 6 fixes its form.
 
-    On degraded faces there is one key more, `degrade`.
+    On degraded faces there is one key more, `degrade`; with detected boxes there is `missed`, the number
+    of faces that the detector did not find.
 
     The subsets are the parts of a union of splits, the sources that the faces come from, and the
     attributes that some of them have.
@@ -222,6 +234,7 @@ def report(
         "split": split,
         "num_faces": len(errors.heatmap),
         "boxes": boxes,
+        **({} if missed is None else {"missed": missed}),
         **({} if degrade == "none" else {"degrade": degrade}),
         "stages": errors.stages(),
         "subsets": subsets,

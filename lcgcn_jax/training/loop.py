@@ -17,21 +17,29 @@ from tqdm import tqdm
 
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset
-from lcgcn_jax.data.pipeline import record_names, train_iterator
+from lcgcn_jax.data.pipeline import TrainIterator, record_names, train_iterator, view_order
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import get_scheme
-from lcgcn_jax.models.bundles import BEST, Bundle, check_weights, load_bundle, save_bundle
-from lcgcn_jax.models.lcgcn import MEAN_SHAPE
+from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
+from lcgcn_jax.models.lcgcn import MEAN_SHAPES, Evidence, LCGCNOutput
 from lcgcn_jax.models.registry import create_model
-from lcgcn_jax.models.weights import Weights, split_weights
+from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training import sharding
-from lcgcn_jax.training.checkpoints import Checkpoints
-from lcgcn_jax.training.config import differences, to_json
-from lcgcn_jax.training.evaluation import SplitErrors, mean_shape, split_errors
+from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
+from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
+from lcgcn_jax.training.evaluation import SplitErrors, errors_of, mean_shape, split_errors
+from lcgcn_jax.training.evidence import CachedBatches, EvidenceCache
+from lcgcn_jax.training.initial import take_initial_weights
 from lcgcn_jax.training.metric_writer import MetricWriter
 from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, trained_names
 from lcgcn_jax.training.state import TrainState, create_state
-from lcgcn_jax.training.steps import check_losses, make_predict_step, make_train_step
+from lcgcn_jax.training.steps import (
+    check_losses,
+    make_detect_step,
+    make_predict_step,
+    make_refine_step,
+    make_train_step,
+)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -53,6 +61,7 @@ class Training:
       workdir: the run's folder. One that has checkpoints of the same configuration goes on from the
         latest.
       mesh: devices to train on; all of them by default.
+      evidence: with `train.cache`, what another run with the same heatmap model has computed already.
 
     Raises:
       InputError: data, configuration or folder cannot be used.
@@ -63,11 +72,14 @@ class Training:
         config: ml_collections.ConfigDict,
         workdir: Path,
         mesh: jax.sharding.Mesh | None = None,
+        *,
+        evidence: EvidenceCache | None = None,
     ):
         self.config, self.workdir = config, Path(workdir)
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         sharding.check_batch_size(config.train.batch_size, self.mesh)
         self.dataset = _open_data(config)
+        _check_cache(config)
         model = create_model(
             config.model.to_dict(),
             self.dataset.scheme.num_landmarks,
@@ -75,18 +87,22 @@ class Training:
             rngs=nnx.Rngs(config.seed),
         )
         check_losses(config.loss.to_dict(), model.activation)
-        self._claim_workdir()
         self.graphdef, params, batch_stats = split_weights(model)
-        if MEAN_SHAPE in batch_stats:
-            shape = mean_shape(self.dataset, config.data.train_split)
-            batch_stats |= {MEAN_SHAPE: jnp.asarray(shape, jnp.float32)}
-        if config.init_from:
-            params, batch_stats = _initial_weights(config, params, batch_stats)
+        if shapes := batch_stats.keys() & set(MEAN_SHAPES):
+            shape = jnp.asarray(mean_shape(self.dataset, config.data.train_split), jnp.float32)
+            batch_stats |= dict.fromkeys(shapes, shape)
+        self.begins = ""  # what it begins with, in words
+        # A run that goes on has them in its checkpoint.
+        if config.init_from and latest_checkpoint(self.workdir) is None:
+            params, batch_stats, self.begins = take_initial_weights(
+                config, self.dataset.scheme, model, params, batch_stats
+            )
         mode = config.train.mode
         trained = trained_names(mode, params)
         optimizer, self.schedules = make_optimizer(
             config.optimizer.to_dict(), mode, config.train.steps
         )
+        self._claim_workdir()
         state = create_state(
             params, batch_stats, optimizer, trained, with_ema=config.train.ema_decay > 0
         )
@@ -98,6 +114,7 @@ class Training:
                 trained,
                 mode=mode,
                 loss_config=config.loss.to_dict(),
+                image_size=config.data.image_size,
                 ema_decay=config.train.ema_decay,
             ),
             self.mesh,
@@ -105,24 +122,22 @@ class Training:
         self._predict_step = sharding.compile_predict_step(
             make_predict_step(self.graphdef), self.mesh
         )
-        self.batches = train_iterator(
-            self.dataset,
-            config.data.train_split,
-            image_size=config.data.image_size,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            augment=AugmentConfig(**config.data.augment.to_dict()),
-            num_workers=config.data.num_workers,
-            num_threads=config.data.num_threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        self._refine_step = sharding.compile_predict_step(
+            make_refine_step(self.graphdef, config.data.image_size), self.mesh
         )
         self.best_nme = math.inf
         self.checkpoints = Checkpoints(self.workdir, config.train.keep)
+        progress = None
         if self.checkpoints.latest is not None:
             self.state, progress = self.checkpoints.load(self.state)
-            self.batches.set_state(progress["batches"])
             self.best_nme = progress["best_nme"] or math.inf
+        # Only now, since what it keeps is of the weights as they are.
+        self.evidence = None
+        if config.train.cache:
+            self.evidence = self._evidence_cache() if evidence is None else evidence
+        self.batches = self._open_batches()
+        if progress is not None:
+            self.batches.set_state(progress["batches"])
 
     @property
     def step(self) -> int:
@@ -132,19 +147,29 @@ class Training:
     def predict(self, images: np.ndarray):
         """The model as it would be evaluated now, on this process's part of a batch of crops."""
         params, batch_stats = self.state.evaluated
-        batch = sharding.put_batch({"image": images}, self.mesh)["image"]
+        batch = sharding.put_batch(images, self.mesh)
         output = self._predict_step(params, batch_stats, batch)
         start = jax.process_index() * len(images)
         return jax.tree.map(lambda x: np.asarray(x)[start : start + len(images)], output)
 
-    def validate(self) -> SplitErrors:
+    def validate(self, degrade: str = "none") -> SplitErrors:
         """Errors of both stages over the validation split, with ground-truth boxes."""
+        split = self.config.data.validation_split
+        if self.evidence is not None:
+            return errors_of(
+                (
+                    (self._refine(evidence), batch)
+                    for evidence, batch in self.evidence.split(split, degrade)
+                ),
+                self.dataset.scheme,
+            )
         return split_errors(
             self.predict,
             self.dataset,
-            self.config.data.validation_split,
+            split,
             image_size=self.config.data.image_size,
             batch_size=self.config.train.batch_size,
+            degrade=degrade,
         )
 
     def run(self, *, on_validation: Callable[[int, dict[str, float]], None] | None = None) -> bool:
@@ -210,6 +235,46 @@ class Training:
                     break
         return self.step == train.steps
 
+    def _open_batches(self) -> TrainIterator | CachedBatches:
+        config = self.config
+        split, augment = config.data.train_split, AugmentConfig(**config.data.augment.to_dict())
+        batch_size, seed, views = config.train.batch_size, config.seed, config.data.views
+        if self.evidence is not None:
+            order = view_order(self.dataset, split, batch_size=batch_size, seed=seed, views=views)
+            return CachedBatches(order, self.evidence.training_views(split, augment, views))
+        return train_iterator(
+            self.dataset,
+            split,
+            image_size=config.data.image_size,
+            batch_size=batch_size,
+            seed=seed,
+            augment=augment,
+            views=views,
+            num_workers=config.data.num_workers,
+            num_threads=config.data.num_threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _evidence_cache(self) -> EvidenceCache:
+        step = sharding.compile_predict_step(make_detect_step(self.graphdef), self.mesh)
+        # The training step donates the state's own arrays.
+        frozen = jax.tree.map(jnp.copy, (self.state.params, self.state.batch_stats))
+
+        def detect(images: np.ndarray) -> Evidence:
+            return jax.tree.map(np.asarray, step(*frozen, sharding.put_batch(images, self.mesh)))
+
+        return EvidenceCache(
+            detect,
+            self.dataset,
+            image_size=self.config.data.image_size,
+            batch_size=self.config.train.batch_size,
+        )
+
+    def _refine(self, evidence: Evidence) -> LCGCNOutput:
+        output = self._refine_step(*self.state.evaluated, sharding.put_batch(evidence, self.mesh))
+        return jax.tree.map(np.asarray, output)
+
     def _save(self) -> None:
         progress = {
             "batches": self.batches.get_state(),
@@ -264,10 +329,13 @@ class Training:
 
     def _claim_workdir(self) -> None:
         """Writes the configuration, or holds it against the one that the folder has."""
-        path = self.workdir / "config.json"
+        path = self.workdir / RUN_CONFIG
         if path.is_file():
-            old = json.loads(path.read_text(encoding="utf-8"))
-            if changed := differences(old, json.loads(to_json(self.config))):
+            old, new = (
+                json.loads(path.read_text(encoding="utf-8")),
+                json.loads(to_json(self.config)),
+            )
+            if changed := differences(fill_in(old, new), new):
                 raise InputError(
                     f"{path}: this run was started with another config ({'; '.join(changed)}); give "
                     "another --workdir, or the same config"
@@ -297,25 +365,16 @@ def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:
     return dataset
 
 
-def _initial_weights(
-    config: ml_collections.ConfigDict, params: Weights, batch_stats: Weights
-) -> tuple[Weights, Weights]:
-    bundle = load_bundle(config.init_from)
-    if config.init_parts not in ("heatmap", "whole"):
+def _check_cache(config: ml_collections.ConfigDict) -> None:
+    if not config.train.cache:
+        return
+    if config.train.mode != "frozen" or config.data.views < 1:
         raise InputError(
-            f"config init_parts: unknown part {config.init_parts!r}; use 'heatmap' or 'whole'"
+            "config train.cache: only a frozen heatmap model says the same each time; set train.mode "
+            "to frozen and data.views to the number of views of each face"
         )
-
-    def wanted(weights):
-        whole = config.init_parts == "whole"
-        return {n: v for n, v in weights.items() if whole or n.startswith("heatmap_model.")}
-
-    check_weights(Path(config.init_from), wanted(bundle.weights), wanted(params | batch_stats))
-    taken = {name: jnp.asarray(value) for name, value in wanted(bundle.weights).items()}
-    return (
-        {name: taken.get(name, value) for name, value in params.items()},
-        {name: taken.get(name, value) for name, value in batch_stats.items()},
-    )
+    if jax.process_count() > 1:
+        raise InputError("config train.cache: is for one process; set it to false")
 
 
 @contextmanager

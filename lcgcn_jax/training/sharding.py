@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from lcgcn_jax.errors import InputError
 
@@ -42,13 +43,12 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
     """This process's part of a batch, as part of the global one on the devices."""
     sharding = by_batch(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-    }
+    return jax.tree.map(
+        lambda value: jax.make_array_from_process_local_data(sharding, value), batch
+    )
 
 
 def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
@@ -62,6 +62,6 @@ def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
 
 
 def compile_predict_step(step: Callable, mesh: Mesh) -> Callable:
-    """Jits `step(params, batch_stats, images)`: results on every device, so that any host can read."""
+    """Jits `step(params, batch_stats, inputs)`: results on every device, so that any host can read."""
     whole = replicated(mesh)
     return jax.jit(step, in_shardings=(whole, whole, by_batch(mesh)), out_shardings=whole)

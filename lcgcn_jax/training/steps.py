@@ -13,12 +13,12 @@ from jaxtyping import Array, Bool, Float, UInt8
 from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
-from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
+from lcgcn_jax.models.lcgcn import Evidence, LCGCNOutput, normalize_images
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
 
-Batch = dict[str, Array]
+Batch = dict[str, Array | Evidence]
 Scalars = dict[str, Float[Array, ""]]
 
 
@@ -61,8 +61,11 @@ def total_loss(
     groups: tuple[str, ...],
     size: int,
     activation: str = "sigmoid",
+    heatmap_origin: float | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
     """The paper's L = lambda1 L1 + lambda2 focal, or others in their place, of the stages that train.
+
+    A graph of several turns is held to the truth in every one.
 
     Args:
       output: what the model said.
@@ -75,6 +78,7 @@ def total_loss(
         constants of Wing and smooth L1 belong, and are then divided by 256: large errors count as much
         in all of them, and the L1 is in parts of the crop, like the graph's coordinates.
       activation: the model's, one of `heatmaps.ACTIVATIONS`.
+      heatmap_origin: the model's; None as in `geometry.input_to_heatmap`.
 
     Returns:
       The loss, and its parts by name before weighting.
@@ -84,7 +88,7 @@ def total_loss(
         name = config["heatmap"]
         logits = output.heatmap_logits
         hh, hw = logits.shape[1:3]
-        cells = input_to_heatmap(landmarks, size / hw)
+        cells = input_to_heatmap(landmarks, size / hw, heatmap_origin)
         targets = heatmaps.encode(cells, (hh, hw), sigma=config["sigma"])
         if name == "focal":
             parts[name] = losses.focal(logits, targets, visible)
@@ -95,7 +99,12 @@ def total_loss(
     if "graph" in groups:
         name = config["coordinate"]
         scale = _FRAME / size
-        loss = COORDINATE_LOSSES[name](output.landmarks * scale, landmarks * scale, visible)
+        turns = output.turns.shape[1]
+        loss = COORDINATE_LOSSES[name](
+            (output.turns * scale).reshape(-1, *landmarks.shape[1:]),
+            jnp.repeat(landmarks * scale, turns, axis=0),
+            jnp.repeat(visible, turns, axis=0),
+        )
         parts[name] = loss / _FRAME
         total = total + config["coordinate_weight"] * parts[name]
     return total, parts
@@ -108,31 +117,38 @@ def make_train_step(
     *,
     mode: str,
     loss_config: Mapping[str, Any],
+    image_size: int,
     ema_decay: float,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
 
-    A batch is `image` uint8 [b s s 3], `landmarks` float32 [b k 2] in crop pixels and `visible` bool
-    [b k]. The scalars are the loss, its parts and the norm of the gradient.
+    A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
+    `visible` bool [b k]. Where the heatmap model does not train, `evidence`, what it said of the images
+    (`LCGCN.detect`), may be there in their place. The scalars are the loss, its parts and the norm of the
+    gradient.
     """
     groups = TRAINED[mode]
 
     def loss_of(learnt: Weights, state: TrainState, batch: Batch):
         # Parameters that do not train get no gradient: the backward pass stops where they begin.
         model = merge_weights(graphdef, state.params | learnt, state.batch_stats)
-        output = model(
-            normalize_images(batch["image"]),
-            train_heatmap="heatmap" in groups,
-            train_graph="graph" in groups,
-        )
+        if "evidence" in batch:
+            output = model.refine(batch["evidence"], image_size, train=True)
+        else:
+            output = model(
+                normalize_images(batch["image"]),
+                train_heatmap="heatmap" in groups,
+                train_graph="graph" in groups,
+            )
         total, parts = total_loss(
             output,
             batch["landmarks"],
             batch["visible"],
             config=loss_config,
             groups=groups,
-            size=batch["image"].shape[2],
+            size=image_size,
             activation=model.activation,
+            heatmap_origin=model.heatmap_origin,
         )
         return total, (parts, batch_stats_of(model))
 
@@ -162,6 +178,28 @@ def make_train_step(
         return TrainState(step, params, batch_stats, opt_state, ema), scalars
 
     return train_step
+
+
+def make_detect_step(
+    graphdef: nnx.GraphDef,
+) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], Evidence]:
+    """Makes the pure function `detect_step(params, batch_stats, images) -> Evidence`."""
+
+    def detect_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
+        return merge_weights(graphdef, params, batch_stats).detect(normalize_images(images))[1]
+
+    return detect_step
+
+
+def make_refine_step(
+    graphdef: nnx.GraphDef, image_size: int
+) -> Callable[[Weights, Weights, Evidence], LCGCNOutput]:
+    """Makes the pure function `refine_step(params, batch_stats, evidence) -> LCGCNOutput`."""
+
+    def refine_step(params: Weights, batch_stats: Weights, evidence: Evidence):
+        return merge_weights(graphdef, params, batch_stats).refine(evidence, image_size)
+
+    return refine_step
 
 
 def make_predict_step(

@@ -88,6 +88,49 @@ def test_errors_of_every_face_are_those_of_the_report(evaluated, small_run, synt
         assert mean == pytest.approx(result["stages"][stage]["nme"], rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def wflw_layout(synthetic98, tmp_path_factory):
+    """Synthetic faces prepared as WFLW's own would be."""
+    out = tmp_path_factory.mktemp("data") / "wflw"
+    assert main(["prepare", "wflw", "--src", str(synthetic98 / "official"), "--out", str(out)]) == 0
+    return out
+
+
+def test_result_stands_beside_published_figures(evaluated, small_run, wflw_layout, capsys):
+    _, result = evaluated
+    arguments = ["--model", small_run, "--data", wflw_layout, "--split", "test", "--batch_size", 8]
+    assert main(["eval", *map(str, arguments), "--compare_published"]) == 0
+    said = capsys.readouterr().out
+    beside = said[said.index("Beside published figures: measured by others and not here") :]
+    assert "Measured here: wflw test, boxes: gt, flip test: no" in beside
+    assert "Not whole sets: test 24 of 2,500" in beside
+    rows = {line.split("  ")[0]: line.split() for line in beside.splitlines()}
+    for stage in ("heatmap", "graph"):
+        subsets = [result["subsets"][name][stage]["nme"] for name in SUBSETS]
+        own = result["stages"][stage]
+        wanted = [f"{own['nme']:.2f}", f"{own['fr10']:.2f}", f"{own['auc10']:.3f}"]
+        wanted += [f"{nme:.2f}" for nme in subsets]
+        assert rows[f"measured here: {stage} stage"][-9:] == wanted
+    paper = ["2022", "4.24", "2.68", "0.589", "7.57", "4.47", "4.20", "4.01", "5.03", "4.83"]
+    (found,) = (words for name, words in rows.items() if name.startswith("published: LCGCN"))
+    assert found[-10:] == paper
+    assert f"{found[2]} IEEE Access" in beside
+
+
+def test_validation_has_no_published_figures(small_run, wflw_layout, capsys):
+    arguments = ["--model", small_run, "--data", wflw_layout, "--split", "train"]
+    assert main(["eval", *map(str, arguments), "--compare_published"]) == 0
+    said = capsys.readouterr().out
+    assert "No published figures beside train: those for wflw are for its test sets" in said
+    assert "published:" not in said
+
+
+def test_published_figures_for_other_data_are_refused(refused, small_run, synthetic98):
+    arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
+    said = refused("eval", *arguments, "--compare_published")
+    assert f"{synthetic98}: synthetic data, and published figures are for wflw and 300w" in said
+
+
 def test_wflw_checkpoint_on_300w_data_is_refused(refused, small_run, synthetic68):
     said = refused("eval", "--model", small_run, "--data", synthetic68, "--split", "common")
     assert f"{synthetic68}: 68 points (ibug68)" in said
@@ -132,3 +175,24 @@ def test_run_without_validation_has_no_model_yet(refused, small_run, synthetic98
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     said = refused("eval", "--model", tmp_path / "run", "--data", synthetic98, "--split", "test")
     assert "has not been validated yet" in said
+
+
+def test_detected_boxes(evaluated, small_run, synthetic98, detector_model, tmp_path, capsys):
+    _, plain = evaluated
+    path = tmp_path / "eval.json"
+    arguments = ["--model", small_run, "--data", synthetic98, "--split", "test", "--json", path]
+    arguments += ["--batch_size", 8, "--boxes", "detector", "--detector_model", detector_model]
+    assert main(["eval", *map(str, arguments)]) == 0
+    result = json.loads(path.read_text())
+    assert set(result) == set(plain) | {"missed"}
+    assert result["boxes"] == "detector"
+    assert 0 <= result["missed"] < result["num_faces"] == 24
+    assert f"boxes: detector ({result['missed']} faces missed)" in capsys.readouterr().out
+    assert result["stages"]["graph"]["nme"] != plain["stages"]["graph"]["nme"]
+
+
+def test_detected_boxes_want_a_detector(refused, small_run, synthetic98, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
+    said = refused("eval", *arguments, "--boxes", "detector")
+    assert "give --detector_model FILE" in said

@@ -22,7 +22,7 @@ ARCH = "w18-small-v1"
 @pytest.fixture(scope="module")
 def bundle():
     """A small HRNet with the authors' graph head, of random weights."""
-    fields = {"diagonal", "shape_features", "activation", "mlp_output"}
+    fields = {"diagonal", "positions", "shape_features", "activation", "mlp_output"}
     model = {
         "heatmap": {"name": "hrnet", "arch": ARCH, "features": "concat"},
         "decode": "argmax",

@@ -1,10 +1,16 @@
+import csv
 import json
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.data.w300 import read_pts
+from lcgcn_jax.geometry import transform_points
+from lcgcn_jax.photographs import read_photograph
+from lcgcn_jax.video import VideoWriter, open_video
 
 
 @pytest.fixture
@@ -33,8 +39,8 @@ def test_json_and_overlay_in_the_photographs_pixels(small_run, photo, tmp_path):
         assert np.isfinite(face["landmarks"]).all()
     assert result["faces"][1]["box"] == [110.5, 40, 190, 160]
     overlay = cv2.imread(str(out / "photo.png"))
-    assert overlay.shape == (200, 300, 3)
-    assert (overlay != cv2.imread(str(photo))).any()
+    assert overlay.shape[1:] == (300, 3)
+    assert (overlay[:200] != cv2.imread(str(photo))).any()
 
 
 @pytest.mark.parametrize(
@@ -102,3 +108,290 @@ def test_results_are_not_overwritten_unless_asked(refused, small_run, photo, tmp
     assert (out / "photo.json").read_text() == "precious"
     assert main(["predict", *arguments, "--overwrite"]) == 0
     assert json.loads((out / "photo.json").read_text())["faces"]
+
+
+@pytest.fixture
+def predict(small_run, tmp_path):
+    """Runs `lcgcn predict`, unless told otherwise with the small model, and gives the exit code."""
+
+    def run(*arguments, model=small_run):
+        options = ["--model", model, *arguments, "--out", tmp_path / "out"]
+        return main(["predict", *map(str, options)])
+
+    return run
+
+
+def photograph(folder, name, size=(120, 90)):
+    """A picture file with a face-like blob."""
+    image = np.full((size[1], size[0], 3), 90, np.uint8)
+    cv2.ellipse(image, (60, 45), (25, 35), 0, 0, 360, (160, 180, 220), cv2.FILLED)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(image).save(folder / name)
+    return folder / name
+
+
+def faces_in(path):
+    return json.loads(path.read_text())["faces"]
+
+
+def test_faces_of_real_photographs_are_found(predict, shared, detector_model, tmp_path, capsys):
+    photos = shared / "data/photos"
+    assert (
+        predict(
+            photos / "2008*.jpg",
+            photos / "2009_004587.jpg",
+            "--detector_model",
+            detector_model,
+            model="w300-lcgcn-small",
+        )
+        == 0
+    )
+    said = capsys.readouterr()
+    assert f"{photos}/2008_001322.jpg: 3 faces; " in said.out
+    assert said.err == ""
+    for name, count in (("2008_001322", 3), ("2009_004587", 2)):
+        faces = faces_in(tmp_path / "out" / f"{name}.json")
+        assert len(faces) == count
+        for face in faces:
+            x0, y0, x1, y1 = face["box"]
+            low, high = np.min(face["landmarks"], axis=0), np.max(face["landmarks"], axis=0)
+            # The detector's box is mapped to that of the landmarks.
+            side = max(x1 - x0, y1 - y0)
+            np.testing.assert_allclose([*low, *high], [x0, y0, x1, y1], atol=0.2 * side)
+
+
+def test_folder_with_broken_files_is_finished(predict, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    photograph(folder, "good.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "good.jpg").read_bytes()[:500])
+    (folder / "empty.png").touch()
+    photograph(folder, "sub/also good.tif")
+    assert predict(folder, "--whole_image") == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        f"left out: {folder}/cut.jpg: the image file is truncated; give a whole JPEG or PNG file",
+        f"left out: {folder}/empty.png: the image file is empty; give a whole JPEG or PNG file",
+    ]
+    written = sorted(
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")
+    )
+    assert written == [
+        "good.json",
+        "good.png",
+        "sub/also good.json",
+        "sub/also good.png",
+    ]
+
+
+def test_results_are_those_of_the_upright_photograph(predict, tmp_path):
+    upright = np.asarray(PIL.Image.open(photograph(tmp_path, "a.png")))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it
+    turned = PIL.Image.fromarray(np.rot90(upright))
+    turned.save(tmp_path / "b.png", exif=exif)
+    assert predict(tmp_path / "a.png", tmp_path / "b.png", "--whole_image") == 0
+    a, b = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in "ab")
+    assert (b["width"], b["height"]) == (a["width"], a["height"]) == (120, 90)
+    np.testing.assert_allclose(a["faces"][0]["landmarks"], b["faces"][0]["landmarks"], atol=0.01)
+
+
+def test_whole_image_is_a_crop_of_one_face(predict, photo, tmp_path):
+    assert predict(photo, "--whole_image") == 0
+    (face,) = faces_in(tmp_path / "out/photo.json")
+    # Its crop, 1.25 times as large, is the picture: 300 x 200.
+    np.testing.assert_allclose(face["box"], [29.5, 19.5, 269.5, 179.5])
+
+
+def test_file_of_boxes(predict, tmp_path, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        photograph(tmp_path / "photos", name)
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x0,y0,x1,y1\na.png,35,10,85,80\nb.png,35,10,85,80\nb.png,30,15,80,75\n")
+    assert predict(tmp_path / "photos", "--boxes", boxes) == 1
+    assert [len(faces_in(tmp_path / f"out/{name}.json")) for name in "ab"] == [1, 2]
+    assert capsys.readouterr().err == f"left out: {tmp_path}/photos/c.png: no face box in {boxes}\n"
+
+
+def test_csv_and_pts_hold_what_the_json_holds(small_run, photo, tmp_path):
+    boxes = ["--box", "100,30,200,170", "--box", "110.5,40,190,160"]
+    for kind in ("json", "csv", "pts"):
+        options = ["--model", small_run, photo, *boxes, "--format", kind, "--out", tmp_path / kind]
+        assert main(["predict", *map(str, options)]) == 0
+    faces = faces_in(tmp_path / "json/photo.json")
+    with (tmp_path / "csv/photo.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 98
+    points = np.array([[float(row["x"]), float(row["y"])] for row in rows]).reshape(2, 98, 2)
+    for i, face in enumerate(faces):
+        np.testing.assert_allclose(points[i], face["landmarks"], atol=2e-3)
+        pts = read_pts(tmp_path / f"pts/photo_face{i + 1}.pts", 98)
+        np.testing.assert_allclose(pts - 1, face["landmarks"], atol=2e-3)
+    assert not (tmp_path / "csv/photo.json").exists()
+
+
+def test_faces_of_an_earlier_run_do_not_stay(predict, photo, tmp_path):
+    box = ["--box", "100,30,200,170"]
+    assert predict(photo, *box, *box, "--format", "pts") == 0
+    assert predict(photo, *box, "--format", "pts", "--overwrite") == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.pts")] == ["photo_face1.pts"]
+
+
+def test_picture_without_a_face(predict, photo, shared, detector_model, tmp_path, capsys):
+    assert predict(photo, "--detector_model", detector_model) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"no face found in: {photo}; where there is one, give its box by --box")
+    assert faces_in(tmp_path / "out/photo.json") == []
+    face = shared / "data/photos/2009_004587.jpg"
+    assert predict(photo, face, "--detector_model", detector_model, "--overwrite") == 0
+
+
+def test_large_photograph(predict, tmp_path):
+    """40 megapixels."""
+    path = photograph(tmp_path, "large.jpg", size=(8000, 5000))
+    assert predict(path, "--box", "35,10,85,80") == 0
+    assert json.loads((tmp_path / "out/large.json").read_text())["width"] == 8000
+
+
+@pytest.fixture
+def clip(shared, tmp_path):
+    """A photograph of two faces that moves and grows, 12 frames, 400 x 500."""
+    image = read_photograph(shared / "data/photos/2009_004587.jpg")
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, frames_per_second=24.0) as writer:
+        for i in range(12):
+            scale = 1 + 0.01 * i
+            affine = np.array([[scale, 0, -3 * i], [0, scale, -i]])
+            writer.write(cv2.warpAffine(image, affine, (400, 500)))
+    return path
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_video_gives_a_line_a_frame_and_an_annotated_video(
+    predict, clip, detector_model, tmp_path, capsys
+):
+    detector = ["--detector_model", detector_model]
+    assert predict(clip, *detector) == 0
+    out = tmp_path / "out"
+    lines = read_lines(out / "clip.jsonl")
+    assert [line["frame"] for line in lines] == list(range(12))
+    np.testing.assert_allclose([line["time"] for line in lines], np.arange(12) / 24, atol=1e-6)
+    boxes = {}
+    for line in lines:
+        assert len(line["faces"]) == 2
+        for face in line["faces"]:
+            assert list(face) == ["track", "box", "landmarks", "confidence", "heatmap_landmarks"]
+            boxes.setdefault(face["track"], []).append(face["box"])
+    # Two faces, each one track, that goes where the photograph goes.
+    assert sorted(boxes) == [0, 1]
+    for track in boxes.values():
+        track = np.array(track)
+        assert len(track) == 12
+        affine = np.array([[1.11, 0, -33], [0, 1.11, -11]])
+        expected = transform_points(affine, track[0].reshape(2, 2)).reshape(4)
+        np.testing.assert_allclose(track[-1], expected, atol=0.1 * (track[0, 2] - track[0, 0]))
+    with open_video(out / "clip.mp4") as video:
+        frames = list(video.frames)
+        assert video.frames_per_second == 24
+    assert len(frames) == 12
+    assert frames[0].shape[0] >= 500
+    said = capsys.readouterr()
+    assert f"{clip}: 12 frames, 24 faces, " in said.out
+    assert "frames a second" in said.out
+    assert "frame/s" in said.err
+    assert not list(out.glob(".*")), "nothing half-written is left"
+
+    before = read_lines(out / "clip.jsonl")
+    assert predict(clip, *detector, "--smooth", "--overwrite") == 0
+    after = read_lines(out / "clip.jsonl")
+    assert after[0] == before[0]
+
+    def points(lines, key):
+        return np.array(
+            [
+                [face[key] for face in sorted(line["faces"], key=lambda f: f["track"])]
+                for line in lines
+            ]
+        )
+
+    np.testing.assert_array_equal(
+        points(after, "heatmap_landmarks"), points(before, "heatmap_landmarks")
+    )
+    trembling = [
+        np.abs(np.diff(points(lines, "landmarks"), n=2, axis=0)).mean() for lines in (before, after)
+    ]
+    assert trembling[1] < 0.7 * trembling[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "csv"], "the landmarks of a video are JSON lines; leave out --format"),
+        (["--fps", "0"], "--fps 0: has to be positive"),
+    ],
+)
+def test_options_that_no_video_takes(refused, small_run, tmp_path, options, message):
+    (tmp_path / "clip.mp4").touch()
+    arguments = ["--model", small_run, tmp_path / "clip.mp4", "--out", tmp_path / "out"]
+    assert message in refused("predict", *arguments, *options)
+
+
+def test_empty_video_is_refused(refused, small_run, tmp_path):
+    (tmp_path / "clip.mp4").touch()
+    arguments = ["--model", small_run, tmp_path / "clip.mp4", "--out", tmp_path / "out"]
+    said = refused("predict", *arguments, "--whole_image")
+    assert f"{tmp_path}/clip.mp4: no frame of a video can be read" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--smooth"], "--smooth is for videos, and there is none"),
+        (["--fps", "25"], "--fps is for videos, and there is none"),
+        (["--boxes", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["--box", "0,0,9,9", "--whole_image"], "not allowed with argument"),
+        (["--format", "xml"], "invalid choice: 'xml'"),
+        ([], "give --detector_model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole_image"),
+    ],
+)
+def test_options_that_do_not_fit(
+    refused, small_run, photo, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["--model", small_run, photo, "--out", tmp_path / "out"]
+    assert message in refused("predict", *arguments, *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_box_goes_with_one_photograph(refused, small_run, photo, tmp_path):
+    other = photograph(tmp_path, "b.png")
+    said = refused("predict", "--model", small_run, photo, other, "--box", "0,0,9,9")
+    assert "--box goes with one input, and there are 2; use --boxes" in said
+
+
+def test_photograph_is_never_replaced_by_its_overlay(refused, small_run, photo):
+    before = photo.read_bytes()
+    arguments = ["--model", small_run, photo, "--whole_image", "--out", photo.parent]
+    said = refused("predict", *arguments, "--overwrite")
+    assert f"{photo}: is one of the inputs; choose another --out" in said
+    assert photo.read_bytes() == before
+
+
+def test_folder_that_cannot_be_written_is_named(refused, small_run, photo, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    arguments = ["--model", small_run, photo, "--whole_image", "--out"]
+    said = refused("predict", *arguments, tmp_path / "file" / "out")
+    assert f"{tmp_path}/file/out: cannot be written to; choose another --out" in said
+    # The superuser of a container may write anywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "cannot be written to" in refused("predict", *arguments, tmp_path / "out")
+
+
+def test_edges_are_drawn_where_there_is_a_graph(predict, photo, tmp_path):
+    assert predict(photo, "--whole_image") == 0
+    plain = cv2.imread(str(tmp_path / "out/photo.png"))
+    assert predict(photo, "--whole_image", "--draw_edges", "--overwrite") == 0
+    assert (cv2.imread(str(tmp_path / "out/photo.png")) != plain).any()

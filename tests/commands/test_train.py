@@ -26,6 +26,13 @@ def test_finished_run_is_left_as_it_is(small_run, synthetic98, capsys):
     assert (small_run / "best" / "model.safetensors").read_bytes() == before
 
 
+def test_a_run_says_what_it_begins_with(small_run, synthetic98, tmp_path, capsys):
+    overrides = [f"--config.data.dir={synthetic98}", f"--config.init_from={small_run}"]
+    code = main(["train", "--config", "demo:small", "--workdir", str(tmp_path / "run"), *overrides])
+    assert code == 0
+    assert f"run: begins with the heatmap model of {small_run}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -36,6 +43,8 @@ def test_finished_run_is_left_as_it_is(small_run, synthetic98, capsys):
             "'offset' is not available",
         ),
         (["--config", "demo:small", "--config.model.heatmap.arch=w19"], "unknown HRNet 'w19'"),
+        (["--config", "demo:small", "--config.model.heatmap_origin=left"], "'left' is no place"),
+        (["--config", "demo:small", "--config.init_from=gone.pth"], "gone.pth: no such file"),
         (["--config", "demo:small", "--config.train.mode=all"], "unknown mode 'all'"),
         (["--config", "demo:tiny"], "did you mean 'small'"),
         (["--config", "missing.py"], "missing.py: no such config file"),
@@ -53,6 +62,7 @@ def test_bad_configuration_is_refused(refused, synthetic98, tmp_path, arguments,
         arguments = [f"--config.data.dir={synthetic98}", *arguments]
     said = refused("train", "--workdir", tmp_path / "run", *arguments)
     assert message in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_workdir_of_another_run_is_refused(refused, small_run, synthetic98):

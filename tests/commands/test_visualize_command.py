@@ -1,14 +1,48 @@
+import dataclasses
+
 import cv2
+import pytest
 
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.models.bundles import load_bundle, save_bundle
 
 
-def test_stages_and_curves_of_a_run(small_run, synthetic98, tmp_path):
-    arguments = ["--model", small_run, "--data", synthetic98, "--faces", 3, "--out", tmp_path / "p"]
-    assert main(["visualize", *map(str, arguments)]) == 0
-    stages = cv2.imread(str(tmp_path / "p" / "stages.png"))
+def draw(model, data, out, *more):
+    arguments = ["--model", model, "--data", data, "--out", out, *more]
+    return main(["visualize", *map(str, arguments)])
+
+
+def test_stages_edges_and_curves_of_a_run(small_run, synthetic98, tmp_path, capsys):
+    out = tmp_path / "p"
+    assert draw(small_run, synthetic98, out, "--faces", 3) == 0
+    stages = cv2.imread(str(out / "stages.png"))
     assert stages.shape == (2 * 256, 2 * 3 * 256, 3), "two faces a row, three pictures each"
-    assert cv2.imread(str(tmp_path / "p" / "curves.png")) is not None
+    names = ["stages.png", "edges.png", "edge_matrices.png", "curves.png"]
+    assert capsys.readouterr().out.splitlines() == [str(out / name) for name in names]
+    assert all(cv2.imread(str(out / name)) is not None for name in names)
+
+
+def test_edges_of_one_part_above_a_threshold(small_run, synthetic98, tmp_path):
+    options = {
+        "all": [],
+        "part": ["--landmark", "left_eye"],
+        "none": ["--landmark", "left_eye", "--edge_threshold", 0.99],
+    }
+    pictures = []
+    for name, more in options.items():
+        assert draw(small_run, synthetic98, tmp_path / name, "--faces", 2, *more) == 0
+        pictures.append((tmp_path / name / "edges.png").read_bytes())
+    assert len(set(pictures)) == 3
+
+
+def test_model_without_a_graph_has_no_edges(small_run, synthetic98, tmp_path, capsys):
+    bundle = load_bundle(small_run)
+    weights = {n: w for n, w in bundle.weights.items() if not n.startswith("graph.")}
+    bundle = dataclasses.replace(bundle, model={**bundle.model, "graph": None}, weights=weights)
+    save_bundle(tmp_path / "bundle", bundle, "heatmaps alone\n")
+    assert draw(tmp_path / "bundle", synthetic98, tmp_path / "p", "--faces", 2) == 0
+    assert "a model without a graph; no edges to draw" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["stages.png"]
 
 
 def test_bundle_without_log_needs_data(refused, small_run, tmp_path):
@@ -16,7 +50,34 @@ def test_bundle_without_log_needs_data(refused, small_run, tmp_path):
     assert "give --data" in said
 
 
-def test_pictures_are_not_overwritten(refused, small_run, tmp_path):
-    (tmp_path / "curves.png").write_text("precious")
-    assert "already exists" in refused("visualize", "--model", small_run, "--out", tmp_path)
-    assert (tmp_path / "curves.png").read_text() == "precious"
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--landmark", "left_eyes"], "did you mean 'left_eye'?"),
+        (["--landmark", "98"], "wflw98 has the landmarks 0 to 97"),
+        (["--edge_threshold", "1.5"], "--edge_threshold 1.5: a weight lies in 0..1"),
+        (["--edge_threshold", "nan"], "--edge_threshold nan: a weight lies in 0..1"),
+        (["--faces", "0"], "at least 1 face"),
+        (["--skip", "1000"], "skip fewer"),
+    ],
+)
+def test_bad_options_are_refused_and_nothing_is_written(
+    refused, small_run, synthetic98, tmp_path, more, message
+):
+    arguments = ["--model", small_run, "--data", synthetic98, "--out", tmp_path / "p", *more]
+    assert message in refused("visualize", *arguments)
+    assert not (tmp_path / "p").exists()
+
+
+def test_edges_need_faces(refused, small_run, tmp_path):
+    said = refused("visualize", "--model", small_run, "--landmark", "3", "--out", tmp_path / "p")
+    assert "give --data" in said
+
+
+@pytest.mark.parametrize("name", ["stages.png", "edges.png", "edge_matrices.png", "curves.png"])
+def test_pictures_are_not_overwritten(refused, small_run, synthetic98, tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    arguments = ["--model", small_run, "--data", synthetic98, "--out", tmp_path]
+    assert f"{name}: already exists" in refused("visualize", *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "precious"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.interop import torch_weights
@@ -69,7 +70,7 @@ def our_head(result, inputs):
     graphdef, params, batch_stats = result.bundle.create()
     head = merge_weights(graphdef, params, batch_stats).graph
     coordinates, edges = head(*(jnp.asarray(x)[None] for x in inputs), train=False)
-    return np.asarray(edges[0]), np.asarray(coordinates[0])
+    return np.asarray(edges[0]), np.asarray(coordinates[0, 0])
 
 
 def their_head(state, positions, confidences, features):
@@ -147,6 +148,8 @@ def test_what_a_bundle_is_made_as(face, lcgcn):
     assert (face.bundle.scheme, face.bundle.image_size) == (WFLW98, 256)
     assert lcgcn.bundle.model["decode"] == "argmax"
     assert lcgcn.bundle.model["graph"]["mlp_output"] == "activated"
+    assert face.bundle.model["heatmap_origin"] == 2.5
+    assert lcgcn.bundle.model["heatmap_origin"] == 2.0
     for result in (face, lcgcn):
         assert not result.fresh
         assert not result.unused
@@ -181,6 +184,7 @@ def test_both_generations_of_mmpose(face, hrnet98, starts, code, prefix):
     assert last[code] in keys
     result = imported(state)
     assert result.code == code
+    assert result.bundle.model["heatmap_origin"] == 0.0
     assert_same_weights(result.bundle.weights, face.bundle.weights)
 
 
@@ -209,6 +213,7 @@ def test_of_an_imagenet_model_the_backbone_is_taken_and_the_head_is_fresh(face, 
     backbone = {key: value for key, value in hrnet98.items() if not key.startswith("head.")}
     result = imported(backbone | extra)
     assert result.code == "HRNet for ImageNet"
+    assert result.bundle.model["heatmap_origin"] is None
     assert set(result.unused) == set(extra)
     head = {name for name in face.bundle.weights if name.startswith("heatmap_model.head_")}
     assert set(result.fresh) == head
@@ -279,9 +284,43 @@ def test_a_file_of_something_else_is_refused(graph98):
     assert "no HRNet in it" in refusal(graph98)
 
 
+def test_a_graph_head_on_a_backbone_alone_is_refused(hrnet98, graph98):
+    backbone = {key: value for key, value in hrnet98.items() if not key.startswith("head.")}
+    assert "its HRNet has no head" in refusal(backbone | graph98)
+
+
 def test_two_models_in_one_file_are_refused(hrnet98):
     twice = {prefix + key: value for key, value in hrnet98.items() for prefix in ("a.", "b.")}
     assert "more than once, under 'a.', 'b.'" in refusal(twice)
+
+
+class Given(nnx.Module):
+    """Stands in for the HRNet."""
+
+    stride, feature_channels = 4, 270
+
+    def __init__(self, logits, features):
+        self.logits, self.features = nnx.Variable(logits), nnx.Variable(features)
+
+    def __call__(self, images, *, train):
+        return self.logits[...], self.features[...]
+
+
+def test_from_the_heatmaps_on_the_authors_model_gives_what_their_code_gives(lcgcn, graph98, parity):
+    """Their `LandmarkModel`: peaks as parts of the map's side go in, parts of the crop's side come out."""
+    logits = parity.normal("logits", (1, 64, 64, 98))
+    features = parity.normal("features", (1, 64, 64, 270))
+    y, x = np.divmod(logits[0].reshape(-1, 98).argmax(axis=0), 64)
+    confidence = 1 / (1 + np.exp(-logits[0, y, x, np.arange(98)]))
+    cells = np.stack([x, y], axis=-1)
+    edges, coordinates = their_head(graph98, cells / 64, confidence, features[0, y, x])
+
+    model = merge_weights(*lcgcn.bundle.create())
+    model.heatmap_model = Given(jnp.asarray(logits), jnp.asarray(features))
+    output = nnx.jit(lambda model: model(jnp.zeros((1, 256, 256, 3))))(model)
+    np.testing.assert_array_equal(output.heatmap_landmarks[0], 4 * cells + 2)
+    assert relative_error(np.asarray(output.edges[0]), edges) < 1e-5
+    assert relative_error(np.asarray(output.landmarks[0]), 256 * coordinates) < 1e-5
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -299,7 +338,13 @@ def test_export_is_import_backwards(lcgcn, parity, hrnet98, graph98, graph):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("activation", "relu"), ("mlp_output", "linear"), ("norm", "layer")]
+    ("field", "value"),
+    [
+        ("activation", "relu"),
+        ("mlp_output", "linear"),
+        ("norm", "layer"),
+        ("positions", "center"),
+    ],
 )
 def test_a_graph_that_the_authors_code_cannot_hold_is_not_exported(lcgcn, field, value):
     model = dict(lcgcn.bundle.model)

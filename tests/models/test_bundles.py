@@ -57,6 +57,33 @@ def test_what_is_saved_is_what_is_loaded(bundle, saved):
     assert (saved / CARD).read_text() == "# A model\n"
 
 
+def test_half_the_bytes_are_read_as_float32(bundle, saved, tmp_path):
+    save_bundle(tmp_path / "half", bundle, "", dtype=np.float16)
+    sizes = [(folder / WEIGHTS).stat().st_size for folder in (saved, tmp_path / "half")]
+    halved = sum(np.size(value) for value in bundle.weights.values() if np.ndim(value) > 1)
+    # Beside the weights the file has their places, in decimal digits.
+    assert sizes[0] - sizes[1] == pytest.approx(2 * halved, abs=len(bundle.weights) * 4)
+    stored = load_file(tmp_path / "half" / WEIGHTS)
+    loaded = load_bundle(tmp_path / "half")
+    assert {value.dtype for value in loaded.weights.values()} == {np.dtype(np.float32)}
+    for name, value in bundle.weights.items():
+        matrix = value.ndim > 1
+        assert stored[name].dtype == (np.float16 if matrix else np.float32)
+        np.testing.assert_array_equal(loaded.weights[name], stored[name].astype(np.float32))
+        np.testing.assert_allclose(loaded.weights[name], value, rtol=1e-3 if matrix else 0)
+    _, params, batch_stats = loaded.create()
+    assert {value.dtype for value in (params | batch_stats).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, "bfloat16"])
+def test_any_floating_type_is_read_as_float32(bundle, saved, kind):
+    stored = {name: value.astype(kind) for name, value in bundle.weights.items()}
+    save_file(stored, saved / WEIGHTS)
+    for name, value in load_bundle(saved).weights.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, stored[name].astype(np.float32))
+
+
 def test_transposed_views_are_saved_as_they_read(bundle, tmp_path):
     weights = {name: np.asfortranarray(value) for name, value in bundle.weights.items()}
     save_bundle(tmp_path / "model", dataclasses.replace(bundle, weights=weights), "")
@@ -124,8 +151,9 @@ def test_truncated_weights_are_named(saved, kept):
             lambda w: w.update({NAME: w[NAME][..., :2].copy()}),
             rf"{NAME} has shape \(3, 3, 3, 2\) instead of \(3, 3, 3, 4\)",
         ),
+        (lambda w: w.update({NAME: w[NAME].astype(np.int8)}), f"{NAME} is of type int8"),
     ],
-    ids=["missing", "extra", "shape"],
+    ids=["missing", "extra", "shape", "type"],
 )
 def test_weights_that_do_not_fit_are_named(saved, change, reason):
     path = saved / WEIGHTS
@@ -144,6 +172,7 @@ def test_weights_that_do_not_fit_are_named(saved, change, reason):
         (lambda c: c.pop("format"), "no 'format'"),
         (lambda c: c.pop("model"), "no 'model'"),
         (lambda c: c["model"].pop("graph"), "no 'graph'"),
+        (lambda c: c["model"].update(heatmap_origin="left"), "'left' is no place in pixels"),
         (lambda c: c["model"]["heatmap"].update(name="resnet"), "no heatmap model 'resnet'"),
         (lambda c: c["model"]["graph"].update(norm="group"), "model.graph.norm: 'group'"),
         (lambda c: c.update(image_size="large"), "large"),

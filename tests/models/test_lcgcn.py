@@ -24,6 +24,7 @@ CHOICES = {
     "message": lcgcn.MESSAGES,
     "output": lcgcn.OUTPUTS,
     "sampling": lcgcn.SAMPLINGS,
+    "positions": lcgcn.POSITIONS,
     "shape_features": lcgcn.SHAPE_FEATURES,
     "activation": lcgcn.ACTIVATIONS,
     "norm": NORMS,
@@ -67,8 +68,21 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
         "confidence": (B, K),
         "edges": (B, K, K),
         "landmarks": (B, K, 2),
+        "turns": (B, 1, K, 2),
     }
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
+
+
+def test_a_graph_is_chosen_by_name_and_an_older_config_without_one_is_the_papers(toy):
+    sizes = {"width": 8, "blocks": 1, "turns": 2}
+    dag = make(config_of() | {"graph": {"name": "dag", **sizes}})
+    assert run(dag).turns.shape == (B, 3, K, 2)
+    assert isinstance(make(config_of()).graph, GraphHead)
+    assert isinstance(make(config_of(name="lcgcn")).graph, GraphHead)
+    with pytest.raises(InputError, match=r"no graph 'cascade'; there are lcgcn, dag"):
+        make(config_of(name="cascade"))
+    with pytest.raises(InputError, match=r"model\.graph: unknown field 'message'"):
+        make(config_of() | {"graph": {"name": "dag", "message": "paper"}})
 
 
 def test_the_options_tested_are_all_there_are():
@@ -116,6 +130,48 @@ def test_heatmap_landmarks_are_the_peaks_in_crop_pixels(toy):
     np.testing.assert_allclose(output.confidence, jax.nn.sigmoid(flat.max(axis=1)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("origin", [0, 2.5])
+def test_the_origin_moves_the_peaks_and_not_what_lies_at_them(toy, origin):
+    config = config_of("dark", output="residual", sampling="bilinear")
+    model, moved = make(config), make(config | {"heatmap_origin": origin})
+    assert (model.heatmap_origin, moved.heatmap_origin) == (1.5, origin)
+    plain, other = run(model), run(moved)
+    np.testing.assert_allclose(
+        other.heatmap_landmarks, plain.heatmap_landmarks + (origin - 1.5), atol=1e-5
+    )
+    np.testing.assert_allclose(other.landmarks, plain.landmarks + (origin - 1.5), atol=1e-5)
+    np.testing.assert_array_equal(other.edges, plain.edges)
+
+
+@pytest.mark.parametrize("origin", ["corner", True, float("nan"), [1.5, 1.5]])
+def test_an_origin_that_is_no_number_is_refused(toy, origin):
+    with pytest.raises(InputError, match=r"model\.heatmap_origin: .* is no place in pixels"):
+        create_model(config_of() | {"heatmap_origin": origin}, K, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("origin", [None, 2.0])
+def test_corner_positions_are_cells_in_and_pixels_out(toy, monkeypatch, origin):
+    """Over the side of the map and of the crop, wherever the cells lie."""
+    model = make(config_of(positions="corner") | {"heatmap_origin": origin})
+    seen = []
+    monkeypatch.setattr(
+        GraphHead,
+        "__call__",
+        lambda self, positions, *_, **__: (seen.append(positions), (positions[:, None] / 2, None))[
+            1
+        ],
+    )
+    output = model(IMAGES)
+    cells = (output.heatmap_landmarks - model.heatmap_origin) / 4
+    np.testing.assert_allclose(seen[0], cells / (SIZE // 4), atol=1e-6)
+    np.testing.assert_allclose(output.landmarks, 4 * cells / 2, atol=1e-5)
+
+
+def test_corner_positions_have_no_residual():
+    with pytest.raises(ValueError, match="'corner' is for absolute coordinates"):
+        GraphConfig(positions="corner", output="residual")
+
+
 def test_without_a_graph_the_landmarks_are_the_heatmaps(toy):
     output = run(make(config_of() | {"graph": None}))
     assert output.edges is None
@@ -138,7 +194,7 @@ def test_the_order_of_the_landmarks_matters_only_to_learned_edges(kind):
     inputs = [rng.uniform(size=(B, K, *rest)).astype(np.float32) for rest in ((2,), (), (6,))]
     plain, _ = head(*map(jnp.asarray, inputs), train=False)
     moved, _ = head(*(jnp.asarray(x[:, order]) for x in inputs), train=False)
-    same = np.allclose(plain[:, order], moved, atol=1e-5)
+    same = np.allclose(plain[:, :, order], moved, atol=1e-5)
     assert same == (kind in ("uniform", "self_only"))
 
 

@@ -1,5 +1,7 @@
 """A heatmap model that compiles in a second, and configurations with it."""
 
+import functools
+
 import flax.nnx as nnx
 import jax
 import pytest
@@ -13,6 +15,7 @@ class TwoConvs(nnx.Module):
     """Stride 4 in two convolutions, with BatchNorm: small, but all kinds of weights are in it."""
 
     stride = 4
+    head_modules = ("out",)
 
     def __init__(self, num_landmarks, *, width=8, bn_momentum, dtype, rngs):
         self.feature_channels = width
@@ -31,14 +34,23 @@ register_heatmap_model("two_convs", TwoConvs)
 
 
 @pytest.fixture
-def tiny_config(synthetic98):
+def tiny_config(make_tiny_config):
     """The whole configuration at 32 px with the tiny heatmap model; tests change it."""
+    return make_tiny_config()
+
+
+@pytest.fixture(scope="session")
+def make_tiny_config(synthetic98):
+    return functools.partial(_tiny_config, synthetic98)
+
+
+def _tiny_config(data):
     config = default_config()
     config.unlock()
     config.model.heatmap = {"name": "two_convs"}
     config.lock()
     config.model.graph.embedding_widths = (8, 4)
-    config.data.dir = str(synthetic98)
+    config.data.dir = str(data)
     config.data.image_size = 32
     config.optimizer.learning_rate = {"heatmap": 1e-2, "graph": 1e-2}
     config.optimizer.schedule = "constant"

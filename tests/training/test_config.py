@@ -5,11 +5,21 @@ from lcgcn_jax.training.config import (
     apply_overrides,
     default_config,
     differences,
+    fill_in,
     load_config,
     to_json,
 )
+from lcgcn_jax.training.optimizer import make_schedule
 
-CONFIGS = ("demo", "wflw_lcgcn", "w300_lcgcn", "w300_hrnet18", "wflw_hrnet18", "w300_hourglass")
+CONFIGS = (
+    "demo",
+    "wflw_lcgcn",
+    "w300_lcgcn",
+    "w300_dag",
+    "w300_hrnet18",
+    "wflw_hrnet18",
+    "w300_hourglass",
+)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -17,6 +27,22 @@ CONFIGS = ("demo", "wflw_lcgcn", "w300_lcgcn", "w300_hrnet18", "wflw_hrnet18", "
 def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
     config = load_config(name + argument)
     assert set(config.to_dict()) == set(default_config().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("spec", "faces", "size"),
+    [("w300_lcgcn:frozen", 2833, 256), ("w300_lcgcn:small,frozen", 1802, 128)],
+)
+def test_frozen_form_is_the_papers_ablation(spec, faces, size):
+    config = load_config(spec)
+    assert (config.train.mode, config.train.cache, config.data.image_size) == ("frozen", True, size)
+    rate = make_schedule(
+        config.optimizer.to_dict(), config.optimizer.learning_rate.graph, config.train.steps
+    )
+    epoch = faces / config.train.batch_size
+    assert config.train.steps == pytest.approx(32 * epoch, abs=1)
+    rates = [float(rate(int(e * epoch))) for e in (0.1, 1.9, 2.1, 31.9)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
 def test_config_is_found_by_path(tmp_path):
@@ -97,6 +123,27 @@ def test_bad_override_is_one_line(name, text, message):
     with pytest.raises(InputError, match=message) as error:
         apply_overrides(default_config().lock(), {name: text})
     assert "\n" not in str(error.value)
+
+
+def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():
+    new = default_config().to_dict()
+    old = default_config().to_dict()
+    del old["model"]["heatmap_origin"], old["model"]["graph"]["positions"]
+    assert not differences(fill_in(old, new), new)
+    new["model"]["heatmap_origin"], new["train"]["steps"] = 0.0, 7
+    assert differences(fill_in(old, new), new) == [
+        "model.heatmap_origin: None -> 0.0",
+        "train.steps: 1000 -> 7",
+    ]
+
+
+def test_fields_of_another_heatmap_model_are_not_filled_in():
+    old, new = default_config().to_dict(), default_config().to_dict()
+    for config in (old, new):
+        config["model"]["heatmap"] = {"name": "hourglass", "stacks": 2}
+    assert fill_in(old, new) == old
+    old["model"]["graph"] = None
+    assert fill_in(old, new) == old
 
 
 def test_differences_name_the_fields():

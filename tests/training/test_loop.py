@@ -9,7 +9,7 @@ import pytest
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import BEST, load_bundle
-from lcgcn_jax.models.lcgcn import MEAN_SHAPE
+from lcgcn_jax.models.lcgcn import MEAN_SHAPES
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
@@ -141,6 +141,16 @@ def test_other_config_on_the_same_workdir_is_refused(tiny_config, tmp_path):
         Training(tiny_config, tmp_path / "run", make_mesh(1))
 
 
+def test_a_run_of_an_older_version_goes_on(tiny_config, tmp_path):
+    tiny_config.train.steps = 2
+    train(tiny_config, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    del config["model"]["heatmap_origin"], config["model"]["graph"]["positions"]
+    file.write_text(json.dumps(config))
+    assert Training(tiny_config, tmp_path / "run", make_mesh(1)).step == 2
+
+
 def test_folder_with_something_else_is_refused(tiny_config, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="not empty and not a training run"):
@@ -184,13 +194,80 @@ def test_mean_shape_of_the_training_faces_is_set_and_kept(tiny_config, tmp_path)
     tiny_config.model.graph.output = "residual"
     tiny_config.train.steps = 2
     training, _ = train(tiny_config, tmp_path / "run")
-    shape = np.asarray(training.state.batch_stats[MEAN_SHAPE])
+    shape = np.asarray(training.state.batch_stats[MEAN_SHAPES[0]])
     np.testing.assert_allclose(shape.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose((shape**2).sum(axis=1).mean(), 1, rtol=1e-5)
     assert shape[16, 1] == shape[:, 1].max(), "the chin is the lowest point"
     assert shape[60, 0] < shape[96, 0] < shape[72, 0]
     bundle = load_bundle(tmp_path / "run")
-    np.testing.assert_allclose(bundle.weights[MEAN_SHAPE], shape, atol=1e-6)
+    np.testing.assert_allclose(bundle.weights[MEAN_SHAPES[0]], shape, atol=1e-6)
+
+
+@pytest.fixture
+def frozen_config(tiny_config, tmp_path):
+    """A graph on a trained heatmap model: two fixed views a face, trained for more than two epochs."""
+    tiny_config.train.mode = "heatmap_only"
+    train(tiny_config, tmp_path / "heatmap")
+    tiny_config.init_from = str(tmp_path / "heatmap")
+    tiny_config.train.mode = "frozen"
+    tiny_config.model.decode = "dark"
+    tiny_config.data.views = 2
+    tiny_config.data.augment.occlusion = 0.5
+    tiny_config.train.batch_size = 16
+    tiny_config.train.steps = 12
+    tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 3
+    return tiny_config
+
+
+@pytest.mark.parametrize("name", ["lcgcn", "dag"])
+def test_training_from_the_cache_equals_training_from_pictures(frozen_config, tmp_path, name):
+    if name == "dag":
+        with frozen_config.unlocked():
+            frozen_config.model.graph = {"name": "dag", "width": 8, "blocks": 1, "turns": 2}
+    plain, _ = train(frozen_config, tmp_path / "plain")
+    faces = len(plain.dataset.source("train"))
+    assert frozen_config.train.steps * 16 > 2 * faces, "more than all views once"
+    frozen_config.train.cache = True
+    cached, _ = train(frozen_config, tmp_path / "cached")
+    fresh = Training(frozen_config, tmp_path / "fresh", make_mesh(1)).state.params
+    for key, value in plain.state.params.items():
+        np.testing.assert_allclose(cached.state.params[key], value, rtol=1e-3, atol=1e-5)
+        trained = not np.array_equal(value, fresh[key])
+        assert trained == key.startswith("graph."), key
+    for a, b in zip(*(read_metrics(tmp_path / run) for run in ("plain", "cached")), strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"steps_per_second"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-4), key
+
+
+def test_cached_training_resumes_bit_for_bit(frozen_config, tmp_path, stop_at_three):
+    frozen_config.train.cache = True
+    whole, _ = train(frozen_config, tmp_path / "whole")
+    assert not train(frozen_config, tmp_path / "parts", on_validation=stop_at_three)[1]
+    second, finished = train(frozen_config, tmp_path / "parts")
+    assert finished
+    assert_same_state(whole.state, second.state)
+
+
+def test_runs_that_differ_in_the_seed_share_the_views(frozen_config, tmp_path):
+    frozen_config.train.cache = True
+    first = Training(frozen_config, tmp_path / "first", make_mesh(1))
+    frozen_config.seed = 1
+    second = Training(frozen_config, tmp_path / "second", make_mesh(1), evidence=first.evidence)
+    alone = Training(frozen_config, tmp_path / "alone", make_mesh(1))
+    shared, own = next(second.batches), next(alone.batches)
+    assert not np.array_equal(shared["record"], next(first.batches)["record"])
+    for a, b in zip(jax.tree.leaves(shared), jax.tree.leaves(own), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("field", "value"), [("mode", "joint"), ("views", 0)])
+def test_a_cache_of_what_changes_is_refused(tiny_config, tmp_path, field, value):
+    tiny_config.train.mode, tiny_config.data.views, tiny_config.train.cache = "frozen", 2, True
+    (tiny_config.train if field == "mode" else tiny_config.data)[field] = value
+    with pytest.raises(InputError, match=r"train\.cache: only a frozen"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(tiny_config, tmp_path):

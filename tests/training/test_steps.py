@@ -24,7 +24,8 @@ def parts_of(size, *, activation="sigmoid", groups=("heatmap", "graph"), **confi
     rng = np.random.default_rng(1)
     true = jnp.asarray(size * rng.uniform(0.1, 0.9, (B, K, 2)), jnp.float32)
     predicted = true + jnp.asarray(size * rng.uniform(-0.1, 0.1, (B, K, 2)), jnp.float32)
-    output = LCGCNOutput(LOGITS, true, jnp.ones((B, K)), jnp.zeros((B, K, K)), predicted)
+    turns = predicted[:, None]
+    output = LCGCNOutput(LOGITS, true, jnp.ones((B, K)), jnp.zeros((B, K, K)), predicted, turns)
     config = default_config().loss.to_dict() | config
     loss = total_loss(
         output, true, VISIBLE, config=config, groups=groups, size=size, activation=activation
@@ -52,6 +53,18 @@ def test_l1_is_in_parts_of_the_crop():
     )
 
 
+def test_every_turn_is_held_to_the_truth():
+    rng = np.random.default_rng(0)
+    true, *turns = (jnp.asarray(rng.uniform(0, 64, (B, K, 2)), jnp.float32) for _ in range(4))
+    output = LCGCNOutput(
+        None, true, jnp.ones((B, K)), None, turns[-1], turns=jnp.stack(turns, axis=1)
+    )
+    config = default_config().loss.to_dict()
+    _, parts = total_loss(output, true, VISIBLE, config=config, groups=("graph",), size=64)
+    expected = np.mean([losses.l1(t / 64, true / 64, VISIBLE) for t in turns])
+    np.testing.assert_allclose(parts["l1"], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("activation", ["sigmoid", "linear"])
 @pytest.mark.parametrize("name", ["mse", "adaptive_wing"])
 def test_heatmap_losses_see_the_heat(activation, name):
@@ -61,6 +74,27 @@ def test_heatmap_losses_see_the_heat(activation, name):
     np.testing.assert_allclose(
         parts[name], getattr(losses, name)(heat, targets, VISIBLE), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("origin", [None, 0.0, 2.5])
+def test_targets_lie_where_the_models_cells_do(origin):
+    """Linear heat that is drawn at the cells of that origin is without loss."""
+    cells = jnp.asarray(RNG.integers(1, SIDE - 1, (B, K, 2)), jnp.float32)
+    landmarks = 4 * cells + (1.5 if origin is None else origin)
+    drawn = encode(cells, (SIDE, SIDE), sigma=1.5)
+    output = LCGCNOutput(drawn, landmarks, jnp.ones((B, K)), None, landmarks)
+    where = {} if origin is None else {"heatmap_origin": origin}
+    total, _ = total_loss(
+        output,
+        landmarks,
+        VISIBLE,
+        config=default_config().loss.to_dict() | {"heatmap": "mse"},
+        groups=("heatmap",),
+        size=4 * SIDE,
+        activation="linear",
+        **where,
+    )
+    assert total == 0
 
 
 def test_the_total_is_the_weighted_sum_of_the_stages_that_train():

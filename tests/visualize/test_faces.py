@@ -25,17 +25,3 @@ def test_enlarging_keeps_points_on_their_pixels():
     weight = large[..., 0].astype(float)
     centre = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
     np.testing.assert_allclose(points[0], centre, atol=0.1)
-
-
-def test_curves_show_both_stages():
-    rows = [
-        {"step": s, "train/loss": 1 / s, "train/focal": 1 / s, "train/l1": 0.1 / s}
-        for s in (1, 2, 3)
-    ]
-    rows += [
-        {"step": s, "validation/heatmap_nme": 9 / s, "validation/graph_nme": 8 / s} for s in (2, 3)
-    ]
-    loss_axes, nme_axes = visualize.plot_curves(rows).axes
-    assert [line.get_label() for line in nme_axes.lines] == ["heatmap stage", "graph stage"]
-    np.testing.assert_allclose(nme_axes.lines[1].get_xydata(), [(2, 4), (3, 8 / 3)])
-    assert len(loss_axes.lines) == 3

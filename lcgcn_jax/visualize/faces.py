@@ -1,11 +1,9 @@
-"""Pictures: landmarks on faces, the stages side by side, training curves."""
+"""Landmarks drawn on faces, and the stages side by side (figure 3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib.figure
-import matplotlib.ticker
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -16,18 +14,8 @@ Image = UInt8[np.ndarray, "h w 3"]
 
 TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
-LOSSES = {
-    "loss": "total",
-    "focal": "focal",
-    "mse": "MSE",
-    "adaptive_wing": "Adaptive Wing",
-    "l1": "L1 (part of the crop)",
-    "smooth_l1": "smooth L1",
-    "wing": "Wing",
-}
-"""Training losses in the metric log -> what `plot_curves` calls them."""
 
-_SHIFT = 4  # OpenCV draws at 1/16 pixel
+SHIFT = 4  # OpenCV draws at 1/16 pixel
 
 
 def draw_landmarks(
@@ -50,21 +38,44 @@ def draw_landmarks(
       contours: whether to draw the lines.
     """
     canvas = image.copy()
-    fixed = np.round(landmarks * (1 << _SHIFT)).astype(np.int32)
     if contours:
         overlay = canvas.copy()
-        thickness = max(1, round(radius * 0.6))
-        for contour in scheme.contours:
-            line = fixed[list(contour.indices)]
-            cv2.polylines(
-                overlay, [line], contour.closed, color, thickness, cv2.LINE_AA, shift=_SHIFT
-            )
+        draw_contours(overlay, landmarks, scheme, [color] * len(scheme.contours), radius)
         canvas = cv2.addWeighted(overlay, 0.5, canvas, 0.5, 0)
-    for x, y in fixed.tolist():
-        cv2.circle(
-            canvas, (x, y), round(radius * (1 << _SHIFT)), color, cv2.FILLED, cv2.LINE_AA, _SHIFT
-        )
+    for point in landmarks:
+        draw_point(canvas, point, color, radius)
     return canvas
+
+
+def draw_contours(
+    canvas: Image,
+    landmarks: Float[np.ndarray, "k 2"],
+    scheme: LandmarkScheme,
+    colors: Sequence[tuple[int, int, int]],
+    radius: float,
+) -> None:
+    """Draws each contour of a scheme in its colour, on the picture itself."""
+    fixed = fixed_point(landmarks)
+    thickness = max(1, round(radius * 0.6))
+    for contour, color in zip(scheme.contours, colors, strict=True):
+        line = fixed[list(contour.indices)]
+        cv2.polylines(canvas, [line], contour.closed, color, thickness, cv2.LINE_AA, shift=SHIFT)
+
+
+def draw_point(
+    canvas: Image, point: Float[np.ndarray, "2"], color: tuple[int, int, int], radius: float
+) -> None:
+    """Draws a filled circle, on the picture itself."""
+    x, y = fixed_point(point).tolist()
+    size = round(radius * (1 << SHIFT))
+    cv2.circle(canvas, (x, y), size, color, cv2.FILLED, cv2.LINE_AA, SHIFT)
+
+
+def fixed_point(points: Points) -> np.ndarray:
+    """Points in sixteenths of a pixel, as OpenCV's `shift` wants them."""
+    # OpenCV takes 32-bit integers: what lies far outside has to stay within them.
+    limit = np.iinfo(np.int32).max / 4
+    return np.round(points * (1 << SHIFT)).clip(-limit, limit).astype(np.int32)
 
 
 def enlarge(
@@ -124,34 +135,6 @@ def stage_comparison(
         strips.append(np.full_like(strips[0], 255))
     pairs = zip(strips[::2], strips[1::2], strict=True)
     return np.concatenate([np.concatenate(pair, axis=1) for pair in pairs])
-
-
-def plot_curves(rows: Sequence[dict[str, int | float]]) -> matplotlib.figure.Figure:
-    """Training loss, and validation NME of both stages, over the steps of a run (figure 4).
-
-    Args:
-      rows: the run's metric log, as `training.metric_writer.read_metrics` gives it.
-    """
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    loss_axes, nme_axes = figure.subplots(1, 2)
-    for name, text in LOSSES.items():
-        points = [(r["step"], r[f"train/{name}"]) for r in rows if f"train/{name}" in r]
-        if points:
-            loss_axes.plot(*zip(*points, strict=True), label=text, linewidth=1)
-    loss_axes.set(xlabel="step", ylabel="training loss", yscale="log")
-    for stage, style in (("heatmap", "o-"), ("graph", "s-")):
-        key = f"validation/{stage}_nme"
-        points = [(r["step"], r[key]) for r in rows if key in r]
-        if points:
-            nme_axes.plot(*zip(*points, strict=True), style, label=f"{stage} stage", markersize=4)
-    nme_axes.set(xlabel="step", ylabel="validation NME (%)", yscale="log")
-    nme_axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    nme_axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    for axes in (loss_axes, nme_axes):
-        axes.grid(alpha=0.3, which="both")
-        if axes.lines:
-            axes.legend()
-    return figure
 
 
 def save_image(path: Path, image: Image) -> None:

@@ -1,0 +1,25 @@
+"""Pictures: landmarks on faces, the stages side by side, a graph's edges, training curves."""
+
+from lcgcn_jax.visualize.curves import plot_curves
+from lcgcn_jax.visualize.edges import edge_threshold, plot_edge_matrices, plot_edges
+from lcgcn_jax.visualize.faces import (
+    draw_landmarks,
+    enlarge,
+    label,
+    save_image,
+    stage_comparison,
+)
+from lcgcn_jax.visualize.overlays import draw_faces
+
+__all__ = [
+    "draw_faces",
+    "draw_landmarks",
+    "edge_threshold",
+    "enlarge",
+    "label",
+    "plot_curves",
+    "plot_edge_matrices",
+    "plot_edges",
+    "save_image",
+    "stage_comparison",
+]

@@ -1,0 +1,34 @@
+import json
+
+from lcgcn_jax.commands.main import main
+
+
+def test_writes_the_table_and_only_the_table_the_second_time(
+    small_run, synthetic98, tmp_path, capsys
+):
+    arguments = [
+        "ablation", "--model", str(small_run), "--out", str(tmp_path / "table3"),
+        "--rows", "paper,subpixel", "--seeds", "1", "--config", "demo:small",
+        f"--config.data.dir={synthetic98}", "--config.train.mode=frozen",
+        "--config.train.cache=true", "--config.data.views=1", "--config.train.steps=1",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    table = (tmp_path / "table3" / "table.md").read_text()
+    assert shown == table + "\n"
+    summary = json.loads((tmp_path / "table3" / "table.json").read_text())
+    for name, row in summary["rows"].items():
+        assert f"| `{name}`: " in table
+        assert f" {row['blur']['nme']:.3f} " in table
+    assert [(p["row"], p["against"]) for p in summary["pairs"]] == []
+    runs = tmp_path / "table3" / "paper" / "seed0" / "metrics.jsonl"
+    before = runs.stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert runs.stat().st_mtime_ns == before
+
+
+def test_unknown_rows_and_no_seeds_are_refused(refused, small_run, tmp_path):
+    to = ("--model", small_run, "--out", tmp_path / "table3")
+    assert "did you mean 'paper-static'" in refused("ablation", *to, "--rows", "paper-statik")
+    assert "--seeds 0: at least 1" in refused("ablation", *to, "--seeds", "0")
+    assert not (tmp_path / "table3").exists()

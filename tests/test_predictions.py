@@ -1,0 +1,91 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lcgcn_jax import predictions
+from lcgcn_jax.data.w300 import read_pts
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.inference import Face
+from lcgcn_jax.landmarks import LandmarkScheme
+
+SCHEME = LandmarkScheme.from_dict({"name": "three", "names": ["tip", "left", "right"]})
+
+
+def face(seed):
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0, 1, 3).astype(np.float32)
+    box = np.array([1.0, 2.0, 30.0, 40.0])
+    return Face(box, rng.uniform(0, 99, (3, 2)), confidence, rng.uniform(0, 99, (3, 2)))
+
+
+def test_csv_has_a_row_for_each_landmark(tmp_path):
+    faces = [face(0), face(1)]
+    predictions.write_csv(tmp_path / "a.csv", faces, SCHEME)
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == predictions.CSV_COLUMNS
+    assert [(row["face"], row["name"]) for row in rows] == [
+        (number, name) for number in "01" for name in SCHEME.names
+    ]
+    point = [float(rows[4][column]) for column in ("x", "y")]
+    np.testing.assert_allclose(point, faces[1].landmarks[1], atol=1e-3)
+    assert float(rows[4]["confidence"]) == pytest.approx(float(faces[1].confidence[1]), abs=1e-4)
+    assert float(rows[4]["heatmap_y"]) == pytest.approx(faces[1].heatmap_landmarks[1, 1], abs=1e-3)
+
+
+def test_pts_is_the_official_form_and_counts_from_one(tmp_path):
+    landmarks = face(0).landmarks
+    predictions.write_pts(tmp_path / "a.pts", landmarks)
+    lines = (tmp_path / "a.pts").read_text().splitlines()
+    assert lines[:3] == ["version: 1", "n_points: 3", "{"]
+    assert lines[-1] == "}"
+    np.testing.assert_allclose(read_pts(tmp_path / "a.pts", 3), landmarks + 1, atol=1e-6)
+
+
+def box_file(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    return predictions.BoxFile(path)
+
+
+BOXES = {"photo.jpg": [[1, 2, 3.5, 4], [5, 6, 7, 8]], "party/photo.jpg": [[9, 9, 10, 10]]}
+CSV = "image,x0,y0,x1,y1\nphoto.jpg,1,2,3.5,4\nparty/photo.jpg,9,9,10,10\nphoto.jpg,5,6,7,8\n"
+
+
+@pytest.mark.parametrize(("name", "text"), [("b.json", json.dumps(BOXES)), ("b.csv", CSV)])
+def test_boxes_are_found_by_the_end_of_the_path(tmp_path, name, text):
+    boxes = box_file(tmp_path, name, text)
+    assert boxes.of(Path("/home/me/photo.jpg")) == BOXES["photo.jpg"]
+    assert boxes.of(Path("party/photo.jpg")) == BOXES["party/photo.jpg"]
+    assert boxes.of(Path("/home/party/photo.jpg")) == BOXES["party/photo.jpg"]
+    with pytest.raises(InputError, match=rf"other/photo\.png: no face box in .*{name}"):
+        boxes.of(Path("other/photo.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("b.json", "{", "Expecting property name"),
+        ("b.json", "[[1, 2, 3, 4]]", "expected photographs and their boxes in braces"),
+        ("b.json", '{"a.jpg": [1, 2, 3, 4]}', "'a.jpg' wants a list of boxes"),
+        ("b.json", '{"a.jpg": [[1, 2, 3]]}', "'a.jpg' wants a list of boxes"),
+        ("b.json", '{"a.jpg": [[1, 2, 3, true]]}', "'a.jpg' wants a list of boxes"),
+        ("b.csv", "image,x0,y0,x1\na,1,2,3\n", "no column 'y1'"),
+        ("b.csv", "image,x0,y0,x1,y1\na,1,2,3\n", "line 2 has no four numbers"),
+        ("b.csv", "", "no column 'image'"),
+    ],
+)
+def test_what_is_no_file_of_boxes_is_named(tmp_path, name, text, message):
+    with pytest.raises(InputError) as caught:
+        box_file(tmp_path, name, text)
+    assert str(caught.value).startswith(f"{tmp_path / name}: not a file of face boxes: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_of_boxes_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"boxes\.json: cannot be read: No such file"):
+        predictions.BoxFile(tmp_path / "boxes.json")

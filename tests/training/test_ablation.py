@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import pytest
+
+from lcgcn_jax.data.augment import DEGRADATIONS
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.training import ablation
+from lcgcn_jax.training.ablation import PAIRS, ROWS, RowErrors, markdown, row_config, summarize
+from lcgcn_jax.training.loop import Training
+from lcgcn_jax.training.sharding import make_mesh
+
+
+@pytest.fixture
+def frozen_config(tiny_config, tmp_path):
+    tiny_config.train.mode = "heatmap_only"
+    Training(tiny_config, tmp_path / "heatmap", make_mesh(1)).run()
+    tiny_config.init_from = str(tmp_path / "heatmap")
+    tiny_config.train.mode, tiny_config.train.cache = "frozen", True
+    tiny_config.data.views = 2
+    return tiny_config
+
+
+def test_rows_train_are_measured_and_are_not_trained_again(frozen_config, tmp_path, monkeypatch):
+    rows = ["paper", "offsets-static", "dag"]
+    results = ablation.run_ablation(frozen_config, tmp_path / "out", rows=rows, seeds=2)
+    assert list(results) == rows
+    for errors in results.values():
+        assert list(errors.graph) == list(DEGRADATIONS)
+        for kind, graph in errors.graph.items():
+            assert graph.shape == (2, *errors.heatmap[kind].shape)
+            assert np.isfinite(graph).all()
+        assert not np.array_equal(*errors.graph["none"]), "two seeds"
+    paper, offsets = results["paper"], results["offsets-static"]
+    assert not np.array_equal(paper.heatmap["none"], paper.heatmap["occlude"])
+    assert not np.array_equal(paper.heatmap["none"], offsets.heatmap["none"]), "argmax and dark"
+
+    monkeypatch.setattr(ablation, "Training", None)
+    again = ablation.run_ablation(frozen_config, tmp_path / "out", rows=rows, seeds=2)
+    np.testing.assert_array_equal(again["dag"].graph["blur"], results["dag"].graph["blur"])
+
+
+def test_a_row_is_measured_as_evaluation_measures_its_model(frozen_config, tmp_path):
+    config = row_config(frozen_config, ROWS["residual"], 0)
+    ablation.run_ablation(frozen_config, tmp_path / "out", rows=["residual"], seeds=1)
+    found = json.loads((tmp_path / "out" / "residual" / "seed0" / ablation.RESULT).read_text())
+    config.train.cache = False
+    config.init_from = str(tmp_path / "out" / "residual" / "seed0")
+    config.init_parts = "whole"
+    plain = Training(config, tmp_path / "plain", make_mesh(1))
+    # The best validation of such a short run is its last, so its bundle is what was measured.
+    for kind in ("none", "noise"):
+        errors = plain.validate(kind)
+        np.testing.assert_allclose(found["graph"][kind], errors.graph, rtol=1e-4)
+        np.testing.assert_allclose(found["heatmap"][kind], errors.heatmap, rtol=1e-4)
+
+
+def test_a_row_says_all_that_the_paper_does_otherwise(frozen_config):
+    frozen_config.model.graph.message = "offsets"
+    frozen_config.model.graph.norm = "layer"
+    paper = row_config(frozen_config, ROWS["paper"], 3)
+    assert (paper.model.graph.message, paper.model.graph.output) == ("paper", "absolute")
+    assert paper.model.graph.norm == "layer", "what the table does not vary is the config's"
+    assert (paper.seed, paper.model.decode) == (3, "argmax")
+    assert frozen_config.seed == 0
+    assert row_config(frozen_config, ROWS["dag"], 0).model.graph.name == "dag"
+
+
+def known_results():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.02, 0.08, 50)
+    noise = rng.normal(0, 1e-4, 50)
+    kinds = ("none", "blur")
+    return {
+        name: RowErrors(
+            dict.fromkeys(kinds, base),
+            {k: np.stack([base * factor - 0.001, base * factor + 0.001]) + noise for k in kinds},
+        )
+        for name, factor in (("paper", 0.9), ("paper-static", 0.9), ("paper-none", 1.0))
+    }, base
+
+
+def test_summary_is_means_spread_and_paired_differences():
+    results, base = known_results()
+    summary = summarize(results)
+    paper = summary["rows"]["paper"]["blur"]
+    assert paper["heatmap_nme"] == pytest.approx(100 * base.mean())
+    assert paper["nme"] == pytest.approx(90 * base.mean(), rel=1e-2)
+    assert np.diff(paper["nme_by_seed"]) == pytest.approx(0.2)
+    assert paper["against_heatmap"]["percent"] == pytest.approx(-10, abs=0.1)
+    low, high = paper["against_heatmap"]["points_ci95"]
+    assert low < paper["against_heatmap"]["points"] < high < 0
+    pairs = {(p["row"], p["against"]): p["none"]["points_ci95"] for p in summary["pairs"]}
+    assert set(pairs) == {("paper", "paper-static"), ("paper-static", "paper-none")}
+    assert pairs["paper", "paper-static"] == pytest.approx([0, 0], abs=1e-9)
+    assert pairs["paper-static", "paper-none"][1] < 0
+
+
+def test_table_shows_each_row_and_stars_what_is_not_chance():
+    results, base = known_results()
+    lines = markdown(summarize(results)).splitlines()
+    assert lines[0] == "| NME, % | clean | blur |"
+    assert f"| heatmap stage, argmax | {100 * base.mean():.3f} |" in lines[2]
+    assert "± 0.141" in lines[3]
+    stars = {line.split("|")[1].strip(): line.count(" *") for line in lines if line}
+    assert stars["`paper` - heatmap stage"] == 2
+    assert stars["`paper` - `paper-static`"] == 0
+
+
+def test_pairs_are_of_rows():
+    assert {name for pair in PAIRS for name in pair} <= set(ROWS)
+
+
+def test_a_stopped_row_is_told(frozen_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "run", lambda self: False)
+    with pytest.raises(InputError, match="paper/seed0: stopped; the same command goes on"):
+        ablation.run_ablation(frozen_config, tmp_path / "out", rows=["paper"], seeds=1)

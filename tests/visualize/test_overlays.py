@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from lcgcn_jax import visualize
+from lcgcn_jax.landmarks import IBUG68
+from lcgcn_jax.visualize import overlays
+
+
+def faces_of(*places):
+    """Faces whose landmarks spread over 60 px."""
+    unit = np.random.default_rng(0).uniform(0, 60, (68, 2))
+    return [unit + np.array(place, float) for place in places]
+
+
+def test_points_have_the_colour_of_their_confidence():
+    image = np.full((400, 600, 3), 128, np.uint8)
+    landmarks = np.stack(np.meshgrid(np.arange(17) * 30, np.arange(4) * 40), -1).reshape(-1, 2)
+    landmarks = landmarks + np.array([60.0, 20.0])
+    confidence = np.linspace(0, 1, 68, dtype=np.float32)
+    drawn = visualize.draw_faces(image, [landmarks], [confidence], IBUG68, sides=[300.0])
+    first, last = (drawn[int(y), int(x)].astype(int) for x, y in (landmarks[0], landmarks[67]))
+    # The ends of viridis: dark violet and yellow.
+    assert np.abs(first - (68, 1, 84)).max() <= 6
+    assert np.abs(last - (253, 231, 37)).max() <= 6
+    assert (image == 128).all(), "the picture given is left as it is"
+
+
+def test_contours_have_colours_of_their_own():
+    assert len(set(overlays.PARTS)) == len(overlays.PARTS) >= len(IBUG68.contours)
+    image = np.zeros((400, 400, 3), np.uint8)
+    landmarks = np.zeros((68, 2))
+    landmarks[:17, 0], landmarks[:17, 1] = np.linspace(50, 350, 17), 100.0
+    drawn = visualize.draw_faces(
+        image, [landmarks], [np.ones(68, np.float32)], IBUG68, sides=[100.0]
+    )
+    # Between two points of the jaw.
+    assert np.abs(drawn[100, 60].astype(int) - overlays.PARTS[0]).max() < 25
+
+
+def test_edges_are_drawn_between_the_landmarks_that_hear_most_of_each_other():
+    image = np.zeros((600, 600, 3), np.uint8)
+    landmarks = np.random.default_rng(3).uniform(20, 160, (68, 2))
+    landmarks[5], landmarks[9] = (300.0, 500.0), (560.0, 500.0)
+    weights = np.full((68, 68), 0.001, np.float32)
+    np.fill_diagonal(weights, 0.9)
+    weights[5, 9] = 0.5
+    arguments = ([landmarks], [np.ones(68, np.float32)], IBUG68)
+    plain = visualize.draw_faces(image, *arguments, sides=[90.0])
+    drawn = visualize.draw_faces(image, *arguments, sides=[90.0], edges=[weights])
+    assert not plain[500, 430].any()
+    assert (drawn[500, 430] > 200).all()
+
+
+@pytest.mark.parametrize("width", [60, 170, 300, 2000])
+def test_legend_is_below_the_picture_and_as_wide(width):
+    image = np.full((40, width, 3), 200, np.uint8)
+    drawn = visualize.draw_faces(image, [], [], IBUG68, sides=[])
+    assert drawn.shape[1] == width
+    np.testing.assert_array_equal(drawn[:40], image)
+    if width < 100:
+        assert len(drawn) == 40
+    else:
+        colours = {tuple(pixel) for pixel in drawn[40:].reshape(-1, 3).tolist()}
+        assert colours >= set(overlays.PARTS[: len(IBUG68.contours)])
+
+
+def test_points_far_outside_do_no_harm():
+    image = np.zeros((50, 50, 3), np.uint8)
+    for landmarks in faces_of((1e9, 0), (-1e9, 1e12)):
+        drawn = visualize.draw_faces(
+            image, [landmarks], [np.ones(68, np.float32)], IBUG68, sides=[40.0]
+        )
+        assert not drawn[:50].any()

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -139,7 +138,10 @@ class PreActivation(nnx.Module):
 
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b hh hw c"]:
     """Maximum over 2x2 cells; of an odd row or column, over what is there."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=-jnp.inf)
+    # Not `lax.reduce_window`: its window of four dimensions is more than onnxruntime pools over.
+    return x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).max(axis=(2, 4))
 
 
 def _double(x: Float[Array, "b h w c"], shape: tuple[int, int]) -> Float[Array, "b hh hw c"]:

@@ -19,6 +19,8 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,16 +108,17 @@ def write_onnx(path: Path, bundle: Bundle) -> None:
         to_onnx, onnx_ir, onnx = _import_jax2onnx(path)
         size = bundle.image_size
         predict = crops_to_landmarks(bundle)
-        model = to_onnx(
+        converted = to_onnx(
             lambda crops: tuple(predict(crops).values()),
             [jax.ShapeDtypeStruct(("b", size, size, 3), jnp.uint8)],
             model_name="lcgcn",
             opset=OPSET,
-            return_mode="ir",
             input_names=[INPUT],
             output_names=list(OUTPUTS),
         )
-        # Left-overs of the conversion, of which onnxruntime would warn whoever loads the file.
+        # Left-overs of the conversion, of which onnxruntime would warn whoever loads the file. They are
+        # found in what is written: the converter's own graph still counts uses by nodes that are gone.
+        model = onnx_ir.from_proto(converted)
         onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
         model.metadata_props.update(
             (name, value if isinstance(value, str) else json.dumps(value))
@@ -140,13 +143,16 @@ def _import_jax2onnx(path: Path):
 
 @contextlib.contextmanager
 def _quiet(*libraries: str) -> Iterator[None]:
-    """Keeps libraries from logging: jax2onnx tells at length of plugins that nothing here needs."""
+    """Keeps libraries from logging and warning: jax2onnx tells of plugins and old calls of its own."""
     loggers = [logging.getLogger(name) for name in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            for name in libraries:
+                warnings.filterwarnings("ignore", module=re.escape(name))
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

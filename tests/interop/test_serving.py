@@ -1,8 +1,9 @@
-import dataclasses
+import contextlib
 import functools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from jax import export
 
 from lcgcn_jax import geometry
+from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.synthetic import draw_face
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.interop.serving import (
@@ -24,13 +26,19 @@ from lcgcn_jax.interop.serving import (
     write_stablehlo,
 )
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
+from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
+from lcgcn_jax.photographs import read_photograph
 
 SIZE = 128
-NARROW = {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]}
+NARROW = {
+    "lcgcn": {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]},
+    "dag": {"width": 6, "blocks": 1, "turns": 2},
+}
 FIVE = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
-README = Path(__file__).parents[2] / "README.md"
+README_TEXT = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SHIPPED = "w300-lcgcn-small"
 TOLERANCE = 1e-3  # pixels
 CLEAR = 1e-4  # of the logits' deviation: with a runner-up nearer than that, either may be the peak
 
@@ -49,9 +57,13 @@ WRITE = {"stablehlo": write_stablehlo, "onnx": write_onnx}
 SERVE = {"stablehlo": serve_stablehlo, "onnx": serve_onnx}
 
 
-def write(kind, folder, bundle):
+def require_converter(kind):
     if kind == "onnx":
         pytest.importorskip("jax2onnx")
+
+
+def write(kind, folder, bundle):
+    require_converter(kind)
     path = folder / f"face.{kind}"
     WRITE[kind](path, bundle)
     return path
@@ -91,12 +103,16 @@ def assert_agree(serve, bundle, crops, batches):
     ("decode", "graph"),
     [
         ("argmax", {"message": "paper"}),
-        ("argmax", {"mlp_output": "activated", "diagonal": "zero", "activation": "none"}),
+        ("argmax", {"mlp_output": "activated", "diagonal": "zero", "positions": "corner"}),
         ("quarter", {"message": "pair_vector", "sampling": "bilinear", "norm": "layer"}),
         ("dark", {"message": "offsets", "output": "residual", "sampling": "bilinear"}),
         ("soft", {"connectivity": "learned_static", "message": "offsets"}),
         ("soft", {"connectivity": "uniform", "norm": "none"}),
-        ("dark", {"connectivity": "self_only", "shape_features": "first_last"}),
+        (
+            "dark",
+            {"connectivity": "self_only", "activation": "none", "shape_features": "first_last"},
+        ),
+        ("dark", {"name": "dag"}),
         ("quarter", None),
     ],
     ids=str,
@@ -105,7 +121,7 @@ def test_every_kind_of_model_can_be_served(toy, random_bundle, tmp_path, decode,
     config = {
         "heatmap": {"name": "toy"},
         "decode": decode,
-        "graph": graph if graph is None else NARROW | graph,
+        "graph": graph if graph is None else NARROW[graph.get("name", "lcgcn")] | graph,
         "bn_momentum": 0.9,
     }
     bundle = random_bundle(config, FIVE, 32)
@@ -127,26 +143,24 @@ def test_an_hourglass_can_be_served(random_bundle, tmp_path, kind):
 
 
 @pytest.fixture(scope="module")
-def hrnet(random_bundle, faces):
-    """A small HRNet of random weights, whose logits are as large as a trained one's."""
-    config = {
-        "heatmap": {"name": "hrnet", "arch": "w18-small-v1"},
-        "decode": "soft",
-        "graph": {"message": "offsets", "output": "residual", "sampling": "bilinear"},
-        "bn_momentum": 0.99,
-    }
-    bundle = random_bundle(config, IBUG68, SIZE)
-    deviation = forward(*bundle.create(), faces).heatmap_logits.std()
-    kernel = "heatmap_model.head_out.kernel"
-    scaled = {kernel: 2 * bundle.weights[kernel] / float(deviation)}
-    return dataclasses.replace(bundle, weights={**bundle.weights, **scaled})
+def shipped():
+    return load_bundle(SHIPPED)
 
 
 @pytest.fixture(scope="module")
-def written(hrnet, tmp_path_factory):
-    """The HRNet's file of a kind, written once."""
+def written(tmp_path_factory):
+    """The shipped model's file of a kind, written once, by the README's command."""
     folder = tmp_path_factory.mktemp("served")
-    return functools.cache(lambda kind: write(kind, folder, hrnet))
+
+    @functools.cache
+    def run(kind):
+        require_converter(kind)
+        (line,) = re.findall(rf"^lcgcn (export .*--format {kind} .*)$", README_TEXT, re.MULTILINE)
+        with contextlib.chdir(folder):
+            assert main(shlex.split(line)) == 0
+        return folder / f"face.{kind}"
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -161,27 +175,27 @@ def faces():
 
 
 @pytest.mark.parametrize("kind", WRITE)
-def test_a_hundred_faces(hrnet, faces, written, kind):
-    assert_agree(SERVE[kind](written(kind)), hrnet, faces, (1, 3, 100))
+def test_a_hundred_faces(shipped, faces, written, kind):
+    assert_agree(SERVE[kind](written(kind)), shipped, faces, (3, 100))
 
 
-def test_stablehlo_is_one_file_for_every_platform(hrnet, written):
+def test_stablehlo_is_one_file_for_every_platform(shipped, written):
     path = written("stablehlo")
     graph = export.deserialize(bytearray(path.read_bytes()))
     assert graph.platforms == PLATFORMS
     (crops,) = graph.in_avals
     assert crops.dtype == np.uint8
     assert str(crops.shape) == f"(b, {SIZE}, {SIZE}, 3)"
-    assert_described(json.loads(description_file(path).read_text()), hrnet)
+    assert_described(json.loads(description_file(path).read_text()), shipped)
 
 
-def test_onnx_tells_what_a_client_has_to_know(hrnet, written):
+def test_onnx_tells_what_a_client_has_to_know(shipped, written):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(written("onnx"))
     about = {entry.key: entry.value for entry in model.metadata_props}
     for name in ("image_size", "crop_scale", "scheme"):
         about[name] = json.loads(about[name])
-    assert_described(about, hrnet)
+    assert_described(about, shipped)
     (crops,) = model.graph.input
     first, *others = crops.type.tensor_type.shape.dim
     assert first.dim_param
@@ -197,7 +211,7 @@ def assert_described(found, bundle):
 
 
 def readme_code(containing):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README_TEXT, re.DOTALL)
     (code,) = [block for block in blocks if containing in block]
     return code
 
@@ -215,21 +229,23 @@ def run_apart(code, folder, blocked):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert not done.stderr
 
 
 @pytest.mark.parametrize("zoom", [1, 4])
-def test_the_onnx_example_of_the_readme_works_without_jax(hrnet, written, tmp_path, zoom):
+def test_the_onnx_example_of_the_readme_works_without_jax(written, tmp_path, zoom):
     (tmp_path / "face.onnx").symlink_to(written("onnx"))
-    code = readme_code("InferenceSession").replace("photo.jpg", "photo.png")
+    photo = tmp_path / "photo.jpg"
+    cv2.imwrite(str(photo), draw_face(3, IBUG68, size=320 * zoom).image[..., ::-1])
+    code = readme_code("InferenceSession")
     (numbers,) = re.findall(r"np\.array\(\[(.*?)\]\)", code)
     box = [zoom * float(number) for number in numbers.split(", ")]
-    code = code.replace(numbers, ", ".join(map(str, box)))
-    picture = draw_face(3, IBUG68, size=320 * zoom).image
-    cv2.imwrite(str(tmp_path / "photo.png"), picture[..., ::-1])
+    if zoom != 1:
+        code = code.replace(numbers, ", ".join(map(str, box)))
     blocked = ["jax", "jaxlib", "flax", "lcgcn_jax"]
     run_apart(code + '\nnp.save("points.npy", points)', tmp_path, blocked)
     affine = geometry.crop_transform(np.array(box), SIZE)
-    crop = geometry.warp(picture, affine, SIZE)
+    crop = geometry.warp(read_photograph(photo), affine, SIZE)
     (expected,) = serve_onnx(tmp_path / "face.onnx")(crop[None])["landmarks"]
     expected = geometry.transform_points(geometry.invert(affine), expected)
     np.testing.assert_allclose(
@@ -248,8 +264,8 @@ def test_the_stablehlo_example_of_the_readme_works_without_this_package(faces, w
     np.testing.assert_allclose(np.load(tmp_path / "points.npy"), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_without_jax2onnx_the_error_says_what_to_install(hrnet, tmp_path, monkeypatch):
+def test_without_jax2onnx_the_error_says_what_to_install(shipped, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(InputError, match=r"a\.onnx: .*pip install 'lcgcn-jax\[onnx\]'"):
-        write_onnx(tmp_path / "a.onnx", hrnet)
+        write_onnx(tmp_path / "a.onnx", shipped)
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 Heatmaps = Float[Array, "b hh hw k"]
@@ -120,7 +121,9 @@ def sample(
 def _highest_cell(logits: Heatmaps) -> Int[Array, "b k 2"]:
     b, hh, hw, k = logits.shape
     index = jnp.argmax(logits.reshape(b, hh * hw, k), axis=1).astype(jnp.int32)
-    return jnp.stack([index % hw, index // hw], axis=-1)
+    # Not `//` and `%`: their care for negative numbers is of no use here, and ONNX exporters trip on it.
+    row = lax.div(index, jnp.full_like(index, hw))
+    return jnp.stack([index - row * hw, row], axis=-1)
 
 
 def _cells_at(maps: Array, cell: Int[Array, "b k 2"], *, channels: bool = False) -> Array:

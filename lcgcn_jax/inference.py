@@ -17,6 +17,7 @@ from lcgcn_jax.detection import FaceDetector
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import Bundle, load_bundle
+from lcgcn_jax.models.folding import fold_batch_norm
 from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
 from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.photographs import read_photograph
@@ -53,7 +54,7 @@ class LandmarkModel:
     """
 
     def __init__(self, bundle: Bundle, detector_model: str | Path | None = None):
-        graphdef, params, batch_stats = bundle.create()
+        graphdef, params, batch_stats = fold_batch_norm(*bundle.create())
         self.scheme: LandmarkScheme = bundle.scheme
         self.config: dict[str, Any] = dict(bundle.model)
         self.image_size: int = bundle.image_size

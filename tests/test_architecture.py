@@ -18,7 +18,7 @@ LAYERS = [
     {"models", "data"},
     {"losses", "metrics"},
     {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
-    {"geometry", "landmarks", "cache"},
+    {"geometry", "landmarks", "cache", "files"},
     {"errors"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

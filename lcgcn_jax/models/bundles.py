@@ -7,7 +7,6 @@ README.md           model card
 
 import dataclasses
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.files import write_whole
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.registry import create_model
@@ -64,6 +64,11 @@ class Bundle:
 
         return graphdef, take(params), take(batch_stats)
 
+    def without_graph(self) -> "Bundle":
+        """The heatmap model alone."""
+        weights = {name: w for name, w in self.weights.items() if not name.startswith("graph.")}
+        return dataclasses.replace(self, model={**self.model, "graph": None}, weights=weights)
+
 
 def abstract_weights(
     model: Mapping[str, Any], num_landmarks: int, dtype: DTypeLike = jnp.float32
@@ -94,8 +99,8 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         "image_size": bundle.image_size,
         "scheme": bundle.scheme.to_dict(),
     }
-    _replace(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
-    _replace(
+    write_whole(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
+    write_whole(
         path / CONFIG,
         lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"),
     )
@@ -104,13 +109,7 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         name: np.asarray(value, dtype if np.ndim(value) > 1 else np.float32, order="C")
         for name, value in sorted(bundle.weights.items())
     }
-    _replace(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
-
-
-def _replace(path: Path, write) -> None:
-    tmp = path.with_name(path.name + ".tmp")
-    write(tmp)
-    os.replace(tmp, path)
+    write_whole(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
 
 
 def shipped_bundles() -> list[str]:

@@ -16,7 +16,7 @@ LAYERS = [
     {"training"},
     {"inference", "interop", "visualize"},
     {"models", "data"},
-    {"losses", "metrics"},
+    {"losses", "metrics", "calibration"},
     {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
     {"geometry", "landmarks", "cache", "files"},
     {"errors"},

@@ -11,7 +11,7 @@ import pytest
 
 nbclient = pytest.importorskip("nbclient", reason="notebooks need: pip install '.[colab]'")
 pytest.importorskip("ipykernel", reason="notebooks need: pip install '.[colab]'")
-import nbformat
+nbformat = pytest.importorskip("nbformat")
 
 COLAB = Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))

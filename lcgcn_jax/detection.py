@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import http.client
-import os
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Float, UInt8
 
 from lcgcn_jax.cache import cache_folder
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import write_whole
 
 MODEL_FILE = "face_detection_yunet_2023mar.onnx"
 MODEL_URL = (
@@ -279,9 +279,7 @@ def fetch_detector_model() -> Path:
         raise InputError(f"{MODEL_URL}: what came is not the expected file; {mend}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, lambda tmp: tmp.write_bytes(content))
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}; {mend}") from error
     return path

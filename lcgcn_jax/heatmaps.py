@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 Heatmaps = Float[Array, "b hh hw k"]
@@ -20,6 +21,7 @@ DECODERS = ("argmax", "quarter", "dark", "soft")
 ACTIVATIONS = ("sigmoid", "linear")
 """What makes a model's outputs heat, 0..1: a sigmoid, or nothing, as where HRNet regresses it by MSE."""
 
+_NEAR = 1 / 8  # of a map's side, each way: what counts as near the peak
 _WINDOW = 2  # cells on each side of the peak that sub-pixel decoding looks at
 _DARK_SIGMA = 1.0  # smoothing before DARK's Taylor step, in cells; cf. the targets' sigma
 
@@ -95,6 +97,32 @@ def decode(
     return centre + jnp.where(inside, offset, 0.0), confidence
 
 
+def spread(logits: Heatmaps, *, activation: str = "sigmoid") -> PerLandmark:
+    """How wide the heat about each peak is: its standard deviation, in parts of the map's side.
+
+    That of the squared heat within an eighth of the side around the highest cell, both of which leave out
+    the low heat everywhere else; of x and y together, `sqrt((var x + var y) / 2)`.
+
+    Args:
+      logits: heatmaps before the activation.
+      activation: one of `ACTIVATIONS`; of linear heat what is below 0 counts as 0.
+    """
+    logits = logits.astype(jnp.float32)
+    _, hh, hw, _ = logits.shape
+    cell = _highest_cell(logits)
+    x, y = (jnp.arange(n, dtype=jnp.int32) for n in (hw, hh))
+    dx = (x[None, None, :, None] - cell[:, None, None, :, 0]) / hw
+    dy = (y[None, :, None, None] - cell[:, None, None, :, 1]) / hh
+    near = (jnp.abs(dx) <= _NEAR) & (jnp.abs(dy) <= _NEAR)
+    weights = jnp.square(jnp.maximum(activate(logits, activation), 0.0))
+    weights = jnp.where(near, weights, 0.0)
+    weights = weights / (weights.sum(axis=(1, 2), keepdims=True) + 1e-20)
+    mean_x, mean_y = ((weights * d).sum(axis=(1, 2)) for d in (dx, dy))
+    square = (weights * (jnp.square(dx) + jnp.square(dy))).sum(axis=(1, 2))
+    variance = square - jnp.square(mean_x) - jnp.square(mean_y)
+    return jnp.sqrt(jnp.maximum(variance, 0.0) / 2)
+
+
 def sample(
     maps: Float[Array, "b hh hw c"], points: Cells, *, bilinear: bool
 ) -> Float[Array, "b k c"]:
@@ -146,7 +174,9 @@ def windows(
 def _highest_cell(logits: Heatmaps) -> Int[Array, "b k 2"]:
     b, hh, hw, k = logits.shape
     index = jnp.argmax(logits.reshape(b, hh * hw, k), axis=1).astype(jnp.int32)
-    return jnp.stack([index % hw, index // hw], axis=-1)
+    # Not `//` and `%`: their care for negative numbers is of no use here, and ONNX exporters trip on it.
+    row = lax.div(index, jnp.full_like(index, hw))
+    return jnp.stack([index - row * hw, row], axis=-1)
 
 
 def _cells_at(maps: Array, cell: Int[Array, "b k 2"], *, channels: bool = False) -> Array:

@@ -13,10 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax import geometry
+from lcgcn_jax.calibration import Calibration
 from lcgcn_jax.detection import FaceDetector
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import Bundle, load_bundle
+from lcgcn_jax.models.folding import fold_batch_norm
 from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
 from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.photographs import read_photograph
@@ -34,6 +36,9 @@ class Face:
       confidence: probability at each landmark's heatmap peak.
       heatmap_landmarks: of the heatmap stage.
       edges: the graph's weights, how much row i hears of column j; None for a model without a graph.
+      expected_error: how far off each of `landmarks` is to be expected, in percent of what NME divides by
+        (`LandmarkScheme.normalizer`; the distance between the outer eye corners for 68 and 98 landmarks);
+        None for a model that is not calibrated (`lcgcn calibrate`).
     """
 
     box: Float[np.ndarray, "4"]
@@ -41,6 +46,7 @@ class Face:
     confidence: Float[np.ndarray, "k"]
     heatmap_landmarks: Float[np.ndarray, "k 2"]
     edges: Float[np.ndarray, "k k"] | None = None
+    expected_error: Float[np.ndarray, "k"] | None = None
 
 
 class LandmarkModel:
@@ -50,13 +56,15 @@ class LandmarkModel:
       scheme: what the landmarks mean.
       config: the model's configuration.
       image_size: side s of the crops that it takes, in pixels.
+      calibration: from peaks and spreads of heatmaps to expected errors, or None.
     """
 
     def __init__(self, bundle: Bundle, detector_model: str | Path | None = None):
-        graphdef, params, batch_stats = bundle.create()
+        graphdef, params, batch_stats = fold_batch_norm(*bundle.create())
         self.scheme: LandmarkScheme = bundle.scheme
         self.config: dict[str, Any] = dict(bundle.model)
         self.image_size: int = bundle.image_size
+        self.calibration: Calibration | None = bundle.calibration
         self._detector_model = detector_model
 
         def forward(images):
@@ -144,6 +152,9 @@ class LandmarkModel:
         if not crops:
             return [[] for _ in images]
         output = self.predict_crops(np.stack(crops))
+        expected = None
+        if self.calibration is not None:
+            expected = self.calibration.expected_error(output.confidence, output.spread)
 
         def in_photograph(landmarks, i):
             return geometry.transform_points(affines[i], landmarks[i].astype(np.float64))
@@ -155,6 +166,7 @@ class LandmarkModel:
                 confidence=output.confidence[i],
                 heatmap_landmarks=in_photograph(output.heatmap_landmarks, i),
                 edges=None if output.edges is None else output.edges[i],
+                expected_error=None if expected is None else expected[i],
             )
             for i, box in enumerate(face_boxes)
         ]

@@ -14,17 +14,22 @@ from lcgcn_jax.inference import Face
 from lcgcn_jax.landmarks import LandmarkScheme
 
 BOX_COLUMNS = ["image", "x0", "y0", "x1", "y1"]
-CSV_COLUMNS = ["face", "landmark", "name", "x", "y", "confidence", "heatmap_x", "heatmap_y"]
+CSV_COLUMNS = [
+    "face", "landmark", "name", "x", "y", "confidence", "heatmap_x", "heatmap_y", "expected_error",
+]  # fmt: skip
 
 
 def describe_face(face: Face) -> dict[str, Any]:
-    """A face in plain types for JSON."""
-    return {
+    """A face in plain types for JSON; `expected_error` is there where the model is calibrated."""
+    fields = {
         "box": np.round(face.box, 3).tolist(),
         "landmarks": np.round(face.landmarks, 3).tolist(),
         "confidence": np.round(face.confidence.astype(float), 4).tolist(),
         "heatmap_landmarks": np.round(face.heatmap_landmarks, 3).tolist(),
     }
+    if face.expected_error is not None:
+        fields["expected_error"] = np.round(face.expected_error, 2).tolist()
+    return fields
 
 
 def describe_photograph(
@@ -54,7 +59,10 @@ def describe_frame(
 
 
 def write_csv(path: Path, faces: Iterable[Face], scheme: LandmarkScheme) -> None:
-    """Writes a row for each landmark of each face, in pixels; faces and landmarks count from 0."""
+    """Writes a row for each landmark of each face, in pixels; faces and landmarks count from 0.
+
+    The expected error, in percent, is empty where the model is not calibrated.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
@@ -62,7 +70,8 @@ def write_csv(path: Path, faces: Iterable[Face], scheme: LandmarkScheme) -> None
             for i, name in enumerate(scheme.names):
                 x, y, u, v = np.concatenate([face.landmarks[i], face.heatmap_landmarks[i]])
                 confidence = f"{face.confidence[i]:.4f}"
-                row = (f"{x:.3f}", f"{y:.3f}", confidence, f"{u:.3f}", f"{v:.3f}")
+                expected = "" if face.expected_error is None else f"{face.expected_error[i]:.2f}"
+                row = (f"{x:.3f}", f"{y:.3f}", confidence, f"{u:.3f}", f"{v:.3f}", expected)
                 writer.writerow((number, i, name, *row))
 
 

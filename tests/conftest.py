@@ -1,6 +1,8 @@
 """Strict JAX, eight simulated devices, and where the real data is."""
 
 import dataclasses
+import functools
+import math
 import os
 import re
 import urllib.error
@@ -127,3 +129,62 @@ def config_of(synthetic68, synthetic98):
         return config
 
     return load
+
+
+@functools.cache
+def toy_model():
+    """The least that a heatmap model has to be: two convolutions."""
+    from flax import nnx
+
+    from lcgcn_jax.models.layers import ConvBN
+
+    class Toy(nnx.Module):
+        stride = 4
+        feature_channels = 6
+
+        def __init__(self, num_landmarks, *, width=8, bn_momentum, dtype, rngs):
+            make = {"stride": 2, "momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+            self.first = ConvBN(3, width, 3, **make)
+            self.second = ConvBN(width, num_landmarks + self.feature_channels, 3, **make)
+
+        def __call__(self, images, *, train):
+            x = self.second(jax.nn.relu(self.first(images, train=train)), train=train)
+            return x[..., self.feature_channels :], x[..., : self.feature_channels]
+
+    return Toy
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A heatmap model from outside the package, registered as `toy`."""
+    from lcgcn_jax.models import registry
+
+    monkeypatch.setattr(registry, "_HEATMAP_MODELS", dict(registry._HEATMAP_MODELS))
+    registry.register_heatmap_model("toy", toy_model())
+    return toy_model()
+
+
+@pytest.fixture(scope="session")
+def random_bundle():
+    """Makes bundles of random weights that behave like trained ones: no norm is the identity."""
+    from lcgcn_jax.models.bundles import Bundle, abstract_weights
+
+    def make(model, scheme, image_size):
+        _, params, batch_stats = abstract_weights(model, scheme.num_landmarks)
+        rng = np.random.default_rng(0)
+
+        def draw(name, shape):
+            values = rng.normal(size=shape)
+            if name.endswith((".var", ".scale")):
+                return np.exp(values / 5)
+            if name.startswith(("graph.transform", "graph.displacement")):
+                return values / 100  # a cascade moves the mean shape a little
+            return values / math.sqrt(math.prod(shape[:-1]) if len(shape) > 1 else 100)
+
+        weights = {
+            name: draw(name, leaf.shape).astype(np.float32)
+            for name, leaf in (params | batch_stats).items()
+        }
+        return Bundle(model, scheme, image_size, weights)
+
+    return make

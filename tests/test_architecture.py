@@ -16,9 +16,9 @@ LAYERS = [
     {"training"},
     {"inference", "interop", "visualize"},
     {"models", "data"},
-    {"losses", "metrics"},
+    {"losses", "metrics", "calibration"},
     {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
-    {"geometry", "landmarks", "cache"},
+    {"geometry", "landmarks", "cache", "files"},
     {"errors"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcgcn_jax.heatmaps import DECODERS, decode, encode, sample, windows
+from lcgcn_jax.heatmaps import DECODERS, decode, encode, sample, spread, windows
 
 H, W = 20, 24
 RNG = np.random.default_rng(0)
@@ -208,3 +208,42 @@ def test_windows_are_samples_around_the_points():
             wide = jnp.pad(maps, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
             expected = sample(wide, around + 2, bilinear=True)
             np.testing.assert_allclose(found[:, :, row, column], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 1.5])
+def test_spread_is_that_of_the_squared_heat_in_parts_of_the_side(sigma):
+    points = np.random.default_rng(1).uniform(10, 22, (20, 2))
+    found = spread(gaussian_logits(points, sigma, shape=(32, 32)))
+    # A squared Gaussian is one of sigma / sqrt(2); the window ends 4 cells from its peak.
+    np.testing.assert_allclose(found[0], sigma / np.sqrt(2) / 32, rtol=0.03)
+
+
+def test_spread_does_not_depend_on_the_height_of_the_peak():
+    points = np.array([[12.3, 15.8]])
+    high, low = (spread(gaussian_logits(points, 1.2, (32, 32), peak)) for peak in (0.9, 0.05))
+    np.testing.assert_allclose(high, low, rtol=1e-3)
+
+
+def test_only_heat_near_the_peak_spreads_it():
+    near, far = (
+        np.log(np.exp(gaussian_logits(np.array([[12.0, 12.0]]), 1.0, (32, 32)))
+               + np.exp(gaussian_logits(np.array([[x, 12.0]]), 1.0, (32, 32), peak=0.8)))
+        for x in (15.0, 25.0)
+    )  # fmt: skip
+    alone = spread(gaussian_logits(np.array([[12.0, 12.0]]), 1.0, (32, 32)))
+    np.testing.assert_allclose(spread(jnp.asarray(far)), alone, rtol=1e-3)
+    assert spread(jnp.asarray(near))[0, 0] > 1.4 * alone[0, 0]
+
+
+@pytest.mark.parametrize("point", [(0.0, 0.0), (23.0, 19.0), (-0.4, 7.0)])
+def test_spread_at_the_border_is_finite(point):
+    found = spread(gaussian_logits(np.array([point]), 1.0))
+    assert 0 < found[0, 0] < 0.05
+
+
+def test_spread_of_linear_heat():
+    heat = np.full((1, H, W, 2), -0.5, np.float32)
+    heat[0, 7, 9, 0] = 1.3
+    found = spread(jnp.asarray(heat), activation="linear")
+    # One cell alone, and no heat at all.
+    np.testing.assert_allclose(found, 0, atol=1e-3)

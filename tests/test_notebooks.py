@@ -7,9 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-import nbclient
-import nbformat
 import pytest
+
+nbclient = pytest.importorskip("nbclient", reason="notebooks need: pip install '.[colab]'")
+pytest.importorskip("ipykernel", reason="notebooks need: pip install '.[colab]'")
+nbformat = pytest.importorskip("nbformat")
 
 COLAB = Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -33,7 +34,19 @@ def test_csv_has_a_row_for_each_landmark(tmp_path):
     point = [float(rows[4][column]) for column in ("x", "y")]
     np.testing.assert_allclose(point, faces[1].landmarks[1], atol=1e-3)
     assert float(rows[4]["confidence"]) == pytest.approx(float(faces[1].confidence[1]), abs=1e-4)
+    assert {row["expected_error"] for row in rows} == {""}
     assert float(rows[4]["heatmap_y"]) == pytest.approx(faces[1].heatmap_landmarks[1, 1], abs=1e-3)
+
+
+def test_expected_error_is_there_where_the_model_is_calibrated(tmp_path):
+    plain = face(0)
+    calibrated = dataclasses.replace(plain, expected_error=np.array([1.234, 5.0, 10.678]))
+    assert "expected_error" not in predictions.describe_face(plain)
+    assert predictions.describe_face(calibrated)["expected_error"] == [1.23, 5.0, 10.68]
+    predictions.write_csv(tmp_path / "a.csv", [calibrated], SCHEME)
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["expected_error"] for row in rows] == ["1.23", "5.00", "10.68"]
 
 
 def test_pts_is_the_official_form_and_counts_from_one(tmp_path):

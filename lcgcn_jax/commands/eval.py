@@ -30,7 +30,10 @@ def add_parser(subparsers) -> None:
         "eval",
         help="measure a model on a split: NME, failure rate, AUC",
         description="Measures a model on faces prepared with `lcgcn prepare`. NME and the failure "
-        "rate at 0.1 are in percent, the area under the error curve up to 0.1 is in 0..1.",
+        "rate at 0.1 are in percent, the area under the error curve up to 0.1 is in 0..1. Of a model "
+        "that `lcgcn calibrate` fitted a map for, it also says how good the expected errors are: expected "
+        "beside measured for ten bins, and the area between the sparsification curve and the oracle's "
+        "(AUSE).",
         epilog="example: lcgcn eval --model runs/small --data data/w300 --split full --flip_test",
     )
     parser.add_argument("--model", required=True, help="bundle or training workdir")
@@ -106,7 +109,13 @@ def run(args: argparse.Namespace) -> int:
         degrade=args.degrade,
     )
     result = report(
-        dataset, args.split, errors, boxes=args.boxes, missed=missed, degrade=args.degrade
+        dataset,
+        args.split,
+        errors,
+        boxes=args.boxes,
+        missed=missed,
+        degrade=args.degrade,
+        calibration=model.calibration,
     )
     conditions = (
         f"{result['dataset']} {args.split}, boxes: {args.boxes}"
@@ -117,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
     )
     print(conditions)
     print(format_table(result))
+    if "calibration" in result:
+        print(format_calibration(result["calibration"]))
     if published is not None:
         sets = published.measured_sets(dataset, args.split, result)
         print(format_comparison(published, sets, args.split, conditions))
@@ -146,6 +157,27 @@ def format_table(result: dict[str, Any]) -> str:
                 f"({low:6.3f} - {high:6.3f})  {values['fr10']:8.2f}  {values['auc10']:7.4f}"
             )
             name, count = "", " " * 5
+    return "\n".join(lines)
+
+
+def format_calibration(figures: dict[str, Any]) -> str:
+    """What `calibration.assess` says, as a table for the screen."""
+    here = figures.get("fitted_here")
+    lines = [
+        "",
+        "expected error of each landmark, in %"
+        + (" (optimistic: fitted on faces of this split)" if here else ""),
+        "  landmarks  expected  measured",
+    ]
+    lines += [
+        f"{row['num_landmarks']:11,}  {row['expected_error']:8.2f}  {row['measured_error']:8.2f}"
+        for row in [*figures["reliability"], figures]
+    ]
+    lines[-1] += f"  all; mean difference in a row {figures['calibration_error']:.2f}"
+    lines.append(
+        f"AUSE {figures['ause']:.3f}; by confidence alone {figures['ause_confidence']:.3f}, "
+        f"at random {figures['ause_random']:.3f}, oracle 0"
+    )
     return "\n".join(lines)
 
 

@@ -1,12 +1,16 @@
 """`lcgcn export`: a model in the format of other tools."""
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.interop.serving import OUTPUTS, description_file, write_onnx, write_stablehlo
 from lcgcn_jax.interop.torch_files import require_format, write_state_dict
 from lcgcn_jax.interop.torch_weights import export_weights
-from lcgcn_jax.models.bundles import load_bundle
+from lcgcn_jax.models.bundles import Bundle, load_bundle
+
+FORMATS = ("stablehlo", "onnx", "torch")
 
 
 def add_parser(subparsers) -> None:
@@ -14,13 +18,20 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a model in the format of other tools",
-        description="Writes a model in the format of other tools. torch: a state dict with the keys of "
+        description="Writes a model in the format of other tools. stablehlo, onnx: one graph from face "
+        "crops (RGB bytes, any number of them) to landmarks, confidence and heatmap-stage landmarks; the "
+        "README shows how to serve them. torch: a state dict with the keys of "
         "HRNet-Facial-Landmark-Detection, and, for a graph head as the LCGCN authors' code has it, theirs.",
-        epilog="example: lcgcn export --model models/hr18_wflw --format torch --out hr18.safetensors",
+        epilog="example: lcgcn export --model runs/w300_small --format onnx --out face.onnx",
     )
     parser.add_argument("--model", required=True, help="bundle or training workdir")
-    parser.add_argument("--format", choices=("torch",), required=True, help="what to write")
-    parser.add_argument("--out", type=Path, required=True, help="file: .safetensors, .pth or .pt")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file: .stablehlo; .onnx; for torch .safetensors, .pth or .pt",
+    )
     parser.add_argument(
         "--heatmap_only", action="store_true", help="leave out the graph head, if there is one"
     )
@@ -32,14 +43,45 @@ def run(args: argparse.Namespace) -> int:
     """Writes the file and says what is in it.
 
     Raises:
-      InputError: the model cannot be read or has no such format, or `--out` is there already.
+      InputError: the model cannot be read or has no such format, or `--out` is there already or cannot
+        be written.
     """
-    require_format(args.out)
-    if args.out.exists() and not args.overwrite:
-        raise InputError(f"{args.out}: already exists; choose another file or give --overwrite")
+    if args.format == "torch":
+        require_format(args.out)
+    elif args.out.suffix != f".{args.format}":
+        raise InputError(f"{args.out}: the name of such a file ends in .{args.format}")
+    outputs = [args.out]
+    if args.format == "stablehlo":
+        outputs.append(description_file(args.out))
+    for path in outputs:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give a file")
+        if path.exists() and not args.overwrite:
+            raise InputError(f"{path}: already exists; choose another file or give --overwrite")
     bundle = load_bundle(args.model)
-    graph = bundle.model["graph"] is not None and not args.heatmap_only
-    state = export_weights(bundle, graph=graph, source=args.model)
-    write_state_dict(args.out, state)
-    print(f"{args.out}: {len(state)} arrays, {'with' if graph else 'without'} a graph head")
+    if args.heatmap_only:
+        bundle = bundle.without_graph()
+    try:
+        # Before the minutes that a large model takes.
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.out.parent):
+            pass
+        said = _write(args, bundle)
+    except OSError as error:
+        raise InputError(f"{args.out}: cannot be written: {error.strerror}") from error
+    graph = "without" if bundle.model["graph"] is None else "with"
+    print(f"{args.out}: {said}, {graph} a graph head")
     return 0
+
+
+def _write(args: argparse.Namespace, bundle: Bundle) -> str:
+    """Writes the file; what to say of it."""
+    if args.format == "torch":
+        graph = bundle.model["graph"] is not None
+        state = export_weights(bundle, graph=graph, source=args.model)
+        write_state_dict(args.out, state)
+        return f"{len(state)} arrays"
+    write = write_onnx if args.format == "onnx" else write_stablehlo
+    write(args.out, bundle)
+    size = bundle.image_size
+    return f"crops [b, {size}, {size}, 3] to {', '.join(OUTPUTS)}"

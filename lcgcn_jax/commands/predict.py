@@ -19,6 +19,7 @@ from lcgcn_jax import predictions, visualize
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
 from lcgcn_jax.detection import quiet_opencv
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import replacing
 from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.inference import Face, LandmarkModel, check_boxes, load
 from lcgcn_jax.inputs import InputFile, find_inputs
@@ -303,9 +304,9 @@ class _Run:
             video = stack.enter_context(open_video(file.path, frames_per_second=self._args.fps))
             stack.enter_context(_writing(self._args.out))
             lines.parent.mkdir(parents=True, exist_ok=True)
-            json_lines = stack.enter_context(_replacing(lines)).open("w", encoding="utf-8")
+            json_lines = stack.enter_context(replacing(lines)).open("w", encoding="utf-8")
             stack.enter_context(json_lines)
-            partial = stack.enter_context(_replacing(annotated))
+            partial = stack.enter_context(replacing(annotated))
             writer = stack.enter_context(
                 VideoWriter(partial, frames_per_second=video.frames_per_second)
             )
@@ -352,17 +353,6 @@ class _Run:
 
 def _side(box: Box) -> float:
     return float((box[2:] - box[:2]).max())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of `path` when the block ends well."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 A state dict is `{"conv1.weight": array, ...}`, in PyTorch's names and axes.
 """
 
-import os
 import pickle
 import re
 import struct
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.files import write_whole
 
 StateDict = dict[str, np.ndarray]
 
@@ -73,13 +73,12 @@ def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
     # PyTorch shares the memory that it is given, and safetensors takes it as it lies there.
     state = {key: np.array(value, order="C") for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
     if path.suffix in SAFETENSORS:
-        save_file(state, tmp)
+        write_whole(path, lambda tmp: save_file(state, tmp))
     else:
         torch = _import_torch(path)
-        torch.save({key: torch.from_numpy(value) for key, value in state.items()}, tmp)
-    os.replace(tmp, path)
+        tensors = {key: torch.from_numpy(value) for key, value in state.items()}
+        write_whole(path, lambda tmp: torch.save(tensors, tmp))
 
 
 def require_format(path: Path) -> None:

@@ -1,13 +1,13 @@
 """Bundles: a folder with everything that prediction needs of a model.
 
 model.safetensors   parameters and batch statistics under their flat names
-config.json         format version, model configuration, crop side, landmark scheme
+config.json         format version, model configuration, crop side, landmark scheme; where there is one, the
+                    calibration of the expected error
 README.md           model card
 """
 
 import dataclasses
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,9 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from lcgcn_jax.calibration import Calibration
 from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.files import write_whole
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.registry import create_model
@@ -46,12 +48,14 @@ class Bundle:
       scheme: what its landmarks mean.
       image_size: side of the crops that it was trained on, in pixels.
       weights: parameters and batch statistics under their flat names.
+      calibration: from peaks and spreads to expected errors; None where it was not fitted.
     """
 
     model: Mapping[str, Any]
     scheme: LandmarkScheme
     image_size: int
     weights: Mapping[str, np.ndarray | jax.Array]
+    calibration: Calibration | None = None
 
     def create(self, dtype: DTypeLike = jnp.float32) -> tuple[nnx.GraphDef, Weights, Weights]:
         """The model's structure, parameters and batch statistics."""
@@ -63,6 +67,11 @@ class Bundle:
             return {name: jnp.asarray(self.weights[name]) for name in names}
 
         return graphdef, take(params), take(batch_stats)
+
+    def without_graph(self) -> "Bundle":
+        """The heatmap model alone."""
+        weights = {name: w for name, w in self.weights.items() if not name.startswith("graph.")}
+        return dataclasses.replace(self, model={**self.model, "graph": None}, weights=weights)
 
 
 def abstract_weights(
@@ -94,23 +103,31 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         "image_size": bundle.image_size,
         "scheme": bundle.scheme.to_dict(),
     }
-    _replace(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
-    _replace(
-        path / CONFIG,
-        lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"),
-    )
+    if bundle.calibration is not None:
+        config["calibration"] = bundle.calibration.to_dict()
+    write_whole(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
+    _write_config(path, config)
     # safetensors writes memory as it lies there: a transposed view would come back as another matrix.
     weights = {
         name: np.asarray(value, dtype if np.ndim(value) > 1 else np.float32, order="C")
         for name, value in sorted(bundle.weights.items())
     }
-    _replace(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
+    write_whole(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
 
 
-def _replace(path: Path, write) -> None:
-    tmp = path.with_name(path.name + ".tmp")
-    write(tmp)
-    os.replace(tmp, path)
+def save_calibration(path: Path, calibration: Calibration) -> None:
+    """Puts a calibration into the bundle at a folder; the rest of it stays as it is.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    _write_config(path, config | {"calibration": calibration.to_dict()})
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+    text = json.dumps(config, indent=1) + "\n"
+    write_whole(path / CONFIG, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def shipped_bundles() -> list[str]:
@@ -157,7 +174,15 @@ def load_bundle(model: str | Path) -> Bundle:
         if config["format"] != _FORMAT:
             raise ValueError(f"format {config['format']}, and this version reads {_FORMAT}")
         scheme = LandmarkScheme.from_dict(config["scheme"])
-        bundle = Bundle(config["model"], scheme, int(config["image_size"]), {})
+        calibration = config.get("calibration")
+        if calibration is not None:
+            calibration = Calibration.from_dict(calibration)
+            if len(calibration.offsets) != scheme.num_landmarks:
+                raise ValueError(
+                    f"its calibration is of {len(calibration.offsets)} landmarks, not "
+                    f"{scheme.num_landmarks}"
+                )
+        bundle = Bundle(config["model"], scheme, int(config["image_size"]), {}, calibration)
         _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

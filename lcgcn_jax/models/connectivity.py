@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -86,7 +87,8 @@ class PerImageEdges(nnx.Module):
         if self.self_logit is not None:
             logits = logits + jnp.diag(self.self_logit[...])[None]
         if self.diagonal == "zero":
-            logits = jnp.where(jnp.eye(self.num_landmarks, dtype=bool), 0.0, logits)
+            # NumPy's, and so a constant: of booleans, onnxruntime cannot make one.
+            logits = jnp.where(np.eye(self.num_landmarks, dtype=bool), 0.0, logits)
         return jax.nn.softmax(logits, axis=-1)
 
 

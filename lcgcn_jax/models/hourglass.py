@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, heatmap_conv
+from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, Folded, heatmap_conv
 
 _DEPTH = 4  # times that an hourglass halves its maps
 
@@ -130,10 +129,19 @@ class PreActivation(nnx.Module):
             y = conv(jax.nn.relu(norm(y, train=train)))
         return y + (x if self.shortcut is None else self.shortcut(x))
 
+    def fold_batch_norm(self) -> None:
+        """See `folding.fold_batch_norm`; no convolution leads to the first norm, and it stays."""
+        for i, conv in enumerate(self.convs[:-1]):
+            conv.fold(self.norms[i + 1])
+            self.norms[i + 1] = Folded()
+
 
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b hh hw c"]:
     """Maximum over 2x2 cells; of an odd row or column, over what is there."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=-jnp.inf)
+    # Not `lax.reduce_window`: its window of four dimensions is more than onnxruntime pools over.
+    return x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).max(axis=(2, 4))
 
 
 def _double(x: Float[Array, "b h w c"], shape: tuple[int, int]) -> Float[Array, "b hh hw c"]:

@@ -8,7 +8,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, heatmap_conv, upsample_bilinear
+from lcgcn_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvBN,
+    Folded,
+    heatmap_conv,
+    upsample_bilinear,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,11 @@ class HRNet(nnx.Module):
         concat = jnp.concatenate([upsample_bilinear(x, shape) for x in branches], axis=-1)
         head = jax.nn.relu(self.head_bn(self.head_conv(concat), train=train))
         return self.head_out(head), concat if self.features == "concat" else head
+
+    def fold_batch_norm(self) -> None:
+        """See `folding.fold_batch_norm`."""
+        self.head_conv.fold(self.head_bn)
+        self.head_bn = Folded()
 
 
 class Bottleneck(nnx.Module):

@@ -20,6 +20,8 @@ from lcgcn_jax.heatmaps import ACTIVATIONS
 PRIOR_BIAS = -2.19
 """Bias before a sigmoid: every cell starts at a probability of 0.1, or the focal loss diverges."""
 
+_EPSILON = 1e-5  # of BatchNorm
+
 Images = Float[Array, "b h w i"]
 Outputs = Float[Array, "b hh hw o"]
 
@@ -27,6 +29,14 @@ Outputs = Float[Array, "b hh hw o"]
 def _per_channel(values: Float[Array, "c"], like: Float[Array, "*b c"]) -> Float[Array, "... c"]:
     """One value a channel, in the type and with the number of axes of `like`."""
     return values.astype(like.dtype).reshape((1,) * (like.ndim - 1) + values.shape)
+
+
+def _wide(weights: nnx.Variable) -> np.ndarray:
+    return np.asarray(weights[...], np.float64)
+
+
+def _narrow(weights: np.ndarray) -> jax.Array:
+    return jnp.asarray(weights.astype(np.float32))
 
 
 def normal_init(deviation: float) -> nnx.Initializer:
@@ -99,6 +109,13 @@ class Conv(nnx.Module):
             )
         return y if self.bias is None else y + _per_channel(self.bias[...], y)
 
+    def fold(self, norm: "BatchNorm") -> None:
+        """Takes in the BatchNorm that follows: from here on the two are this convolution alone."""
+        factor, offset = norm.in_evaluation()
+        bias = 0.0 if self.bias is None else _wide(self.bias)
+        self.kernel.set_value(_narrow(_wide(self.kernel) * factor))
+        self.bias = nnx.data(nnx.Param(_narrow(bias * factor + offset)))
+
 
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last, with running statistics for evaluation.
@@ -128,10 +145,24 @@ class BatchNorm(nnx.Module):
             self.var.set_value(keep * self.var[...] + (1 - keep) * lax.stop_gradient(var))
         else:
             mean, var = self.mean[...], self.var[...]
-        factor = self.scale[...] * lax.rsqrt(var + 1e-5)
+        factor = self.scale[...] * lax.rsqrt(var + _EPSILON)
         offset = self.bias[...] - mean * factor
         x = x.astype(self.dtype)
         return x * _per_channel(factor, x) + _per_channel(offset, x)
+
+    def in_evaluation(self) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:
+        """What it does to each channel in evaluation: `x * factor + offset`, in float64."""
+        factor = _wide(self.scale) / np.sqrt(_wide(self.var) + _EPSILON)
+        return factor, _wide(self.bias) - _wide(self.mean) * factor
+
+
+class Folded(nnx.Module):
+    """Stands where a BatchNorm was that its neighbour has taken in; hands on what it gets."""
+
+    def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
+        if train:
+            raise ValueError("the BatchNorms of this model are folded: it cannot be trained")
+        return x
 
 
 class ConvBN(nnx.Module):
@@ -153,6 +184,11 @@ class ConvBN(nnx.Module):
 
     def __call__(self, x: Images, *, train: bool) -> Outputs:
         return self.bn(self.conv(x), train=train)
+
+    def fold_batch_norm(self) -> None:
+        """See `folding.fold_batch_norm`."""
+        self.conv.fold(self.bn)
+        self.bn = Folded()
 
 
 def heatmap_conv(
@@ -232,6 +268,16 @@ class MLP(nnx.Module):
             elif norm is not None:
                 x = norm(x)
         return x
+
+    def fold_batch_norm(self) -> None:
+        """See `folding.fold_batch_norm`; a norm behind the last layer has none to go into, and stays."""
+        for i, (norm, after) in enumerate(zip(self.norms, self.linears[1:], strict=False)):
+            if isinstance(norm, BatchNorm):
+                factor, offset = norm.in_evaluation()
+                kernel = _wide(after.kernel)
+                after.bias.set_value(_narrow(_wide(after.bias) + offset @ kernel))
+                after.kernel.set_value(_narrow(factor[:, None] * kernel))
+                self.norms[i] = None
 
 
 def _norm(kind: str, channels: int, *, momentum: float, dtype: DTypeLike, rngs: nnx.Rngs):

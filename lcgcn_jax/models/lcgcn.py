@@ -133,6 +133,8 @@ class LCGCNOutput:
       landmarks: the graph stage's landmarks, in crop pixels; without a graph, the heatmap stage's.
       turns: a graph's landmarks after each of its turns, in crop pixels, the last being `landmarks`; None
         without a graph.
+      spread: how wide the heat about each heatmap's peak is (`heatmaps.spread`); None where the heatmaps are
+        not there.
     """
 
     heatmap_logits: Float[AnyArray, "b hh hw k"]
@@ -141,6 +143,7 @@ class LCGCNOutput:
     edges: Float[AnyArray, "b k k"] | None
     landmarks: Float[AnyArray, "b k 2"]
     turns: Float[AnyArray, "b t k 2"] | None = None
+    spread: Float[AnyArray, "b k"] | None = None
 
 
 @typing.no_type_check
@@ -363,7 +366,8 @@ class LCGCN(nnx.Module):
         if train_graph and not train_heatmap:
             logits, evidence = jax.lax.stop_gradient((logits, evidence))
         output = self.refine(evidence, images.shape[2], train=train_graph)
-        return dataclasses.replace(output, heatmap_logits=logits)
+        spread = heatmaps.spread(logits, activation=self.activation)
+        return dataclasses.replace(output, heatmap_logits=logits, spread=spread)
 
     def detect(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
@@ -379,7 +383,7 @@ class LCGCN(nnx.Module):
         return logits, Evidence(landmarks, confidence, features)
 
     def refine(self, evidence: Evidence, size: int, *, train: bool = False) -> LCGCNOutput:
-        """The graph stage on crops of `size` pixels, without `heatmap_logits`."""
+        """The graph stage on crops of `size` pixels, without `heatmap_logits` and `spread`."""
         initial, confidence = evidence.landmarks, evidence.confidence
         if self.graph is None:
             return LCGCNOutput(None, initial, confidence, None, initial)

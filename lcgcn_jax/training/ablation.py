@@ -17,6 +17,7 @@ from jaxtyping import Float
 from lcgcn_jax import metrics
 from lcgcn_jax.data.augment import DEGRADATIONS
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import write_whole
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.lcgcn import GraphConfig
@@ -171,9 +172,7 @@ def _write_errors(training: Training, path: Path) -> None:
             "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
         }
     )
-    half_written = path.with_suffix(".tmp")
-    half_written.write_text(text, encoding="utf-8")
-    half_written.replace(path)
+    write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def summarize(results: Mapping[str, RowErrors]) -> dict[str, Any]:

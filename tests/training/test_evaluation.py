@@ -155,7 +155,10 @@ def test_mean_face_is_a_weak_but_sane_baseline(synthetic98):
 
 def test_a_model_without_graph_leaves_its_column_empty(synthetic98, tmp_path):
     dataset = open_dataset(synthetic98)
-    errors = SplitErrors(np.linspace(0.01, 0.24, 24), None, np.ones(24, bool))
+    of_landmarks = np.zeros((24, 98))
+    errors = SplitErrors(
+        np.linspace(0.01, 0.24, 24), None, np.ones(24, bool), of_landmarks, of_landmarks, None
+    )
     write_face_errors(tmp_path / "faces.csv", dataset, "test", errors)
     lines = (tmp_path / "faces.csv").read_text().splitlines()
     assert len(lines) == 25
@@ -181,6 +184,9 @@ def test_faces_without_the_normalizer_are_left_out_and_counted(synthetic98, meas
     kept = ~np.isin(np.arange(24), missing)
     np.testing.assert_array_equal(errors.measured, kept)
     np.testing.assert_array_equal(errors.graph, np.where(kept, plain.graph, np.nan))
+    np.testing.assert_array_equal(np.isnan(errors.landmarks).any(axis=1), ~kept)
+    np.testing.assert_allclose(errors.landmarks.mean(axis=1), errors.graph)
+    assert errors.spread is None
     assert errors.mean()["graph"] == pytest.approx(plain.graph[kept].mean())
     result = report(dataset, "test", errors, boxes="gt")
     assert (result["num_faces"], result["unmeasured"]) == (21, 3)

@@ -1,0 +1,172 @@
+"""The shipped model on synthetic faces, whose points are known to be covered or not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.data.augment import DEGRADATIONS
+from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.synthetic import draw_face
+from lcgcn_jax.inference import load
+from lcgcn_jax.landmarks import IBUG68
+from lcgcn_jax.models.bundles import CONFIG, SHIPPED, find_bundle
+from lcgcn_jax.training.evaluation import split_errors, with_flip_test
+
+MODEL = "w300-lcgcn-small"
+TEST = "common+challenge+test"
+BATCH = ["--batch_size", "8"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The shipped model without a calibration of its own."""
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    folder.mkdir()
+    for path in find_bundle(MODEL).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / CONFIG).read_text())
+    config.pop("calibration", None)
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(plain, synthetic68, tmp_path_factory):
+    """The same, calibrated on the training faces; and what the command said."""
+    out = tmp_path_factory.mktemp("calibrated") / "model"
+    words = ["--model", plain, "--data", synthetic68, "--split", "train+validation", "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+        assert main(["calibrate", *map(str, words), *BATCH]) == 0
+    return out, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def measured(calibrated, synthetic68):
+    """Expected and true errors of the test faces in percent, and which points something covers."""
+    dataset, model = open_dataset(synthetic68), load(calibrated[0])
+    found = split_errors(model.predict_crops, dataset, TEST, image_size=128, batch_size=8)
+    expected = model.calibration.expected_error(found.confidence, found.spread)
+    seeds = [int(record["name"].rsplit("_")[-1].split(".")[0]) for record in dataset.source(TEST)]
+    occluded = np.stack([draw_face(seed, IBUG68).occluded for seed in seeds])
+    return expected, 100 * found.landmarks, occluded
+
+
+def test_covered_points_are_expected_to_be_further_off(measured):
+    expected, errors, occluded = measured
+    assert 50 < occluded.sum() < 300
+    assert errors[occluded].mean() > 1.5 * errors[~occluded].mean()
+    assert expected[occluded].mean() > 1.5 * expected[~occluded].mean()
+    # Not because of which points these are, or of which faces: point by point, and face by face.
+    for values, hidden in ((expected, occluded), (expected.T, occluded.T)):
+        rows = hidden.any(axis=1) & ~hidden.all(axis=1)
+        pairs = zip(values[rows], hidden[rows], strict=True)
+        assert np.mean([row[h].mean() > row[~h].mean() for row, h in pairs]) > 0.85
+
+
+def test_expected_errors_are_those_of_faces_that_were_not_fitted(measured):
+    expected, errors, _ = measured
+    assert expected.mean() == pytest.approx(errors.mean(), rel=0.25)
+    assert np.corrcoef(np.log(expected).ravel(), np.log(errors + 0.1).ravel())[0, 1] > 0.4
+
+
+def test_command_says_how_good_it_is_under_every_damage(calibrated):
+    out, said = calibrated
+    for damage in DEGRADATIONS:
+        assert f"{'as they are' if damage == 'none' else damage}; cross-validated" in said
+    assert said.count("AUSE 0.") == len(DEGRADATIONS)
+    assert f"{out}: calibrated; errors are in % of the distance from left_eye_0 to right" in said
+
+
+def test_eval_reports_it(calibrated, synthetic68, tmp_path, capsys):
+    words = ["--model", calibrated[0], "--data", synthetic68, *BATCH]
+    results = {}
+    for split in (TEST, "validation"):
+        path = tmp_path / f"{split}.json"
+        assert main(["eval", *map(str, words), "--split", split, "--json", str(path)]) == 0
+        results[split] = json.loads(path.read_text())["calibration"]
+        said = capsys.readouterr().out
+        assert ("(optimistic: fitted on faces of this split)" in said) == (split == "validation")
+    test = results[TEST]
+    assert not test["fitted_here"]
+    assert results["validation"]["fitted_here"]
+    assert test["num_landmarks"] == 16 * 68 == sum(r["num_landmarks"] for r in test["reliability"])
+    assert 0 < test["ause"] < 0.6 * test["ause_random"]
+    assert test["ause"] < test["ause_confidence"]
+
+
+def test_uncalibrated_model_says_nothing_of_it(plain, synthetic68, tmp_path, capsys):
+    path = tmp_path / "eval.json"
+    words = ["--model", plain, "--data", synthetic68, "--split", "test", "--json", path, *BATCH]
+    assert main(["eval", *map(str, words)]) == 0
+    assert "calibration" not in json.loads(path.read_text())
+    assert "AUSE" not in capsys.readouterr().out
+
+
+def test_predict_reports_it(calibrated, plain, synthetic68, tmp_path):
+    photo = synthetic68 / "official/afw/synthetic_000000.jpg"
+    for model, there in ((calibrated[0], True), (plain, False)):
+        out = tmp_path / str(there)
+        words = ["--model", model, photo, "--whole_image", "--out", out]
+        assert main(["predict", *map(str, words)]) == 0
+        (face,) = json.loads((out / "synthetic_000000.json").read_text())["faces"]
+        assert ("expected_error" in face) == there
+        if there:
+            # The whole picture is the crop of this box.
+            box = (18.7, 18.7, 172.3, 172.3)
+            (found,) = load(model).predict(photo, [box])
+            assert found.expected_error.shape == (68,)
+            assert (found.expected_error > 0).all()
+            np.testing.assert_allclose(face["expected_error"], found.expected_error, atol=0.01)
+
+
+def test_expected_error_of_a_flip_test(calibrated, synthetic68):
+    dataset, model = open_dataset(synthetic68), load(calibrated[0])
+    predict = with_flip_test(model.predict_crops, model.scheme)
+    both = split_errors(predict, dataset, "test", image_size=128, batch_size=8)
+    one = split_errors(model.predict_crops, dataset, "test", image_size=128, batch_size=8)
+    assert np.corrcoef(both.spread.ravel(), one.spread.ravel())[0, 1] > 0.6
+    assert (both.spread != one.spread).mean() > 0.9
+
+
+def test_model_itself_gets_the_map_once(calibrated, refused, synthetic68):
+    words = ["--model", calibrated[0], "--data", synthetic68, "--split", "validation", *BATCH]
+    assert "is calibrated already; give --out or --overwrite" in refused("calibrate", *words)
+    before = json.loads((calibrated[0] / CONFIG).read_text())
+    assert main(["calibrate", *map(str, words), "--overwrite"]) == 0
+    after = json.loads((calibrated[0] / CONFIG).read_text())
+    assert after["calibration"]["fitted_on"]["split"] == "validation"
+    (calibrated[0] / CONFIG).write_text(json.dumps(before))
+    assert {k: v for k, v in after.items() if k != "calibration"} == {
+        k: v for k, v in before.items() if k != "calibration"
+    }
+
+
+def test_what_comes_with_the_package_stays_as_it_is(refused, synthetic68):
+    said = refused("calibrate", "--model", MODEL, "--data", synthetic68)
+    assert f"{MODEL}: comes with the package; give --out" in said
+    said = refused("calibrate", "--model", SHIPPED / MODEL, "--data", synthetic68)
+    assert "comes with the package" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--model": "nowhere"}, "nowhere: no such bundle"),
+        ({"--out": "."}, ".: already exists"),
+        ({"--split": "tset"}, "no split 'tset'"),
+        ({"--batch_size": "0"}, "has to be at least 1"),
+    ],
+)
+def test_bad_input_is_refused(refused, plain, synthetic68, tmp_path, changes, message):
+    words = {"--model": plain, "--data": synthetic68, "--out": tmp_path / "out"} | changes
+    assert message in refused("calibrate", *[word for pair in words.items() for word in pair])
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_other_points_is_refused(refused, plain, synthetic98):
+    said = refused("calibrate", "--model", plain, "--data", synthetic98)
+    assert "98 points (wflw98), but the checkpoint was trained for 68 (ibug68)" in said

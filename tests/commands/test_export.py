@@ -1,0 +1,84 @@
+"""`export` to StableHLO and ONNX; to PyTorch: see `test_import_torch`."""
+
+import sys
+
+import numpy as np
+import pytest
+from jax import export
+
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.interop.serving import OUTPUTS, description_file
+from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.models.bundles import save_bundle
+
+MODEL = {
+    "heatmap": {"name": "toy"},
+    "decode": "soft",
+    "graph": {"embedding_widths": [5, 2], "gcn_widths": [4, 2]},
+    "bn_momentum": 0.9,
+}
+
+
+@pytest.fixture
+def model(toy, random_bundle, tmp_path):
+    scheme = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3})
+    save_bundle(tmp_path / "model", random_bundle(MODEL, scheme, 32), "")
+    return tmp_path / "model"
+
+
+def line(model, kind, out, *more):
+    return ["export", "--model", str(model), "--format", kind, "--out", str(out), *more]
+
+
+def test_stablehlo_with_and_without_the_graph(model, tmp_path, capsys):
+    out = tmp_path / "new" / "face.stablehlo"
+    crops = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    found = []
+    for more in ([], ["--heatmap_only", "--overwrite"]):
+        assert main(line(model, "stablehlo", out, *more)) == 0
+        found.append(export.deserialize(bytearray(out.read_bytes())).call(crops))
+        said = capsys.readouterr().out
+        assert f"{out}: crops [b, 32, 32, 3] to {', '.join(OUTPUTS)}" in said
+        assert f"{'without' if more else 'with'} a graph head" in said
+    graph, heatmap = found
+    assert np.abs(graph["landmarks"] - graph["heatmap_landmarks"]).max() > 1
+    np.testing.assert_allclose(heatmap["landmarks"], graph["heatmap_landmarks"], atol=1e-3)
+    assert {path.name for path in out.parent.iterdir()} == {out.name, description_file(out).name}
+
+
+def test_onnx_by_command(model, tmp_path):
+    pytest.importorskip("jax2onnx")
+    assert main(line(model, "onnx", tmp_path / "face.onnx")) == 0
+    assert (tmp_path / "face.onnx").stat().st_size > 1000
+
+
+def test_without_jax2onnx_one_line_says_what_to_install(refused, model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    said = refused(*line(model, "onnx", tmp_path / "face.onnx"))
+    assert "pip install 'lcgcn-jax[onnx]'" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_unknown_formats_and_endings_are_refused(refused, model, tmp_path):
+    said = refused(*line(model, "tflite", tmp_path / "face.tflite"))
+    assert "invalid choice: 'tflite'" in said
+    said = refused(*line(model, "onnx", tmp_path / "face.pth"))
+    assert "face.pth: the name of such a file ends in .onnx" in said
+
+
+@pytest.mark.parametrize("there", ["face.stablehlo", "face.stablehlo.json"])
+def test_what_is_there_is_kept(refused, model, tmp_path, there):
+    (tmp_path / there).write_bytes(b"precious")
+    said = refused(*line(model, "stablehlo", tmp_path / "face.stablehlo"))
+    assert f"{tmp_path / there}: already exists" in said
+    assert (tmp_path / there).read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("kind", ["stablehlo", "onnx"])
+def test_where_nothing_can_be_written_one_line_says_so(refused, model, tmp_path, kind):
+    (tmp_path / "file").write_bytes(b"")
+    out = tmp_path / "file" / f"face.{kind}"
+    assert f"{out}: cannot be written" in refused(*line(model, kind, out))
+    (tmp_path / f"folder.{kind}").mkdir()
+    said = refused(*line(model, kind, tmp_path / f"folder.{kind}", "--overwrite"))
+    assert f"folder.{kind}: is a folder" in said

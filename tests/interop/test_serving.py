@@ -1,0 +1,271 @@
+import contextlib
+import functools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from jax import export
+
+from lcgcn_jax import geometry
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.data.synthetic import draw_face
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.interop.serving import (
+    OUTPUTS,
+    PLATFORMS,
+    description_file,
+    write_onnx,
+    write_stablehlo,
+)
+from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
+from lcgcn_jax.models.bundles import load_bundle
+from lcgcn_jax.models.lcgcn import normalize_images
+from lcgcn_jax.models.weights import merge_weights
+from lcgcn_jax.photographs import read_photograph
+
+SIZE = 128
+NARROW = {
+    "lcgcn": {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]},
+    "dag": {"width": 6, "blocks": 1, "turns": 2},
+}
+FIVE = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
+README_TEXT = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SHIPPED = "w300-lcgcn-small"
+TOLERANCE = 1e-3  # pixels
+CLEAR = 1e-4  # of the logits' deviation: with a runner-up nearer than that, either may be the peak
+
+
+def serve_stablehlo(path):
+    return export.deserialize(bytearray(path.read_bytes())).call
+
+
+def serve_onnx(path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    return lambda crops: dict(zip(OUTPUTS, session.run(None, {"crops": crops}), strict=True))
+
+
+WRITE = {"stablehlo": write_stablehlo, "onnx": write_onnx}
+SERVE = {"stablehlo": serve_stablehlo, "onnx": serve_onnx}
+
+
+def require_converter(kind):
+    if kind == "onnx":
+        pytest.importorskip("jax2onnx")
+
+
+def write(kind, folder, bundle):
+    require_converter(kind)
+    path = folder / f"face.{kind}"
+    WRITE[kind](path, bundle)
+    return path
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(graphdef, params, batch_stats, crops):
+    return merge_weights(graphdef, params, batch_stats)(normalize_images(crops))
+
+
+def assert_agree(serve, bundle, crops, batches):
+    """The file says what the model does, whose BatchNorms are not folded, in batches of any size."""
+    model = forward(*bundle.create(), crops)
+    logits = np.asarray(model.heatmap_logits).reshape(len(crops), -1, bundle.scheme.num_landmarks)
+    peaks = np.sort(logits, axis=1)
+    clear = (peaks[:, -1] - peaks[:, -2] > CLEAR * logits.std()).all(axis=1)
+    assert clear.mean() > 0.8
+    assert np.ptp(model.landmarks) > 5
+    for size in batches:
+        found = serve(crops[:size])
+        assert set(found) == set(OUTPUTS)
+        for name in OUTPUTS:
+            expected = np.asarray(getattr(model, name))[:size]
+            assert found[name].shape == expected.shape
+            assert found[name].dtype == np.float32
+            np.testing.assert_allclose(
+                np.asarray(found[name])[clear[:size]],
+                expected[clear[:size]],
+                rtol=0,
+                atol=TOLERANCE,
+                err_msg=name,
+            )
+
+
+@pytest.mark.parametrize("kind", WRITE)
+@pytest.mark.parametrize(
+    ("decode", "graph"),
+    [
+        ("argmax", {"message": "paper"}),
+        ("argmax", {"mlp_output": "activated", "diagonal": "zero", "positions": "corner"}),
+        ("quarter", {"message": "pair_vector", "sampling": "bilinear", "norm": "layer"}),
+        ("dark", {"message": "offsets", "output": "residual", "sampling": "bilinear"}),
+        ("soft", {"connectivity": "learned_static", "message": "offsets"}),
+        ("soft", {"connectivity": "uniform", "norm": "none"}),
+        (
+            "dark",
+            {"connectivity": "self_only", "activation": "none", "shape_features": "first_last"},
+        ),
+        ("dark", {"name": "dag"}),
+        ("quarter", None),
+    ],
+    ids=str,
+)
+def test_every_kind_of_model_can_be_served(toy, random_bundle, tmp_path, decode, graph, kind):
+    config = {
+        "heatmap": {"name": "toy"},
+        "decode": decode,
+        "graph": graph if graph is None else NARROW[graph.get("name", "lcgcn")] | graph,
+        "bn_momentum": 0.9,
+    }
+    bundle = random_bundle(config, FIVE, 32)
+    crops = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    assert_agree(SERVE[kind](write(kind, tmp_path, bundle)), bundle, crops, (1, 20))
+
+
+@pytest.mark.parametrize("kind", WRITE)
+def test_an_hourglass_can_be_served(random_bundle, tmp_path, kind):
+    config = {
+        "heatmap": {"name": "hourglass", "stacks": 1, "width": 4},
+        "decode": "argmax",
+        "graph": None,
+        "bn_momentum": 0.9,
+    }
+    bundle = random_bundle(config, FIVE, 64)
+    crops = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    assert_agree(SERVE[kind](write(kind, tmp_path, bundle)), bundle, crops, (1, 20))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_bundle(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The shipped model's file of a kind, written once, by the README's command."""
+    folder = tmp_path_factory.mktemp("served")
+
+    @functools.cache
+    def run(kind):
+        require_converter(kind)
+        (line,) = re.findall(rf"^lcgcn (export .*--format {kind} .*)$", README_TEXT, re.MULTILINE)
+        with contextlib.chdir(folder):
+            assert main(shlex.split(line)) == 0
+        return folder / f"face.{kind}"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """100 crops of drawn faces."""
+    crops = []
+    for seed in range(100):
+        face = draw_face(seed, IBUG68)
+        box = geometry.box_of_landmarks(face.landmarks, np.ones(68, bool))
+        crops.append(geometry.warp(face.image, geometry.crop_transform(box, SIZE), SIZE))
+    return np.stack(crops)
+
+
+@pytest.mark.parametrize("kind", WRITE)
+def test_a_hundred_faces(shipped, faces, written, kind):
+    assert_agree(SERVE[kind](written(kind)), shipped, faces, (3, 100))
+
+
+def test_stablehlo_is_one_file_for_every_platform(shipped, written):
+    path = written("stablehlo")
+    graph = export.deserialize(bytearray(path.read_bytes()))
+    assert graph.platforms == PLATFORMS
+    (crops,) = graph.in_avals
+    assert crops.dtype == np.uint8
+    assert str(crops.shape) == f"(b, {SIZE}, {SIZE}, 3)"
+    assert_described(json.loads(description_file(path).read_text()), shipped)
+
+
+def test_onnx_tells_what_a_client_has_to_know(shipped, written):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(written("onnx"))
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    for name in ("image_size", "crop_scale", "scheme"):
+        about[name] = json.loads(about[name])
+    assert_described(about, shipped)
+    (crops,) = model.graph.input
+    first, *others = crops.type.tensor_type.shape.dim
+    assert first.dim_param
+    assert [dim.dim_value for dim in others] == [SIZE, SIZE, 3]
+    assert not [node.op_type for node in model.graph.node if "Normalization" in node.op_type]
+
+
+def assert_described(found, bundle):
+    assert found["image_size"] == SIZE
+    assert found["crop_scale"] == geometry.CROP_SCALE
+    assert LandmarkScheme.from_dict(found["scheme"]) == bundle.scheme
+    assert found["producer"].startswith("lcgcn-jax ")
+
+
+def readme_code(containing):
+    blocks = re.findall(r"```python\n(.*?)```", README_TEXT, re.DOTALL)
+    (code,) = [block for block in blocks if containing in block]
+    return code
+
+
+def run_apart(code, folder, blocked):
+    """Runs code in a process of its own, in a folder, where some packages are not there."""
+    start = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", start + code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("zoom", [1, 4])
+def test_the_onnx_example_of_the_readme_works_without_jax(written, tmp_path, zoom):
+    (tmp_path / "face.onnx").symlink_to(written("onnx"))
+    photo = tmp_path / "photo.jpg"
+    cv2.imwrite(str(photo), draw_face(3, IBUG68, size=320 * zoom).image[..., ::-1])
+    code = readme_code("InferenceSession")
+    (numbers,) = re.findall(r"np\.array\(\[(.*?)\]\)", code)
+    box = [zoom * float(number) for number in numbers.split(", ")]
+    if zoom != 1:
+        code = code.replace(numbers, ", ".join(map(str, box)))
+    blocked = ["jax", "jaxlib", "flax", "lcgcn_jax"]
+    run_apart(code + '\nnp.save("points.npy", points)', tmp_path, blocked)
+    affine = geometry.crop_transform(np.array(box), SIZE)
+    crop = geometry.warp(read_photograph(photo), affine, SIZE)
+    (expected,) = serve_onnx(tmp_path / "face.onnx")(crop[None])["landmarks"]
+    expected = geometry.transform_points(geometry.invert(affine), expected)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "points.npy"), expected, rtol=0, atol=zoom * TOLERANCE
+    )
+
+
+def test_the_stablehlo_example_of_the_readme_works_without_this_package(faces, written, tmp_path):
+    path = written("stablehlo")
+    for file in (path, description_file(path)):
+        (tmp_path / file.name).symlink_to(file)
+    np.save(tmp_path / "crops.npy", faces[:3])
+    code = readme_code("deserialize") + '\nnp.save("points.npy", found["landmarks"])'
+    run_apart(code, tmp_path, ["flax", "lcgcn_jax"])
+    expected = serve_stablehlo(path)(faces[:3])["landmarks"]
+    np.testing.assert_allclose(np.load(tmp_path / "points.npy"), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_without_jax2onnx_the_error_says_what_to_install(shipped, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(InputError, match=r"a\.onnx: .*pip install 'lcgcn-jax\[onnx\]'"):
+        write_onnx(tmp_path / "a.onnx", shipped)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,16 @@ import pytest
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.loop import Training
 
-NAMES = ("w300_lcgcn", "w300_hrnet18", "wflw_lcgcn", "wflw_hrnet18", "w300_hourglass", "w300_dag")
+NAMES = (
+    "w300_lcgcn",
+    "w300_lcgcn_best",
+    "w300_hrnet18",
+    "wflw_lcgcn",
+    "wflw_lcgcn_best",
+    "wflw_hrnet18",
+    "w300_hourglass",
+    "w300_dag",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -16,7 +25,7 @@ def test_full_size_step_lowers(config_of, tmp_path, name):
     training = Training(config, tmp_path / "run", sharding.make_mesh(1))
     size, batch = config.data.image_size, config.train.batch_size
     landmarks = training.dataset.scheme.num_landmarks
-    assert (size, batch) == (256, 16)
+    assert (size, batch) == (256, 64 if name.endswith("_best") else 16)
     shapes = {
         "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
         "landmarks": jax.ShapeDtypeStruct((batch, landmarks, 2), jnp.float32),

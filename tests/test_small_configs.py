@@ -7,7 +7,16 @@ from lcgcn_jax.training import sharding
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 
-NAMES = ("w300_lcgcn", "w300_hrnet18", "wflw_lcgcn", "wflw_hrnet18", "w300_hourglass", "w300_dag")
+NAMES = (
+    "w300_lcgcn",
+    "w300_lcgcn_best",
+    "w300_hrnet18",
+    "wflw_lcgcn",
+    "wflw_lcgcn_best",
+    "wflw_hrnet18",
+    "w300_hourglass",
+    "w300_dag",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -15,6 +24,7 @@ def test_small_form_takes_a_step(config_of, tmp_path, name):
     config = config_of(f"{name}:small")
     config.train.batch_size = 8
     config.train.steps = 1
+    config.init_from = ""  # what a run of another config would leave
     training = Training(config, tmp_path / "run", sharding.make_mesh(1))
     assert training.run()
     figures = {k: v for row in read_metrics(tmp_path / "run") for k, v in row.items()}

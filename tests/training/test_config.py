@@ -14,7 +14,9 @@ from lcgcn_jax.training.optimizer import make_schedule
 CONFIGS = (
     "demo",
     "wflw_lcgcn",
+    "wflw_lcgcn_best",
     "w300_lcgcn",
+    "w300_lcgcn_best",
     "w300_dag",
     "w300_hrnet18",
     "wflw_hrnet18",

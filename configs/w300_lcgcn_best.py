@@ -4,10 +4,10 @@
     lcgcn train --config configs/w300_lcgcn_best.py --workdir runs/w300_lcgcn_best
 
 HRNet-W18 at 256 px from scratch, 300 epochs at batch 64 (see `training.config.use_best_recipe` and
-`train_from_scratch`). Not run yet, for want of a GPU; 13,279 steps, expected to take an hour or two on a large one.
+`train_from_scratch`). Not run yet, for want of a GPU; 13,279 steps, perhaps two hours on a large one.
 
-`:small` is for two CPU cores: HRNet-W18-small-v1 at 192 px, which goes on from the heatmap model that
-`w300_hrnet18:small` leaves in `runs/w300_hrnet18_small` (or `--config.init_from`), 17 epochs. Figures: RESULTS.md.
+`:small` is for two CPU cores: HRNet-W18-small-v1 at 192 px, 17 epochs on from the heatmap model
+of `w300_hrnet18:small` in `runs/w300_hrnet18_small` (another: `--config.init_from`). Figures: RESULTS.md.
 """
 
 import ml_collections

@@ -69,6 +69,7 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
         "edges": (B, K, K),
         "landmarks": (B, K, 2),
         "turns": (B, 1, K, 2),
+        "spread": (B, K),
     }
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
 

@@ -29,6 +29,7 @@ CHOICES = {
     "activation": lcgcn.ACTIVATIONS,
     "norm": NORMS,
     "mlp_output": lcgcn.MLP_OUTPUTS,
+    "refinements": (0, 2),
 }
 
 
@@ -68,7 +69,7 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
         "confidence": (B, K),
         "edges": (B, K, K),
         "landmarks": (B, K, 2),
-        "turns": (B, 1, K, 2),
+        "turns": (B, 3 if field == "refinements" else 1, K, 2),
         "spread": (B, K),
     }
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))

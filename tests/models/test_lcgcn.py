@@ -29,7 +29,6 @@ CHOICES = {
     "activation": lcgcn.ACTIVATIONS,
     "norm": NORMS,
     "mlp_output": lcgcn.MLP_OUTPUTS,
-    "refinements": (0, 2),
 }
 
 
@@ -52,7 +51,7 @@ def run(model, **train):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("connectivity", GraphConfig.connectivity)]  # all defaults
+    [("connectivity", GraphConfig.connectivity), ("refinements", 2)]  # the first: all defaults
     + [(f, v) for f, values in CHOICES.items() for v in values if v != getattr(GraphConfig, f)],
 )
 def test_every_option_gives_landmarks_and_edges(toy, field, value):
@@ -89,6 +88,7 @@ def test_a_graph_is_chosen_by_name_and_an_older_config_without_one_is_the_papers
 
 def test_the_options_tested_are_all_there_are():
     free = {"embedding_widths", "class_widths", "edge_widths", "gcn_widths", "pair_width"}
+    free |= {"refinements"}
     assert {f.name for f in dataclasses.fields(GraphConfig)} - free == set(CHOICES)
 
 

@@ -291,6 +291,10 @@ def _keys(node: ml_collections.ConfigDict) -> list[str]:
 
 
 def _typed(name: str, text: str, old: Any) -> Any:
+    if isinstance(old, tuple):
+        # (a, b), [a, b] or a,b
+        items = yaml.safe_load("[" + text.strip().strip("()[]") + "]")
+        return tuple(_typed(name, str(item), old[0]) for item in items) if old else tuple(items)
     value = text if isinstance(old, str) else yaml.safe_load(text)
     if isinstance(old, float) and isinstance(value, int | str):
         # YAML reads 1e-3 as text.
@@ -300,8 +304,6 @@ def _typed(name: str, text: str, old: Any) -> Any:
         if value is None:
             return None
         raise InputError(f"config {name}: has fields of its own; set one of them, or null")
-    if isinstance(old, tuple):
-        value = tuple(value) if isinstance(value, list) else (value,)
     if old is not None and type(value) is not type(old):
         raise InputError(f"config {name}: {text!r} is not of the type of its value {old!r}")
     return value

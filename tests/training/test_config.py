@@ -98,6 +98,9 @@ def test_bad_config_file_is_named(tmp_path, text, message):
         ("data.dir", "1234", "1234"),
         ("model.decode", "dark", "dark"),
         ("model.graph.gcn_widths", "[32, 2]", (32, 2)),
+        ("model.graph.gcn_widths", "(32, 2)", (32, 2)),
+        ("model.graph.gcn_widths", "32,2", (32, 2)),
+        ("data.augment.zoom", "(0.9, 1)", (0.9, 1.0)),
         ("model.graph", "null", None),
     ],
 )
@@ -108,6 +111,8 @@ def test_override_has_the_fields_type(name, text, value):
         config = config[part]
     assert config == value
     assert type(config) is type(value)
+    if isinstance(value, tuple):
+        assert [type(item) for item in config] == [type(item) for item in value]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +122,8 @@ def test_override_has_the_fields_type(name, text, value):
         ("modle.decode", "dark", "unknown field 'modle'; did you mean 'model'"),
         ("train.steps", "many", "not of the type"),
         ("train.steps", "1.5", "not of the type"),
+        ("data.augment.zoom", "(wide, 1)", "'wide' is not of the type"),
+        ("model.graph.gcn_widths", "[32, 2.5]", "'2.5' is not of the type"),
         ("train.steps.x", "1", "train.steps has no fields"),
         ("model", "1", "has fields of its own"),
     ],

@@ -283,7 +283,15 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
     for line in lines:
         assert len(line["faces"]) == 2
         for face in line["faces"]:
-            assert list(face) == ["track", "box", "landmarks", "confidence", "heatmap_landmarks"]
+            keys = [
+                "track",
+                "box",
+                "landmarks",
+                "confidence",
+                "heatmap_landmarks",
+                "expected_error",
+            ]
+            assert list(face) == keys
             boxes.setdefault(face["track"], []).append(face["box"])
     # Two faces, each one track, that goes where the photograph goes.
     assert sorted(boxes) == [0, 1]

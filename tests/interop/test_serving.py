@@ -31,7 +31,8 @@ from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.photographs import read_photograph
 
-SIZE = 128
+SHIPPED = "w300-lcgcn-small"
+SIZE = load_bundle(SHIPPED).image_size
 NARROW = {
     "lcgcn": {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]},
     "dag": {"width": 6, "blocks": 1, "turns": 2},

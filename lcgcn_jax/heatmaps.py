@@ -123,6 +123,16 @@ def spread(logits: Heatmaps, *, activation: str = "sigmoid") -> PerLandmark:
     return jnp.sqrt(jnp.maximum(variance, 0.0) / 2)
 
 
+def cells_at(positions: Cells, shape: tuple[int, int]) -> Cells:
+    """Cells of maps that cover the crop evenly, from positions as parts of its side, 0..1.
+
+    Args:
+      positions: (x, y).
+      shape: (hh, hw).
+    """
+    return positions * jnp.array([[shape[::-1]]], positions.dtype) - 0.5
+
+
 def sample(
     maps: Float[Array, "b hh hw c"], points: Cells, *, bilinear: bool
 ) -> Float[Array, "b k c"]:

@@ -5,18 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from lcgcn_jax.training import sharding
+from lcgcn_jax.training.config import config_names
 from lcgcn_jax.training.loop import Training
 
-NAMES = (
-    "w300_lcgcn",
-    "w300_lcgcn_best",
-    "w300_hrnet18",
-    "wflw_lcgcn",
-    "wflw_lcgcn_best",
-    "wflw_hrnet18",
-    "w300_hourglass",
-    "w300_dag",
-)
+NAMES = [name for name in config_names() if name != "demo"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -113,8 +113,7 @@ class Stage(nnx.Module):
     ) -> tuple[Nodes, Edges]:
         b, k, _ = positions.shape
         edges = self.connectivity(confidence, train=False)
-        size = jnp.array([[[maps.shape[2], maps.shape[1]]]], jnp.float32)
-        visual = heatmaps.sample(maps, positions * size - 0.5, bilinear=True)
+        visual = heatmaps.sample(maps, heatmaps.cells_at(positions, maps.shape[1:3]), bilinear=True)
         displacements = (positions[:, None] - positions[:, :, None]).reshape(b, k, 2 * k)
         nodes = jnp.concatenate(
             [visual.astype(jnp.float32) @ self.feature[...], displacements @ self.shape[...]],

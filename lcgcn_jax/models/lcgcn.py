@@ -263,6 +263,11 @@ class GraphHead(nnx.Module):
         """
         if self.refinements:
             return jnp.concatenate([maps, heat.astype(maps.dtype)], axis=-1)
+        return self._at(maps, cells)
+
+    def _at(
+        self, maps: Float[Array, "b hh hw c"], cells: Float[Array, "b k 2"]
+    ) -> Float[Array, "b k c"]:
         return heatmaps.sample(maps, cells, bilinear=self.config.sampling == "bilinear")
 
     def __call__(
@@ -278,17 +283,14 @@ class GraphHead(nnx.Module):
         if self.refinements:
             k = positions.shape[1]
             maps, heat = features[..., :-k], features[..., -k:].astype(jnp.float32)
-            size = jnp.array([[[maps.shape[2], maps.shape[1]]]], positions.dtype)
-            features = heatmaps.sample(
-                maps, positions * size - 0.5, bilinear=self.config.sampling == "bilinear"
-            )
+            features = self._at(maps, heatmaps.cells_at(positions, maps.shape[1:3]))
         edges = self.connectivity(confidence, train=train)
         embedded = self.embedding(features.astype(jnp.float32), train=train)
+        log_confidence = connectivity.log_of(confidence)
         start, inputs = positions, [positions, embedded]
         if self.guesses is not None:
             start = self.guesses(positions, confidence, edges)
-            evidence = connectivity.log_of(confidence)[..., None]
-            inputs = [start, embedded, evidence, positions - start]
+            inputs = [start, embedded, log_confidence[..., None], positions - start]
         pairs = None if self.pair_vectors is None else self.pair_vectors(edges)
         nodes = jnp.concatenate(inputs, axis=-1)
         for i, block in enumerate(self.blocks):
@@ -297,8 +299,7 @@ class GraphHead(nnx.Module):
             nodes = block(nodes, start, edges, pairs)
         turns = [start + nodes if self.config.output == "residual" else nodes]
         for refine in self.refinements:
-            evidence = connectivity.log_of(confidence)
-            turns.append(refine(turns[-1], evidence, edges, maps, heat))
+            turns.append(refine(turns[-1], log_confidence, edges, maps, heat))
         return jnp.stack(turns, axis=1), edges
 
 

@@ -56,10 +56,11 @@ class WindowRefiner(nnx.Module):
         _, hh, hw, _ = heat.shape
         positions = jax.lax.stop_gradient(positions)
         size = jnp.array([[[hw, hh]]], jnp.float32)
-        nodes = self._nodes(positions * size - 0.5, log_confidence, maps, heat)
+        cells = heatmaps.cells_at(positions, (hh, hw))
+        nodes = self._nodes(cells, log_confidence, maps, heat)
         # In cells, so that the shape features are of the size of the others.
-        nodes = jax.nn.relu(self.hidden(nodes, positions * size, edges))
-        return positions + self.displacement(nodes, positions * size, edges) / size
+        nodes = jax.nn.relu(self.hidden(nodes, cells, edges))
+        return positions + self.displacement(nodes, cells, edges) / size
 
     def _nodes(self, cells, log_confidence, maps, heat) -> Nodes:
         b, hh, hw, k = heat.shape

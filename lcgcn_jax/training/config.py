@@ -130,10 +130,7 @@ def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int
     if config.model.heatmap.name == "hrnet":
         config.model.heatmap.arch = "w18-small-v1"
     config.model.bn_momentum = 0.95
-    config.model.decode = "dark"
-    if config.model.graph is not None and config.model.graph.name == "lcgcn":
-        config.model.graph.output = "residual"
-        config.model.graph.sampling = "bilinear"
+    _start_between_cells(config)
     config.loss.sigma = 1.0
     config.optimizer.learning_rate = {"heatmap": 1e-3, "graph": 1e-3}
     config.optimizer.schedule = "cosine"
@@ -141,6 +138,13 @@ def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int
     config.train.batch_size = 16
     config.train.ema_decay = 0.998
     set_epochs(config, faces=faces, epochs=epochs, eval_every=2)
+
+
+def _start_between_cells(config: ml_collections.ConfigDict) -> None:
+    config.model.decode = "dark"
+    if config.model.graph is not None and config.model.graph.name == "lcgcn":
+        config.model.graph.output = "residual"
+        config.model.graph.sampling = "bilinear"
 
 
 def use_best_recipe(config: ml_collections.ConfigDict) -> None:
@@ -152,9 +156,7 @@ def use_best_recipe(config: ml_collections.ConfigDict) -> None:
     Args:
       config: changed in place.
     """
-    config.model.decode = "dark"
-    config.model.graph.output = "residual"
-    config.model.graph.sampling = "bilinear"
+    _start_between_cells(config)
     config.model.graph.message = "offsets"
     config.model.graph.refinements = 2
     # At 1, as in the paper, its gradient in the heatmap model was a fortieth of the focal loss's.
@@ -256,16 +258,25 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def config_names() -> list[str]:
+    """The configs that come with the project, by the names that `load_config` knows them by."""
+    return sorted(_own_configs())
+
+
+def _own_configs() -> dict[str, Path]:
+    package = importlib.util.find_spec("lcgcn_jax.configs")
+    folders = package.submodule_search_locations if package else ()
+    return {file.stem: file for folder in folders for file in Path(folder).glob("[!_]*.py")}
+
+
 def _find(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.suffix == "" and len(path.parts) == 1:
-        package = importlib.util.find_spec("lcgcn_jax.configs")
-        for folder in package.submodule_search_locations if package else ():
-            if (file := Path(folder) / f"{name}.py").is_file():
-                return file
-    raise InputError(f"{name}: no such config file; the project's own are in configs/")
+    own = _own_configs()
+    if name in own:
+        return own[name]
+    raise InputError(f"{name}: no such config file; the project's own are {', '.join(sorted(own))}")
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@ import pytest
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.config import (
     apply_overrides,
+    config_names,
     default_config,
     differences,
     fill_in,
@@ -22,6 +23,10 @@ CONFIGS = (
     "wflw_hrnet18",
     "w300_hourglass",
 )
+
+
+def test_these_are_all_configs_that_come_with_the_project():
+    assert sorted(CONFIGS) == config_names()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -11,6 +11,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.config import apply_overrides, load_config
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.processes import is_main, join_processes
 from lcgcn_jax.training.sharding import describe_devices
 
 CURVES = "curves.png"
@@ -30,6 +31,19 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--config", required=True, help="config file, or file:argument")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    group = parser.add_argument_group(
+        "many processes",
+        "The same command in each of them, on a folder that all can reach; the batch is that of all "
+        "together. A run may go on with another number of them.",
+    )
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of the processes of a TPU slice, of a Slurm step or of Open MPI",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is")
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
 
 
 def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
@@ -41,7 +55,11 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
     use_compilation_cache()
+    _join(args)
     training = Training(config, args.workdir)
+    if not is_main():
+        training.run()
+        return 0
     print(f"{args.workdir}: on {describe_devices()}", flush=True)
     if training.step:
         print(f"{args.workdir}: going on from step {training.step:,}", flush=True)
@@ -54,6 +72,19 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     else:
         print(f"{args.workdir}: saved at step {training.step:,}; the same command goes on")
     return 0
+
+
+def _join(args: argparse.Namespace) -> None:
+    place = (args.coordinator, args.num_processes, args.process_id)
+    if args.distributed and place != (None, None, None):
+        raise InputError(
+            "--distributed: finds the processes by itself; leave --coordinator, "
+            "--num_processes and --process_id out, or --distributed"
+        )
+    if args.coordinator is None and place != (None, None, None):
+        raise InputError("--num_processes and --process_id: need --coordinator HOST:PORT")
+    if args.distributed or args.coordinator is not None:
+        join_processes(*place)
 
 
 def parse_overrides(rest: list[str]) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float
 
 from lcgcn_jax import metrics
@@ -19,6 +18,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCNOutput
+from lcgcn_jax.training.processes import gather_rows
 
 Predict = Callable[[np.ndarray], LCGCNOutput]
 """uint8 crops `[b s s 3]`, this process's part of a batch, to an output for the same crops."""
@@ -131,7 +131,7 @@ def errors_of(outputs: Iterable[tuple[LCGCNOutput, Batch]], scheme: LandmarkSche
         rows.append(_batch_errors(output, batch, scheme))
     columns = tuple(np.concatenate(column) for column in zip(*rows, strict=True))
     if jax.process_count() > 1:
-        columns = multihost_utils.process_allgather(columns, tiled=True)
+        columns = tuple(gather_rows(column) for column in columns)
     *columns, record, mask = columns
     order = np.argsort(record[mask])
     heatmap, graph, measured, landmarks, confidence, spread = (c[mask][order] for c in columns)

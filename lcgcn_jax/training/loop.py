@@ -2,10 +2,9 @@
 
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
@@ -32,6 +31,7 @@ from lcgcn_jax.training.evidence import CachedBatches, EvidenceCache
 from lcgcn_jax.training.initial import take_initial_weights
 from lcgcn_jax.training.metric_writer import MetricWriter
 from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, trained_names
+from lcgcn_jax.training.processes import agreed, is_main, stop_requests
 from lcgcn_jax.training.state import TrainState, create_state
 from lcgcn_jax.training.steps import (
     check_losses,
@@ -78,7 +78,7 @@ class Training:
         self.config, self.workdir = config, Path(workdir)
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         sharding.check_batch_size(config.train.batch_size, self.mesh)
-        self.dataset = _open_data(config)
+        self.dataset = agreed(lambda: _open_data(config))
         _check_cache(config)
         model = create_model(
             config.model.to_dict(),
@@ -94,15 +94,17 @@ class Training:
         self.begins = ""  # what it begins with, in words
         # A run that goes on has them in its checkpoint.
         if config.init_from and latest_checkpoint(self.workdir) is None:
-            params, batch_stats, self.begins = take_initial_weights(
-                config, self.dataset.scheme, model, params, batch_stats
+            params, batch_stats, self.begins = agreed(
+                lambda: take_initial_weights(
+                    config, self.dataset.scheme, model, params, batch_stats
+                )
             )
         mode = config.train.mode
         trained = trained_names(mode, params)
         optimizer, self.schedules = make_optimizer(
             config.optimizer.to_dict(), mode, config.train.steps
         )
-        self._claim_workdir()
+        agreed(self._claim_workdir, main_only=True)
         state = create_state(
             params, batch_stats, optimizer, trained, with_ema=config.train.ema_decay > 0
         )
@@ -186,16 +188,15 @@ class Training:
             stays as it is.
         """
         train = self.config.train
-        writer = MetricWriter(self.workdir, self.step)
-        main = jax.process_index() == 0
         bar = tqdm(
-            total=train.steps, initial=self.step, desc="train", unit="step", disable=not main
+            total=train.steps, initial=self.step, desc="train", unit="step", disable=not is_main()
         )
+        log = closing(MetricWriter(self.workdir, self.step)) if is_main() else nullcontext()
         pending: tuple[int, dict, np.ndarray] | None = None
         since, started = self.step, time.perf_counter()
         with (
-            _stop_signals() as stopped,
-            closing(writer),
+            stop_requests() as stop_after,
+            log as writer,
             closing(self.checkpoints),
             closing(self.batches),
             bar,
@@ -219,19 +220,22 @@ class Training:
                     values["steps_per_second"] = (step - since) / (now - started)
                     since, started = step, now
                     self._require_finite(pending)
-                    writer.write(step, values)
+                    if writer is not None:
+                        writer.write(step, values)
                     bar.set_postfix(loss=f"{values['train/loss']:.4f}")
                 if last or step % train.eval_every == 0:
                     self._require_finite(pending)
                     figures = self._validate_and_keep_best()
-                    writer.write(step, figures)
+                    if writer is not None:
+                        writer.write(step, figures)
                     if on_validation is not None:
                         on_validation(step, figures)
                     since, started = step, time.perf_counter()
-                if last or stopped() or step % train.checkpoint_every == 0:
+                stop = stop_after(step)
+                if last or stop or step % train.checkpoint_every == 0:
                     self._require_finite(pending)
                     self._save()
-                if stopped() and not last:
+                if stop and not last:
                     break
         return self.step == train.steps
 
@@ -291,7 +295,7 @@ class Training:
             raise FloatingPointError(f"the validation error is {nme} at step {self.step}")
         if nme < self.best_nme:
             self.best_nme = nme
-            if jax.process_index() == 0:
+            if is_main():
                 self._save_best(figures)
         return figures
 
@@ -378,18 +382,3 @@ def _check_cache(config: ml_collections.ConfigDict) -> None:
         )
     if jax.process_count() > 1:
         raise InputError("config train.cache: is for one process; set it to false")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM and SIGINT only make a note, which the given function tells."""
-    caught: list[int] = []
-    old = {
-        number: signal.signal(number, lambda signum, _: caught.append(signum))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

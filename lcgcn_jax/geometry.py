@@ -59,6 +59,12 @@ def transform_box(affine: Affine, box: Box) -> Box:
     return transform_points(affine, box.reshape(2, 2)).reshape(4)
 
 
+def crop_side(box: Box, scale: float = CROP_SCALE) -> float:
+    """Side of the square region around a face's box, in pixels of the picture."""
+    x0, y0, x1, y1 = box
+    return float(scale * max(x1 - x0, y1 - y0))
+
+
 def crop_transform(
     box: Box,
     size: int,
@@ -82,10 +88,10 @@ def crop_transform(
       ValueError: the box has no extent, or is not finite.
     """
     x0, y0, x1, y1 = box
-    longer = max(x1 - x0, y1 - y0)
-    if not np.isfinite(box).all() or longer <= 0:
+    side = crop_side(box, scale)
+    if not np.isfinite(box).all() or side <= 0:
         raise ValueError(f"box {tuple(map(float, box))} has no extent")
-    factor = zoom * size / (scale * longer)
+    factor = zoom * size / side
     cos, sin = factor * np.cos(np.deg2rad(rotation)), factor * np.sin(np.deg2rad(rotation))
     linear = np.array([[cos, -sin], [sin, cos]])
     centre = np.array([x0 + x1, y0 + y1]) / 2

@@ -57,6 +57,7 @@ class LandmarkModel:
       config: the model's configuration.
       image_size: side s of the crops that it takes, in pixels.
       calibration: from peaks and spreads of heatmaps to expected errors, or None.
+      mirror_offset: how far to the right all points lie (`models.bundles.Bundle`).
     """
 
     def __init__(self, bundle: Bundle, detector_model: str | Path | None = None):
@@ -65,6 +66,7 @@ class LandmarkModel:
         self.config: dict[str, Any] = dict(bundle.model)
         self.image_size: int = bundle.image_size
         self.calibration: Calibration | None = bundle.calibration
+        self.mirror_offset: float = bundle.mirror_offset
         self._detector_model = detector_model
 
         def forward(images):

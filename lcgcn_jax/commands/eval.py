@@ -94,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
     require_scheme(dataset, model.scheme)
     published = published_table(dataset) if args.compare_published else None
     predict = (
-        with_flip_test(model.predict_crops, model.scheme) if args.flip_test else model.predict_crops
+        with_flip_test(model.predict_crops, model.scheme, model.mirror_offset)
+        if args.flip_test
+        else model.predict_crops
     )
     box, missed = args.boxes, None
     if args.boxes == "detector":

@@ -35,6 +35,8 @@ class AugmentConfig:
       zoom: smallest and largest factor on the face's size.
       shift: largest move either way, as a part of the crop's side.
       mirror: probability of mirroring.
+      mirror_offset: how far to the right the annotators put all points, as a part of the crop's side. A
+        mirrored face has its points there too, and not to the left, where a mirror alone would put them.
       brightness: largest change of brightness, as a part of it.
       contrast: largest change of contrast about the crop's mean, as a part of it.
       saturation: largest change of saturation, as a part of it.
@@ -52,6 +54,7 @@ class AugmentConfig:
     zoom: tuple[float, float] = (0.8, 1.2)
     shift: float = 0.1
     mirror: float = 0.5
+    mirror_offset: float = 0.0
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.3
@@ -168,8 +171,12 @@ def augment_face(
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k].
     """
     mirrored = rng.random() < config.mirror
-    to_crop = _random_affine(record["box"].astype(np.float64), size, config, mirrored, rng)
-    landmarks = geometry.transform_points(to_crop, record["landmarks"].astype(np.float64))
+    box, points = record["box"].astype(np.float64), record["landmarks"].astype(np.float64)
+    if mirrored:
+        # Once for the offset that the mirror turns round, and once to put it back.
+        points = points - np.array([2 * config.mirror_offset * geometry.crop_side(box), 0.0])
+    to_crop = _random_affine(box, size, config, mirrored, rng)
+    landmarks = geometry.transform_points(to_crop, points)
     visible = record["visible"]
     if mirrored:
         order = list(scheme.mirror)

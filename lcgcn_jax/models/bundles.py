@@ -49,6 +49,8 @@ class Bundle:
       image_size: side of the crops that it was trained on, in pixels.
       weights: parameters and batch statistics under their flat names.
       calibration: from peaks and spreads to expected errors; None where it was not fitted.
+      mirror_offset: how far to the right of where a mirror would have them all points lie, as those lie
+        that it was trained on, as a part of the crop's side (`data.augment.AugmentConfig`).
     """
 
     model: Mapping[str, Any]
@@ -56,6 +58,7 @@ class Bundle:
     image_size: int
     weights: Mapping[str, np.ndarray | jax.Array]
     calibration: Calibration | None = None
+    mirror_offset: float = 0.0
 
     def create(self, dtype: DTypeLike = jnp.float32) -> tuple[nnx.GraphDef, Weights, Weights]:
         """The model's structure, parameters and batch statistics."""
@@ -103,6 +106,8 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         "image_size": bundle.image_size,
         "scheme": bundle.scheme.to_dict(),
     }
+    if bundle.mirror_offset:
+        config["mirror_offset"] = bundle.mirror_offset
     if bundle.calibration is not None:
         config["calibration"] = bundle.calibration.to_dict()
     write_whole(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
@@ -182,7 +187,8 @@ def load_bundle(model: str | Path) -> Bundle:
                     f"its calibration is of {len(calibration.offsets)} landmarks, not "
                     f"{scheme.num_landmarks}"
                 )
-        bundle = Bundle(config["model"], scheme, int(config["image_size"]), {}, calibration)
+        size, mirror_offset = int(config["image_size"]), float(config.get("mirror_offset", 0.0))
+        bundle = Bundle(config["model"], scheme, size, {}, calibration, mirror_offset)
         _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

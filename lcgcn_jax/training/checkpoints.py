@@ -93,6 +93,7 @@ def read_checkpoint(path: Path) -> Bundle:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         model, scheme = config["model"], get_scheme(config["scheme"])
         size = int(config["data"]["image_size"])
+        mirror_offset = float(config["data"]["augment"].get("mirror_offset", 0.0))
         _, params, batch_stats = abstract_weights(model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config_file}: not a run's configuration: {one_line(error)}") from error
@@ -102,7 +103,7 @@ def read_checkpoint(path: Path) -> Bundle:
     except Exception as error:
         raise InputError(f"{path}: not a checkpoint, or damaged: {one_line(error)}") from error
     check_weights(path, weights, params | batch_stats)
-    return Bundle(model, scheme, size, weights)
+    return Bundle(model, scheme, size, weights, mirror_offset=mirror_offset)
 
 
 def _read_evaluated(path: Path) -> dict[str, np.ndarray]:

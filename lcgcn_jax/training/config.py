@@ -161,6 +161,9 @@ def use_best_recipe(config: ml_collections.ConfigDict) -> None:
     config.model.graph.refinements = 2
     # At 1, as in the paper, its gradient in the heatmap model was a fortieth of the focal loss's.
     config.loss.coordinate_weight = 20.0
+    config.data.augment.rotation = 15.0
+    config.data.augment.zoom = (0.88, 1.12)
+    config.data.augment.shift = 0.05
     config.data.augment.occlusion = 0.3
     config.data.augment.blur = 0.25
     config.data.augment.noise = 0.1

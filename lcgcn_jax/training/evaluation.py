@@ -238,8 +238,14 @@ def _boxed_faces(dataset: FaceDataset, split: str) -> tuple[np.ndarray, ...]:
     return points, visible, boxes[..., :2], boxes[..., 2:] - boxes[..., :2], given
 
 
-def with_flip_test(predict: Predict, scheme: LandmarkScheme) -> Predict:
-    """Predicts the mirrored crops too, and averages landmarks, confidences and spreads of both views."""
+def with_flip_test(predict: Predict, scheme: LandmarkScheme, mirror_offset: float = 0.0) -> Predict:
+    """Predicts the mirrored crops too, and averages landmarks, confidences and spreads of both views.
+
+    Args:
+      predict: the model.
+      scheme: what its landmarks mean.
+      mirror_offset: how far to the right it puts all points (`models.bundles.Bundle`).
+    """
     mirror = np.array(scheme.mirror)
 
     def both(images: np.ndarray) -> LCGCNOutput:
@@ -249,7 +255,8 @@ def with_flip_test(predict: Predict, scheme: LandmarkScheme) -> Predict:
 
         def average(a, b):
             b = np.asarray(b)[:, mirror]
-            back = np.stack([right_most - b[..., 0], b[..., 1]], axis=-1)
+            right_again = 2 * mirror_offset * images.shape[2]
+            back = np.stack([right_most - b[..., 0] + right_again, b[..., 1]], axis=-1)
             return (np.asarray(a) + back) / 2
 
         def mean(a, b):

@@ -306,6 +306,7 @@ class Training:
             self.dataset.scheme,
             self.config.data.image_size,
             params | batch_stats,
+            mirror_offset=self.config.data.augment.mirror_offset,
         )
         lines = [f"- {name}: {value:.3f} %" for name, value in sorted(figures.items())]
         card = (

@@ -34,6 +34,6 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     else:
         train_from_scratch(config, faces=2833, epochs=300)
     use_best_recipe(config)
-    # On the training faces, points lie that far to the right of where a model trained on mirrored faces has them.
+    # So far to the right of where a model of mirrored faces has them lie the points of the training faces.
     config.data.augment.mirror_offset = 0.0038
     return config

@@ -182,7 +182,7 @@ def _annotation(src: Path, split: str, number: int, face: _Face, count_from: int
             raise ValueError(f"the box {box.tolist()} has no extent")
         box = box - count_from
     # Records hold it as float32, where it must be neither 0 nor infinite.
-    least, most = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     if not (math.isnan(face.normalizer) or least <= face.normalizer <= most):
         raise ValueError(f"the normalizer {face.normalizer:g} is not a positive number of pixels")
     image_path = image_inside(src, face.image)

@@ -9,6 +9,14 @@ class InputError(ValueError):
     """
 
 
+def printable(text: object) -> str:
+    """A text for a message of one line: line ends and all else that does not print are escaped.
+
+    File names may hold any of it, and bytes that are no text at all.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
 def one_line(error: Exception) -> str:
     """What an exception of a library says, for a message of one line."""
     text = " ".join(str(error).split())

@@ -16,6 +16,8 @@ Points = Float[np.ndarray, "*b 2"]
 CROP_SCALE = 1.25
 """Side of a face crop over the longer side of the face's box."""
 
+_MIN_BOX_SIDE = 0.5  # pixels
+
 
 def box_of_landmarks(landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarray, "k"]) -> Box:
     """Smallest box around the visible landmarks: what evaluation calls the ground-truth box."""
@@ -36,6 +38,34 @@ def box_overlaps(box: Box, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray,
     shared = extent.clip(min=0).prod(axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     return shared / ((box[2:] - box[:2]).prod() + areas - shared)
+
+
+def distance_outside(points: Float[np.ndarray, "n 2"], width: int, height: int) -> float:
+    """How far outside a picture the furthest of some points lies, in pixels; not above 0: all are on it."""
+    return float(np.maximum(-points, points - np.array([width - 1, height - 1])).max())
+
+
+def check_box(box: Box, width: int, height: int) -> None:
+    """Refuses what can be no face's box in a picture.
+
+    Raises:
+      ValueError: it is not finite, inside out or next to nothing, its centre is outside the picture, or
+        it reaches further outside than the picture is large.
+    """
+    x0, y0, x1, y1 = box
+    if not np.isfinite(box).all():
+        raise ValueError("a box is four numbers x0,y0,x1,y1 in pixels")
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError("x1 and y1 have to be larger than x0 and y0")
+    size = f"the picture, which is {width} x {height}"
+    outside = distance_outside(box.reshape(2, 2), width, height)
+    # First, for the sums below are of any size.
+    if outside > max(width, height):
+        raise ValueError(f"it reaches {outside:.4g} px outside {size}")
+    if not (0 <= (x0 + x1) / 2 < width and 0 <= (y0 + y1) / 2 < height):
+        raise ValueError(f"its centre is outside {size}")
+    if max(x1 - x0, y1 - y0) < _MIN_BOX_SIDE:
+        raise ValueError("it is less than half a pixel large")
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:

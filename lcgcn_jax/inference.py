@@ -202,7 +202,7 @@ def check_boxes(
       name: of the picture, for the message.
 
     Raises:
-      InputError: a box is empty, or its centre is outside the picture.
+      InputError: a box can be no face's in the picture (`geometry.check_box`).
     """
     return [_checked_box(box, width, height, name) for box in boxes]
 
@@ -212,13 +212,10 @@ def _checked_box(
 ) -> geometry.Box:
     values = np.asarray(list(box), np.float64)
     text = ",".join(f"{value:g}" for value in values)
-    if values.shape != (4,) or not np.isfinite(values).all():
+    if values.shape != (4,):
         raise InputError(f"{name}: box {text}: a box is four numbers x0,y0,x1,y1 in pixels")
-    x0, y0, x1, y1 = values
-    if x1 <= x0 or y1 <= y0:
-        raise InputError(f"{name}: box {text}: x1 and y1 have to be larger than x0 and y0")
-    if not (0 <= (x0 + x1) / 2 < width and 0 <= (y0 + y1) / 2 < height):
-        raise InputError(
-            f"{name}: box {text}: its centre is outside the picture, which is {width} x {height}"
-        )
+    try:
+        geometry.check_box(values, width, height)
+    except ValueError as error:
+        raise InputError(f"{name}: box {text}: {error}") from error
     return values

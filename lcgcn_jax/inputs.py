@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,24 +53,25 @@ def find_inputs(texts: Iterable[str]) -> list[InputFile]:
     Raises:
       InputError: a folder or a pattern gives no file, or two files would have results of one name.
     """
-    inputs: dict[Path, InputFile] = {}
+    inputs: dict[str, InputFile] = {}
     for text in texts:
         path = Path(text)
-        if path.exists() or not glob.has_magic(text):
+        # Unlike those of Path, these take any text and any link.
+        if os.path.exists(path) or not glob.has_magic(text):
             matches = [path]
         else:
             matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
             if not matches:
                 raise InputError(f"{text}: no file matches this pattern")
         for match in matches:
-            if match.is_dir():
+            if os.path.isdir(match):
                 found = _below(match)
                 if not found and len(matches) == 1:
                     raise InputError(f"{match}: no photograph or video in this folder")
             else:
-                found = [InputFile(match, Path(match.stem))]
+                found = [InputFile(match, _name_of(match))]
             for file in found:
-                inputs.setdefault(file.path.resolve(), file)
+                inputs.setdefault(os.path.realpath(file.path), file)
     return _with_own_names(list(inputs.values()))
 
 
@@ -77,10 +79,15 @@ def _below(folder: Path) -> list[InputFile]:
     suffixes = PHOTOGRAPH_SUFFIXES + VIDEO_SUFFIXES
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
     return [
-        InputFile(path, path.relative_to(folder).with_suffix(""))
+        InputFile(path, path.relative_to(folder).parent / _name_of(path))
         for path in files
         if path.is_file()
     ]
+
+
+def _name_of(path: Path) -> Path:
+    """A file's name without its suffix; with it where only dots would be left, as of `..jpg`."""
+    return Path(path.stem if path.stem.strip(".") else path.name)
 
 
 def _with_own_names(inputs: list[InputFile]) -> list[InputFile]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.inference import Face
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -101,10 +101,9 @@ class BoxFile:
             boxes = _json_boxes(text) if path.suffix.lower() == ".json" else _csv_boxes(text)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            reason = " ".join(str(error).split())
+        except (ValueError, OverflowError, RecursionError, csv.Error) as error:
             raise InputError(
-                f"{path}: not a file of face boxes: {reason}; see lcgcn predict --help"
+                f"{path}: not a file of face boxes: {one_line(error)}; see lcgcn predict --help"
             ) from error
         self._boxes = {Path(name).parts: found for name, found in boxes.items()}
 

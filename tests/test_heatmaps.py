@@ -2,8 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from lcgcn_jax.heatmaps import DECODERS, decode, encode, sample, spread, windows
+from lcgcn_jax.geometry import input_to_heatmap
+from lcgcn_jax.heatmaps import DECODERS, cells_at, decode, encode, sample, spread, windows
 
 H, W = 20, 24
 RNG = np.random.default_rng(0)
@@ -62,6 +66,54 @@ def test_argmax_is_right_to_half_a_cell():
 def test_subpixel_positions_are_recovered(method, bound, sigma):
     error = np.abs(decoded(INSIDE, method, sigma) - INSIDE)
     assert error.max() < bound[sigma]
+
+
+cases = settings(deadline=None, max_examples=15, derandomize=True)
+# In units of the part of the map where all decoders see whole windows: [0, 1] is [3, side - 4].
+parts = arrays(np.float32, (1, 8, 2), elements=st.floats(0, 1, width=32))
+sigmas = st.sampled_from([1.0, 1.5, 2.0])
+
+
+def inner_cells(part):
+    return jnp.asarray(3 + part * np.float32([[[W - 7, H - 7]]]))
+
+
+@pytest.mark.parametrize(
+    ("method", "bounds"),
+    [
+        ("argmax", {1.0: 0.5, 1.5: 0.5, 2.0: 0.5}),
+        ("quarter", {1.0: 0.25, 1.5: 0.25, 2.0: 0.25}),
+        ("dark", {1.0: 0.01, 1.5: 0.01, 2.0: 0.01}),
+        ("soft", {1.0: 0.05, 1.5: 0.19, 2.0: 0.3}),
+    ],
+)
+@cases
+@given(part=parts, sigma=sigmas)
+def test_targets_are_decoded_to_their_points(method, bounds, part, sigma):
+    points = inner_cells(part)
+    heat = encode(points, (H, W), sigma=sigma, subpixel=True)
+    cells, confidence = decode(heat, method, activation="linear")
+    assert np.abs(cells - points).max() <= bounds[sigma] + 1e-3
+    assert (np.asarray(confidence) >= np.exp(-0.25 / sigma**2) - 1e-5).all()
+
+
+@pytest.mark.parametrize("method", DECODERS)
+@cases
+@given(part=parts, sigma=sigmas)
+def test_targets_about_cells_are_decoded_to_these_cells(method, part, sigma):
+    points = inner_cells(part)
+    cells, confidence = decode(encode(points, (H, W), sigma=sigma), method, activation="linear")
+    # DARK smooths the map, which ends beside some of them.
+    np.testing.assert_allclose(cells, jnp.round(points), atol=0.01)
+    assert (np.asarray(confidence) == 1.0).all()
+
+
+@cases
+@given(parts, st.sampled_from([1, 2, 4, 8]))
+def test_positions_in_the_crop_are_cells_of_its_pixels(positions, stride):
+    pixels = positions * np.float32([[[W * stride, H * stride]]]) - np.float32(0.5)
+    expected = input_to_heatmap(pixels, stride)
+    np.testing.assert_allclose(cells_at(jnp.asarray(positions), (H, W)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("tilt", [-0.6, 0.6])

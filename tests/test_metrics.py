@@ -1,5 +1,9 @@
+import functools
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lcgcn_jax.metrics import MetricState, bootstrap_interval, face_errors
 
@@ -61,6 +65,23 @@ def test_states_of_parts_add_up(cuts):
     for part in np.split(ERRORS, cuts):
         merged = merged.merge(MetricState.from_errors(part))
     assert merged.compute() == pytest.approx(MetricState.from_errors(ERRORS).compute(), rel=1e-12)
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(st.data())
+def test_any_parts_in_any_order_add_up(data):
+    numbers = st.floats(0, 10) | st.sampled_from([0.1, np.nextafter(0.1, 1)])
+    errors = np.array(data.draw(st.lists(numbers, min_size=1, max_size=40)))
+    part_of = np.array(data.draw(st.lists(st.integers(0, 5), min_size=40, max_size=40)))
+    states = [MetricState.from_errors(errors[part_of[: len(errors)] == i]) for i in range(6)]
+    # Merged one by one in some order, and as pairs: as hosts and batches come in.
+    one_by_one = functools.reduce(MetricState.merge, data.draw(st.permutations(states)))
+    pairs = [states[i].merge(states[i + 1]) for i in (0, 2, 4)]
+    whole = MetricState.from_errors(errors)
+    for merged in (one_by_one, pairs[0].merge(pairs[1].merge(pairs[2]))):
+        assert (merged.count, merged.failures) == (whole.count, whole.failures)
+        assert merged.compute() == pytest.approx(whole.compute(), rel=1e-12, abs=1e-12)
+    assert whole.merge(MetricState()) == MetricState().merge(whole) == whole
 
 
 def test_no_face_has_no_figures():

@@ -7,7 +7,7 @@ import pytest
 
 from lcgcn_jax.detection import quiet_opencv
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.photographs import read_photograph
+from lcgcn_jax.photographs import MAX_PIXELS, claimed_size, read_photograph
 
 # 24 x 32, its quarters red, green, blue and yellow, in RGB.
 COLOURS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 20]]], np.uint8)
@@ -134,6 +134,40 @@ def test_what_is_no_whole_picture_is_named(tmp_path, content, reason):
     assert message.startswith(f"{path}: ")
     assert reason in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif"])
+def test_the_size_that_a_header_claims(suffix):
+    picture = encoded(suffix)
+    assert claimed_size(picture) == (32, 24)
+    if suffix == ".jpg":
+        # Behind a segment that holds a thumbnail, and with bytes that fill up before a marker.
+        turned = with_orientation(picture, 6)
+        thumbnail = b"\xff\xe2" + struct.pack(">H", len(picture) + 2) + encoded(suffix)
+        assert claimed_size(turned[:2] + thumbnail + b"\xff\xff" + turned[2:]) == (32, 24)
+    for end in range(len(picture)):
+        assert claimed_size(picture[:end]) in (None, (32, 24))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".webp", ".ppm"])
+def test_headers_of_other_formats_are_left_to_the_decoder(suffix):
+    assert claimed_size(encoded(suffix)) is None
+
+
+@pytest.mark.parametrize(("width", "is_read"), [(1 << 14, True), ((1 << 14) + 1, False)])
+def test_pictures_that_claim_to_be_huge_never_reach_the_decoder(
+    tmp_path, monkeypatch, width, is_read
+):
+    path = tmp_path / "huge.jpg"
+    jpeg = bytearray(encoded(".jpg"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", MAX_PIXELS >> 14, width)
+    path.write_bytes(jpeg)
+    asked = []
+    monkeypatch.setattr(cv2, "imdecode", lambda *arguments: asked.append(arguments))
+    with pytest.raises(InputError, match="decoded" if is_read else r"claims 16385 x 16384 pixels"):
+        read_photograph(path)
+    assert bool(asked) == is_read
 
 
 def test_a_folder_is_no_picture(tmp_path):

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.interop.torch_files import read_state_dict
 from lcgcn_jax.interop.torch_weights import TORCH_ARCHS, Imported, import_weights
 from lcgcn_jax.landmarks import get_scheme
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def model_card(imported: Imported, arch: str, files: list[Path]) -> str:
     """The card of an imported bundle: what it is and of which files, by their SHA-256."""
     sources = "\n".join(
-        f"- `{path.name}`, sha256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`"
+        f"- `{printable(path.name)}`, sha256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`"
         for path in files
     )
     network = (
@@ -77,7 +77,7 @@ def model_card(imported: Imported, arch: str, files: list[Path]) -> str:
         else f"lie where that code places them: the first one's middle at pixel {origin:g} of the crop"
     )
     return (
-        f"# {files[0].stem}\n\nImported from PyTorch: {_summary(imported, arch)}\n\n"
+        f"# {printable(files[0].stem)}\n\nImported from PyTorch: {_summary(imported, arch)}\n\n"
         f"Sources:\n{sources}\n\n"
         f"{network} Heatmap cells {cells}. What surrounds it is this package's: crops of 1.25 times the box. "
         "Measure it before relying on it (`lcgcn eval`).\n"

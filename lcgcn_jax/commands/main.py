@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lcgcn_jax.cache import cache_folder
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, printable
 
 COMMANDS = {
     "demo": "the main job, small, from nothing: data, training, evaluation, pictures",
@@ -48,6 +49,9 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `lcgcn`; returns the exit code: 0, 1 where something was left out, 2 for a mistake."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As standard error does it: what is told of a file must not fail for its name.
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _Parser(
         prog="lcgcn",
         description="Facial landmarks with LCGCN, in JAX.",
@@ -79,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _import(chosen).run_with_overrides(args, rest)
         return args.run(args)
     except InputError as error:
-        print(f"lcgcn: error: {error}", file=sys.stderr)
+        print(f"lcgcn: error: {printable(error)}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"lcgcn: stopped: {error}", file=sys.stderr)

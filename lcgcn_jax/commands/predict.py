@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lcgcn_jax import predictions, visualize
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
 from lcgcn_jax.detection import quiet_opencv
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.files import replacing
 from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.inference import Face, LandmarkModel, check_boxes, load
@@ -36,6 +36,7 @@ BoxesOf = Callable[[Path, np.ndarray], list[Box]]
 _FACES = 32  # at least, before the model runs: its largest batch
 _PIXELS = 50_000_000  # or as many, of the photographs that wait
 _FRAMES = 8  # of a video, for the model at a time
+_NAME_BYTES = 225  # of a result's name: file systems take 255, and it is longer while it is written
 
 
 def add_parser(subparsers) -> None:
@@ -131,19 +132,25 @@ def _check_options(args: argparse.Namespace, inputs: Sequence[InputFile]) -> Non
 
 def _check_outputs(args: argparse.Namespace, inputs: Sequence[InputFile]) -> None:
     """Refuses results that would replace something, or that could not be written."""
-    sources = {file.path.resolve() for file in inputs}
+    # Unlike Path.resolve and Path.exists, those of os.path take any link and any name.
+    sources = {os.path.realpath(file.path) for file in inputs}
     for file in inputs:
         outputs = _outputs(args, file)
         if args.format == "pts":
             outputs += _pts_files(args, file)
         for path in outputs:
-            if path.resolve() in sources:
+            if len(os.fsencode(path.name)) > _NAME_BYTES:
+                raise InputError(
+                    f"{path}: its name would be too long for a file; give {file.path} a shorter one"
+                )
+        for path in outputs:
+            if os.path.realpath(path) in sources:
                 raise InputError(f"{path}: is one of the inputs; choose another --out")
             if path.exists() and not args.overwrite:
                 raise InputError(
                     f"{path}: already exists; choose another --out or give --overwrite"
                 )
-    there = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
+    there = next(path for path in (args.out, *args.out.absolute().parents) if os.path.exists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{args.out}: cannot be written to; choose another --out")
 
@@ -240,11 +247,11 @@ class _Run:
             others = f"; and {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
             raise InputError(f"{self._failures[0]}{others}")
         for failure in self._failures:
-            print(f"left out: {failure}", file=sys.stderr)
+            print(f"left out: {printable(failure)}", file=sys.stderr)
         if self._without_face:
             print(
-                f"no face found in: {', '.join(self._without_face)}; where there is one, give its box "
-                "by --box X0,Y0,X1,Y1 or --boxes FILE",
+                f"no face found in: {printable(', '.join(self._without_face))}; where there is one, "
+                "give its box by --box X0,Y0,X1,Y1 or --boxes FILE",
                 file=sys.stderr,
             )
         no_face = len(self._failures) + len(self._without_face) == len(inputs)
@@ -260,7 +267,7 @@ class _Run:
             with _writing(self._args.out):
                 written = self._write_photograph(photograph, faces)
             path = photograph.file.path
-            print(f"{path}: {len(faces)} faces; {', '.join(map(str, written))}")
+            print(printable(f"{path}: {len(faces)} faces; {', '.join(map(str, written))}"))
             if not faces:
                 self._without_face.append(str(path))
 

@@ -253,13 +253,18 @@ def encode_face(face: FaceAnnotation) -> dict[str, Any]:
     """The record of a face: its context crop, encoded, and everything else in the crop's pixels.
 
     Raises:
-      ValueError: the image cannot be read, or the landmarks do not lie on it.
+      ValueError: the image cannot be read, or the landmarks or the box do not lie on it.
     """
     if not face.visible.any():
         raise ValueError("not one landmark is annotated")
     encoded, photograph = _read_photograph(face.image_path)
     box = geometry.box_of_landmarks(face.landmarks, face.visible)
     _check_on_picture(face.landmarks[face.visible], photograph.shape[1], photograph.shape[0])
+    if face.provided_box is not None:
+        try:
+            geometry.check_box(face.provided_box, photograph.shape[1], photograph.shape[0])
+        except ValueError as error:
+            raise ValueError(f"the box {face.provided_box.tolist()}: {error}") from error
     x0, y0, x1, y1 = _context(box, photograph.shape[1], photograph.shape[0])
     to_source = np.array([[1.0, 0.0, x0], [0.0, 1.0, y0]])
     to_context = geometry.invert(to_source)
@@ -312,17 +317,20 @@ def _is_png(encoded: bytes) -> bool:
 
 
 def _check_on_picture(points: Float[np.ndarray, "k 2"], width: int, height: int) -> None:
-    """Refuses points that lie further outside the picture than the face is large."""
+    """Refuses points that lie further outside the picture than the face, or the picture, is large."""
+    outside = geometry.distance_outside(points, width, height)
+    message = f"a landmark lies {outside:.4g} px outside the {width} x {height} image"
+    # First, for the sums below are of any size.
+    if outside > max(width, height):
+        raise ValueError(message)
     centre = np.median(points, axis=0)
     # About a box's side for a face's points, and a stray point does not move it.
     face_side = 3 * np.median(np.linalg.norm(points - centre, axis=1))
     if face_side == 0 or not np.ptp(points, axis=0).all():
         raise ValueError("the landmarks have no extent")
-    last_pixel = np.array([width - 1, height - 1])
-    outside = np.maximum(-points, points - last_pixel).max()
     if outside > face_side:
-        raise ValueError(f"a landmark lies {outside:.0f} px outside the {width} x {height} image")
-    inside = (points >= 0) & (points <= last_pixel)
+        raise ValueError(message)
+    inside = (points >= 0) & (points <= [width - 1, height - 1])
     if not inside.all(axis=1).any():
         raise ValueError(f"no landmark lies on the {width} x {height} image")
 

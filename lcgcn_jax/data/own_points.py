@@ -181,7 +181,9 @@ def _annotation(src: Path, split: str, number: int, face: _Face, count_from: int
         if not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
             raise ValueError(f"the box {box.tolist()} has no extent")
         box = box - count_from
-    if not (math.isnan(face.normalizer) or 0 < face.normalizer < math.inf):
+    # Records hold it as float32, where it must be neither 0 nor infinite.
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not (math.isnan(face.normalizer) or least <= face.normalizer <= most):
         raise ValueError(f"the normalizer {face.normalizer:g} is not a positive number of pixels")
     image_path = image_inside(src, face.image)
     return FaceAnnotation(
@@ -323,7 +325,7 @@ def _coco_face(
         normalizer = _ABSENT if normalizer is None else float(normalizer)
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError("not of COCO's form") from error
     if not isinstance(image, str):
         raise ValueError(f"no image with the id {annotation['image_id']!r} and a file_name")

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lcgcn_jax.errors import printable
 from lcgcn_jax.landmarks import LandmarkScheme
 
 
@@ -40,13 +41,29 @@ class FaceAnnotation:
     attributes: tuple[bool, ...]
     normalizer: float = math.nan
 
+    def __post_init__(self):
+        """Refuses names that records, which are in UTF-8, cannot hold.
+
+        Raises:
+          ValueError: a name of a file is in another encoding.
+        """
+        for text in (self.name, self.subset, self.group):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{text!r} is not a name in UTF-8") from error
+
 
 @dataclasses.dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be used, and why."""
+    """A record that cannot be used, and why; each in one line, whatever a file's name holds."""
 
     name: str
     reason: str
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, printable(getattr(self, field.name)))
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -85,6 +102,11 @@ def image_inside(images: Path, image: str) -> Path:
         raise ValueError(f"the image path {image!r} leaves {images.name}/")
     if not os.path.isfile(path):  # unlike Path.is_file, it takes any text for a path
         raise ValueError(f"no image {image!r} in {images.name}/")
-    if not os.path.realpath(path).startswith(os.path.realpath(images) + os.sep):
+    if not lies_within(path, images):
         raise ValueError(f"the image {image!r} is a link that leaves {images.name}/")
     return path
+
+
+def lies_within(path: Path, folder: Path) -> bool:
+    """Whether a file is in a folder or below it once all links are followed."""
+    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)

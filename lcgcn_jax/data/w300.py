@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation
+from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, lies_within
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import IBUG68
 
@@ -46,7 +46,7 @@ def read(src: Path) -> AnnotationList:
             absent.append(subset)
         images = {
             path.stem: path
-            for path in (src / folder).glob("*")
+            for path in sorted((src / folder).glob("*"))
             if path.suffix.lower() in _IMAGE_SUFFIXES
         }
         for points_file in points_files:
@@ -66,7 +66,7 @@ def read_pts(path: Path, num_landmarks: int) -> Float[np.ndarray, "k 2"]:
     Both dialects are read: with a `version` / `n_points` header and braces, and bare lines of x y.
 
     Raises:
-      ValueError: the file cannot be read, or does not hold `num_landmarks` finite points.
+      ValueError: the file cannot be read, ends early, or does not hold `num_landmarks` finite points.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -74,11 +74,19 @@ def read_pts(path: Path, num_landmarks: int) -> Float[np.ndarray, "k 2"]:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError("is not a text file in UTF-8") from error
+    stated = None
     if "{" in text:
-        text = text.partition("{")[2].partition("}")[0]
+        header, _, body = text.partition("{")
+        # Without it the last number may have lost digits.
+        if "}" not in body:
+            raise ValueError("the closing brace is missing: the file is truncated")
+        text = body.partition("}")[0]
+        stated = re.search(r"n_points:\s*(\d+)", header, re.IGNORECASE)
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if len(lines) != num_landmarks:
         raise ValueError(f"{len(lines)} points, expected {num_landmarks}")
+    if stated and stated[1].lstrip("0") != str(num_landmarks):
+        raise ValueError(f"n_points is {stated[1]}, and there are {num_landmarks} points")
     if wrong := next((line for line in lines if len(line) != 2), None):
         raise ValueError(f"{' '.join(wrong)!r} is not a point: expected x and y on each line")
     try:
@@ -100,13 +108,28 @@ def photograph_of(stem: str) -> str:
     return numbered_face[1] if numbered_face else stem
 
 
+def _require_own_file(src: Path, path: Path) -> None:
+    """Refuses pipes and devices, which may never end, and links to files outside of the data.
+
+    Raises:
+      ValueError: it is one.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.name!r} is not a file")
+    # A subset's folder may itself be a link to where the data are.
+    if not (lies_within(path, src) or lies_within(path, path.parent)):
+        raise ValueError(f"{path.name!r} is a link that leaves {path.parent.name}/")
+
+
 def _read_face(
     src: Path, points_file: Path, images: Mapping[str, Path], subset: str, split: str
 ) -> FaceAnnotation:
+    _require_own_file(src, points_file)
     landmarks = read_pts(points_file, IBUG68.num_landmarks) - 1.0
     image_path = images.get(points_file.stem)
     if image_path is None:
         raise ValueError(f"no image beside it ({', '.join(_IMAGE_SUFFIXES)})")
+    _require_own_file(src, image_path)
     name = image_path.relative_to(src)
     return FaceAnnotation(
         name=name.as_posix(),

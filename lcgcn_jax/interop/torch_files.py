@@ -3,9 +3,9 @@
 A state dict is `{"conv1.weight": array, ...}`, in PyTorch's names and axes.
 """
 
+import math
 import pickle
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lcgcn_jax.errors import InputError, one_line
@@ -56,11 +55,17 @@ def read_state_dict(path: Path) -> StateDict:
         )
     # Left by DataParallel, which wraps a model whole or not at all.
     wrapped = all(str(key).startswith("module.") for key in found)
-    return {
-        str(key).removeprefix("module." if wrapped else ""): _to_numpy(value)
-        for key, value in found.items()
-        if not str(key).endswith("num_batches_tracked")
-    }
+    # Strides of 0, say, make an array of any shape of a few bytes: it is not to be written out.
+    if sum(math.prod(value.shape) for value in found.values()) > path.stat().st_size:
+        raise InputError(f"{path}: damaged: it claims more weights than it has bytes")
+    try:
+        return {
+            str(key).removeprefix("module." if wrapped else ""): _to_numpy(value)
+            for key, value in found.items()
+            if not str(key).endswith("num_batches_tracked")
+        }
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path}: an array cannot be read: {one_line(error)}") from error
 
 
 def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
@@ -96,7 +101,8 @@ def require_format(path: Path) -> None:
 def _read_safetensors(path: Path) -> StateDict:
     try:
         return load_file(path)
-    except (OSError, SafetensorError, struct.error) as error:
+    # What is raised for a type that NumPy does not have is not documented: no file of it can be used.
+    except Exception as error:
         raise InputError(
             f"{path}: not a safetensors file, or damaged: {one_line(error)}"
         ) from error
@@ -107,6 +113,8 @@ def _read_pickled(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols that torch itself does not write
+            if zipfile.is_zipfile(path):
+                _check_sums(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
@@ -120,8 +128,20 @@ def _read_pickled(path: Path) -> Any:
         raise InputError(f"{path}: damaged: the file ends too early") from error
     # What torch raises for a damaged file is not documented: whatever it is, the file is unusable.
     except Exception as error:
-        kind = "damaged" if zipfile.is_zipfile(path) else "not a PyTorch weight file, or damaged"
-        raise InputError(f"{path}: {kind}: {one_line(error)}") from error
+        raise InputError(
+            f"{path}: not a PyTorch weight file, or damaged: {one_line(error)}"
+        ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Holds a zip file's content against its checksums, which PyTorch does not.
+
+    Raises:
+      ValueError: a part of it is not what was written.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} in it does not have its checksum")
 
 
 def _import_torch(path: Path):
@@ -144,7 +164,10 @@ def _to_numpy(value: Any) -> np.ndarray:
         value = value.detach().to_dense()
         # NumPy has no bfloat16.
         value = (value.float() if value.is_floating_point() else value).numpy()
-    return value.astype(np.float32)
+    if np.iscomplexobj(value):
+        raise ValueError("it is of complex numbers")
+    with np.errstate(over="ignore"):  # whoever takes the weights looks for infinite ones
+        return value.astype(np.float32)
 
 
 def _describe(found: Any) -> str:

@@ -389,6 +389,11 @@ def _to_torch(weight: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return np.asarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T, order="C")
 
 
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a weight of ours, as `_to_torch` lays it out, without memory for it."""
+    return tuple(shape[i] for i in (3, 2, 0, 1)) if len(shape) == 4 else tuple(shape[::-1])
+
+
 def _from_torch(weight: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """The other way."""
     return np.asarray(weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T, order="C")
@@ -468,20 +473,21 @@ def _assign(
     """Our weights from their keys.
 
     Raises:
-      InputError: keys are left over, missing or of the wrong shape; with all of them.
+      InputError: keys are left over, missing, of the wrong shape or not finite; with all of them.
     """
     taken = set(keys.values())
     weights = {name: _from_torch(state[key]) for name, key in keys.items() if key in state}
     wrong_shapes = [
-        f"{keys[name]} {state[keys[name]].shape} instead of "
-        f"{_to_torch(np.empty(wanted[name].shape, np.float32)).shape}"
+        f"{keys[name]} {state[keys[name]].shape} instead of {_torch_shape(wanted[name].shape)}"
         for name, weight in weights.items()
         if weight.shape != wanted[name].shape
     ]
+    not_numbers = [keys[name] for name, weight in weights.items() if not np.isfinite(weight).all()]
     problems = {
         "unknown": state.keys() - taken - set(unused),
         "missing": taken - state.keys(),
         "of the wrong shape": wrong_shapes,
+        "with NaN or infinite values": not_numbers,
     }
     if any(problems.values()):
         raise InputError(f"{source}: {_report(problems)}")

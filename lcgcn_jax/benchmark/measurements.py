@@ -217,8 +217,7 @@ class Measurements:
                     repetitions=self._repetitions,
                     warmup=1,
                 )[""]
-            name = f"input: {workers} workers" if workers else f"input: {data.num_threads} threads"
-            yield Row(name, timing.per(count), self._batch_size)
+            yield Row(f"input: {workers} workers", timing.per(count), self._batch_size)
 
     def predict(self) -> Iterator[Row]:
         """`LandmarkModel.predict_crops`, from bytes to NumPy arrays: one face, and many."""

@@ -45,8 +45,9 @@ Measures a configuration with fresh weights, after warm-up: medians, and the qua
   stages       the input pipeline's stages, one after the other in one thread
   pipeline     the whole input pipeline alone, by number of worker processes
 
-A floor is the least time that a program's arithmetic and memory traffic (XLA's count) take at the
-device's peaks, which are measured in the same run: a large matrix product, a large array copied.
+A floor is the least time that a program's arithmetic and memory traffic on one device (XLA's count)
+take at its peaks, which are measured in the same run: a large matrix product, a large array copied.
+What stays in a CPU's caches may be faster than the floor.
 Any field of the config can be set with --config.NAME=VALUE.""",
         epilog="example: lcgcn bench --config configs/w300_lcgcn.py:small --only forward,graph",
     )
@@ -179,7 +180,8 @@ def format_table(result: dict[str, Any]) -> str:
     """The figures of `describe` as a table for the screen, 100 columns wide at most."""
     lines = [
         "",
-        f"{result['config']}: {result['image_size']} px, batch {result['batch_size']}, "
+        result["config"],
+        f"{result['image_size']} px, batch {result['batch_size']}, "
         f"train.dtype {result['dtype']}; jax {result['versions']['jax']} on {result['devices']}, "
         f"{result['cores']} cores",
     ]
@@ -198,7 +200,7 @@ def format_table(result: dict[str, Any]) -> str:
         line += f"{f'{low} - {high}' if row['repetitions'] > 1 else '':>21}"
         line += f"{row['faces_per_second']:10,.1f}" if row["faces"] else " " * 10
         if row["floor"] is not None:
-            line += f"{row['flops'] / 1e9:9,.2f}{format_seconds(row['floor']):>10}"
+            line += f"{row['flops'] / 1e9:9.3g}{format_seconds(row['floor']):>10}"
             line += f"{row['floor'] / row['median']:8.0%}"
         lines.append(line.rstrip())
     shares = result["shares"]

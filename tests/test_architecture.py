@@ -12,7 +12,7 @@ ROOT = Path(lcgcn_jax.__file__).parent
 # Parts of the package from the top; a part may import those below its line, and itself.
 LAYERS = [
     {"commands", "configs"},
-    {"predictions"},
+    {"predictions", "benchmark"},
     {"training"},
     {"inference", "interop", "visualize"},
     {"models", "data"},

@@ -26,6 +26,7 @@ COMMANDS = {
     "calibrate-detector": "fit the map from the face detector's boxes to the landmarks' boxes",
     "import-torch": "make a bundle of PyTorch weights",
     "export": "write a model in the format of other tools",
+    "bench": "measure speed: the model and its parts, a training step, the input pipeline",
 }
 
 DETECTOR_MODEL_OPTION = {

@@ -33,7 +33,7 @@ FORMATS = {"json": (".json",), "csv": (".csv",), "pts": ()}
 BoxesOf = Callable[[Path, np.ndarray], list[Box]]
 """The face boxes of a picture, of which the path is for messages."""
 
-_FACES = 32  # at least, before the model runs: its largest batch
+_FACES = 32  # at least, before the model runs: its largest batch on an accelerator
 _PIXELS = 50_000_000  # or as many, of the photographs that wait
 _FRAMES = 8  # of a video, for the model at a time
 _NAME_BYTES = 225  # of a result's name: file systems take 255, and it is longer while it is written

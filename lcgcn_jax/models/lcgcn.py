@@ -376,12 +376,18 @@ class LCGCN(nnx.Module):
         """The heatmap stage: logits, and what the graph sees."""
         logits, maps = self.heatmap_model(images, train=train)
         logits = logits.astype(jnp.float32)
+        return logits, self.read_peaks(logits, maps)
+
+    def read_peaks(
+        self, logits: Float[Array, "b hh hw k"], maps: Float[Array, "b hh hw c"]
+    ) -> Evidence:
+        """What the graph sees of a heatmap model's logits and features."""
         cells, confidence = heatmaps.decode(logits, self.decode, activation=self.activation)
         features = None
         if self.graph is not None:
             features = self.graph.read(maps, heatmaps.activate(logits, self.activation), cells)
         landmarks = heatmap_to_input(cells, self.heatmap_model.stride, self.heatmap_origin)
-        return logits, Evidence(landmarks, confidence, features)
+        return Evidence(landmarks, confidence, features)
 
     def refine(self, evidence: Evidence, size: int, *, train: bool = False) -> LCGCNOutput:
         """The graph stage on crops of `size` pixels, without `heatmap_logits` and `spread`."""

@@ -6,11 +6,13 @@ not measured.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +210,8 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
     devices = tpu_devices(topology)
     lowered = lower_train_step(config, devices, batch_size)
     try:
-        compiled = lowered.compile()
+        with _uncached():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -234,6 +237,18 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
         bytes_accessed=cost["bytes accessed"],
         collectives=collectives(compiled.as_text()),
     )
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Within, no program goes into JAX's cache: one for absent chips cannot be read from there."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    old = jax.config.read(name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, old)
 
 
 def least_seconds(cost: StepCost) -> float:
@@ -276,10 +291,18 @@ def largest_batch(costs: Iterable[StepCost]) -> int:
 
     Returns:
       Faces over all chips, a multiple of their number; 0 where not even one a chip fits.
+
+    Raises:
+      InputError: the memory does not grow, as with batches so small that the program outweighs them.
     """
     small, large = sorted(costs, key=lambda cost: cost.batch_size)
     chips, room = small.num_chips, chip_of(small.topology).memory
     faces = (large.batch_size - small.batch_size) // chips
     per_face = (large.memory - small.memory) / faces
+    if per_face <= 0:
+        raise InputError(
+            f"the memory at a batch of {large.batch_size} is not above that at {small.batch_size}; give a "
+            "larger --batch_size"
+        )
     fixed = small.memory - per_face * small.batch_size / chips
     return max(0, int((room - fixed) / per_face)) * chips

@@ -74,6 +74,11 @@ def test_a_model_that_never_fits_has_no_batch(cost):
     assert largest_batch(costs) == 0
 
 
+def test_memory_that_does_not_grow_gives_no_line(cost):
+    with pytest.raises(InputError, match="give a larger --batch_size"):
+        largest_batch([cost(4), dataclasses.replace(cost(8), memory=cost(4).memory)])
+
+
 def test_the_slower_of_memory_and_arithmetic_sets_the_time(cost):
     assert least_seconds(cost(4)) == pytest.approx(1.0)
     assert least_seconds(dataclasses.replace(cost(4), flops=394e12)) == pytest.approx(2.0)

@@ -243,7 +243,7 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
 def _uncached() -> Iterator[None]:
     """Within, no program goes into JAX's cache: one for absent chips cannot be read from there."""
     name = "jax_persistent_cache_min_compile_time_secs"
-    old = jax.config.read(name)
+    old = getattr(jax.config, name)
     jax.config.update(name, math.inf)
     try:
         yield

@@ -25,6 +25,7 @@ COMMANDS = {
     "calibrate": "fit how far off each landmark is to be expected, and put it into the model",
     "calibrate-detector": "fit the map from the face detector's boxes to the landmarks' boxes",
     "import-torch": "make a bundle of PyTorch weights",
+    "compile": "what a training step would need of a TPU slice, without one",
     "export": "write a model in the format of other tools",
     "bench": "measure speed: the model and its parts, a training step, the input pipeline",
 }

@@ -3,7 +3,7 @@
 The one place that knows of meshes. The same code runs on one device, on many, and on many hosts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -22,7 +22,11 @@ def describe_devices() -> str:
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
     """A mesh with one axis, `data`, over the first `num_devices` devices (all of them by default)."""
-    devices = jax.devices()[:num_devices]
+    return mesh_of(jax.devices()[:num_devices])
+
+
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh with one axis, `data`, over given devices."""
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 

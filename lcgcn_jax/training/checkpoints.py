@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,7 @@ class Checkpoints:
         return TrainState(**loaded["state"]), loaded["progress"]
 
     def _put_in_place(self, partial: Path, step: int) -> None:
-        text = json.dumps(checksums(partial), indent=1) + "\n"
-        write_whole(partial / CHECKSUMS, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        _write_sums(partial)
         place = self._folder / str(step)
         if place.exists():  # not a whole one, or the run would have gone on from there
             self._remove(place)
@@ -119,7 +119,7 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         # Under another name first: half of a checkpoint must not look like one.
-        shutil.rmtree(path.rename(path.with_name(path.name + _PARTIAL)))
+        shutil.rmtree(path.rename(path.with_name(f"{path.name}.old{_PARTIAL}")))
 
     def _remove_partials(self) -> None:
         if not is_main():
@@ -147,27 +147,38 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     """Whether a folder is a checkpoint with all of its files, each as long as it should be."""
-    if not ocp.is_orbax_checkpoint(path):
-        return False
     try:
         sums = _read_sums(path)
     except InputError:
-        return True  # that one says on loading
+        return True  # which says so when it is loaded
+    if sums is None:
+        return ocp.is_orbax_checkpoint(path)
     files = {path / name: sum["bytes"] for name, sum in sums.items()}
     return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
 
 
-def _read_sums(path: Path) -> dict[str, dict[str, int]]:
+def _write_sums(path: Path) -> None:
+    sums = checksums(path)
+    text = json.dumps({"files": sums, "crc32": _sum_of_sums(sums)}, indent=1) + "\n"
+    write_whole(path / CHECKSUMS, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+
+
+def _read_sums(path: Path) -> dict[str, dict[str, int]] | None:
+    """What `_write_sums` wrote; None for a checkpoint of an older version, or what is none at all."""
     file = path / CHECKSUMS
     if not file.is_file():
-        return {}
+        return None
     try:
-        return {
-            name: {"bytes": int(sum["bytes"]), "crc32": int(sum["crc32"])}
-            for name, sum in json.loads(file.read_text(encoding="utf-8")).items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["crc32"] != _sum_of_sums(found["files"]):
+            raise ValueError("is not as it was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{CHECKSUMS}: {one_line(error)}") from error
+    return found["files"]
+
+
+def _sum_of_sums(sums: Mapping[str, Mapping[str, int]]) -> int:
+    return zlib.crc32(json.dumps(sums, sort_keys=True).encode())
 
 
 def _check_sums(path: Path) -> None:
@@ -180,7 +191,7 @@ def _check_sums(path: Path) -> None:
         found = checksums(path)
     except OSError as error:
         raise _damaged(path, error.strerror) from error
-    for name, sum in _read_sums(path).items():
+    for name, sum in (_read_sums(path) or {}).items():
         if found.get(name) != sum:
             raise _damaged(path, f"{name} is not as it was written")
 

@@ -141,7 +141,7 @@ def needs_writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    # TensorStore and safetensors pass on what the operating system says in types of their own.
+    # TensorStore passes on what the operating system says in types of its own.
     except Exception as error:
         number = _error_number(error)
         if number is None:
@@ -155,7 +155,7 @@ def needs_writing(path: Path) -> Iterator[None]:
 def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
-    found = re.search(r"os[ _]error(?:_code='| )(\d+)", str(error))
+    found = re.search(r"os_error_code='(\d+)'", str(error))
     return int(found[1]) if found else None
 
 

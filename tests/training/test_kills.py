@@ -21,7 +21,7 @@ from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 
 CHECKPOINT_EVERY, EVAL_EVERY = 3, 4
-MOST_STEPS = 8  # that a life is to take before it is killed
+MOST_STEPS = 6  # that a life is to take before it is killed
 
 
 class Life:
@@ -56,7 +56,7 @@ class Life:
         """Waits until something is the case; the process has to live as long."""
         while not event():
             assert self.process.poll() is None, self.said()[-2000:]
-            time.sleep(0.002)
+            time.sleep(0.01)
 
     def end(self, number):
         """Sends a signal; returns the exit code."""
@@ -102,7 +102,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     make_tiny_config, synthetic98, tmp_path, length
 ):
     signals, chance = SIGNALS[length], random.Random(length)
-    steps = (MOST_STEPS + 2) * len(signals)
+    steps = (MOST_STEPS + 1) * len(signals)
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
     start = time.perf_counter()
     undisturbed = Life(whole, synthetic98, steps, tmp_path / "whole.log")

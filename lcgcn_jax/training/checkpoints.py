@@ -39,6 +39,7 @@ CHECKSUMS = "checksums.json"
 """Name of the checksums of a checkpoint's files. Checkpoints of older versions have none."""
 
 _PARTIAL = ".partial"
+_OF_ORBAX = ("_CHECKPOINT_METADATA", "state/_METADATA", "progress/_METADATA")
 
 
 class Checkpoints:
@@ -152,7 +153,8 @@ def _is_whole(path: Path) -> bool:
     except InputError:
         return True  # which says so when it is loaded
     if sums is None:
-        return ocp.is_orbax_checkpoint(path)
+        # Not `ocp.is_orbax_checkpoint`, which takes an empty folder for one.
+        return all((path / name).is_file() for name in _OF_ORBAX)
     files = {path / name: sum["bytes"] for name, sum in sums.items()}
     return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
 

@@ -88,12 +88,20 @@ def truncate(folder):
     largest.write_bytes(largest.read_bytes()[:-1])
 
 
+def remove_metadata_of_an_older_version(folder):
+    (folder / CHECKSUMS).unlink()
+    (folder / "state" / "_METADATA").unlink()
+
+
 def empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
 
 
-@pytest.mark.parametrize("half", [remove_metadata, remove_state, truncate, empty])
+@pytest.mark.parametrize(
+    "half",
+    [remove_metadata, remove_state, truncate, remove_metadata_of_an_older_version, empty],
+)
 def test_a_half_written_checkpoint_is_never_picked(run, trained, half):
     """It is replaced when the run comes to its step again."""
     shutil.copytree(run / "checkpoints" / "2", run / "checkpoints" / "3")

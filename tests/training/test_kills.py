@@ -47,6 +47,7 @@ class Life:
                 + ["--config", tiny.__file__, "--workdir", str(workdir)]
                 + [f"--config.{name}={value}" for name, value in overrides.items()],
                 stdout=out, stderr=out, env=environment,
+                start_new_session=True,  # a Ctrl-C that ends the test is not for it
             )  # fmt: skip
 
     def said(self):

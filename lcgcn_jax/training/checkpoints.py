@@ -58,8 +58,7 @@ class Checkpoints:
         # Kept here, since other processes may look before process 0 has moved a new one to its place.
         path = latest_checkpoint(workdir)
         self._latest = None if path is None else int(path.name)
-        with needs_writing(self._folder):
-            self._remove_partials()
+        self._remove_partials()
 
     @property
     def latest(self) -> int | None:
@@ -128,7 +127,8 @@ class Checkpoints:
         # The second pattern is Orbax's own name for what is being written.
         for pattern in (f"*{_PARTIAL}*", "*.orbax-checkpoint-tmp*"):
             for path in self._folder.glob(pattern):
-                shutil.rmtree(path)
+                # What Orbax is still writing as a save fails goes at the next start.
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def latest_checkpoint(workdir: Path) -> Path | None:

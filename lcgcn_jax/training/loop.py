@@ -131,7 +131,7 @@ class Training:
             make_refine_step(self.graphdef, config.data.image_size), self.mesh
         )
         self.best_nme = math.inf
-        self.checkpoints = agreed(lambda: Checkpoints(self.workdir, config.train.keep))
+        self.checkpoints = Checkpoints(self.workdir, config.train.keep)
         progress = None
         if self.checkpoints.latest is not None:
             self.state, progress = self.checkpoints.load(self.state)

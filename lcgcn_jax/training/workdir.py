@@ -228,7 +228,10 @@ def _next_number(path: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("holds no fields")
+        return found
     except ValueError as error:
         raise InputError(
             f"{path}: damaged: {one_line(error)}; put back a copy of it, or give another --workdir"

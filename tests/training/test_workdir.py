@@ -157,11 +157,13 @@ def test_a_run_that_was_killed_at_its_very_beginning_begins(run, claim):
     assert contents(run).keys() == wanted.keys()
 
 
-def test_a_damaged_config_is_told_in_one_line(run, claim):
-    (run / "config.json").write_text('{"data"')
-    with pytest.raises(InputError, match=r"config\.json: damaged"):
-        claim()
-    assert (run / "config.json").read_text() == '{"data"'
+@pytest.mark.parametrize("name", ["config.json", DATA])
+@pytest.mark.parametrize("text", ['{"data"', "null", ""])
+def test_a_damaged_file_of_the_run_is_told_in_one_line(run, claim, name, text):
+    (run / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name}: damaged"):
+        claim(accept_changes=True)
+    assert (run / name).read_text() == text
 
 
 def test_other_processes_than_the_first_leave_the_folder_alone(monkeypatch, claim, run):

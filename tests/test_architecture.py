@@ -11,6 +11,7 @@ import lcgcn_jax.configs
 ROOT = Path(lcgcn_jax.__file__).parent
 # Parts of the package from the top; a part may import those below its line, and itself.
 LAYERS = [
+    {"__main__"},
     {"commands", "configs"},
     {"predictions", "benchmark"},
     {"training"},

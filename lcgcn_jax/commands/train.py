@@ -8,11 +8,13 @@ from tqdm import tqdm
 from lcgcn_jax import visualize
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import write_whole
 from lcgcn_jax.training.config import apply_overrides, load_config
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.processes import is_main, join_processes
 from lcgcn_jax.training.sharding import describe_devices
+from lcgcn_jax.training.workdir import needs_writing
 
 CURVES = "curves.png"
 _PREFIX = "--config."
@@ -31,6 +33,12 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--config", required=True, help="config file, or file:argument")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--accept_changes",
+        action="store_true",
+        help="go on with a run although the config or the data are not those that it began with; "
+        "the old config stays in the folder under a number",
+    )
     group = parser.add_argument_group(
         "many processes",
         "The same command in each of them, on a folder that all can reach; the batch is that of all "
@@ -50,13 +58,13 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     """Trains; returns 0, also where a signal ended it after saving.
 
     Raises:
-      InputError: the config, the data or the folder cannot be used.
+      InputError: the config, the data or the folder cannot be used, or the folder not any more.
     """
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
     use_compilation_cache()
     _join(args)
-    training = Training(config, args.workdir)
+    training = Training(config, args.workdir, accept_changes=args.accept_changes)
     if not is_main():
         training.run()
         return 0
@@ -66,7 +74,9 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     elif training.begins:
         print(f"{args.workdir}: {training.begins}", flush=True)
     finished = training.run(on_validation=print_figures)
-    visualize.plot_curves(read_metrics(args.workdir)).savefig(args.workdir / CURVES, dpi=120)
+    curves = visualize.plot_curves(read_metrics(args.workdir))
+    with needs_writing(args.workdir / CURVES):
+        write_whole(args.workdir / CURVES, lambda tmp: curves.savefig(tmp, dpi=120))
     if finished:
         print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
     else:

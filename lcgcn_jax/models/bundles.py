@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from lcgcn_jax.calibration import Calibration
 from lcgcn_jax.errors import InputError, one_line
@@ -117,7 +117,8 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         name: np.asarray(value, dtype if np.ndim(value) > 1 else np.float32, order="C")
         for name, value in sorted(bundle.weights.items())
     }
-    write_whole(path / WEIGHTS, lambda tmp: save_file(weights, tmp))
+    # Not by `save_file`, which has a temporary file of its own, and a kill would leave it.
+    write_whole(path / WEIGHTS, lambda tmp: tmp.write_bytes(save(weights)))
 
 
 def save_calibration(path: Path, calibration: Calibration) -> None:

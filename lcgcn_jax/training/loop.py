@@ -1,6 +1,5 @@
 """The training loop: from a configuration and a folder to a trained model, or on from where it stopped."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
-from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
 from lcgcn_jax.training.evaluation import SplitErrors, errors_of, mean_shape, split_errors
 from lcgcn_jax.training.evidence import CachedBatches, EvidenceCache
 from lcgcn_jax.training.initial import take_initial_weights
@@ -40,6 +38,7 @@ from lcgcn_jax.training.steps import (
     make_refine_step,
     make_train_step,
 )
+from lcgcn_jax.training.workdir import Claim, needs_writing
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -62,6 +61,7 @@ class Training:
         latest.
       mesh: devices to train on; all of them by default.
       evidence: with `train.cache`, what another run with the same heatmap model has computed already.
+      accept_changes: go on also where configuration or data are not those that the run began with.
 
     Raises:
       InputError: data, configuration or folder cannot be used.
@@ -74,6 +74,7 @@ class Training:
         mesh: jax.sharding.Mesh | None = None,
         *,
         evidence: EvidenceCache | None = None,
+        accept_changes: bool = False,
     ):
         self.config, self.workdir = config, Path(workdir)
         self.mesh = sharding.make_mesh() if mesh is None else mesh
@@ -104,7 +105,9 @@ class Training:
         optimizer, self.schedules = make_optimizer(
             config.optimizer.to_dict(), mode, config.train.steps
         )
-        agreed(self._claim_workdir, main_only=True)
+        self._claim = agreed(
+            lambda: Claim(self.workdir, config, self.dataset, accept_changes=accept_changes)
+        )
         state = create_state(
             params, batch_stats, optimizer, trained, with_ema=config.train.ema_decay > 0
         )
@@ -133,6 +136,7 @@ class Training:
         if self.checkpoints.latest is not None:
             self.state, progress = self.checkpoints.load(self.state)
             self.best_nme = progress["best_nme"] or math.inf
+        agreed(self._claim.adopt)
         # Only now, since what it keeps is of the weights as they are.
         self.evidence = None
         if config.train.cache:
@@ -186,6 +190,7 @@ class Training:
         Raises:
           FloatingPointError: the loss or a validation error is not finite; the latest checkpoint
             stays as it is.
+          InputError: the folder cannot be written any more; so does it then.
         """
         train = self.config.train
         bar = tqdm(
@@ -196,8 +201,8 @@ class Training:
         since, started = self.step, time.perf_counter()
         with (
             stop_requests() as stop_after,
+            closing(self._claim),
             log as writer,
-            closing(self.checkpoints),
             closing(self.batches),
             bar,
         ):
@@ -314,7 +319,8 @@ class Training:
             f"{self.config.train.steps}.\n\nData: {self.dataset.name}, {self.dataset.scheme.name}; "
             f"ground-truth boxes, no flip test.\n\n" + "\n".join(lines) + "\n"
         )
-        save_bundle(self.workdir / BEST, bundle, card)
+        with needs_writing(self.workdir / BEST):
+            save_bundle(self.workdir / BEST, bundle, card)
 
     def _require_finite(self, pending: tuple[int, dict, np.ndarray] | None) -> None:
         if pending is None:
@@ -329,30 +335,6 @@ class Training:
         raise FloatingPointError(
             f"the loss is {loss} at step {step} (learning rate: {rates}); the batch: {names}"
         )
-
-    def _claim_workdir(self) -> None:
-        """Writes the configuration, or holds it against the one that the folder has."""
-        path = self.workdir / RUN_CONFIG
-        if path.is_file():
-            old, new = (
-                json.loads(path.read_text(encoding="utf-8")),
-                json.loads(to_json(self.config)),
-            )
-            if changed := differences(fill_in(old, new), new):
-                raise InputError(
-                    f"{path}: this run was started with another config ({'; '.join(changed)}); give "
-                    "another --workdir, or the same config"
-                )
-        elif self.workdir.is_dir() and any(self.workdir.iterdir()):
-            raise InputError(
-                f"{self.workdir}: not empty and not a training run; give another --workdir"
-            )
-        else:
-            try:
-                self.workdir.mkdir(parents=True, exist_ok=True)
-                path.write_text(to_json(self.config), encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"{self.workdir}: cannot be written: {error.strerror}") from error
 
 
 def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:

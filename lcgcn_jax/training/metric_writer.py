@@ -1,44 +1,74 @@
 """Where a training's figures go: JSON lines always, TensorBoard beside them."""
 
+import contextlib
 import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from lcgcn_jax.files import write_whole
+from lcgcn_jax.training.workdir import needs_writing
 
 LOG = "metrics.jsonl"
+BOARD = "tensorboard"
 
 
 class MetricWriter:
-    """Appends figures to `metrics.jsonl` and to TensorBoard event files.
+    """Appends figures to `metrics.jsonl` and to a TensorBoard event file, at once.
 
     Args:
       workdir: the run's folder.
       step: the step the run goes on from; what a stopped run logged beyond it is dropped, since it is
         about to be logged again.
+
+    Raises:
+      InputError: the folder cannot be written.
     """
 
     def __init__(self, workdir: Path, step: int):
-        self._path = workdir / LOG
+        self._path, self._board_path = workdir / LOG, workdir / BOARD
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        write_whole(self._path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step or None)
+        with needs_writing(self._path):
+            write_whole(self._path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+            self._file = self._path.open("a", encoding="utf-8")
+        with needs_writing(self._board_path):
+            self._board_path.mkdir(exist_ok=True)
+            # Not the SummaryWriter: its thread keeps figures back, which a kill then takes, and when the
+            # disk is full it ends and lets the training wait for it.
+            self._board = EventsWriter(str(self._board_path / "events"), f".{os.getpid()}")
+            # Steps from here on that are in older files are hidden.
+            self._log_event(step + 1, session_log=SessionLog(status=SessionLog.START))
+            self._board.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs values under their names, e.g. `train/loss`."""
-        self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """Logs values under their names, e.g. `train/loss`.
+
+        Raises:
+          InputError: they cannot be written.
+        """
+        with needs_writing(self._path):
+            self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+            self._file.flush()
+        with needs_writing(self._board_path):
+            for name, value in values.items():
+                self._log_event(step, summary=scalar(name, value))
+            self._board.flush()
 
     def close(self) -> None:
-        """Writes out what is left."""
-        self._file.close()
-        self._board.close()
+        """Closes the files. All is in them, or `write` has said that it cannot be."""
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _log_event(self, step: int, **content: Any) -> None:
+        self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, int | float]]:

@@ -1,10 +1,16 @@
 import json
+import os
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.training.checkpoints import latest_checkpoint, read_checkpoint
+from lcgcn_jax.training.config import load_config
+from lcgcn_jax.training.workdir import Claim
 
 
 def test_run_leaves_everything_in_its_folder(small_run):
@@ -73,14 +79,60 @@ def test_workdir_of_another_run_is_refused(refused, small_run, synthetic98):
     assert "another config (seed: 0 -> 5)" in said
 
 
-def test_loss_that_is_not_finite_ends_in_one_line(synthetic98, tmp_path, capsys):
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A copy of the run's folder."""
+    return shutil.copytree(small_run, tmp_path / "run")
+
+
+def test_loss_that_is_not_finite_ends_in_one_line(run, synthetic98, capsys):
+    """Of a run that goes on with another config, since it was asked to; its checkpoint stays."""
     code = main(
-        ["train", "--config", "demo:small", "--workdir", str(tmp_path / "run"),
-         f"--config.data.dir={synthetic98}", "--config.train.keep=1",
+        ["train", "--config", "demo:small", "--workdir", str(run), "--accept_changes",
+         f"--config.data.dir={synthetic98}", "--config.train.keep=1", "--config.train.steps=4",
          "--config.optimizer.learning_rate.heatmap=1e38", "--config.optimizer.warmup_steps=0",
          "--config.optimizer.schedule=constant"]
     )  # fmt: skip
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 1
     assert said.startswith("lcgcn: stopped: the loss is ")
-    assert np.all([word in said for word in ("step 2", "heatmap", "train/0000")])
+    assert np.all([word in said for word in ("step 4", "heatmap 1e+38", "train/0000")])
+    assert latest_checkpoint(run).name == "2"
+    read_checkpoint(latest_checkpoint(run))
+    steps = [json.loads((run / f).read_text())["train"]["steps"] for f in OLD_AND_NEW]
+    assert steps == [2, 4]
+
+
+OLD_AND_NEW = ("config.1.json", "config.json")
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(refused, run, synthetic98):
+    largest = max((run / "checkpoints").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    said = refused(
+        "train", "--config", "demo:small", "--workdir", run,
+        f"--config.data.dir={synthetic98}", "--config.train.keep=1",
+    )  # fmt: skip
+    assert f"{run}/checkpoints/2: not a checkpoint, or damaged: " in said
+    assert "without this folder, the run goes on from the checkpoint before it" in said
+    assert largest.read_bytes() == data
+
+
+def test_a_folder_in_training_can_be_evaluated_but_not_trained_in(
+    refused, run, synthetic98, tmp_path
+):
+    config = load_config("demo:small")
+    config.data.dir, config.train.keep = str(synthetic98), 1
+    claim = Claim(run, config, open_dataset(synthetic98))
+    said = refused(
+        "train", "--config", "demo:small", "--workdir", run,
+        f"--config.data.dir={synthetic98}", "--config.train.keep=1",
+    )  # fmt: skip
+    assert f"{run}: process {os.getpid()} on " in said
+    out = tmp_path / "eval.json"
+    evaluate = ["eval", "--model", str(run), "--data", str(synthetic98), "--split", "test"]
+    assert main([*evaluate, "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["num_faces"] == 24
+    claim.close()

@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.models.bundles import load_bundle
@@ -21,15 +21,16 @@ import runpy
 
 
 def get_config():
-    return runpy.run_path({conftest!r})["_tiny_config"]({data!r})
+    config = runpy.run_path({tiny!r})["get_config"]()
+    config.data.dir = {data!r}
+    return config
 """
 
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory, synthetic98):
     path = tmp_path_factory.mktemp("config") / "tiny.py"
-    conftest = Path(__file__).with_name("conftest.py")
-    path.write_text(CONFIG.format(conftest=str(conftest), data=str(synthetic98)))
+    path.write_text(CONFIG.format(tiny=tiny.__file__, data=str(synthetic98)))
     return path
 
 

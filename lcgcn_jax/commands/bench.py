@@ -96,7 +96,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         config.data.dir = str(_data(config, args.data, Path(folder) / "data"))
         training = Training(config, Path(folder) / "run")
-        with contextlib.closing(training.batches), contextlib.closing(training.checkpoints):
+        with contextlib.closing(training.batches):
             measurements = Measurements(training, repetitions=args.repetitions, workers=workers)
             rows = []
             for part in PARTS:  # in its own order, whatever was asked for first

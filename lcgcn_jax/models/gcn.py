@@ -112,14 +112,60 @@ class NeighbourGuesses(nnx.Module):
         return edges @ positions + jnp.einsum("bxd,bid->bix", frame, upright)
 
 
+class ShapeTurn(nnx.Module):
+    """A last turn in which all landmarks speak at once, each pair in words of its own.
+
+    `x_i' = x_i + A (b_i + sum_j M_ij (A^-1 (x_j - t) - m_j))`: what moves landmark i is how far each j lies
+    from the mean shape m, in the upright frame that A and t fit to the face, weighted by the squared
+    confidences. M_ij is a 2 x 2 matrix of the pair: where `NeighbourGuesses` weighs what the others say by
+    one number each, here a neighbour's x may speak of y, and may speak against.
+
+    Starts as the identity. `training.shape.fit_shape_turn` finds M and b in closed form; few directions of
+    a face's shape vary much, and gradients would take long to find the others.
+
+    `mean_shape`: as that of `NeighbourGuesses`.
+    """
+
+    def __init__(self, num_landmarks: int):
+        k = num_landmarks
+        self.mean_shape = nnx.BatchStat(jnp.zeros((k, 2), jnp.float32))
+        self.transforms = nnx.Param(jnp.zeros((k, k, 2, 2), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((k, 2), jnp.float32))
+
+    def __call__(self, positions: Positions, confidence: Float[Array, "b k"]) -> Positions:
+        frame, upright = self.upright(positions, confidence)
+        moved = jnp.einsum(
+            "ijde,bje->bid", self.transforms[...], upright - self.mean_shape[...][None]
+        )
+        moved = moved + self.bias[...][None]
+        return positions + jnp.einsum("bxd,bid->bix", frame, moved)
+
+    def upright(
+        self, positions: Positions, confidence: Float[Array, "b k"]
+    ) -> tuple[Float[Array, "b 2 2"], Positions]:
+        """The face's frame A, and the landmarks in it, `A^-1 (x_j - t)`."""
+        mean, weights = self.mean_shape[...], confidence**2
+        frame = fit_rotation_and_scale(mean, positions, weights)
+        weights = _to_sum_one(weights)
+        origin = jnp.einsum("bk,bkd->bd", weights, positions)
+        origin = origin - jnp.einsum("bxd,bk,kd->bx", frame, weights, mean)
+        # A is a rotation times a scale: its inverse is its transpose over the square of the scale.
+        square = jnp.maximum((frame[:, :, 0] ** 2).sum(axis=-1), 1e-9)[:, None, None]
+        return frame, jnp.einsum("bxd,bix->bid", frame, positions - origin[:, None]) / square
+
+
 def fit_rotation_and_scale(
     shape: Float[Array, "k 2"], positions: Positions, weights: Float[Array, "b k"]
 ) -> Float[Array, "b 2 2"]:
     """The matrix A = [[a, -b], [b, a]] that minimises sum_i w_i |A m_i + t - p_i|^2 over A and t."""
-    weights = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-9)
+    weights = _to_sum_one(weights)
     m = shape[None] - jnp.einsum("bk,kd->bd", weights, shape)[:, None]
     p = positions - jnp.einsum("bk,bkd->bd", weights, positions)[:, None]
     size = jnp.maximum((weights * (m**2).sum(axis=-1)).sum(axis=-1), 1e-9)
     a = (weights * (m * p).sum(axis=-1)).sum(axis=-1) / size
     b = (weights * (m[..., 0] * p[..., 1] - m[..., 1] * p[..., 0])).sum(axis=-1) / size
     return jnp.stack([jnp.stack([a, -b], axis=-1), jnp.stack([b, a], axis=-1)], axis=-2)
+
+
+def _to_sum_one(weights: Float[Array, "b k"]) -> Float[Array, "b k"]:
+    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-9)

@@ -13,7 +13,7 @@ from lcgcn_jax import heatmaps
 from lcgcn_jax.geometry import centered_origin, heatmap_to_input
 from lcgcn_jax.models import connectivity
 from lcgcn_jax.models.cascade import CascadeConfig, MeanShapeCascade
-from lcgcn_jax.models.gcn import GraphConv, NeighbourGuesses, PairVectors
+from lcgcn_jax.models.gcn import GraphConv, NeighbourGuesses, PairVectors, ShapeTurn
 from lcgcn_jax.models.layers import MLP, NORMS
 from lcgcn_jax.models.refinement import WindowRefiner
 
@@ -28,8 +28,8 @@ MLP_OUTPUTS = ("linear", "activated")
 SELF_LOGIT = 4.0
 """Where the diagonal starts under the message `offsets`: of 68 landmarks, each gives itself 0.45."""
 
-MEAN_SHAPES = ("graph.guesses.mean_shape", "graph.mean_shape")
-"""Names of the statistics that come from the data, before the first step; a model has one or none."""
+MEAN_SHAPES = ("graph.guesses.mean_shape", "graph.shape_turn.mean_shape", "graph.mean_shape")
+"""Names of the statistics that come from the data, before the first step, where a model has them."""
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -70,6 +70,7 @@ class GraphConfig:
       gcn_widths: node widths after each block; the last is 2.
       refinements: how many more turns move the landmarks by windows of the maps around them, each with
         weights of its own (`refinement.WindowRefiner`).
+      shape_turn: whether a last turn moves each landmark by how all the others lie (`gcn.ShapeTurn`).
     """
 
     connectivity: str = "learned_per_image"
@@ -88,6 +89,7 @@ class GraphConfig:
     edge_widths: tuple[int, ...] = (4,)
     gcn_widths: tuple[int, ...] = (64, 16, 2)
     refinements: int = 0
+    shape_turn: bool = False
 
     def __post_init__(self):
         choices = {
@@ -250,6 +252,7 @@ class GraphHead(nnx.Module):
             WindowRefiner(num_landmarks, feature_channels, rngs=rngs)
             for _ in range(config.refinements)
         )
+        self.shape_turn = ShapeTurn(num_landmarks) if config.shape_turn else None
 
     def read(
         self,
@@ -300,6 +303,8 @@ class GraphHead(nnx.Module):
         turns = [start + nodes if self.config.output == "residual" else nodes]
         for refine in self.refinements:
             turns.append(refine(turns[-1], log_confidence, edges, maps, heat))
+        if self.shape_turn is not None:
+            turns.append(self.shape_turn(turns[-1], confidence))
         return jnp.stack(turns, axis=1), edges
 
 

@@ -264,3 +264,23 @@ def test_degradations_are_as_strong_as_they_say():
 def test_unknown_degradation_is_refused():
     with pytest.raises(InputError, match="unknown degradation 'fog'; use one of none, occlude"):
         crop_face(record_of(spot(LANDMARKS[0])), 32, "gt", "fog")
+
+
+def test_a_mirrored_face_leans_to_the_same_side():
+    image = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    size, offset = 64, 0.02
+    lean = offset * size
+    fixed = {**GEOMETRY_ONLY, "rotation": 0.0, "zoom": (1.0, 1.0), "shift": 0.0}
+
+    def landmarks(points, mirror, mirror_offset):
+        config = AugmentConfig(mirror=mirror, mirror_offset=mirror_offset, **fixed)
+        # Of the same crop: it does not move with the points.
+        record = record_of(image) | {"landmarks": points.astype(np.float32)}
+        return augment_face(record, FIVE, size, config, np.random.default_rng(0))["landmarks"]
+
+    in_crop = geometry.crop_side(record_of(image)["box"].astype(np.float64)) / size
+    leaning = LANDMARKS + np.array([lean * in_crop, 0])
+    expected = landmarks(LANDMARKS, 1.0, 0.0) + np.array([lean, 0])
+    np.testing.assert_allclose(landmarks(leaning, 1.0, offset), expected, atol=1e-3)
+    # A plain face stays as it is annotated.
+    np.testing.assert_array_equal(landmarks(leaning, 0.0, offset), landmarks(leaning, 0.0, 0.0))

@@ -8,6 +8,7 @@ from lcgcn_jax.models.gcn import (
     GraphConv,
     NeighbourGuesses,
     PairVectors,
+    ShapeTurn,
     fit_rotation_and_scale,
 )
 
@@ -150,3 +151,36 @@ def test_guesses_on_a_perfect_shape_change_nothing():
     positions = np.broadcast_to(mean @ rotation(0.5, 0.3).T + 0.4, (B, K, 2))
     arguments = (jnp.asarray(x, jnp.float32) for x in (positions, np.ones((B, K)), EDGES))
     np.testing.assert_allclose(guesses(*arguments), positions, atol=1e-5)
+
+
+def test_a_shape_turn_is_the_literal_sum_over_pairs():
+    turn = ShapeTurn(K)
+    mean, bias = RNG.normal(size=(2, K, 2))
+    transforms = RNG.normal(size=(K, K, 2, 2))
+    for variable, value in (
+        (turn.mean_shape, mean),
+        (turn.transforms, transforms),
+        (turn.bias, bias),
+    ):
+        variable.set_value(jnp.asarray(value, jnp.float32))
+    confidence = RNG.uniform(0.1, 1, size=(B, K))
+    arguments = [jnp.asarray(x, jnp.float32) for x in (POSITIONS, confidence)]
+    expected = np.array(POSITIONS, np.float64)
+    frames = fit_rotation_and_scale(jnp.asarray(mean, jnp.float32), arguments[0], arguments[1] ** 2)
+    for image, frame in enumerate(np.asarray(frames, np.float64)):
+        weights = confidence[image] ** 2 / (confidence[image] ** 2).sum()
+        origin = weights @ POSITIONS[image] - frame @ (weights @ mean)
+        for i in range(K):
+            moved = bias[i].copy()
+            for j in range(K):
+                upright = np.linalg.solve(frame, POSITIONS[image, j] - origin)
+                moved += transforms[i, j] @ (upright - mean[j])
+            expected[image, i] += frame @ moved
+    np.testing.assert_allclose(turn(*arguments), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_fresh_shape_turn_changes_nothing():
+    turn = ShapeTurn(K)
+    turn.mean_shape.set_value(jnp.asarray(RNG.normal(size=(K, 2)), jnp.float32))
+    positions, confidence = jnp.asarray(POSITIONS, jnp.float32), jnp.ones((B, K), jnp.float32)
+    np.testing.assert_array_equal(turn(positions, confidence), positions)

@@ -51,7 +51,8 @@ def run(model, **train):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("connectivity", GraphConfig.connectivity), ("refinements", 2)]  # the first: all defaults
+    # The first: all defaults.
+    [("connectivity", GraphConfig.connectivity), ("refinements", 2), ("shape_turn", True)]
     + [(f, v) for f, values in CHOICES.items() for v in values if v != getattr(GraphConfig, f)],
 )
 def test_every_option_gives_landmarks_and_edges(toy, field, value):
@@ -68,7 +69,7 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
         "confidence": (B, K),
         "edges": (B, K, K),
         "landmarks": (B, K, 2),
-        "turns": (B, 3 if field == "refinements" else 1, K, 2),
+        "turns": (B, {"refinements": 3, "shape_turn": 2}.get(field, 1), K, 2),
         "spread": (B, K),
     }
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
@@ -88,7 +89,7 @@ def test_a_graph_is_chosen_by_name_and_an_older_config_without_one_is_the_papers
 
 def test_the_options_tested_are_all_there_are():
     free = {"embedding_widths", "class_widths", "edge_widths", "gcn_widths", "pair_width"}
-    free |= {"refinements"}
+    free |= {"refinements", "shape_turn"}
     assert {f.name for f in dataclasses.fields(GraphConfig)} - free == set(CHOICES)
 
 

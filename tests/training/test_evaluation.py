@@ -148,6 +148,29 @@ def test_flip_test_undoes_the_mirror(synthetic98):
     np.testing.assert_allclose(output.heatmap_landmarks, landmarks + np.float32([0, 2]), atol=1e-4)
 
 
+def test_flip_test_keeps_the_side_to_which_the_annotators_lean(synthetic98):
+    scheme = open_dataset(synthetic98).scheme
+    mirror, offset = np.array(scheme.mirror), 0.05
+    rng = np.random.default_rng(0)
+    landmarks = rng.uniform(0, 64, (1, 98, 2)).astype(np.float32)
+    image = rng.integers(0, 255, (1, 64, 64, 3), dtype=np.uint8)
+    lean = np.array([offset * 64, 0.0], np.float32)
+
+    def predict(images):
+        # What a model says that learnt to put every point to the right, of a mirrored face too.
+        points = landmarks - lean
+        if not np.array_equal(images, image):
+            points = np.stack([63 - points[..., 0], points[..., 1]], axis=-1)[:, mirror]
+        ones = np.ones((1, 98), np.float32)
+        points = points + lean
+        return LCGCNOutput(np.zeros((1, 2, 2, 98), np.float32), points, ones, None, points)
+
+    output = with_flip_test(predict, scheme, offset)(image)
+    np.testing.assert_allclose(output.landmarks, landmarks, atol=1e-4)
+    output = with_flip_test(predict, scheme)(image)
+    np.testing.assert_allclose(output.landmarks, landmarks - lean, atol=1e-4)
+
+
 def test_mean_face_is_a_weak_but_sane_baseline(synthetic98):
     errors = mean_face_errors(open_dataset(synthetic98), "train", "test")
     assert 0.03 < errors.mean() < 0.4

@@ -132,9 +132,14 @@ class Checkpoints:
 
 
 def latest_checkpoint(workdir: Path) -> Path | None:
-    """The latest checkpoint of a run that is whole; None where there is none."""
-    whole = _whole_checkpoints(workdir / CHECKPOINTS)
-    return whole[max(whole)] if whole else None
+    """The latest checkpoint of a run that is whole; None where there is none.
+
+    Where there are only damaged ones, the latest of them, which says so when it is read: a run must not
+    begin anew over what may be mended.
+    """
+    folder = workdir / CHECKPOINTS
+    found = _whole_checkpoints(folder) or {int(path.name): path for path in _numbered(folder)}
+    return found[max(found)] if found else None
 
 
 def _whole_checkpoints(folder: Path) -> dict[int, Path]:

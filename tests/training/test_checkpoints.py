@@ -116,6 +116,15 @@ def test_a_half_written_checkpoint_is_never_picked(run, trained, half):
     assert int(Checkpoints(run, keep=2).load(trained.state)[0].step) == 3
 
 
+def test_a_run_does_not_begin_anew_over_damaged_checkpoints(run, trained):
+    for step in ("1", "2"):
+        remove_state(run / "checkpoints" / step)
+    before = files_of(run)
+    with pytest.raises(InputError, match=r"checkpoints/2: not a checkpoint, or damaged: "):
+        Training(trained.config, run, make_mesh(1))
+    assert {**files_of(run), Path(LOCK): b""} == {**before, Path(LOCK): b""}
+
+
 @pytest.mark.parametrize("name", ["3.partial", "1.partial", "3.partial.orbax-checkpoint-tmp"])
 def test_what_a_killed_process_left_is_cleaned_up(run, name):
     shutil.copytree(run / "checkpoints" / "2", run / "checkpoints" / name)

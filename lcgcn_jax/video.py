@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -59,16 +59,18 @@ def open_video(path: Path, *, frames_per_second: float | None = None) -> Iterato
             raise InputError(f"{path}: the frame rate is not known; give it by --fps")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         num_frames = int(count) if math.isfinite(count) and count > 0 else 0
-        yield Video(path, float(rate), num_frames, _frames(capture, first))
+        yield Video(path, float(rate), num_frames, _frames(capture.read, first))
     finally:
         capture.release()
 
 
-def _frames(capture: cv2.VideoCapture, frame: np.ndarray) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+def _frames(
+    read: Callable[[], tuple[bool, np.ndarray | None]], frame: np.ndarray
+) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
     more = True
     while more:
         yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        more, frame = capture.read()
+        more, frame = read()
 
 
 class VideoWriter(contextlib.AbstractContextManager):

@@ -62,7 +62,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the latest checkpoint that is whole."""
+        """Step of the checkpoint to go on from (`latest_checkpoint`)."""
         return self._latest
 
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
@@ -138,8 +138,8 @@ def latest_checkpoint(workdir: Path) -> Path | None:
     begin anew over what may be mended.
     """
     folder = workdir / CHECKPOINTS
-    found = _whole_checkpoints(folder) or {int(path.name): path for path in _numbered(folder)}
-    return found[max(found)] if found else None
+    found = list(_whole_checkpoints(folder).values()) or _numbered(folder)
+    return max(found, key=lambda path: int(path.name), default=None)
 
 
 def _whole_checkpoints(folder: Path) -> dict[int, Path]:

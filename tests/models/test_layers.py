@@ -76,6 +76,48 @@ def test_batch_norm_is_flax_batch_norm(leading):
     np.testing.assert_allclose(ours(x, train=False), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("leading", [(8,), (2, 4, 6)])
+def test_batch_norm_gradient_is_that_of_flax_batch_norm(leading):
+    x, weights = 3 * normal(*leading, 5) + 10, normal(*leading, 5)
+
+    def gradients(module, **mode):
+        graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+        def loss(x, params):
+            return (
+                weights * jnp.tanh(nnx.merge(graphdef, params, rest, copy=True)(x, **mode))
+            ).sum()
+
+        dx, d_params = jax.grad(loss, argnums=(0, 1))(x, params)
+        return dx, d_params["scale"][...], d_params["bias"][...]
+
+    ours, theirs = batch_norms()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        gradients(ours, train=True),
+        gradients(theirs, use_running_average=False),
+    )
+
+
+def test_batch_norm_gradient_in_bfloat16_is_near_that_in_float32():
+    x, weights = normal(4000, 5), normal(4000, 5)
+
+    def gradient(dtype):
+        norm, _ = batch_norms(dtype)
+        norm.scale.set_value(jnp.ones(5))
+        graphdef, state = nnx.split(norm)
+
+        def loss(x):
+            y = nnx.merge(graphdef, state, copy=True)(x, train=True)
+            return (weights * y.astype(jnp.float32)).sum()
+
+        return jax.grad(loss)(x.astype(dtype))
+
+    half = gradient(jnp.bfloat16)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), gradient(jnp.float32), atol=0.05)
+
+
 def test_batch_norm_leaves_its_statistics_alone_in_evaluation():
     ours, _ = batch_norms()
     before = ours.mean[...], ours.var[...]

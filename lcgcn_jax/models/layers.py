@@ -117,58 +117,6 @@ class Conv(nnx.Module):
         self.bias = nnx.data(nnx.Param(_narrow(bias * factor + offset)))
 
 
-def _scale_and_shift(
-    x: Float[Array, "*b c"],
-    mean: Float[Array, "c"],
-    var: Float[Array, "c"],
-    scale: Float[Array, "c"],
-    bias: Float[Array, "c"],
-) -> Float[Array, "*b c"]:
-    """`(x - mean) / sqrt(var + epsilon) * scale + bias`, as one factor and one offset a channel."""
-    factor = scale * lax.rsqrt(var + _EPSILON)
-    return x * _per_channel(factor, x) + _per_channel(bias - mean * factor, x)
-
-
-@jax.custom_vjp
-def _normalize_by_batch(
-    x: Float[Array, "*b c"], scale: Float[Array, "c"], bias: Float[Array, "c"]
-) -> tuple[Float[Array, "*b c"], Float[Array, "c"], Float[Array, "c"]]:
-    """Batch normalisation by the batch's own statistics (Ioffe and Szegedy 2015), and these.
-
-    The gradient is written out as in the paper's section 3: what JAX derives by itself has more
-    operations, and there are 306 of these in HRNet-W18 (RESULTS.md, "Compiling"). None goes back through
-    the mean and the variance that are handed out, which are for the running statistics.
-    """
-    wide = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    mean = wide.mean(axis=axes)
-    # Subtracting first: E[x^2] - E[x]^2 loses its digits where the mean is large.
-    var = jnp.square(wide - _per_channel(mean, wide)).mean(axis=axes)
-    return _scale_and_shift(x, mean, var, scale, bias), mean, var
-
-
-def _normalize_forward(x, scale, bias):
-    y, mean, var = _normalize_by_batch(x, scale, bias)
-    return (y, mean, var), (x, mean, var, scale)
-
-
-def _normalize_backward(saved, cotangents):
-    x, mean, var, scale = saved
-    dy = cotangents[0].astype(jnp.float32)
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    inverse = lax.rsqrt(var + _EPSILON)
-    centered = x.astype(jnp.float32) - _per_channel(mean, dy)
-    d_bias = dy.sum(axis=axes)
-    d_scale = (dy * centered).sum(axis=axes) * inverse
-    factor = scale * inverse
-    dx = _per_channel(factor, dy) * (dy - _per_channel(d_bias / count, dy))
-    dx = dx - centered * _per_channel(factor * inverse * d_scale / count, dy)
-    return dx.astype(x.dtype), d_scale, d_bias
-
-
-_normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)
-
-
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last, with running statistics for evaluation.
 
@@ -187,16 +135,20 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
         if train:
-            x, mean, var = _normalize_by_batch(
-                x.astype(self.dtype), self.scale[...], self.bias[...]
-            )
+            axes = tuple(range(x.ndim - 1))
+            wide = x.astype(jnp.float32)
+            mean = wide.mean(axis=axes)
+            # Subtracting first: E[x^2] - E[x]^2 loses its digits where the mean is large.
+            var = jnp.square(wide - _per_channel(mean, wide)).mean(axis=axes)
             keep = self.momentum
             self.mean.set_value(keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean))
             self.var.set_value(keep * self.var[...] + (1 - keep) * lax.stop_gradient(var))
-            return x
-        return _scale_and_shift(
-            x.astype(self.dtype), self.mean[...], self.var[...], self.scale[...], self.bias[...]
-        )
+        else:
+            mean, var = self.mean[...], self.var[...]
+        factor = self.scale[...] * lax.rsqrt(var + _EPSILON)
+        offset = self.bias[...] - mean * factor
+        x = x.astype(self.dtype)
+        return x * _per_channel(factor, x) + _per_channel(offset, x)
 
     def in_evaluation(self) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:
         """What it does to each channel in evaluation: `x * factor + offset`, in float64."""

@@ -34,6 +34,7 @@ from flax import nnx
 
 from lcgcn_jax.benchmark.timing import Timing, measure
 from lcgcn_jax.commands.bench import format_seconds
+from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import LandmarkModel
 from lcgcn_jax.interop.serving import INPUT, write_onnx
@@ -187,7 +188,10 @@ class Contest:
 
     def _jax_inference(self, images: np.ndarray, dtype: jnp.dtype) -> Callable:
         weights = fold_batch_norm(*self._bundle.create(dtype))
-        run = jax.jit(lambda x: merge_weights(*weights).heatmap_model(x, train=False)[0])
+        run = jax.jit(
+            lambda x: merge_weights(*weights).heatmap_model(x, train=False)[0],
+            compiler_options=compiler_options(),
+        )
         return functools.partial(run, jnp.asarray(images))
 
     def _serving(self, batch: int) -> dict[str, Callable]:
@@ -277,7 +281,7 @@ class Contest:
             logits, _ = model.heatmap_model(x, train=True)
             return jnp.square(logits.astype(jnp.float32) - y).mean(), batch_stats_of(model)
 
-        @functools.partial(jax.jit, donate_argnums=0)
+        @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
         def step(state, x, y):
             params, batch_stats, opt_state = state
             gradients, batch_stats = jax.grad(loss_of, has_aux=True)(params, batch_stats, x, y)

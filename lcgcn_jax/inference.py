@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax import geometry
 from lcgcn_jax.calibration import Calibration
+from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.detection import FaceDetector
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -75,8 +76,11 @@ class LandmarkModel:
         def forward(images):
             return merge_weights(graphdef, params, batch_stats)(images)
 
-        self._forward = jax.jit(forward)
-        self._forward_bytes = jax.jit(lambda images: forward(normalize_images(images)))
+        options = compiler_options()
+        self._forward = jax.jit(forward, compiler_options=options)
+        self._forward_bytes = jax.jit(
+            lambda images: forward(normalize_images(images)), compiler_options=options
+        )
 
     @functools.cached_property
     def detector(self) -> FaceDetector:

@@ -19,7 +19,7 @@ LAYERS = [
     {"models", "data"},
     {"losses", "metrics", "calibration"},
     {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
-    {"geometry", "landmarks", "cache", "files"},
+    {"geometry", "landmarks", "cache", "compilation", "files"},
     {"errors"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

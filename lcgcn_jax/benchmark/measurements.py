@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from lcgcn_jax import heatmaps
 from lcgcn_jax.benchmark.roofline import Cost, Peaks, measure_peaks
 from lcgcn_jax.benchmark.timing import Timing, measure
+from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.data.augment import AugmentConfig, augment_face
 from lcgcn_jax.data.builders import decode_image
 from lcgcn_jax.data.pipeline import Batch, train_iterator
@@ -229,7 +230,8 @@ class Measurements:
 
     def _program(self, name: str, function: Callable, *arguments: Any) -> Row:
         """Times a program of prediction."""
-        program = jax.jit(function).lower(*arguments).compile()
+        program = jax.jit(function, compiler_options=compiler_options())
+        program = program.lower(*arguments).compile()
         timing = measure({"": lambda: program(*arguments)}, repetitions=self._repetitions)[""]
         row = Row(name, timing, self._batch_size, Cost.of(program))
         return self._with_floor(row, jnp.dtype(jnp.float32))

@@ -172,7 +172,7 @@ def load_bundle(model: str | Path) -> Bundle:
       Its weights are float32, in whatever floating-point type they are stored.
 
     Raises:
-      InputError: it cannot be read, or weights are missing, left over or of the wrong shape.
+      InputError: it cannot be read, or weights are missing, left over, not finite or of the wrong shape.
     """
     path = find_bundle(model)
     try:
@@ -205,7 +205,7 @@ def load_bundle(model: str | Path) -> Bundle:
 
 
 def check_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Holds weights against what a model wants: none missing, none left over, every shape right.
+    """Holds weights against what a model wants: none missing, none left over, shapes right, all finite.
 
     They may be of any floating-point type.
 
@@ -223,6 +223,11 @@ def check_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         f"{name} is of type {value.dtype}, which is not a floating-point one"
         for name, value in sorted(found.items())
         if not jnp.issubdtype(value.dtype, jnp.floating)
+    ]
+    wrong += [
+        f"{name} has values that are NaN or infinite"
+        for name, value in sorted(found.items())
+        if jnp.issubdtype(value.dtype, jnp.floating) and not np.isfinite(np.float32(value)).all()
     ]
     if wrong:
         raise InputError(

@@ -188,8 +188,8 @@ class Training:
           Whether the last step was reached; False where SIGTERM or SIGINT ended the run, after saving.
 
         Raises:
-          FloatingPointError: the loss or a validation error is not finite; the latest checkpoint
-            stays as it is.
+          FloatingPointError: the loss, its gradient, a parameter or a validation error is not finite; the
+            latest checkpoint stays as it is.
           InputError: the folder cannot be written any more; so does it then.
         """
         train = self.config.train
@@ -326,14 +326,19 @@ class Training:
         if pending is None:
             return
         step, scalars, records = pending
-        loss = float(scalars["loss"])
-        if math.isfinite(loss):
+        # All of them: a ReLU may hide a NaN from the loss (`compilation.compiler_options`).
+        for what in ("loss", "gradient_norm", "parameter_norm"):
+            value = float(scalars[what])
+            if not math.isfinite(value):
+                break
+        else:
             return
         source = self.dataset.source(self.config.data.train_split)
         names = ", ".join(record_names(source, records))
         rates = ", ".join(f"{group} {float(f(step - 1)):g}" for group, f in self.schedules.items())
         raise FloatingPointError(
-            f"the loss is {loss} at step {step} (learning rate: {rates}); the batch: {names}"
+            f"the {what.replace('_', ' ')} is {value} at step {step} (learning rate: {rates}); the batch: "
+            f"{names}"
         )
 
 

@@ -1,6 +1,7 @@
 """Fits the last turn of a graph, `gcn.ShapeTurn`, to what a trained model gets wrong."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
+from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import view_batches
@@ -60,7 +62,7 @@ def fit_shape_turn(
     bundle = _with_empty_turn(bundle, mean_shape(dataset, split))
     graphdef, params, batch_stats = bundle.create()
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def look(images, truth):
         model = merge_weights(graphdef, params, batch_stats)
         output = model(normalize_images(images))

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
 
 
@@ -69,10 +70,20 @@ def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
         in_shardings=(replicated(mesh), by_batch(mesh)),
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
+        compiler_options=_options(mesh),
     )
 
 
 def compile_predict_step(step: Callable, mesh: Mesh) -> Callable:
     """Jits `step(params, batch_stats, inputs)`: results on every device, so that any host can read."""
     whole = replicated(mesh)
-    return jax.jit(step, in_shardings=(whole, whole, by_batch(mesh)), out_shardings=whole)
+    return jax.jit(
+        step,
+        in_shardings=(whole, whole, by_batch(mesh)),
+        out_shardings=whole,
+        compiler_options=_options(mesh),
+    )
+
+
+def _options(mesh: Mesh) -> dict[str, str]:
+    return compiler_options(mesh.devices.flat[0].platform)

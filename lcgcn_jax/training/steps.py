@@ -124,8 +124,8 @@ def make_train_step(
 
     A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
     `visible` bool [b k]. Where the heatmap model does not train, `evidence`, what it said of the images
-    (`LCGCN.detect`), may be there in their place. The scalars are the loss, its parts and the norm of the
-    gradient.
+    (`LCGCN.detect`), may be there in their place. The scalars are the loss, its parts, the norm of
+    its gradient, and that of all parameters after the step.
     """
     groups = TRAINED[mode]
 
@@ -161,7 +161,12 @@ def make_train_step(
             updates, opt_state = optimizer.update(gradients, state.opt_state, learnt)
         params = state.params | optax.apply_updates(learnt, updates)
         step = state.step + 1
-        scalars = {"loss": loss, **parts, "gradient_norm": optax.tree.norm(gradients)}
+        scalars = {
+            "loss": loss,
+            **parts,
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
+        }
         ema = state.ema
         if ema:
             # Early on the average would be of the initial weights; see Polyak averaging with warm-up.

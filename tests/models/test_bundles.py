@@ -154,8 +154,9 @@ def test_truncated_weights_are_named(saved, kept):
             rf"{NAME} has shape \(3, 3, 3, 2\) instead of \(3, 3, 3, 4\)",
         ),
         (lambda w: w.update({NAME: w[NAME].astype(np.int8)}), f"{NAME} is of type int8"),
+        (lambda w: w.update({NAME: np.nan * w[NAME]}), f"{NAME} has values that are NaN"),
     ],
-    ids=["missing", "extra", "shape", "type"],
+    ids=["missing", "extra", "shape", "type", "nan"],
 )
 def test_weights_that_do_not_fit_are_named(saved, change, reason):
     path = saved / WEIGHTS

@@ -1,0 +1,124 @@
+"""XLA's options change how fast a step is, and not what it computes."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from lcgcn_jax.compilation import compiler_options
+from lcgcn_jax.models.registry import create_model
+from lcgcn_jax.models.weights import split_weights
+from lcgcn_jax.training.config import default_config
+from lcgcn_jax.training.optimizer import trained_names
+from lcgcn_jax.training.state import create_state
+from lcgcn_jax.training.steps import make_predict_step, make_train_step
+
+SIZE, BATCH, K = 128, 2, 68  # large enough for the library, which small arrays do not go to
+
+
+@functools.cache
+def made():
+    """Joint training of the smallest HRNet with its graph by plain gradient descent: step, state, batch."""
+    config = default_config()
+    model = config.model.to_dict()
+    model["heatmap"] = {"name": "hrnet", "arch": "w18-small-v1"}
+    make = jax.jit(lambda: split_weights(create_model(model, K, rngs=nnx.Rngs(0)))[1:])
+    params, batch_stats = make()
+    graphdef = split_weights(nnx.eval_shape(lambda: create_model(model, K, rngs=nnx.Rngs(0))))[0]
+    trained = trained_names("joint", params)
+    # So that parameters move by their gradients; Adam would hide their size.
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        trained,
+        mode="joint",
+        loss_config=config.loss.to_dict(),
+        image_size=SIZE,
+        ema_decay=0.0,
+    )
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+        "landmarks": rng.uniform(16, 112, (BATCH, K, 2)).astype(np.float32),
+        "visible": rng.random((BATCH, K)) < 0.9,
+    }
+    state = create_state(params, batch_stats, optimizer, trained, with_ema=False)
+    return graphdef, step, state, batch
+
+
+@functools.cache
+def compiled_step(with_options: bool) -> jax.stages.Compiled:
+    _, step, state, batch = made()
+    return compile_by(with_options, step, state, batch)
+
+
+def compile_by(with_options: bool, function, *arguments) -> jax.stages.Compiled:
+    options = compiler_options() if with_options else {}
+    return jax.jit(function, compiler_options=options).lower(*arguments).compile()
+
+
+def goes_to_the_library(program: jax.stages.Compiled) -> bool:
+    """Whether a ReLU does: a maximum within a fusion that is the library's, not XLA's own."""
+    text = program.as_text()
+    names = re.findall(r'calls=%(\S+?),.*"__ynn_fusion"', text)
+    bodies = dict(re.findall(r"^%(\S+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    return any(" maximum(" in bodies[name] for name in names)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_only_a_cpu_gets_options(platform):
+    assert compiler_options(platform) == {}
+    assert compiler_options() == compiler_options("cpu") != {}
+
+
+def test_the_training_step_is_the_same():
+    state, batch = made()[2:]
+    plain, ours = compiled_step(False), compiled_step(True)
+    assert goes_to_the_library(ours)
+    assert not goes_to_the_library(plain)
+    (expected, figures), (found, ours) = plain(state, batch), ours(state, batch)
+    for name, value in figures.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-4, err_msg=name)
+    for name, start in state.params.items():
+        moved = np.asarray(found.params[name] - start)
+        wanted = np.asarray(expected.params[name] - start)
+        # BatchNorm over a few cells makes much of how sums are rounded.
+        np.testing.assert_allclose(
+            moved, wanted, rtol=0, atol=1e-2 * np.abs(wanted).max() + 1e-6, err_msg=name
+        )
+    for name, value in expected.batch_stats.items():
+        np.testing.assert_allclose(
+            found.batch_stats[name], value, rtol=1e-3, atol=1e-5, err_msg=name
+        )
+
+
+def test_predictions_are_the_same():
+    graphdef, _, state, batch = made()
+    arguments = (make_predict_step(graphdef), state.params, state.batch_stats, batch["image"])
+    plain, ours = (compile_by(options, *arguments) for options in (False, True))
+    assert goes_to_the_library(ours)
+    assert not goes_to_the_library(plain)
+    expected, found = plain(*arguments[1:]), ours(*arguments[1:])
+    for want, have in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-3, atol=1e-3)
+
+
+def test_a_nan_that_the_loss_does_not_show_is_seen():
+    """By the norms that `Training` looks at; see `compiler_options`."""
+    state, batch = made()[2:]
+    step = compiled_step(True)
+    hidden = 0
+    for name in ("heatmap_model.stem1.conv.kernel", "heatmap_model.stem2.bn.bias"):
+        wrong = state.params[name].at[(0,) * state.params[name].ndim].set(jnp.nan)
+        wrong = dataclasses.replace(state, params=state.params | {name: wrong})
+        _, figures = step(wrong, batch)
+        hidden += np.isfinite(figures["loss"])
+        assert not np.isfinite(figures["parameter_norm"])
+    assert hidden, "the loss shows them all: the loop need look at nothing else"

@@ -25,7 +25,7 @@ from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.photographs import read_photograph
 
 # Faces at a time, at most. The maps of a few faces fit into a CPU's caches: of `w300-lcgcn-small` a face took
-# 29 ms of processor time alone, 28 in fours, 32 in eights and 35 in batches of 32 (AMD EPYC, 32 MB of L3).
+# 14.0 ms of processor time alone, 12.5 in fours, 16.8 in eights and 18.0 in batches of 32 (AMD EPYC).
 _BATCHES = {"cpu": 4}
 _BATCH_ELSEWHERE = 32
 

@@ -101,7 +101,8 @@ class Checkpoints:
         if changed := differences(_shapes(_saved_state(path)), _shapes(abstract)):
             raise InputError(
                 f"{path}: is of another model or optimizer than the config's: {len(changed)} arrays "
-                f"differ, the first: {changed[0]}; give another --workdir, or the config of this run"
+                f"differ, the first: {changed[0]}; give another --workdir (config.init_from takes its "
+                "weights), or the config of this run"
             )
         loaded = _load(path, {"state": abstract, "progress": None})
         return TrainState(**loaded["state"]), loaded["progress"]

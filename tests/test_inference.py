@@ -35,7 +35,8 @@ def test_face_does_not_depend_on_the_others_in_the_photograph(model):
     together = model.predict(image, boxes)
     for face, box in zip(together, boxes, strict=True):
         (alone,) = model.predict(image, [box])
-        np.testing.assert_allclose(face.landmarks, alone.landmarks, atol=1e-3)
+        # A batch of another size is summed in another order, and DARK divides by what is left of it.
+        np.testing.assert_allclose(face.landmarks, alone.landmarks, atol=5e-3)
         np.testing.assert_array_equal(face.box, box)
 
 

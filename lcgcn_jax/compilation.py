@@ -1,7 +1,10 @@
 """What XLA is asked for beyond its defaults."""
 
+import os
+
 import jax
 
+_OPTION = "xla_cpu_experimental_ynn_fusion_type"
 _FUSIONS = ("LIBRARY_FUSION_TYPE_ELTWISE", "LIBRARY_FUSION_TYPE_REDUCE")
 
 
@@ -12,11 +15,13 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
     jaxlib: HRNet-W18 then infers and trains nearly twice as fast, and compiles in a quarter of the time
     (RESULTS.md, "Speed on a CPU"). XLA calls the option experimental. What it changes: in YNNPACK
     `max(nan, 0)` is 0, so a ReLU hides a NaN. The training loop therefore looks not at the loss alone but
-    at gradient and parameters too, and weights that are read have to be finite.
+    at gradient and parameters too, and weights that are read have to be finite. Who names the option in
+    `XLA_FLAGS` has it as written there.
 
     Args:
       platform: of the devices (`jax.Device.platform`); JAX's default if None.
     """
-    if (jax.default_backend() if platform is None else platform) != "cpu":
+    on_cpu = (jax.default_backend() if platform is None else platform) == "cpu"
+    if not on_cpu or _OPTION in os.environ.get("XLA_FLAGS", ""):
         return {}
-    return {"xla_cpu_experimental_ynn_fusion_type": ",".join(_FUSIONS)}
+    return {_OPTION: ",".join(_FUSIONS)}

@@ -78,6 +78,12 @@ def test_only_a_cpu_gets_options(platform):
     assert compiler_options() == compiler_options("cpu") != {}
 
 
+def test_what_a_user_sets_stays(monkeypatch):
+    (option,) = compiler_options("cpu")
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_enable_fast_math=false --{option}=")
+    assert compiler_options("cpu") == {}
+
+
 def test_the_training_step_is_the_same():
     state, batch = made()[2:]
     plain, ours = compiled_step(False), compiled_step(True)

@@ -230,8 +230,8 @@ class Measurements:
 
     def _program(self, name: str, function: Callable, *arguments: Any) -> Row:
         """Times a program of prediction."""
-        program = jax.jit(function, compiler_options=compiler_options())
-        program = program.lower(*arguments).compile()
+        jitted = jax.jit(function, compiler_options=compiler_options())
+        program = jitted.lower(*arguments).compile()
         timing = measure({"": lambda: program(*arguments)}, repetitions=self._repetitions)[""]
         row = Row(name, timing, self._batch_size, Cost.of(program))
         return self._with_floor(row, jnp.dtype(jnp.float32))

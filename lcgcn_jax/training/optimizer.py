@@ -80,7 +80,6 @@ def make_optimizer(
         group: make_schedule(config, config["learning_rate"][group], steps)
         for group in TRAINED[mode]
     }
-
     decay = config["weight_decay"]
 
     def adam(schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -89,8 +88,8 @@ def make_optimizer(
         update = optax.flatten(optax.adam(schedule))
         if not decay:
             return update
-        rate = optax.add_decayed_weights(lambda step: -decay * schedule(step), mask=_is_matrix)
-        return optax.chain(update, rate)
+        shrink = optax.add_decayed_weights(lambda step: -decay * schedule(step), mask=_is_matrix)
+        return optax.chain(update, shrink)
 
     optimizer = optax.partition(
         {group: adam(schedule) for group, schedule in schedules.items()}, _group_labels

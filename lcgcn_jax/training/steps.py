@@ -125,7 +125,7 @@ def make_train_step(
     A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
     `visible` bool [b k]. Where the heatmap model does not train, `evidence`, what it said of the images
     (`LCGCN.detect`), may be there in their place. The scalars are the loss, its parts, the norm of
-    its gradient, and that of all parameters after the step.
+    its gradient, and that of the trained parameters after the step.
     """
     groups = TRAINED[mode]
 
@@ -159,13 +159,14 @@ def make_train_step(
         )
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes types
             updates, opt_state = optimizer.update(gradients, state.opt_state, learnt)
-        params = state.params | optax.apply_updates(learnt, updates)
+        learnt = optax.apply_updates(learnt, updates)
+        params = state.params | learnt
         step = state.step + 1
         scalars = {
             "loss": loss,
             **parts,
             "gradient_norm": _norm(gradients),
-            "parameter_norm": _norm(params),
+            "parameter_norm": _norm(learnt),
         }
         ema = state.ema
         if ema:

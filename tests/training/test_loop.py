@@ -4,6 +4,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -130,6 +131,21 @@ def test_frozen_run_begins_with_another_runs_heatmap_model(tiny_config, tmp_path
     for name, value in training.state.params.items():
         if name.startswith("heatmap_model."):
             np.testing.assert_array_equal(np.asarray(value), best[name])
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient_norm", "parameter_norm"])
+def test_any_figure_that_is_not_finite_stops_at_its_step(tiny_config, tmp_path, what):
+    training = Training(tiny_config, tmp_path / "run", make_mesh(1))
+    step = training.train_step
+
+    def wrong_at_2(state, batch):
+        state, scalars = step(state, batch)
+        return state, scalars | {what: jnp.nan if int(state.step) == 2 else scalars[what]}
+
+    training.train_step = wrong_at_2
+    with pytest.raises(FloatingPointError, match=f"the {what.replace('_', ' ')} is nan at step 2 "):
+        training.run()
+    assert training.checkpoints.latest is None
 
 
 def test_infinite_loss_stops_with_step_rate_and_records(tiny_config, tmp_path):

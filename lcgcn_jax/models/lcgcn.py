@@ -5,7 +5,6 @@ import typing
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -16,6 +15,7 @@ from lcgcn_jax.models.cascade import CascadeConfig, MeanShapeCascade
 from lcgcn_jax.models.gcn import GraphConv, NeighbourGuesses, PairVectors, ShapeTurn
 from lcgcn_jax.models.layers import MLP, NORMS
 from lcgcn_jax.models.refinement import WindowRefiner
+from lcgcn_jax.models.weights import AnyArray
 
 MESSAGES = ("paper", "pair_vector", "offsets")
 OUTPUTS = ("absolute", "residual")
@@ -33,8 +33,6 @@ MEAN_SHAPES = ("graph.guesses.mean_shape", "graph.shape_turn.mean_shape", "graph
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-
-AnyArray = Array | np.ndarray  # on a device, or brought back from there
 
 
 @dataclasses.dataclass(frozen=True)

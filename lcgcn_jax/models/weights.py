@@ -3,12 +3,18 @@
 Flat names are what bundles store, what the optimizer groups by, and what an error can name.
 """
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
+
+AnyArray = Array | np.ndarray  # on a device, or not
 
 Weights = dict[str, jax.Array | jax.ShapeDtypeStruct]
 """Arrays by name; shapes and types alone where the model is an abstract one."""
@@ -28,6 +34,33 @@ def merge_weights(graphdef: nnx.GraphDef, params: Weights, batch_stats: Weights)
 def batch_stats_of(model: nnx.Module) -> Weights:
     """The model's batch statistics as they are now."""
     return _flatten(nnx.state(model, nnx.BatchStat))
+
+
+def to_vector(weights: Weights) -> Float[Array, "n"]:
+    """All of them behind each other, in the order of their names."""
+    return jnp.concatenate([weights[name].ravel() for name in sorted(weights)])
+
+
+def from_vector(vector: AnyArray, like: Mapping[str, Any]) -> dict[str, AnyArray]:
+    """The opposite of `to_vector`.
+
+    Args:
+      vector: `[n]`; NumPy's gives views of itself.
+      like: what has a `shape`, by name, for each of the weights.
+
+    Raises:
+      ValueError: the vector is not as long as they are together.
+    """
+    names = sorted(like)
+    shapes = [like[name].shape for name in names]
+    ends = list(itertools.accumulate(map(math.prod, shapes)))
+    if vector.shape != (ends[-1],):
+        raise ValueError(f"{vector.size} numbers for weights of {ends[-1]}")
+    starts = [0, *ends[:-1]]
+    return {
+        name: vector[start:end].reshape(shape)
+        for name, shape, start, end in zip(names, shapes, starts, ends, strict=True)
+    }
 
 
 def _flatten(state: PyTree) -> Weights:

@@ -23,6 +23,7 @@ from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.files import checksums, write_whole
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights, check_weights
+from lcgcn_jax.models.weights import Weights, from_vector
 from lcgcn_jax.training.config import RUN_CONFIG, differences
 from lcgcn_jax.training.processes import is_main
 from lcgcn_jax.training.state import TrainState
@@ -248,12 +249,12 @@ def read_checkpoint(path: Path) -> Bundle:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config_file}: not a run's configuration: {one_line(error)}") from error
     _check_sums(path)
-    weights = _read_evaluated(path)
+    weights = _read_evaluated(path, params | batch_stats)
     check_weights(path, weights, params | batch_stats)
     return Bundle(model, scheme, size, weights, mirror_offset=mirror_offset)
 
 
-def _read_evaluated(path: Path) -> dict[str, np.ndarray]:
+def _read_evaluated(path: Path, like: Weights) -> dict[str, np.ndarray]:
     saved = _saved_state(path)
     names = ("ema",) if saved.get("ema") else ("params", "batch_stats")
     wanted = {
@@ -267,6 +268,11 @@ def _read_evaluated(path: Path) -> dict[str, np.ndarray]:
         for field, tree in saved.items()
     }
     state = _load(path, {"state": wanted})["state"]
+    if names == ("ema",) and not isinstance(saved["ema"], Mapping):
+        try:
+            return from_vector(state["ema"], like)
+        except ValueError as error:
+            raise InputError(f"{path}: weights do not fit the configuration: {error}") from error
     return {name: value for field in names for name, value in state[field].items()}
 
 

@@ -1,14 +1,16 @@
 """All that a training step changes."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from lcgcn_jax.models.weights import Weights
+from lcgcn_jax.models.weights import Weights, from_vector, to_vector
 
 
 @typing.no_type_check  # as a pytree it also holds shapes, shardings and what JAX itself puts there
@@ -22,23 +24,31 @@ class TrainState:
       params: all parameters, trained or not, float32.
       batch_stats: running statistics of the BatchNorms, float32.
       opt_state: the optimizer's, over the trained parameters.
-      ema: moving average of `params` and `batch_stats` together; empty where none is kept.
+      ema: moving average of `params` and `batch_stats` together, as one vector (`weights.to_vector`): a
+        program with a kernel for each of them is slow to compile. None where none is kept.
     """
 
     step: Int[Array, ""]
     params: Weights
     batch_stats: Weights
     opt_state: optax.OptState
-    ema: Weights
+    ema: Float[Array, "n"] | None
 
-    @property
+    @functools.cached_property
     def evaluated(self) -> tuple[Weights, Weights]:
         """Parameters and batch statistics to evaluate with: the moving average where one is kept."""
-        if not self.ema:
+        if self.ema is None:
             return self.params, self.batch_stats
+        # Cut on the host: a program of so many slices would have to be compiled.
+        average = {
+            name: jax.make_array_from_process_local_data(self.ema.sharding, value)
+            for name, value in from_vector(
+                np.asarray(self.ema), self.params | self.batch_stats
+            ).items()
+        }
         return (
-            {name: self.ema[name] for name in self.params},
-            {name: self.ema[name] for name in self.batch_stats},
+            {name: average[name] for name in self.params},
+            {name: average[name] for name in self.batch_stats},
         )
 
 
@@ -51,12 +61,10 @@ def create_state(
     with_ema: bool,
 ) -> TrainState:
     """State before the first step."""
-    # Copies, since the step donates its state and no buffer may be in it twice.
-    ema = {name: jnp.array(value) for name, value in (params | batch_stats).items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init({name: params[name] for name in sorted(trained)}),
-        ema=ema if with_ema else {},
+        ema=to_vector(params | batch_stats) if with_ema else None,
     )

@@ -14,7 +14,7 @@ from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
 from lcgcn_jax.models.lcgcn import Evidence, LCGCNOutput, normalize_images
-from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights
+from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
 
@@ -169,18 +169,11 @@ def make_train_step(
             "parameter_norm": _norm(learnt),
         }
         ema = state.ema
-        if ema:
+        if ema is not None:
             # Early on the average would be of the initial weights; see Polyak averaging with warm-up.
             count = step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
-            ema = {
-                name: decay * average + (1 - decay) * new
-                for (name, average), new in zip(
-                    sorted(ema.items()),
-                    (value for _, value in sorted((params | batch_stats).items())),
-                    strict=True,
-                )
-            }
+            ema = decay * ema + (1 - decay) * to_vector(params | batch_stats)
         return TrainState(step, params, batch_stats, opt_state, ema), scalars
 
     return train_step
@@ -188,7 +181,7 @@ def make_train_step(
 
 def _norm(weights: Weights) -> Float[Array, ""]:
     """Euclidean, of all together. In one piece: XLA takes 10 s to compile a sum for each of W18's."""
-    return jnp.linalg.norm(jnp.concatenate([weight.ravel() for weight in weights.values()]))
+    return jnp.linalg.norm(to_vector(weights))
 
 
 def make_detect_step(

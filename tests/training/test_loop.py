@@ -11,6 +11,7 @@ import pytest
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import BEST, load_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES
+from lcgcn_jax.models.weights import from_vector
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
@@ -87,8 +88,10 @@ def test_best_bundle_holds_the_moving_average(tiny_config, tmp_path):
     tiny_config.train.steps = tiny_config.train.eval_every = 2
     training, _ = train(tiny_config, tmp_path / "run")
     bundle = load_bundle(tmp_path / "run")
-    assert bundle.weights.keys() == training.state.ema.keys()
-    for name, value in training.state.ema.items():
+    state = training.state
+    average = from_vector(np.asarray(state.ema), state.params | state.batch_stats)
+    assert bundle.weights.keys() == average.keys()
+    for name, value in average.items():
         np.testing.assert_array_equal(bundle.weights[name], np.asarray(value))
     name = "heatmap_model.conv1.conv.kernel"
     assert np.abs(bundle.weights[name] - np.asarray(training.state.params[name])).max() > 0

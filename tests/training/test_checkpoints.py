@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.checkpoints import (
@@ -139,6 +140,22 @@ def test_a_checkpoint_of_an_older_version_is_read(run, load, trained):
     assert progress["batches"] == {"next_batch": 2}
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(trained.state), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_the_model_of_an_older_version_is_read(run, trained):
+    params, batch_stats = trained.state.evaluated
+    average = {name: np.asarray(value) for name, value in (params | batch_stats).items()}
+    older = {
+        "params": jax.tree.map(np.zeros_like, trained.state.params),
+        "batch_stats": jax.tree.map(np.zeros_like, trained.state.batch_stats),
+        "ema": average,  # by name, where it is one vector now
+    }
+    path = run / "checkpoints" / "3"
+    ocp.save_checkpointables(path.resolve(), {"state": older, "progress": {"best_nme": 1.0}})
+    found = read_checkpoint(path).weights
+    assert found.keys() == average.keys()
+    for name, value in average.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,9 @@ def test_the_training_step_is_the_same():
     for name, start in state.params.items():
         moved = np.asarray(found.params[name] - start)
         wanted = np.asarray(expected.params[name] - start)
-        # BatchNorm over a few cells makes much of how sums are rounded: 1.5 % have been seen.
-        np.testing.assert_allclose(
-            moved, wanted, rtol=0, atol=3e-2 * np.abs(wanted).max() + 1e-6, err_msg=name
-        )
+        # As a whole: where a gradient is nearly 0, how sums are rounded moves one number by itself.
+        difference = np.linalg.norm(moved - wanted)
+        assert difference <= 3e-2 * np.linalg.norm(wanted) + 1e-6, name
     for name, value in expected.batch_stats.items():
         np.testing.assert_allclose(
             found.batch_stats[name], value, rtol=1e-3, atol=1e-5, err_msg=name

@@ -95,9 +95,10 @@ def test_the_training_step_is_the_same():
     for name, start in state.params.items():
         moved = np.asarray(found.params[name] - start)
         wanted = np.asarray(expected.params[name] - start)
-        # As a whole: where a gradient is nearly 0, how sums are rounded moves one number by itself.
+        # As a whole, since rounding may open or close a ReLU whose input is nearly 0, which changes a few
+        # numbers by percents; BatchNorm over a few cells spreads it. 1 % has been seen.
         difference = np.linalg.norm(moved - wanted)
-        assert difference <= 3e-2 * np.linalg.norm(wanted) + 1e-6, name
+        assert difference <= 2e-2 * np.linalg.norm(wanted) + 1e-6, name
     for name, value in expected.batch_stats.items():
         np.testing.assert_allclose(
             found.batch_stats[name], value, rtol=1e-3, atol=1e-5, err_msg=name

@@ -268,11 +268,13 @@ def _read_evaluated(path: Path, like: Weights) -> dict[str, np.ndarray]:
         for field, tree in saved.items()
     }
     state = _load(path, {"state": wanted})["state"]
-    if names == ("ema",) and not isinstance(saved["ema"], Mapping):
+    if isinstance(state.get("ema"), np.ndarray):  # older versions have it by name
         try:
             return from_vector(state["ema"], like)
         except ValueError as error:
-            raise InputError(f"{path}: weights do not fit the configuration: {error}") from error
+            raise InputError(
+                f"{path}: its weights do not fit the configuration: {error}"
+            ) from error
     return {name: value for field in names for name, value in state[field].items()}
 
 

@@ -405,7 +405,7 @@ def checkpoint_of_another_config(config, tmp_path):
     changed = json.loads(file.read_text())
     changed["model"]["heatmap"]["width"] = 6
     file.write_text(json.dumps(changed))
-    return "checkpoints/2: .*weights do not fit"
+    return "checkpoints/2: .* weights do not fit"
 
 
 def checkpoint_without_a_config(config, tmp_path):

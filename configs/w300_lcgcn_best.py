@@ -4,7 +4,8 @@
     lcgcn train --config configs/w300_lcgcn_best.py --workdir runs/w300_lcgcn_best
 
 HRNet-W18 at 256 px from scratch, 300 epochs at batch 64 (see `training.config.use_best_recipe` and
-`train_from_scratch`). Not run yet, for want of a GPU; 13,279 steps, perhaps two hours on a large one.
+`train_from_scratch`). 13,279 steps, not run to their end yet, for want of a GPU. 150 of them went at 8.6
+a second on an H200 that did other work too, so all of them should take half an hour there.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 192 px, 17 epochs on from the heatmap model
 of `w300_hrnet18:small` in `runs/w300_hrnet18_small` (another: `--config.init_from`). Figures: RESULTS.md.

@@ -35,8 +35,9 @@ def test_face_does_not_depend_on_the_others_in_the_photograph(model):
     together = model.predict(image, boxes)
     for face, box in zip(together, boxes, strict=True):
         (alone,) = model.predict(image, [box])
-        # A batch of another size is summed in another order, and DARK divides by what is left of it.
-        np.testing.assert_allclose(face.landmarks, alone.landmarks, atol=1e-3)
+        # A batch of another size is summed in another order: the logits differ in their last bit, and DARK
+        # divides by second derivatives, which after two steps of training are a thousandth.
+        np.testing.assert_allclose(face.landmarks, alone.landmarks, atol=1e-2)
         np.testing.assert_array_equal(face.box, box)
 
 

@@ -66,7 +66,7 @@ def test_batch_gives_what_each_photograph_gives(model):
     assert [len(faces) for faces in together] == [2, 0, 1]
     for image, given, faces in zip(images, boxes, together, strict=True):
         for face, alone in zip(faces, model.predict(image, given), strict=True):
-            np.testing.assert_allclose(face.landmarks, alone.landmarks, atol=1e-3)
+            np.testing.assert_allclose(face.landmarks, alone.landmarks, atol=1e-2)
             np.testing.assert_allclose(face.edges.sum(axis=1), 1, atol=1e-5)
 
 

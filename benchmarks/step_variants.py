@@ -1,6 +1,6 @@
 r"""Where a training step's time goes, and what other ways of computing it cost or gain.
 
-    python benchmarks/step_variants.py --variants one_pass,pad8,batch=128 --json variants.json
+    python benchmarks/step_variants.py --variants one_pass,train.batch_size=128 --json variants.json
 
 runs on the device at hand: it profiles the step as it is, then times it and its variants in turns, on
 weights and images that are drawn. A gain is how much faster a face is; the predicted one is what follows
@@ -57,12 +57,15 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="variants:\n"
         + "\n".join(f"  {name:14}{variant.__doc__}" for name, variant in VARIANTS.items())
-        + "\n  batch=N       another batch\n  xla_...=VALUE an option of XLA\n"
-        "several at a time are joined by +. Any field of the config can be set with --config.NAME=VALUE.",
+        + "\n  FIELD=VALUE   a field of the config: train.remat=True, train.batch_size=128\n"
+        "  xla_...=VALUE an option of XLA\n"
+        "several at a time are joined by +. --config.NAME=VALUE sets a field for all.",
     )
     parser.add_argument("--config", default="w300_lcgcn_best", help="(%(default)s)")
     parser.add_argument("--batch_size", type=int, help="faces in a step (the config's)")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="(%(default)s)")
+    parser.add_argument(
+        "--variants", default=",".join([*VARIANTS, "train.remat=True"]), help="(%(default)s)"
+    )
     parser.add_argument("--topology", help="compile for this TPU slice, and run nothing")
     parser.add_argument("--repetitions", type=int, default=20, help="of each step (%(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
@@ -79,21 +82,22 @@ def run(args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
     """All that was asked for, as it is written to the JSON."""
     config = load_config(args.config)
     apply_overrides(config, overrides)
-    batch_size = args.batch_size or config.train.batch_size
-    variants = [Variant.parse(text, batch_size) for text in ["as it is", *args.variants.split(",")]]
+    if args.batch_size is not None:
+        config.train.batch_size = args.batch_size
     if args.topology:
         jax.config.update("jax_platforms", "cpu")  # chips of this machine, if any, stay free
         devices = ahead_of_time.tpu_devices(args.topology)
     else:
         devices = jax.devices()
         config.train.dtype = compute_dtype(config.train.dtype).name
+    variants = [Variant.parse(text, config) for text in ["as it is", *args.variants.split(",")]]
     print(f"{args.config}, {len(devices)} x {devices[0].device_kind}")
     lowered = {}
     for variant in variants:
         start = time.perf_counter()
         with variant.applied():
             lowered[variant.name] = ahead_of_time.lower_train_step(
-                config, devices, variant.batch_size
+                variant.config, devices, variant.batch_size
             )
         variant.figures["trace_seconds"] = time.perf_counter() - start
     programs = {}
@@ -138,36 +142,41 @@ def conditions(
 
 @dataclasses.dataclass
 class Variant:
-    """A way to compute the step: `parts` of `VARIANTS`, another batch, options of XLA."""
+    """A way to compute the step: `parts` of `VARIANTS`, another config, options of XLA."""
 
     name: str
-    batch_size: int
+    config: ml_collections.ConfigDict
     parts: list[str] = dataclasses.field(default_factory=list)
     options: dict[str, str] = dataclasses.field(default_factory=dict)
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str, batch_size: int) -> "Variant":
-        """From `one_pass+pad8+batch=128+xla_...=VALUE`.
+    def parse(cls, text: str, config: ml_collections.ConfigDict) -> "Variant":
+        """From `one_pass+train.batch_size=128+xla_...=VALUE`.
 
         Raises:
-          InputError: no such variant.
+          InputError: no such variant, or no such field of the config.
         """
-        variant = cls(text, batch_size)
+        variant = cls(text, ml_collections.ConfigDict(config.to_dict()))
         for part in [] if text == "as it is" else text.split("+"):
             key, equals, value = part.partition("=")
-            if key == "batch" and value.isdecimal():
-                variant.batch_size = int(value)
-            elif equals and key.startswith("xla_"):
+            if equals and key.startswith("xla_"):
                 variant.options[key] = value
+            elif equals:
+                apply_overrides(variant.config, {key: value})
             elif part in VARIANTS:
                 variant.parts.append(part)
             else:
                 raise InputError(
-                    f"--variants: no such thing as {part!r}; there are {', '.join(VARIANTS)}, batch=N "
-                    "and xla_...=VALUE"
+                    f"--variants: no such thing as {part!r}; there are {', '.join(VARIANTS)}, "
+                    "FIELD=VALUE and xla_...=VALUE"
                 )
         return variant
+
+    @property
+    def batch_size(self) -> int:
+        """Faces in a step."""
+        return self.config.train.batch_size
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -397,22 +406,6 @@ def _pure(module: nnx.Module, train: bool) -> tuple[Callable, nnx.State, nnx.Sta
 
 
 @contextlib.contextmanager
-def remat() -> Iterator[None]:
-    """What a module computes is forgotten, and computed again in the backward pass."""
-
-    def call(self, branches, *, train):
-        with mock.patch.object(hrnet.MultiScaleModule, "__call__", original):
-            pure, params, batch_stats = _pure(self, train)
-            branches, batch_stats = jax.checkpoint(pure)(params, batch_stats, branches)
-        nnx.update(self, batch_stats)
-        return branches
-
-    original = hrnet.MultiScaleModule.__call__
-    with mock.patch.object(hrnet.MultiScaleModule, "__call__", call):
-        yield
-
-
-@contextlib.contextmanager
 def scan() -> Iterator[None]:
     """Equal modules of a stage as one in a lax.scan; XLA counts its operations and bytes once."""
 
@@ -453,7 +446,6 @@ VARIANTS = {
     "pad8": padded(8),
     "pad32": padded(32),
     "pad128": padded(128),
-    "remat": remat,
     "scan": scan,
 }
 

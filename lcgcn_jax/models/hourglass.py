@@ -6,7 +6,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, Folded, heatmap_conv
+from lcgcn_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvBN,
+    Folded,
+    heatmap_conv,
+    recomputed,
+)
 
 _DEPTH = 4  # times that an hourglass halves its maps
 
@@ -52,6 +59,7 @@ class StackedHourglass(nnx.Module):
         make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
         plain = {"use_bias": True, "dtype": dtype, "rngs": rngs}
         self.activation, self.feature_channels = activation, width
+        self.remat = False
         self.stem = ConvBN(3, 64, 7, stride=2, **make)
         self.stem_blocks = nnx.List(
             [
@@ -80,7 +88,8 @@ class StackedHourglass(nnx.Module):
         for block in self.stem_blocks[1:]:
             x = block(x, train=train)
         for i, hourglass in enumerate(self.hourglasses):
-            y = self.blocks[i](hourglass(x, train=train), train=train)
+            y = recomputed(hourglass, x, train=train) if self.remat else hourglass(x, train=train)
+            y = self.blocks[i](y, train=train)
             features = jax.nn.relu(self.heads[i](y, train=train))
             logits = self.outs[i](features)
             if i < len(self.hourglasses) - 1:

@@ -14,6 +14,7 @@ from lcgcn_jax.models.layers import (
     ConvBN,
     Folded,
     heatmap_conv,
+    recomputed,
     upsample_bilinear,
 )
 
@@ -84,6 +85,7 @@ class HRNet(nnx.Module):
         size = ARCHS[arch]
         make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
         self.features, self.activation = features, activation
+        self.remat = False
         self.stem1 = ConvBN(3, 64, 3, stride=2, **make)
         self.stem2 = ConvBN(64, 64, 3, stride=2, **make)
         wide = 4 * size.bottleneck_width
@@ -120,7 +122,11 @@ class HRNet(nnx.Module):
         for transition, stage in zip(self.transitions, self.stages, strict=True):
             branches = transition(branches, train=train)
             for module in stage:
-                branches = module(branches, train=train)
+                branches = (
+                    recomputed(module, branches, train=train)
+                    if self.remat
+                    else module(branches, train=train)
+                )
         shape = branches[0].shape[1:3]
         concat = jnp.concatenate([upsample_bilinear(x, shape) for x in branches], axis=-1)
         head = jax.nn.relu(self.head_bn(self.head_conv(concat), train=train))

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from lcgcn_jax.heatmaps import ACTIVATIONS
 
@@ -211,6 +211,14 @@ def heatmap_conv(
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def recomputed(module: nnx.Module, x: PyTree[Array], *, train: bool) -> PyTree[Array]:
+    """`module(x, train=train)`, whose inner values are computed again for the gradient (Chen et al. 2016).
+
+    They need not be kept until then: memory for time. Value, gradient and statistics are the same.
+    """
+    return nnx.remat(lambda module, x: module(x, train=train))(module, x)
 
 
 NORMS = ("batch", "layer", "none")

@@ -197,6 +197,7 @@ def lower_train_step(
         loss_config=config.loss.to_dict(),
         image_size=image_size,
         ema_decay=train.ema_decay,
+        remat=train.remat,
     )
     return sharding.compile_train_step(step, mesh).lower(state, batch)
 

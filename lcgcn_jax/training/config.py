@@ -52,7 +52,9 @@ def default_config() -> ml_collections.ConfigDict:
       `train.cache`: in `frozen` mode and with `data.views`, compute what the graph sees once and keep it
       in memory.
     - `train.steps`, `train.batch_size` (over all devices), `train.dtype` (`float32`, `bfloat16`, or
-      `auto`: bfloat16 where there is an accelerator), `train.ema_decay` (0: none), and, in steps,
+      `auto`: bfloat16 where there is an accelerator), `train.remat` (forget what the heatmap model's
+      modules compute on their way, and compute it again for the gradient: less memory, a larger
+      batch), `train.ema_decay` (0: none), and, in steps,
       `train.log_every`, `train.eval_every`, `train.checkpoint_every`; `train.keep` checkpoints stay.
     """
     return ml_collections.ConfigDict(
@@ -104,6 +106,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "steps": 1000,
                 "batch_size": 16,
                 "dtype": "auto",
+                "remat": False,
                 "ema_decay": 0.0,
                 "log_every": 20,
                 "eval_every": 1000,

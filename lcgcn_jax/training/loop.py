@@ -33,6 +33,7 @@ from lcgcn_jax.training.processes import agreed, is_main, stop_requests
 from lcgcn_jax.training.state import TrainState, create_state
 from lcgcn_jax.training.steps import (
     check_losses,
+    check_remat,
     make_detect_step,
     make_predict_step,
     make_refine_step,
@@ -88,6 +89,8 @@ class Training:
             rngs=nnx.Rngs(config.seed),
         )
         check_losses(config.loss.to_dict(), model.activation)
+        if config.train.remat:
+            check_remat(model.heatmap_model)
         self.graphdef, params, batch_stats = split_weights(model)
         if shapes := batch_stats.keys() & set(MEAN_SHAPES):
             shape = jnp.asarray(mean_shape(self.dataset, config.data.train_split), jnp.float32)
@@ -121,6 +124,7 @@ class Training:
                 loss_config=config.loss.to_dict(),
                 image_size=config.data.image_size,
                 ema_decay=config.train.ema_decay,
+                remat=config.train.remat,
             ),
             self.mesh,
         )

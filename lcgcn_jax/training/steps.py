@@ -52,6 +52,19 @@ def check_losses(config: Mapping[str, Any], activation: str) -> None:
         )
 
 
+def check_remat(heatmap_model: nnx.Module) -> None:
+    """Refuses `train.remat` for a heatmap model that does not heed it.
+
+    Raises:
+      InputError: it has no attribute `remat` (`registry.register_heatmap_model`).
+    """
+    if not hasattr(heatmap_model, "remat"):
+        raise InputError(
+            f"config train.remat: the heatmap model {type(heatmap_model).__name__} cannot compute its "
+            "parts again; leave it False, or give the model an attribute `remat` and heed it"
+        )
+
+
 def total_loss(
     output: LCGCNOutput,
     landmarks: Float[Array, "b k 2"],
@@ -119,19 +132,27 @@ def make_train_step(
     loss_config: Mapping[str, Any],
     image_size: int,
     ema_decay: float,
+    remat: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
 
     A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
     `visible` bool [b k]. Where the heatmap model does not train, `evidence`, what it said of the images
-    (`LCGCN.detect`), may be there in their place. The scalars are the loss, its parts, the norm of
-    its gradient, and that of the trained parameters after the step.
+    (`LCGCN.detect`), may be there in their place. With `remat` the heatmap model's modules are computed
+    again for the gradient. The scalars are the loss, its parts, the norm of its gradient, and that of the
+    trained parameters after the step.
+
+    Raises:
+      InputError: the heatmap model has nothing to compute again.
     """
     groups = TRAINED[mode]
 
     def loss_of(learnt: Weights, state: TrainState, batch: Batch):
         # Parameters that do not train get no gradient: the backward pass stops where they begin.
         model = merge_weights(graphdef, state.params | learnt, state.batch_stats)
+        if remat:
+            check_remat(model.heatmap_model)
+            model.heatmap_model.remat = True
         if "evidence" in batch:
             output = model.refine(batch["evidence"], image_size, train=True)
         else:

@@ -139,6 +139,13 @@ def test_unknown_losses_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_remat_is_refused_where_no_model_heeds_it(tiny_config, tmp_path):
+    tiny_config.train.remat = True
+    with pytest.raises(InputError, match=r"train\.remat: the heatmap model \w+ cannot"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+    assert not (tmp_path / "run").exists()
+
+
 def test_focal_of_linear_heat_is_refused(tiny_config, tmp_path):
     tiny_config.unlock().model.heatmap = {
         "name": "hrnet", "arch": "w18-small-v1", "activation": "linear",

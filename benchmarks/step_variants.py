@@ -100,17 +100,15 @@ def run(args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
                 variant.config, devices, variant.batch_size
             )
         variant.figures["trace_seconds"] = time.perf_counter() - start
-    programs = {}
-    if args.topology:  # one after the other: each takes gigabytes
-        for variant in variants:
-            programs[variant.name] = variant.compile(lowered[variant.name])
+    result = {"conditions": conditions(args, config, devices)}
+    if args.topology:
+        for variant in variants:  # one after the other: each takes minutes, and gigabytes
+            variant.compile(lowered[variant.name])
             print(variant.describe(), flush=True)
     else:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             done = {v.name: pool.submit(v.compile, lowered[v.name]) for v in variants}
-            programs = {name: future.result() for name, future in done.items()}
-    result = {"conditions": conditions(args, config, devices)}
-    if not args.topology:
+        programs = {name: future.result() for name, future in done.items()}
         steps = {name: repeated(program) for name, program in programs.items()}
         first = variants[0].name
         result["profile"] = profile(steps[first], programs[first])
@@ -190,11 +188,12 @@ class Variant:
         """The program, and into `figures` what its compiler says of it."""
         start = time.perf_counter()
         program = lowered.compile(compiler_options=self.options or None)
+        seconds = time.perf_counter() - start
         memory, cost = program.memory_analysis(), program.cost_analysis()
         collectives = ahead_of_time.collectives(program.as_text())
         self.figures |= {
             "batch_size": self.batch_size,
-            "compile_seconds": time.perf_counter() - start,
+            "compile_seconds": seconds,
             "temporaries": memory.temp_size_in_bytes,
             "program": memory.generated_code_size_in_bytes,
             "flops": cost["flops"],

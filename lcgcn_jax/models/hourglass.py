@@ -12,7 +12,7 @@ from lcgcn_jax.models.layers import (
     ConvBN,
     Folded,
     heatmap_conv,
-    recomputed,
+    run_module,
 )
 
 _DEPTH = 4  # times that an hourglass halves its maps
@@ -88,7 +88,7 @@ class StackedHourglass(nnx.Module):
         for block in self.stem_blocks[1:]:
             x = block(x, train=train)
         for i, hourglass in enumerate(self.hourglasses):
-            y = recomputed(hourglass, x, train=train) if self.remat else hourglass(x, train=train)
+            y = run_module(hourglass, x, train=train, remat=self.remat)
             y = self.blocks[i](y, train=train)
             features = jax.nn.relu(self.heads[i](y, train=train))
             logits = self.outs[i](features)

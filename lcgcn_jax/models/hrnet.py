@@ -14,7 +14,7 @@ from lcgcn_jax.models.layers import (
     ConvBN,
     Folded,
     heatmap_conv,
-    recomputed,
+    run_module,
     upsample_bilinear,
 )
 
@@ -122,11 +122,7 @@ class HRNet(nnx.Module):
         for transition, stage in zip(self.transitions, self.stages, strict=True):
             branches = transition(branches, train=train)
             for module in stage:
-                branches = (
-                    recomputed(module, branches, train=train)
-                    if self.remat
-                    else module(branches, train=train)
-                )
+                branches = run_module(module, branches, train=train, remat=self.remat)
         shape = branches[0].shape[1:3]
         concat = jnp.concatenate([upsample_bilinear(x, shape) for x in branches], axis=-1)
         head = jax.nn.relu(self.head_bn(self.head_conv(concat), train=train))

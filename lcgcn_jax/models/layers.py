@@ -213,11 +213,14 @@ def heatmap_conv(
     )
 
 
-def recomputed(module: nnx.Module, x: PyTree[Array], *, train: bool) -> PyTree[Array]:
-    """`module(x, train=train)`, whose inner values are computed again for the gradient (Chen et al. 2016).
+def run_module(module: nnx.Module, x: PyTree[Array], *, train: bool, remat: bool) -> PyTree[Array]:
+    """`module(x, train=train)`; with `remat` its inner values are computed again for the gradient.
 
-    They need not be kept until then: memory for time. Value, gradient and statistics are the same.
+    They need not be kept until then: memory for time (Chen et al. 2016). Value, gradient and statistics
+    are the same.
     """
+    if not remat:
+        return module(x, train=train)
     return nnx.remat(lambda module, x: module(x, train=train))(module, x)
 
 

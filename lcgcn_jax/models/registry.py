@@ -49,7 +49,7 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
         its head: those whose shapes follow the number of landmarks, and what comes with these. The
         backbone, which `init_parts` can take alone, is all the rest. An attribute `remat`, False at
         first, says that it heeds `train.remat`: while it is True, what the model computes on its way
-        is to be computed again for the gradient (`models.layers.recomputed`). What is not made of
+        is to be computed again for the gradient (`models.layers.run_module`). What is not made of
         `models.layers` and can fold its BatchNorm says so by a method `fold_batch_norm()`
         (`folding.fold_batch_norm`).
 

@@ -143,7 +143,7 @@ def make_train_step(
     trained parameters after the step.
 
     Raises:
-      InputError: the heatmap model has nothing to compute again.
+      InputError: when it is traced, with `remat`: the heatmap model does not heed it.
     """
     groups = TRAINED[mode]
 

@@ -41,7 +41,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from lcgcn_jax.errors import InputError
@@ -49,6 +48,7 @@ from lcgcn_jax.interop.torch_files import StateDict
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights
 from lcgcn_jax.models.hrnet import ARCHS, HRNet
+from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.models.registry import create_model, graph_config
 from lcgcn_jax.models.weights import split_weights
@@ -528,8 +528,8 @@ def _fresh_weights(
 
     @jax.jit  # makes what is asked for, and leaves out the rest
     def make():
-        rngs = nnx.Rngs(seed)
-        _, params, batch_stats = split_weights(create_model(model, num_landmarks, rngs=rngs))
+        fresh = create_model(model, num_landmarks, rngs=make_rngs(seed))
+        _, params, batch_stats = split_weights(fresh)
         return {name: (params | batch_stats)[name] for name in names}
 
     return {name: np.asarray(value) for name, value in make().items()}

@@ -25,6 +25,7 @@ from lcgcn_jax.calibration import Calibration
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.files import write_whole
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import Weights, split_weights
@@ -83,7 +84,7 @@ def abstract_weights(
     """Structure of a model, and shapes and types of its weights, without making any."""
 
     def build() -> LCGCN:
-        return create_model(model, num_landmarks, dtype=dtype, rngs=nnx.Rngs(0))
+        return create_model(model, num_landmarks, dtype=dtype, rngs=make_rngs(0))
 
     return split_weights(nnx.eval_shape(build))
 

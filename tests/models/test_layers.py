@@ -11,8 +11,10 @@ from lcgcn_jax.models.layers import (
     NORMS,
     BatchNorm,
     Conv,
+    ConvBN,
     glorot_normal,
     he_normal,
+    make_rngs,
     normal_init,
     upsample_bilinear,
 )
@@ -139,6 +141,21 @@ def test_batch_norm_keeps_float32_statistics_of_bfloat16():
     assert ours.mean[...].dtype == ours.var[...].dtype == jnp.float32
 
 
+def test_equal_batch_norms_are_traced_and_lowered_once():
+    make = {"momentum": 0.9, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+    model = nnx.List(ConvBN(4, 4, 3, **make) for _ in range(6))
+
+    @nnx.jit
+    def run(model, x):
+        for block in model:
+            x = block(x, train=True)
+        return x
+
+    text = run.lower(model, normal(2, 8, 8, 4)).as_text()
+    assert text.count("call @_batch_norm") == 6
+    assert text.count("stablehlo.rsqrt") == 1
+
+
 def test_mlp_is_linear_relu_and_norm_but_for_the_last_layer():
     mlp = make_mlp("batch")
     for norm in mlp.norms:
@@ -231,6 +248,17 @@ def test_initial_weights_have_the_published_deviation(init, deviation):
     weights = init(jax.random.key(0), (3, 3, 50, 40))
     assert weights.std() == pytest.approx(deviation, rel=0.03)
     assert abs(weights.mean()) < 0.03 * deviation
+
+
+def test_keys_for_traced_models_are_those_of_flax():
+    def draw(make):
+        rngs = make(3)
+        keys = [rngs.params(), rngs.params(), rngs.dropout(), nnx.Dropout(0.5, rngs=rngs).rngs()]
+        return [jax.random.key_data(key) for key in keys]
+
+    ours = jax.jit(lambda: draw(make_rngs))()
+    np.testing.assert_array_equal(ours, jax.jit(lambda: draw(nnx.Rngs))())
+    assert len(np.unique(ours, axis=0)) == 4
 
 
 def test_initial_weights_follow_from_the_key():

@@ -265,3 +265,5 @@ def test_initial_weights_follow_from_the_key():
     first, again, other = (normal_init(1.0)(jax.random.key(i), (4, 4)) for i in (0, 0, 1))
     assert (first == again).all()
     assert not (first == other).any()
+    traced = jax.jit(lambda: normal_init(1.0)(jax.random.key(0), (4, 4)))()
+    assert (first == traced).all()

@@ -84,7 +84,7 @@ class _Stream(nnx.RngStream):
 def make_rngs(seed: int) -> nnx.Rngs:
     """`nnx.Rngs(seed)`, with the same keys, for models that are built under a transformation.
 
-    There each key of `nnx.Rngs` takes longer than the one before: HRNet-W18's shapes, 11 s instead of 2.5.
+    There each key of `nnx.Rngs` takes longer than the one before: HRNet-W18's shapes four times as long.
     """
     rngs = nnx.Rngs()
     rngs.default = _Stream(seed, tag="default")
@@ -153,7 +153,7 @@ def _batch_norm(
     """Normalised `x`, and the running mean and variance after it.
 
     Under a `jit` of its own, so that a program with hundreds of them traces, differentiates and lowers one a
-    shape, not each: a third of the time that W18's training step takes for it.
+    shape, not each: a third less time for W18's training step.
     """
     running = mean, var
     if train:

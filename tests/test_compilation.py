@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.compilation import compiler_options
+from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training.config import default_config
@@ -28,9 +29,9 @@ def made():
     config = default_config()
     model = config.model.to_dict()
     model["heatmap"] = {"name": "hrnet", "arch": "w18-small-v1"}
-    make = jax.jit(lambda: split_weights(create_model(model, K, rngs=nnx.Rngs(0)))[1:])
+    make = jax.jit(lambda: split_weights(create_model(model, K, rngs=make_rngs(0)))[1:])
     params, batch_stats = make()
-    graphdef = split_weights(nnx.eval_shape(lambda: create_model(model, K, rngs=nnx.Rngs(0))))[0]
+    graphdef = split_weights(nnx.eval_shape(lambda: create_model(model, K, rngs=make_rngs(0))))[0]
     trained = trained_names("joint", params)
     # So that parameters move by their gradients; Adam would hide their size.
     optimizer = optax.sgd(1.0)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,10 +8,11 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax import losses
+from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.heatmaps import encode
 from lcgcn_jax.models.hourglass import StackedHourglass, _double, _halve
-from lcgcn_jax.models.layers import PRIOR_BIAS
+from lcgcn_jax.models.layers import PRIOR_BIAS, make_rngs
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weights
 
@@ -26,7 +29,7 @@ CONFIG = {
 @pytest.mark.parametrize("stacks", [1, 2, 3])
 def test_maps_and_features_are_at_stride_4(side, stacks):
     def run():
-        model = StackedHourglass(K, stacks=stacks, width=16, rngs=nnx.Rngs(0))
+        model = StackedHourglass(K, stacks=stacks, width=16, rngs=make_rngs(0))
         return model(jnp.zeros((2, side, side + 32, 3)), train=False)
 
     logits, features = nnx.eval_shape(run)
@@ -36,7 +39,7 @@ def test_maps_and_features_are_at_stride_4(side, stacks):
 
 def parameters(stacks, width):
     model = nnx.eval_shape(
-        lambda: StackedHourglass(68, stacks=stacks, width=width, rngs=nnx.Rngs(0))
+        lambda: StackedHourglass(68, stacks=stacks, width=width, rngs=make_rngs(0))
     )
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
@@ -48,7 +51,7 @@ def test_size_is_that_of_the_paper():
 
 def test_bfloat16_is_computed_in_throughout():
     def run():
-        model = StackedHourglass(K, width=16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        model = StackedHourglass(K, width=16, dtype=jnp.bfloat16, rngs=make_rngs(0))
         return model(jnp.zeros((1, 64, 64, 3)), train=True)
 
     logits, features = nnx.eval_shape(run)
@@ -79,7 +82,7 @@ def test_it_learns_under_the_graph():
     optimizer = optax.adam(3e-3)
     opt_state = optimizer.init(params)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def step(params, batch_stats, opt_state):
         def loss_of(params):
             model = merge_weights(graphdef, params, batch_stats)
@@ -107,7 +110,7 @@ def test_it_learns_under_the_graph():
 
 def test_every_cell_starts_at_the_prior_or_at_0():
     for activation, bias in (("sigmoid", PRIOR_BIAS), ("linear", 0.0)):
-        model = StackedHourglass(K, stacks=1, width=4, activation=activation, rngs=nnx.Rngs(0))
+        model = StackedHourglass(K, stacks=1, width=4, activation=activation, rngs=make_rngs(0))
         assert (model.outs[0].bias[...] == bias).all()
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.models.bundles import abstract_weights
 from lcgcn_jax.models.hrnet import ARCHS, HRNet
-from lcgcn_jax.models.layers import PRIOR_BIAS
+from lcgcn_jax.models.layers import PRIOR_BIAS, make_rngs
 from lcgcn_jax.models.weights import merge_weights
 
 # Channels of the concatenated branches; w18 itself is run at full size below.
@@ -25,7 +26,7 @@ def model_config(**heatmap):
 
 def shapes(arch, side, **options):
     def run():
-        model = HRNet(arch, 7, **options, rngs=nnx.Rngs(0))
+        model = HRNet(arch, 7, **options, rngs=make_rngs(0))
         return model(jnp.zeros((2, side, side + 32, 3)), train=False)
 
     return nnx.eval_shape(run)
@@ -50,7 +51,7 @@ def test_bfloat16_is_computed_in_throughout():
 
 @pytest.fixture(scope="module")
 def small():
-    return nnx.jit(lambda: HRNet("w18-small-v1", 7, features="head", rngs=nnx.Rngs(0)))()
+    return nnx.jit(lambda: HRNet("w18-small-v1", 7, features="head", rngs=make_rngs(0)))()
 
 
 def test_head_features_are_what_the_last_convolution_reads(small):
@@ -66,7 +67,7 @@ def test_every_cell_starts_at_the_prior(small):
 
 
 def test_linear_heat_starts_at_0():
-    model = nnx.jit(lambda: HRNet("w18-small-v1", 7, activation="linear", rngs=nnx.Rngs(0)))()
+    model = nnx.jit(lambda: HRNet("w18-small-v1", 7, activation="linear", rngs=make_rngs(0)))()
     assert model.activation == "linear"
     assert not model.head_out.bias[...].any()
 
@@ -181,7 +182,7 @@ def test_outputs_are_those_of_the_public_code(shared):
         tensor = torch_tensor(key, tensors[key])
         return jnp.asarray(tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def forward(params, batch_stats, images):
         hrnet = merge_weights(graphdef, params, batch_stats).heatmap_model
         logits, concat = hrnet(images, train=False)

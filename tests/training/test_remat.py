@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.compilation import compiler_options
+from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training.config import default_config
@@ -31,7 +32,7 @@ def test_the_step_is_the_same(heatmap):
     model = config.model.to_dict() | {"heatmap": heatmap, "graph": None}
 
     def create():
-        return create_model(model, K, rngs=nnx.Rngs(0))
+        return create_model(model, K, rngs=make_rngs(0))
 
     params, batch_stats = jax.jit(lambda: split_weights(create())[1:])()
     graphdef = split_weights(nnx.eval_shape(create))[0]

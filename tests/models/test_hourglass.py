@@ -110,7 +110,7 @@ def test_it_learns_under_the_graph():
 
 def test_every_cell_starts_at_the_prior_or_at_0():
     for activation, bias in (("sigmoid", PRIOR_BIAS), ("linear", 0.0)):
-        model = StackedHourglass(K, stacks=1, width=4, activation=activation, rngs=make_rngs(0))
+        model = StackedHourglass(K, stacks=1, width=4, activation=activation, rngs=nnx.Rngs(0))
         assert (model.outs[0].bias[...] == bias).all()
 
 

@@ -7,12 +7,20 @@ from pathlib import Path
 
 from lcgcn_jax.data import builders, own_points, synthetic, w300, wflw
 from lcgcn_jax.data.builders import PrepareReport
+from lcgcn_jax.data.formats import cvat, dlib, label_studio, labelme
 from lcgcn_jax.data.records import AnnotationList
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme, get_scheme
 
 READERS = {"wflw": wflw.read, "300w": w300.read}
-OWN_READERS = {"csv": own_points.read_csv, "coco": own_points.read_coco}
+OWN_READERS = {
+    "csv": own_points.read_csv,
+    "coco": own_points.read_coco,
+    "cvat": cvat.read,
+    "dlib": dlib.read,
+    "label-studio": label_studio.read,
+    "labelme": labelme.read,
+}
 SYNTHETIC_LAYOUTS = {
     "wflw98": (synthetic.write_wflw, wflw.read),
     "ibug68": (synthetic.write_300w, w300.read),
@@ -46,6 +54,36 @@ is the face box, and a field `normalizer` what NME divides by, where the scheme 
 `normalizer: given`. Keypoints are found by the names of their category, or count in order.""",
         "train=train.json test=test.json",
     ),
+    "cvat": (
+        "in CVAT's XML",
+        """\
+Reads the export "CVAT for images 1.1". A face is a skeleton, or the points of an image or of one
+group_id, each labeled with the name of a landmark, or one points shape with all landmarks in order.
+A point that is `outside` is missing. The subsets Train, Validation and Test of a project are splits.""",
+        "annotations.xml",
+    ),
+    "dlib": (
+        "in dlib's XML (imglab)",
+        """\
+Reads the XML of dlib's imglab; every box with parts is a face. Parts go by the names of the scheme,
+or by number (00 to 67). Boxes with ignore='1' and boxes without parts are skipped.""",
+        "train=train.xml test=test.xml",
+    ),
+    "label-studio": (
+        "in Label Studio's JSON",
+        """\
+Reads the exports JSON and JSON-MIN with key points (KeyPointLabels). The key points of a task are one
+face; of several faces, each is a box (RectangleLabels) with its key points as children or inside.""",
+        "project.json",
+    ),
+    "labelme": (
+        "in LabelMe's JSON files",
+        """\
+Reads LabelMe's JSON, a file per image; FILE is also a folder of them, or a pattern in quotes. The point
+shapes of a file are one face, or, with a group_id, those of each group; a rectangle of the same group
+is the face box. Flags of an image are attributes of its faces.""",
+        "train=labels_train/ test=labels_test/",
+    ),
 }
 """Layout of own points -> in words, in the help, and an example of its files."""
 
@@ -64,7 +102,9 @@ def add_parser(subparsers) -> None:
     )
     parser.set_defaults(run=run)
     layouts = parser.add_subparsers(
-        dest="layout", required=True, metavar="{wflw,300w,csv,coco,synthetic}"
+        dest="layout",
+        required=True,
+        metavar=f"{{{','.join((*READERS, *_OWN_FORMS, 'synthetic'))}}}",
     )
     for layout in READERS:
         official = layouts.add_parser(layout, help=f"the official files of {layout.upper()}")

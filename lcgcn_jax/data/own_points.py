@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lcgcn_jax.data.formats import identify, require_format
 from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, image_inside
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -73,6 +74,7 @@ def read_csv(
     """
 
     def rows(path: Path) -> Iterator[_Row]:
+        require_format(path, identify.CSV)
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.reader(file)
@@ -112,6 +114,7 @@ def read_coco(
     """
 
     def rows(path: Path) -> Iterator[_Row]:
+        require_format(path, identify.COCO)
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:

@@ -1,0 +1,139 @@
+"""Reader of CVAT's XML ("CVAT for images 1.1"): skeletons and points.
+
+CVAT shows images upright (EXIF orientation applied). Coordinates are taken as they stand: like COCO's,
+they are pixels that count from 0.
+"""
+
+import functools
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lcgcn_jax.data.formats.identify import CVAT, require_format
+from lcgcn_jax.data.formats.image_paths import ImageFinder
+from lcgcn_jax.data.formats.labeled_images import (
+    LabeledBox,
+    LabeledFile,
+    LabeledImage,
+    LabeledPoint,
+    read_entries,
+    require_scheme_without_normalizer,
+    to_annotations,
+)
+from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_xml
+from lcgcn_jax.data.own_points import UNSTATED
+from lcgcn_jax.data.records import AnnotationList
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import LandmarkScheme
+
+_GROUPING = "in CVAT, draw a skeleton or a box per face, or group the points of a face (group_id)"
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Subset of a CVAT project, in lower case -> split."""
+
+
+def read(
+    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int = 0
+) -> AnnotationList:
+    """Read CVAT XML files.
+
+    A face is a skeleton, or the points (each with the label of a landmark) of an image or of one
+    `group_id`, or one points shape with all landmarks in order. A point that is `outside` is missing.
+    The subsets Train, Validation and Test of a project are splits, unless `files` states them.
+
+    Args:
+      src: the folder of the images.
+      files: the files, by split.
+      scheme: the landmarks.
+      count_from: the number of the first pixel, 0 or 1.
+
+    Raises:
+      InputError: a file is not CVAT XML for images, or its labels do not fit the scheme.
+    """
+    require_scheme_without_normalizer(scheme, "CVAT XML")
+    finder = ImageFinder(src)
+    content = {split: _read_file(path, finder, scheme) for split, path in files.items()}
+    return to_annotations(
+        "cvat", content, finder, scheme, count_from=count_from, grouping=_GROUPING
+    )
+
+
+def _read_file(path: Path, finder: ImageFinder, scheme: LandmarkScheme) -> LabeledFile:
+    require_format(path, CVAT)
+    root = read_xml(path)
+    if root.tag != "annotations":
+        raise InputError(f"{path}: not CVAT XML: expected <annotations> with <image>")
+    images = root.iterfind("image")
+    entries = ((image.get("name", "an image without a name"), image) for image in images)
+    return read_entries(path, entries, functools.partial(_read_image, finder=finder, scheme=scheme))
+
+
+def _read_image(
+    called: str, image: ET.Element, *, finder: ImageFinder, scheme: LandmarkScheme
+) -> LabeledImage:
+    points, boxes = [], []
+    for number, shape in enumerate(image):
+        group_id = shape.get("group_id", "0")
+        group = None if group_id == "0" else ("group", group_id)
+        match shape.tag:
+            case "skeleton":
+                for element in shape.iterfind("points"):
+                    points += _read_points(element, ("skeleton", number), scheme)
+            case "points":
+                points += _read_points(shape, group, scheme, face=("points", number))
+            case "box":
+                corners = tuple(
+                    parse_number(shape.get(side), f"{side} of a box")
+                    for side in ("xtl", "ytl", "xbr", "ybr")
+                )
+                boxes.append(LabeledBox(corners, group))
+    return LabeledImage(
+        called,
+        finder.find(image.get("name", "")),
+        points,
+        boxes,
+        stated_size=parse_size(image.get("width"), image.get("height")),
+        split=_SPLITS.get(image.get("subset", "").lower(), UNSTATED),
+    )
+
+
+def _read_points(
+    shape: ET.Element,
+    group: tuple | None,
+    scheme: LandmarkScheme,
+    face: tuple | None = None,
+) -> Iterator[LabeledPoint]:
+    """Read a points element.
+
+    Args:
+      shape: the element.
+      group: the face that it belongs to, if stated.
+      scheme: the landmarks.
+      face: the group of the points if the element holds all points of a face.
+    """
+    label = shape.get("label", "").strip()
+    is_occluded = shape.get("occluded") == "1"
+    if shape.get("outside") == "1":
+        yield LabeledPoint(label, None, is_occluded, group)
+        return
+    pairs = [pair.split(",") for pair in shape.get("points", "").split(";")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"the points {shape.get('points')!r} of {label!r} are not x,y;x,y;...")
+    xys = [tuple(parse_number(value, f"a coordinate of {label!r}") for value in p) for p in pairs]
+    if len(xys) == 1:
+        yield LabeledPoint(label, xys[0], is_occluded, group)
+    elif len(xys) == scheme.num_landmarks and face is not None:
+        for name, xy in zip(scheme.names, xys, strict=True):
+            yield LabeledPoint(name, xy, is_occluded, group or face)
+    else:
+        raise ValueError(
+            f"{len(xys)} points in one shape {label!r}; a shape holds one landmark, or all "
+            f"{scheme.num_landmarks} of {scheme.name} in order"
+        )

@@ -1,0 +1,128 @@
+"""Find the images that an annotation file names, on another machine or in another folder."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from lcgcn_jax.data.records import lies_within
+
+_IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+)
+
+
+class ImageFinder:
+    """Images below a folder, by the paths that a labeling tool wrote.
+
+    A path is looked up, in this order: as it is, relative to `folder`; with backslashes as separators;
+    with `%20` and the like decoded; without its leading folders, one after the other; and by the
+    file name only, anywhere below `folder`. Two different paths never give the same image unless
+    both are exact.
+
+    Args:
+      folder: the folder of the images. No image outside of it is given.
+      stored_name: how the tool changes the name of a file when it takes it in.
+    """
+
+    def __init__(self, folder: Path, stored_name: Callable[[str], str] = str):
+        self.folder = folder.absolute()
+        self._stored_name = stored_name
+        self._by_name: dict[str, list[Path]] | None = None
+        self._claims: dict[Path, tuple[str, bool]] = {}
+
+    def find(
+        self, text: str, *, relative_to: Path | None = None, names: Iterable[str] = ()
+    ) -> Path:
+        """Find an image.
+
+        Args:
+          text: the path in the annotation file.
+          relative_to: the folder of the annotation file, for formats whose paths start there.
+          names: other file names of the same image.
+
+        Raises:
+          ValueError: no image, several images, or an image that belongs to another path.
+        """
+        if not text:
+            raise ValueError("no image path")
+        path = self._find_exact(text, relative_to)
+        is_exact = path is not None
+        path = path or self._find_tail(text) or self._find_name([_basename(text), *names])
+        if not lies_within(path, self.folder):
+            raise ValueError(f"the image {text!r} is a link that leaves {self.folder.name}/")
+        other, other_is_exact = self._claims.setdefault(path, (text, is_exact))
+        if other != text and not (is_exact and other_is_exact):
+            raise ValueError(
+                f"{text!r} and {other!r} both fit {path.relative_to(self.folder).as_posix()!r} "
+                f"in {self.folder.name}/; keep their folders in it"
+            )
+        return path
+
+    def _find_exact(self, text: str, relative_to: Path | None) -> Path | None:
+        for form in _forms(text):
+            bases = [self.folder] if relative_to is None else [relative_to.absolute(), self.folder]
+            for base in bases:
+                path = Path(os.path.normpath(base / form))
+                for root in (self.folder, Path(os.path.realpath(self.folder))):
+                    if path.is_relative_to(root) and os.path.isfile(path):
+                        return self.folder / path.relative_to(root)
+        return None
+
+    def _find_tail(self, text: str) -> Path | None:
+        for form in _forms(text):
+            parts = _plain_parts(form)
+            for start in range(len(parts)):
+                path = self.folder.joinpath(*parts[start:])
+                if os.path.isfile(path):
+                    return path
+        return None
+
+    def _find_name(self, names: list[str]) -> Path:
+        if self._by_name is None:
+            self._by_name = defaultdict(list)
+            for path in _images_below(self.folder):
+                self._by_name[self._stored_name(path.name)].append(path)
+                # Frames of a video have names without a suffix in CVAT.
+                self._by_name[self._stored_name(path.stem)].append(path)
+        for name in names:
+            for form in _forms(name):
+                found = self._by_name.get(form) or self._by_name.get(self._stored_name(form), [])
+                if len(found) == 1:
+                    return found[0]
+                if found:
+                    first, second, *_ = (p.relative_to(self.folder).as_posix() for p in found)
+                    raise ValueError(
+                        f"the image {name!r} is {first!r} or {second!r} in {self.folder.name}/; "
+                        "--src must be the folder that the paths of the file start from"
+                    )
+        raise ValueError(f"no image {names[0]!r} in {self.folder.name}/ or below")
+
+
+def _forms(text: str) -> Iterator[str]:
+    """Spellings of a path, the original one first."""
+    slashed = re.sub(r"^[A-Za-z]:(?=[\\/])", "", text).replace("\\", "/")
+    yield from dict.fromkeys((text, slashed, unquote(text), unquote(slashed)))
+
+
+def _plain_parts(path: str) -> list[str]:
+    """The folders and the name of a path, from behind the last `..` on."""
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "//", ".")]
+    while ".." in parts:
+        parts = parts[parts.index("..") + 1 :]
+    return parts
+
+
+def _basename(text: str) -> str:
+    return text.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            # macOS keeps attributes of a file in another one that begins with `._`.
+            if os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES and not name.startswith("._"):
+                yield Path(parent, name)

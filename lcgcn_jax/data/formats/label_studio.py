@@ -1,0 +1,233 @@
+"""Reader of Label Studio's JSON and JSON-MIN exports: key points in percent of the image.
+
+Label Studio shows images upright (EXIF orientation applied), and 0 and 100 percent are the image's
+borders. Multiplied by the size, the coordinates are taken as pixels that count from 0, as in Label
+Studio's own COCO export. `image_rotation` is the view of the annotator: coordinates do not follow it.
+"""
+
+import base64
+import binascii
+import cmath
+import functools
+import math
+import os
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from lcgcn_jax.data.formats.identify import LABEL_STUDIO, require_format
+from lcgcn_jax.data.formats.image_paths import ImageFinder
+from lcgcn_jax.data.formats.labeled_images import (
+    LabeledBox,
+    LabeledFile,
+    LabeledImage,
+    LabeledPoint,
+    read_entries,
+    require_scheme_without_normalizer,
+    to_annotations,
+)
+from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
+from lcgcn_jax.data.records import AnnotationList
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import LandmarkScheme
+
+_GROUPING = "in Label Studio, draw a box per face, and make its key points the children of the box"
+_LABEL_KEYS = ("keypointlabels", "labels")
+_IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jfif|png|bmp|webp|tiff?|avif|hei[cf])$", re.IGNORECASE)
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
+
+
+def read(
+    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int = 0
+) -> AnnotationList:
+    """Read Label Studio exports.
+
+    The key points of a task are one face. Of several faces, each is a region (a box) with its key
+    points as children, or, as JSON-MIN has no children, a box around its key points.
+
+    Args:
+      src: the folder of the images.
+      files: the files, by split.
+      scheme: the landmarks.
+      count_from: the number of the first pixel, 0 or 1.
+
+    Raises:
+      InputError: a file is not a Label Studio export, or its labels do not fit the scheme.
+    """
+    require_scheme_without_normalizer(scheme, "Label Studio")
+    finder = ImageFinder(src, stored_name=_stored_name)
+    content = {split: _read_file(path, finder) for split, path in files.items()}
+    return to_annotations(
+        "label-studio", content, finder, scheme, count_from=count_from, grouping=_GROUPING
+    )
+
+
+def _read_file(path: Path, finder: ImageFinder) -> LabeledFile:
+    require_format(path, LABEL_STUDIO)
+    tasks = read_json(path)
+    if not isinstance(tasks, list):
+        raise InputError(f"{path}: not a Label Studio export: expected a list of tasks")
+    entries = ((f"task {_task_name(task, n)}", task) for n, task in enumerate(tasks, start=1))
+    return read_entries(path, entries, functools.partial(_read_task, finder=finder, seen=set()))
+
+
+def _task_name(task: Any, number: int) -> str:
+    return str(task["id"]) if isinstance(task, Mapping) and "id" in task else f"number {number}"
+
+
+def _read_task(
+    called: str, task: Any, *, finder: ImageFinder, seen: set[tuple[str, Path]]
+) -> LabeledImage:
+    if not isinstance(task, Mapping):
+        raise ValueError("not a task of Label Studio")
+    data = task.get("data")
+    is_minimal = not isinstance(data, Mapping)
+    results = list(_minimal_results(task)) if is_minimal else _chosen_results(task)
+    points, boxes, sizes = [], [], set()
+    for region in _regions(results):
+        value = region.get("value")
+        if not isinstance(value, Mapping) or "x" not in value or "y" not in value:
+            continue
+        size = parse_size(region.get("original_width"), region.get("original_height"))
+        if size is None:
+            raise ValueError("a region has no original_width and original_height")
+        if {"width", "height"} <= value.keys():
+            boxes.append((region.get("id"), _box_corners(value, size)))
+        elif "radiusX" not in value:  # not an ellipse
+            xy = tuple(parse_number(value[axis], axis) / 100 for axis in "xy")
+            xy = (xy[0] * size[0], xy[1] * size[1])
+            group = region.get("parentID")
+            points.append(LabeledPoint(_label(value), xy, _is_occluded(value), group))
+        else:
+            continue
+        sizes.add(size)
+    if len(sizes) > 1:
+        first, second, *_ = sorted(sizes)
+        raise ValueError(f"the image is {first[0]} x {first[1]} and {second[0]} x {second[1]}")
+    image_path = _find_image(task if is_minimal else data, task, finder)
+    # JSON-MIN has an entry for each annotation of a task.
+    if (key := (str(task.get("id", called)), image_path)) in seen:
+        raise ValueError("another annotation of this task; keep one of them")
+    seen.add(key)
+    parents: set[Hashable] = {point.group for point in points} - {None}
+    return LabeledImage(
+        called,
+        image_path,
+        points,
+        [LabeledBox(corners, name if name in parents else None) for name, corners in boxes],
+        stated_size=next(iter(sizes), None),
+    )
+
+
+def _chosen_results(task: Mapping[str, Any]) -> Sequence[Any]:
+    """The regions of the one annotation of a task; none if it was skipped."""
+    annotations = task.get("annotations", task.get("completions")) or []
+    if not isinstance(annotations, list) or not all(isinstance(a, Mapping) for a in annotations):
+        raise ValueError("its annotations are not a list")
+    done = [a for a in annotations if not a.get("was_cancelled")]
+    if len(done) > 1:
+        done = [a for a in done if a.get("ground_truth")] or done
+    if len(done) > 1:
+        raise ValueError(
+            f"{len(done)} annotations of one task; keep one of them, or mark it as ground truth"
+        )
+    results = done[0].get("result") if done else []
+    if not isinstance(results, list):
+        raise ValueError("its result is not a list")
+    return results
+
+
+def _minimal_results(task: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The regions of a task of JSON-MIN, in the form of the full JSON."""
+    for values in task.values():
+        if isinstance(values, list):
+            for value in values:
+                if isinstance(value, Mapping) and "original_width" in value:
+                    size = {key: value[key] for key in value if key.startswith("original_")}
+                    yield {"value": value, **size}
+
+
+def _regions(results: Sequence[Any]) -> list[dict[str, Any]]:
+    """Merge the results of each region: labels may come apart from the shape, with the same id."""
+    regions: dict[Hashable, dict[str, Any]] = {}
+    for number, result in enumerate(results):
+        if not isinstance(result, Mapping):
+            raise ValueError("a result is not an object")
+        name = result.get("id")
+        region = regions.setdefault(name if isinstance(name, str) else number, {})
+        value = region.get("value", {})
+        if isinstance(result.get("value"), Mapping):
+            value = value | result["value"]
+        region |= {key: v for key, v in result.items() if v is not None} | {"value": value}
+    return list(regions.values())
+
+
+def _label(value: Mapping[str, Any]) -> str:
+    labels = next((value[key] for key in _LABEL_KEYS if value.get(key)), [])
+    if not isinstance(labels, list) or len(labels) != 1:
+        raise ValueError(f"a key point has {len(labels)} labels, expected one")
+    return str(labels[0]).strip()
+
+
+def _is_occluded(value: Mapping[str, Any]) -> bool:
+    """Whether a choice per region marks the point as occluded."""
+    choices = value.get("choices")
+    return isinstance(choices, list) and "occluded" in (str(c).lower() for c in choices)
+
+
+def _box_corners(
+    value: Mapping[str, Any], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Corners in pixels of the upright box around a rectangle, which may be turned about (x, y)."""
+    x, y, width, height = (
+        parse_number(value[key], f"{key} of a box") / 100 * side
+        for key, side in zip(("x", "y", "width", "height"), size * 2, strict=True)
+    )
+    turn = cmath.rect(1, math.radians(parse_number(value.get("rotation") or 0, "rotation")))
+    corners = [
+        complex(x, y) + turn * corner for corner in (0, width, 1j * height, width + 1j * height)
+    ]
+    xs, ys = [c.real for c in corners], [c.imag for c in corners]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _find_image(data: Mapping[str, Any], task: Mapping[str, Any], finder: ImageFinder) -> Path:
+    location = _image_location(data)
+    if location.startswith("data:"):
+        raise ValueError("the image is embedded in the task; give image files")
+    path = _path_of_location(location)
+    names = [os.path.basename(path), *filter(None, [task.get("file_upload")])]
+    names += [_UPLOAD_PREFIX.sub("", str(name)) for name in names]
+    return finder.find(path, names=map(str, names))
+
+
+def _image_location(data: Mapping[str, Any]) -> str:
+    if isinstance(data.get("image"), str):
+        return data["image"]
+    texts = [value for value in data.values() if isinstance(value, str)]
+    images = [text for text in texts if _IMAGE_SUFFIX.search(_path_of_location(text))]
+    if len(images) != 1:
+        raise ValueError(f"{len(images)} fields of its data are images, expected one named 'image'")
+    return images[0]
+
+
+def _path_of_location(location: str) -> str:
+    """The path in a URL, e.g. `a/b.jpg` in `/data/local-files/?d=a/b.jpg` and `s3://bucket/a/b.jpg`."""
+    path, _, query = location.partition("?")
+    parameters = dict(part.partition("=")[::2] for part in query.split("&"))
+    if path.rstrip("/").endswith("local-files") and parameters.get("d"):
+        return unquote(parameters["d"])
+    if parameters.get("fileuri"):
+        try:
+            return _path_of_location(base64.b64decode(unquote(parameters["fileuri"])).decode())
+        except (binascii.Error, UnicodeDecodeError):
+            return location
+    # One letter and a colon are a drive.
+    return re.sub(r"^[A-Za-z][\w+.-]+://[^/]*", "", path)
+
+
+def _stored_name(name: str) -> str:
+    """The name that Label Studio (Django) gives to an uploaded file."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))

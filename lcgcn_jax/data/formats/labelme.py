@@ -1,0 +1,146 @@
+"""Reader of LabelMe's JSON, a file per image: point shapes.
+
+LabelMe shows images upright (EXIF orientation applied). Coordinates are taken as they stand: pixels that
+count from 0.
+"""
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lcgcn_jax.data.formats.identify import LABELME, require_format
+from lcgcn_jax.data.formats.image_paths import ImageFinder
+from lcgcn_jax.data.formats.labeled_images import (
+    LabeledBox,
+    LabeledFile,
+    LabeledImage,
+    LabeledPoint,
+    require_scheme_without_normalizer,
+    to_annotations,
+)
+from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
+from lcgcn_jax.data.records import AnnotationList, BadRecord
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import LandmarkScheme
+
+_GROUPING = "in LabelMe, give the points of a face the same group_id, another one for each face"
+
+
+def read(
+    src: Path,
+    files: Mapping[str, Path | Sequence[Path]],
+    scheme: LandmarkScheme,
+    *,
+    count_from: int = 0,
+) -> AnnotationList:
+    """Read LabelMe files.
+
+    The point shapes of a file are a face, or, with a `group_id`, those of a group; a rectangle of the
+    same group is its box. A point with the flag `occluded` is occluded. The flags of an image are
+    attributes of its faces.
+
+    Args:
+      src: the folder of the images.
+      files: by split, a JSON file, a folder of them, a pattern such as `labels/*.json`, or several
+        of these.
+      scheme: the landmarks.
+      count_from: the number of the first pixel, 0 or 1.
+
+    Raises:
+      InputError: a file is not LabelMe JSON, or its labels do not fit the scheme.
+    """
+    require_scheme_without_normalizer(scheme, "LabelMe")
+    finder = ImageFinder(src)
+    flags: set[str] = set()
+    content = {
+        split: _read_files([paths] if isinstance(paths, Path) else paths, finder, flags)
+        for split, paths in files.items()
+    }
+    return to_annotations(
+        "labelme",
+        content,
+        finder,
+        scheme,
+        count_from=count_from,
+        grouping=_GROUPING,
+        attribute_names=sorted(flags),
+    )
+
+
+def _read_files(paths: Sequence[Path], finder: ImageFinder, flags: set[str]) -> LabeledFile:
+    """Read all files of a split as one; a file that is not LabelMe JSON is listed as bad."""
+    content = LabeledFile(paths[0])
+    names = list(dict.fromkeys(name for path in paths for name in _json_files(path)))
+    for path in names:
+        try:
+            content.images.append(_read_image(path, finder, flags))
+        except InputError as error:
+            if len(names) == 1:
+                raise
+            content.bad.append(BadRecord(path.name, str(error).removeprefix(f"{path}: ")))
+        except ValueError as error:
+            content.bad.append(BadRecord(path.name, str(error)))
+    return content
+
+
+def _json_files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*.json") if not p.name.startswith("._"))
+    elif glob.has_magic(str(path)) and not path.exists():
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    else:
+        found = [path]
+    if not found:
+        raise InputError(f"{path}: no JSON files here; give a LabelMe file, or a folder of them")
+    yield from found
+
+
+def _read_image(path: Path, finder: ImageFinder, flags: set[str]) -> LabeledImage:
+    require_format(path, LABELME)
+    content = read_json(path)
+    if not isinstance(content, Mapping) or not isinstance(content.get("shapes"), list):
+        raise InputError(f"{path}: not LabelMe JSON: expected 'shapes' and 'imagePath'")
+    points, boxes = [], []
+    for shape in content["shapes"]:
+        if not isinstance(shape, Mapping):
+            raise ValueError("a shape is not an object")
+        label, group = str(shape.get("label", "")).strip(), shape.get("group_id")
+        match shape.get("shape_type"):
+            case "point":
+                (xy,) = _vertices(shape, label, count=1)
+                points.append(LabeledPoint(label, xy, _is_occluded(shape), group))
+            case "rectangle":
+                xs, ys = zip(*_vertices(shape, label), strict=True)
+                boxes.append(LabeledBox((min(xs), min(ys), max(xs), max(ys)), group))
+    image_flags = content.get("flags")
+    image_flags = image_flags if isinstance(image_flags, Mapping) else {}
+    image = LabeledImage(
+        path.name,
+        finder.find(str(content.get("imagePath") or ""), relative_to=path.parent),
+        points,
+        boxes,
+        stated_size=parse_size(content.get("imageWidth"), content.get("imageHeight")),
+        flags=frozenset(str(name) for name, is_set in image_flags.items() if is_set is True),
+    )
+    flags.update(map(str, image_flags))
+    return image
+
+
+def _vertices(
+    shape: Mapping[str, Any], label: str, count: int | None = None
+) -> list[tuple[float, float]]:
+    vertices = shape.get("points")
+    is_list = isinstance(vertices, list) and bool(vertices)
+    if not is_list or any(not isinstance(v, list) or len(v) != 2 for v in vertices):
+        raise ValueError(f"the points of {label!r} are not a list of x and y")
+    if count is not None and len(vertices) != count:
+        raise ValueError(f"the point {label!r} has {len(vertices)} places")
+    return [
+        tuple(parse_number(value, f"a coordinate of {label!r}") for value in v) for v in vertices
+    ]
+
+
+def _is_occluded(shape: Mapping[str, Any]) -> bool:
+    flags = shape.get("flags")
+    return isinstance(flags, Mapping) and flags.get("occluded") is True

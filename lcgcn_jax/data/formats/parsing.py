@@ -1,0 +1,82 @@
+"""Parse the XML and JSON files of labeling tools."""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+from lcgcn_jax.errors import InputError, one_line
+
+
+class _TreeBuilder(ET.TreeBuilder):
+    """Tree builder that refuses a document type, the only place where XML entities are declared."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Refuse the declaration, before any entity is expanded.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("it has a document type (DOCTYPE), which can hide any content; remove it")
+
+
+def read_xml(path: Path) -> ET.Element:
+    """Read an XML file; entities are not expanded.
+
+    Raises:
+      InputError: the file cannot be read, is not well-formed XML, or declares a document type.
+    """
+    try:
+        return ET.parse(path, parser=ET.XMLParser(target=_TreeBuilder())).getroot()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ET.ParseError, LookupError) as error:
+        raise InputError(
+            f"{path}: not well-formed XML: {one_line(error)}; export the file again"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: {one_line(error)}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      InputError: the file cannot be read, or is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        reason = one_line(error)
+        raise InputError(f"{path}: not JSON in UTF-8: {reason}; export the file again") from error
+
+
+def parse_number(value: Any, what: str) -> float:
+    """Convert a value of a file to a finite number.
+
+    Args:
+      value: text or a number.
+      what: what the number is, for the message.
+
+    Raises:
+      ValueError: it is not one.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{what} is {value!r}, expected a number")
+    return number
+
+
+def parse_size(width: Any, height: Any) -> tuple[int, int] | None:
+    """Convert a stated image size to integers; None if the file states no size."""
+    try:
+        size = int(float(width)), int(float(height))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None

@@ -181,9 +181,11 @@ def run(args: argparse.Namespace) -> int:
         )
     elif args.layout in OWN_READERS:
         _check_source(args.src, args.out)
-        scheme, files = get_scheme(args.scheme), parse_annotations(args.annotations)
-        for path in files.values():
-            _check_apart("--annotations", path, args.out)
+        parse = parse_folders if args.layout == "labelme" else parse_annotations
+        scheme, files = get_scheme(args.scheme), parse(args.annotations)
+        for paths in files.values():
+            for path in [paths] if isinstance(paths, Path) else paths:
+                _check_apart("--annotations", path, args.out)
         read = OWN_READERS[args.layout]
         annotations = read(args.src, files, scheme, count_from=args.count_from)
         report = builders.prepare(annotations, args.out, overwrite=args.overwrite)
@@ -215,6 +217,17 @@ def parse_annotations(texts: Sequence[str]) -> dict[str, Path]:
             )
         files[split] = Path(path)
     return files
+
+
+def parse_folders(texts: Sequence[str]) -> dict[str, list[Path]]:
+    """Parse `SPLIT=FOLDER` for each split, or any number of folders and files without a split.
+
+    Raises:
+      InputError: a split occurs twice, or some have a split and others not.
+    """
+    if any(text.partition("=")[0] in own_points.SPLITS for text in texts):
+        return {split: [path] for split, path in parse_annotations(texts).items()}
+    return {own_points.UNSTATED: [Path(text) for text in texts]}
 
 
 def _warn_of_scheme(scheme: LandmarkScheme) -> None:

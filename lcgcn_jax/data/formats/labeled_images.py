@@ -165,7 +165,7 @@ def to_annotations(
         number = 0
         for image in file.images:
             try:
-                groups = group_faces(image, grouping)
+                groups = group_faces(image, indices, grouping)
             except ValueError as error:
                 bad.append(BadRecord(image.called, str(error)))
                 continue
@@ -254,12 +254,17 @@ def _is_whole(text: str) -> bool:
 
 
 def group_faces(
-    image: LabeledImage, grouping: str
+    image: LabeledImage, indices: Mapping[str, int], grouping: str
 ) -> list[tuple[list[LabeledPoint], LabeledBox | None]]:
     """Tell the faces of an image apart.
 
     Points and boxes of one group are a face. Without groups, the points are one face; with two or
     more boxes, the faces are what lies in them.
+
+    Args:
+      image: the annotations.
+      indices: label -> landmark.
+      grouping: how the tool tells the faces of an image apart, for messages.
 
     Raises:
       ValueError: the points cannot be assigned.
@@ -276,9 +281,9 @@ def group_faces(
         boxes = defaultdict(list, {box: [box] for box in boxes[None]})
     faces = []
     for group, members in points.items():
-        counts = Counter(point.label for point in members)
-        label, count = counts.most_common(1)[0]
+        index, count = Counter(indices[point.label] for point in members).most_common(1)[0]
         if count > 1:
+            label = next(point.label for point in members if indices[point.label] == index)
             raise ValueError(f"{count} points {label!r} in one face; {grouping}")
         if len(boxes[group]) > 1:
             raise ValueError(f"{len(boxes[group])} boxes for one face; {grouping}")

@@ -225,7 +225,7 @@ def parse_folders(texts: Sequence[str]) -> dict[str, list[Path]]:
     Raises:
       InputError: a split occurs twice, or some have a split and others not.
     """
-    if any(text.partition("=")[0] in own_points.SPLITS for text in texts):
+    if any(text.startswith(tuple(f"{split}=" for split in own_points.SPLITS)) for text in texts):
         return {split: [path] for split, path in parse_annotations(texts).items()}
     return {own_points.UNSTATED: [Path(text) for text in texts]}
 

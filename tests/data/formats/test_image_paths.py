@@ -1,0 +1,69 @@
+import re
+import shutil
+
+import pytest
+
+from lcgcn_jax.data.formats.image_paths import ImageFinder
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a.jpg", "a.jpg"),
+        ("./one//b.jpg", "one/b.jpg"),
+        (r"one\b.jpg", "one/b.jpg"),
+        ("one/c%20d.jpg", "one/c d.jpg"),
+        ("one/c d.jpg", "one/c d.jpg"),
+        ("/home/me/photos/one/b.jpg", "one/b.jpg"),
+        (r"C:\photos\one\b.jpg", "one/b.jpg"),
+        (r"\\server\share\one\b.jpg", "one/b.jpg"),
+        ("../images/one/b.jpg", "one/b.jpg"),
+        ("b.jpg", "one/b.jpg"),
+        ("batch/two/p.jpg", "two/p.jpg"),
+        ("one/b", "one/b.jpg"),
+    ],
+)
+def test_a_path_of_another_machine_is_found(images, text, found):
+    assert ImageFinder(images).find(text) == images / found
+
+
+def test_absolute_path_below_the_folder(images):
+    (images / "copies").mkdir()
+    shutil.copy(images / "a.jpg", images / "copies/a.jpg")
+    assert ImageFinder(images).find(str(images / "copies/a.jpg")) == images / "copies/a.jpg"
+
+
+def test_the_folder_of_the_annotation_file_comes_first(images):
+    finder = ImageFinder(images)
+    assert finder.find("p.jpg", relative_to=images / "two") == images / "two/p.jpg"
+    assert finder.find("../three/p.jpg", relative_to=images / "two") == images / "three/p.jpg"
+    assert finder.find("a.jpg", relative_to=images.parent) == images / "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nothing.jpg", "no image 'nothing.jpg' in images/ or below"),
+        ("../outside.jpg", "no image 'outside.jpg'"),
+        ("p.jpg", "'three/p.jpg' or 'two/p.jpg'"),
+        ("link.jpg", "a link that leaves images/"),
+        ("", "no image path"),
+        ("a\0.jpg", "no image"),
+    ],
+)
+def test_an_image_that_is_missing_or_unclear(images, text, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        ImageFinder(images).find(text)
+
+
+def test_two_paths_do_not_share_an_image(images):
+    finder = ImageFinder(images)
+    assert finder.find("job_1/a.jpg") == images / "a.jpg"
+    assert finder.find("job_1/a.jpg") == images / "a.jpg"
+    with pytest.raises(ValueError, match=r"'job_2/a\.jpg' and 'job_1/a\.jpg' both fit 'a\.jpg'"):
+        finder.find("job_2/a.jpg")
+
+
+def test_files_of_macos_are_not_images(images):
+    (images / "two/._b.jpg").write_bytes(b"")
+    assert ImageFinder(images).find("b.jpg") == images / "one/b.jpg"

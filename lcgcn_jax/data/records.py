@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float
 from lcgcn_jax.errors import printable
 from lcgcn_jax.landmarks import LandmarkScheme
 
+_SYSTEM_FILES = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
+
 
 @dataclasses.dataclass(frozen=True)
 class FaceAnnotation:
@@ -114,3 +116,8 @@ def image_inside(images: Path, image: str) -> Path:
 def lies_within(path: Path, folder: Path) -> bool:
     """Whether a file is in a folder or below it once all links are followed."""
     return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a file of this name is one that macOS or Windows adds to folders by itself."""
+    return name.startswith("._") or name.lower() in _SYSTEM_FILES

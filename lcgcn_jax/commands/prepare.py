@@ -71,6 +71,13 @@ def add_parser(subparsers) -> None:
         official.add_argument(
             "--src", type=Path, required=True, help="folder of the official files"
         )
+        if layout == "300w":
+            official.add_argument(
+                "--keep-lfpw-overlap",
+                action="store_true",
+                help="keep the three LFPW training images that LFPW's test set also holds",
+            )
+        _add_orientation(official)
         _add_output(official)
     for layout, form in _OWN_FORMS.items():
         own = layouts.add_parser(
@@ -102,6 +109,7 @@ def add_parser(subparsers) -> None:
             default=0,
             help="what the file's pixels count from (%(default)s)",
         )
+        _add_orientation(own)
         _add_output(own)
     drawn = layouts.add_parser("synthetic", help="procedural faces, drawn here")
     drawn.add_argument(
@@ -115,6 +123,15 @@ def add_parser(subparsers) -> None:
     )
     drawn.add_argument("--seed", type=int, default=0, help="which faces (%(default)s)")
     _add_output(drawn)
+
+
+def _add_orientation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stored-pixels",
+        action="store_true",
+        help="the points refer to the images as stored; without it, to the images as shown upright, with "
+        "their EXIF orientation applied",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -146,12 +163,18 @@ def run(args: argparse.Namespace) -> int:
             _check_apart("--annotations", path, args.out)
         read = OWN_READERS[args.layout]
         annotations = read(args.src, files, scheme, count_from=args.count_from)
-        report = builders.prepare(annotations, args.out, overwrite=args.overwrite)
+        report = builders.prepare(
+            annotations, args.out, overwrite=args.overwrite, stored_pixels=args.stored_pixels
+        )
         _warn_of_scheme(scheme)
     else:
         _check_source(args.src, args.out)
+        if args.layout == "300w":
+            annotations = w300.read(args.src, keep_lfpw_overlap=args.keep_lfpw_overlap)
+        else:
+            annotations = READERS[args.layout](args.src)
         report = builders.prepare(
-            READERS[args.layout](args.src), args.out, overwrite=args.overwrite
+            annotations, args.out, overwrite=args.overwrite, stored_pixels=args.stored_pixels
         )
     _print_report(report, args.out)
     return 1 if report.bad else 0

@@ -212,7 +212,7 @@ def _subfolder(src: Path, folder: str) -> Path | None:
 
 def _files(folder: Path) -> list[Path]:
     """The entries of a folder in order, without those of file managers."""
-    return [path for path in sorted(folder.iterdir()) if not is_system_file(path.name)]
+    return [path for path in sorted(folder.glob("*")) if not is_system_file(path.name)]
 
 
 def _images_by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:

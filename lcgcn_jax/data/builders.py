@@ -296,7 +296,7 @@ def decode_image(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
       ValueError: the bytes are no picture.
     """
-    return photographs.decode_image(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return photographs.decode_image(encoded, upright=False)
 
 
 # Faces of one photograph follow each other: it is read once for all of them.

@@ -3,12 +3,14 @@
 import collections
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +24,7 @@ from jaxtyping import Float, UInt8
 
 from lcgcn_jax import geometry, photographs
 from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, one_line
 
 VERSION = "1.0.0"
 RECORDS = f"faces/{VERSION}"
@@ -107,17 +109,13 @@ def fresh_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     new_parents = [parent for parent in out.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made: {error.strerror}") from error
-    try:
         yield folder
         if out.exists():
             out.replace(replaced)
         folder.replace(out)
     except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written: {error.strerror}; nothing is changed"
-        ) from error
+        reason = error.strerror or one_line(error)
+        raise InputError(f"{out}: cannot be written: {reason}; nothing is changed") from error
     finally:
         # An interrupted exchange keeps the new dataset where it is in place, else the old one.
         if replaced.exists() and not out.exists():
@@ -142,6 +140,7 @@ def write_records(
 
     Raises:
       InputError: not one face can be used.
+      OSError: the folder cannot be written.
     """
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -149,13 +148,24 @@ def write_records(
         annotations, stored_pixels=stored_pixels, data_dir=folder, file_format="array_record"
     )
     # TFDS speaks of downloads on standard output; there are none.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _system_errors():
         builder.download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)
     (folder / REPORT).write_text(
         json.dumps(dataclasses.asdict(builder.report), indent=2), encoding="utf-8"
     )
     return builder.report
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raises `OSError` where the ArrayRecord writer fails, which raises `RuntimeError` itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if failure := re.search(r"\b\w+\(\) failed: ([^;\n]+)", str(error)):
+            raise OSError(errno.EIO, failure[1]) from error
+        raise
 
 
 def validation_groups(

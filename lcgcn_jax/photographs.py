@@ -169,7 +169,7 @@ def _png_is_complete(encoded: bytes) -> bool:
             kind[:1].isupper()
             and struct.pack(">I", zlib.crc32(encoded[place + 4 : end])) != (encoded[end : end + 4])
         ):
-            raise ValueError("the image cannot be decoded: a PNG chunk has a wrong checksum")
+            raise ValueError("the image cannot be decoded (a PNG chunk has a wrong checksum)")
         if kind == b"IEND":
             return True
         place = end + 4
@@ -269,6 +269,6 @@ def _decode_with_pillow(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         reason = "the image file is truncated" if "truncated" in str(error) else None
         raise ValueError(reason or "the image cannot be decoded") from error
     except ValueError as error:
-        raise ValueError(f"the image cannot be decoded: {error}") from error
+        raise ValueError(f"the image cannot be decoded ({error})") from error
     except Exception as error:  # damaged data raise errors of many types
         raise ValueError("the image cannot be decoded") from error

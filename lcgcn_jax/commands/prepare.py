@@ -58,7 +58,9 @@ def add_parser(subparsers) -> None:
         "prepare",
         help="write a dataset's official files, or your own points, as records",
         description="Writes the faces of a dataset as records that train and eval read. Faces that "
-        "cannot be used are left out and listed in OUT/report.json; the exit code is then 1.",
+        "cannot be used are left out and listed in OUT/report.json; the exit code is then 1. Annotations "
+        "refer to the image as shown upright, with its EXIF orientation applied (JPEG, PNG, WebP, TIFF, "
+        "AVIF), as predict writes them; --stored-pixels is for points in the pixels as stored.",
         epilog="example: lcgcn prepare 300w --src 300W_FOLDER --out data/w300; for the options of a "
         "layout: lcgcn prepare 300w --help",
     )

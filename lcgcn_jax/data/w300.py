@@ -12,8 +12,11 @@ from lcgcn_jax.data.records import (
     AnnotationList,
     BadRecord,
     FaceAnnotation,
+    archives,
     is_system_file,
     lies_within,
+    marked_missing,
+    note_of_missing_points,
 )
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inputs import PHOTOGRAPH_SUFFIXES
@@ -34,10 +37,8 @@ SUBSETS = {
 LFPW_OVERLAP = ("image_0215", "image_0828", "image_0862")
 """LFPW training images that LFPW's test set also holds, as `image_0066`, `image_0096`, `image_0007`."""
 
-_ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|rar|7z)(\.\d+)?$", re.IGNORECASE)
-_SIGN_FLIP_MARGIN = (
-    0.1  # of the face size; no annotated point is that far beyond the image's corner
-)
+# Of the face size. No official annotation is that far beyond the image's top left corner.
+_SIGN_FLIP_MARGIN = 0.1
 
 
 def read(src: Path, *, keep_lfpw_overlap: bool = False) -> AnnotationList:
@@ -58,7 +59,7 @@ def read(src: Path, *, keep_lfpw_overlap: bool = False) -> AnnotationList:
       InputError: the folder holds none of the subsets, or one of them twice.
     """
     faces, bad, absent, notes = [], [], [], []
-    left_out = []
+    left_out, names = [], set()
     for subset, (folder, split) in SUBSETS.items():
         found = _subfolder(src, folder)
         files = [] if found is None else _files(found)
@@ -75,7 +76,11 @@ def read(src: Path, *, keep_lfpw_overlap: bool = False) -> AnnotationList:
                 left_out.append(points_file.stem)
                 continue
             try:
-                faces.append(_read_face(src, points_file, images, subset, folder, split))
+                face = _read_face(src, points_file, images, subset, folder, split)
+                if face.name in names:
+                    raise ValueError(f"{face.name} has another .pts file; remove one")
+                names.add(face.name)
+                faces.append(face)
             except ValueError as error:
                 bad.append(BadRecord(f"{folder}/{points_file.name}", str(error)))
     if not faces and not bad and not left_out:
@@ -85,10 +90,9 @@ def read(src: Path, *, keep_lfpw_overlap: bool = False) -> AnnotationList:
             f"{len(left_out)} LFPW training images are left out because LFPW's test set holds the "
             f"same images: {', '.join(left_out)}; --keep-lfpw-overlap keeps them"
         )
-    notes += _note_of_missing_points(faces)
-    archives = _archives(src)
-    if absent and archives:
-        notes.append(f"not read, still packed: {', '.join(archives)}; unpack to add absent subsets")
+    notes += note_of_missing_points(faces)
+    if absent and (packed := archives(src)):
+        notes.append(f"not read, still packed: {', '.join(packed)}; unpack to add absent subsets")
     return AnnotationList("300w", IBUG68, (), faces, bad, absent, notes)
 
 
@@ -149,7 +153,7 @@ def located(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
     Raises:
       ValueError: points with two negative coordinates lie far outside of the image.
     """
-    missing = (points == 0).all(axis=1) | (points == -1).all(axis=1)
+    missing = marked_missing(points)
     if missing.all():
         raise ValueError("all points are at (0, 0) or (-1, -1), which marks a missing point")
     size = np.ptp(np.abs(points[~missing]), axis=0).max()
@@ -224,33 +228,18 @@ def _images_by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
     return images
 
 
-def _archives(src: Path) -> list[str]:
-    return [path.name for path in _files(src) if _ARCHIVE.search(path.name) and path.is_file()]
-
-
 def _nothing_here(src: Path) -> str:
     """Why no subset is found in a folder, and what to do."""
     folders = ", ".join(f"{folder}/" for folder, _ in SUBSETS.values())
     message = f"no 300W subset with .pts files here; expected one of {folders}"
-    if archives := _archives(src):
-        return f"{message}; unpack {', '.join(archives)} first"
+    if packed := archives(src):
+        return f"{message}; unpack {', '.join(packed)} first"
     if any(path.suffix.lower() == ".pts" for path in _files(src)):
         return f"{message}; these .pts files have to lie in the folder of their subset"
     for below in [path for path in _files(src) if path.is_dir()]:
         if any(_subfolder(below, folder) for folder, _ in SUBSETS.values()):
             return f"{message}; did you mean --src {below}?"
     return message
-
-
-def _note_of_missing_points(faces: Sequence[FaceAnnotation]) -> list[str]:
-    partial = [face for face in faces if not face.visible.all()]
-    if not partial:
-        return []
-    count = sum(int((~face.visible).sum()) for face in partial)
-    return [
-        f"{count:,} points at (0, 0) or (-1, -1) count as missing, in {len(partial):,} files, such as "
-        f"{partial[0].name}"
-    ]
 
 
 def _image_of(points_file: Path, images: Mapping[str, Sequence[Path]]) -> Path:

@@ -18,6 +18,12 @@ CROP_SCALE = 1.25
 
 _MIN_BOX_SIDE = 0.5  # pixels
 
+# EXIF orientation -> what the x and y axes of the upright image are in the image as stored.
+_UPRIGHT_AXES = {
+    1: ("x", "y"), 2: ("-x", "y"), 3: ("-x", "-y"), 4: ("x", "-y"),
+    5: ("y", "x"), 6: ("-y", "x"), 7: ("-y", "-x"), 8: ("y", "-x"),
+}  # fmt: skip
+
 
 def box_of_landmarks(landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarray, "k"]) -> Box:
     """Smallest box around the visible landmarks: what evaluation calls the ground-truth box."""
@@ -87,6 +93,24 @@ def transform_points(affine: Affine, points: Points) -> Points:
 def transform_box(affine: Affine, box: Box) -> Box:
     """Applies an affine without rotation to a box."""
     return transform_points(affine, box.reshape(2, 2)).reshape(4)
+
+
+def upright_transform(orientation: int, width: int, height: int) -> Affine:
+    """The affine from the pixels of an image as stored to those of the image as shown upright.
+
+    Args:
+      orientation: EXIF orientation, 1 to 8.
+      width: width of the image as stored.
+      height: height of the image as stored.
+    """
+    rows = {"x": (1, 0, 0), "-x": (-1, 0, width - 1), "y": (0, 1, 0), "-y": (0, -1, height - 1)}
+    x, y = _UPRIGHT_AXES[orientation]
+    return np.array([rows[x], rows[y]], np.float64)
+
+
+def is_mirrored(orientation: int) -> bool:
+    """Whether an image with this EXIF orientation is stored as its mirror image."""
+    return orientation in (2, 4, 5, 7)
 
 
 def crop_side(box: Box, scale: float = CROP_SCALE) -> float:

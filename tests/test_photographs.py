@@ -1,3 +1,5 @@
+import contextlib
+import io
 import struct
 
 import cv2
@@ -7,7 +9,7 @@ import pytest
 
 from lcgcn_jax.detection import quiet_opencv
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.photographs import MAX_PIXELS, claimed_size, read_photograph
+from lcgcn_jax.photographs import MAX_PIXELS, decode_image, read_header, read_photograph
 
 # 24 x 32, its quarters red, green, blue and yellow, in RGB.
 COLOURS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 20]]], np.uint8)
@@ -105,7 +107,7 @@ def test_other_formats_that_end_early_are_refused(tmp_path, suffix):
     path = tmp_path / f"cut{suffix}"
     PIL.Image.fromarray(NOISE).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with quiet_opencv(), pytest.raises(InputError, match="cannot be decoded"):
+    with quiet_opencv(), pytest.raises(InputError, match=r"cannot be decoded|truncated"):
         read_photograph(path)
 
 
@@ -136,22 +138,220 @@ def test_what_is_no_whole_picture_is_named(tmp_path, content, reason):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif"])
-def test_the_size_that_a_header_claims(suffix):
-    picture = encoded(suffix)
-    assert claimed_size(picture) == (32, 24)
-    if suffix == ".jpg":
-        # Behind a segment that holds a thumbnail, and with bytes that fill up before a marker.
-        turned = with_orientation(picture, 6)
-        thumbnail = b"\xff\xe2" + struct.pack(">H", len(picture) + 2) + encoded(suffix)
-        assert claimed_size(turned[:2] + thumbnail + b"\xff\xff" + turned[2:]) == (32, 24)
-    for end in range(len(picture)):
-        assert claimed_size(picture[:end]) in (None, (32, 24))
+ALL_FORMATS = {
+    "JPEG": {}, "PNG": {}, "GIF": {}, "BMP": {}, "TIFF": {}, "WEBP": {}, "AVIF": {}, "JPEG2000": {},
+    "PPM": {},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".webp", ".ppm"])
-def test_headers_of_other_formats_are_left_to_the_decoder(suffix):
-    assert claimed_size(encoded(suffix)) is None
+def saved(format, picture=PICTURE, **options):
+    """The picture as a file of one of Pillow's formats."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture).save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ALL_FORMATS)
+def test_header_states_the_size(format):
+    whole = saved(format)
+    header = read_header(whole)
+    assert header.format == format
+    assert header.stored_size == header.size == (32, 24)
+    for end in range(len(whole)):
+        with contextlib.suppress(ValueError):
+            assert read_header(whole[:end]).size == (32, 24)
+
+
+def test_header_of_a_jpeg_stands_behind_the_thumbnail():
+    whole = encoded(".jpg")
+    turned = with_orientation(whole, 6)
+    thumbnail = b"\xff\xe2" + struct.pack(">H", len(whole) + 2) + whole
+    header = read_header(turned[:2] + thumbnail + b"\xff\xff" + turned[2:])
+    assert header.stored_size == (32, 24)
+    assert header.size == (24, 32)
+
+
+def with_exif(format, orientation, picture=PICTURE):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    return saved(format, picture, exif=exif)
+
+
+UPRIGHT = {
+    1: COLOURS,
+    2: COLOURS[:, ::-1],
+    3: COLOURS[::-1, ::-1],
+    4: COLOURS[::-1],
+    5: COLOURS.transpose(1, 0, 2),
+    6: np.rot90(COLOURS, -1),
+    7: np.rot90(COLOURS, 2).transpose(1, 0, 2),
+    8: np.rot90(COLOURS),
+}
+"""EXIF orientation -> the quarters as they are shown."""
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_all_orientations(format, orientation):
+    """Pillow writes AVIF's as rotation (`irot`) and mirroring (`imir`)."""
+    whole = with_exif(format, orientation)
+    header = read_header(whole)
+    assert (header.orientation, header.stored_size) == (orientation, (32, 24))
+    shown = decode_image(whole)
+    assert shown.shape[1::-1] == header.size
+    assert shown.flags.c_contiguous
+    assert np.abs(quarters(shown) - UPRIGHT[orientation]).max() <= 12
+    stored = decode_image(whole, upright=False)
+    assert stored.shape == PICTURE.shape
+    assert np.abs(quarters(stored) - COLOURS).max() <= 12
+
+
+@pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "jpeg"}])
+def test_orientation_of_compressed_tiff(options):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 8
+    whole = saved("TIFF", exif=exif, **options)
+    assert np.abs(quarters(decode_image(whole)) - UPRIGHT[8]).max() <= 12
+    assert np.abs(quarters(decode_image(whole, upright=False)) - COLOURS).max() <= 12
+
+
+def test_exif_of_an_avif_does_not_turn_it():
+    """HEIF's rule: only `irot` and `imir` do. A file that states both must not be turned twice."""
+    turned = with_exif("AVIF", 6)
+    angle = turned.index(b"irot") + 4
+    assert turned[angle] == 3
+    assert read_header(turned).orientation == 6
+    only_exif = turned[:angle] + b"\0" + turned[angle + 1 :]
+    assert read_header(only_exif).orientation == 1
+    assert decode_image(only_exif).shape == PICTURE.shape
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientation_that_is_none_is_ignored(orientation):
+    assert read_header(with_orientation(encoded(".jpg"), orientation)).orientation == 1
+    shown = decode_image(with_orientation(encoded(".jpg"), orientation))
+    assert shown.shape == PICTURE.shape
+
+
+def test_damaged_exif_is_ignored():
+    whole = with_orientation(encoded(".jpg"), 6)
+    for damaged in (whole.replace(b"II*\0", b"XX*\0"), whole.replace(b"\x12\x01", b"\x13\x01")):
+        assert read_header(damaged).orientation == 1
+        assert decode_image(damaged).shape == PICTURE.shape
+
+
+NOISE_JPEG = encoded(".jpg", NOISE)
+VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + np.random.default_rng(1).bytes(50_000)
+TRAILERS = {
+    "motion photo of Google": VIDEO,
+    "motion photo of Samsung": b"\0\0\x30\x0aMotionPhoto_Data" + VIDEO + b"SEFHSEFT",
+    "zeros": bytes(4096),
+    "padding": b"\xff" * 512,
+    "second JPEG": encoded(".jpg", NOISE[::-1]),
+    "second JPEG, cut": encoded(".jpg", NOISE[::-1])[:-900],
+    "PNG": encoded(".png", NOISE),
+    "text": b"\r\n--boundary--\r\n",
+    "marker": b"\xff\xda\xff\xd8",
+}
+
+
+@pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_a_whole_jpeg_is_ignored(trailer, progressive):
+    whole = saved("JPEG", NOISE, progressive=progressive)
+    np.testing.assert_array_equal(decode_image(whole + trailer), decode_image(whole))
+    for cut in (2, 3, 100, len(whole) // 2):
+        with pytest.raises(ValueError, match="truncated"):
+            decode_image(whole[:-cut] + trailer)
+
+
+@pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
+def test_what_follows_a_whole_png_is_ignored(trailer):
+    whole = encoded(".png", NOISE)
+    np.testing.assert_array_equal(decode_image(whole + trailer), NOISE)
+    for cut in (1, 12, 1000):
+        with pytest.raises(ValueError, match=r"truncated|checksum"):
+            decode_image(whole[:-cut] + trailer)
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"])
+def test_other_formats_with_data_behind_them(format):
+    whole = saved(format, NOISE)
+    expected = decode_image(whole)
+    np.testing.assert_array_equal(decode_image(whole + bytes(1000)), expected)
+    for cut in (50, len(whole) // 2):
+        with pytest.raises(ValueError, match=r"truncated|cannot be decoded"):
+            decode_image(whole[:-cut])
+
+
+def test_first_image_of_an_mpo_is_read():
+    first, second = (PIL.Image.fromarray(p) for p in (PICTURE, PICTURE[::-1]))
+    file = io.BytesIO()
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    assert np.abs(quarters(decode_image(file.getvalue())) - COLOURS).max() <= 12
+
+
+GRAY = PICTURE[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("picture", "format", "expected"),
+    [
+        (GRAY, "TIFF", GRAY),
+        (GRAY, "PPM", GRAY),
+        (GRAY.astype(np.uint16) * 257, "TIFF", GRAY),
+        (GRAY.astype(np.uint16) * 257, "PPM", GRAY),
+        (GRAY > 100, "TIFF", np.where(GRAY > 100, 255, 0)),
+    ],
+    ids=["gray TIFF", "gray PGM", "16-bit TIFF", "16-bit PGM", "bilevel TIFF"],
+)
+def test_gray_images_come_out_as_rgb(picture, format, expected):
+    pixels = decode_image(saved(format, picture))
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected[..., None].repeat(3, axis=2))
+
+
+def test_palette_with_transparency_is_read():
+    for format in ("GIF", "PNG"):
+        image = PIL.Image.fromarray(PICTURE).quantize(16)
+        file = io.BytesIO()
+        transparency = bytes(16) if format == "PNG" else 0
+        image.save(file, format, transparency=transparency)
+        assert np.abs(quarters(decode_image(file.getvalue())) - COLOURS).max() <= 12
+
+
+def test_float_images_are_refused():
+    with pytest.raises(ValueError, match="the pixels have 32 bits; convert them to 8 bits"):
+        decode_image(saved("TIFF", GRAY.astype(np.float32)))
+
+
+def iso_file(brand, *others):
+    brands = brand + b"\0\0\0\0" + b"".join((brand, *others))
+    return struct.pack(">I", len(brands) + 8) + b"ftyp" + brands + bytes(500)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (iso_file(b"heic", b"mif1"), "HEIC images cannot be read; convert it to JPEG"),
+        (iso_file(b"mif1", b"heic"), "HEIC images cannot be read; convert it to JPEG"),
+        (iso_file(b"isom"), "the file is a video"),
+        (iso_file(b"qt  "), "the file is a video"),
+        (iso_file(b"avif", b"mif1"), "cannot be decoded"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, content, message):
+    path = tmp_path / "IMG_1.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_photograph(path)
+
+
+def test_content_counts_and_not_the_suffix(tmp_path):
+    for format in ALL_FORMATS:
+        path = tmp_path / "wrong.jpg"
+        path.write_bytes(saved(format))
+        assert read_photograph(path).shape == PICTURE.shape
 
 
 @pytest.mark.parametrize(("width", "is_read"), [(1 << 14, True), ((1 << 14) + 1, False)])

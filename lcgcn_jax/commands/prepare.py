@@ -9,7 +9,7 @@ from lcgcn_jax.data import builders, own_points, synthetic, w300, wflw
 from lcgcn_jax.data.builders import PrepareReport
 from lcgcn_jax.data.formats import cvat, dlib, label_studio, labelme
 from lcgcn_jax.data.records import AnnotationList
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme, get_scheme
 
 READERS = {"wflw": wflw.read, "300w": w300.read}
@@ -96,7 +96,9 @@ def add_parser(subparsers) -> None:
         "prepare",
         help="write a dataset's official files, or your own points, as records",
         description="Writes the faces of a dataset as records that train and eval read. Faces that "
-        "cannot be used are left out and listed in OUT/report.json; the exit code is then 1.",
+        "cannot be used are left out and listed in OUT/report.json; the exit code is then 1. Annotations "
+        "refer to the image as shown upright, with its EXIF orientation applied (JPEG, PNG, WebP, TIFF, "
+        "AVIF), as predict writes them; --stored-pixels is for points in the pixels as stored.",
         epilog="example: lcgcn prepare 300w --src 300W_FOLDER --out data/w300; for the options of a "
         "layout: lcgcn prepare 300w --help",
     )
@@ -111,6 +113,13 @@ def add_parser(subparsers) -> None:
         official.add_argument(
             "--src", type=Path, required=True, help="folder of the official files"
         )
+        if layout == "300w":
+            official.add_argument(
+                "--keep-lfpw-overlap",
+                action="store_true",
+                help="keep the three LFPW training images that LFPW's test set also holds",
+            )
+        _add_orientation(official)
         _add_output(official)
     for layout, form in _OWN_FORMS.items():
         own = layouts.add_parser(
@@ -142,6 +151,7 @@ def add_parser(subparsers) -> None:
             default=0,
             help="what the file's pixels count from (%(default)s)",
         )
+        _add_orientation(own)
         _add_output(own)
     drawn = layouts.add_parser("synthetic", help="procedural faces, drawn here")
     drawn.add_argument(
@@ -155,6 +165,15 @@ def add_parser(subparsers) -> None:
     )
     drawn.add_argument("--seed", type=int, default=0, help="which faces (%(default)s)")
     _add_output(drawn)
+
+
+def _add_orientation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stored-pixels",
+        action="store_true",
+        help="the points refer to the images as stored; without it, to the images as shown upright, with "
+        "their EXIF orientation applied",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -188,12 +207,18 @@ def run(args: argparse.Namespace) -> int:
                 _check_apart("--annotations", path, args.out)
         read = OWN_READERS[args.layout]
         annotations = read(args.src, files, scheme, count_from=args.count_from)
-        report = builders.prepare(annotations, args.out, overwrite=args.overwrite)
+        report = builders.prepare(
+            annotations, args.out, overwrite=args.overwrite, stored_pixels=args.stored_pixels
+        )
         _warn_of_scheme(scheme)
     else:
         _check_source(args.src, args.out)
+        if args.layout == "300w":
+            annotations = w300.read(args.src, keep_lfpw_overlap=args.keep_lfpw_overlap)
+        else:
+            annotations = READERS[args.layout](args.src)
         report = builders.prepare(
-            READERS[args.layout](args.src), args.out, overwrite=args.overwrite
+            annotations, args.out, overwrite=args.overwrite, stored_pixels=args.stored_pixels
         )
     _print_report(report, args.out)
     return 1 if report.bad else 0
@@ -277,6 +302,8 @@ def _print_report(report: PrepareReport, out: Path) -> None:
     print(f"{line}: {_counts(subsets)}" if subsets else line)
     if report.absent:
         print(f"absent: {', '.join(report.absent)}")
+    for note in report.notes:
+        print(f"note: {printable(note)}")
     for bad in report.bad[:_BAD_SHOWN]:
         print(f"bad: {bad}")
     if len(report.bad) > _BAD_SHOWN:

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -10,6 +12,9 @@ from jaxtyping import Bool, Float
 
 from lcgcn_jax.errors import printable
 from lcgcn_jax.landmarks import LandmarkScheme
+
+_ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|rar|7z)(\.\d+)?$", re.IGNORECASE)
+_SYSTEM_FILES = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,3 +119,38 @@ def image_inside(images: Path, image: str) -> Path:
 def lies_within(path: Path, folder: Path) -> bool:
     """Whether a file is in a folder or below it once all links are followed."""
     return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
+
+
+def archives(folder: Path) -> list[str]:
+    """Names of the archives (.zip, .tar.gz, .7z, ...) in a folder: data that are still packed."""
+    return sorted(
+        path.name
+        for path in folder.glob("*")
+        if _ARCHIVE.search(path.name) and not is_system_file(path.name) and path.is_file()
+    )
+
+
+def marked_missing(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
+    """Which points are at exactly (0, 0) or (-1, -1), where many tools put points without a location.
+
+    Args:
+      points: as an annotation file states them.
+    """
+    return (points == 0).all(axis=1) | (points == -1).all(axis=1)
+
+
+def note_of_missing_points(faces: Iterable[FaceAnnotation]) -> list[str]:
+    """A note that counts the missing points of faces, for layouts that mark them by `marked_missing`."""
+    partial = [face for face in faces if not face.visible.all()]
+    if not partial:
+        return []
+    count = sum(int((~face.visible).sum()) for face in partial)
+    return [
+        f"{count:,} points at (0, 0) or (-1, -1) count as missing, in {len(partial):,} faces, such as "
+        f"{partial[0].name}"
+    ]
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a file of this name is one that macOS or Windows adds to folders by itself."""
+    return name.startswith("._") or name.lower() in _SYSTEM_FILES

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, image_inside
+from lcgcn_jax.data.records import (
+    AnnotationList,
+    BadRecord,
+    FaceAnnotation,
+    archives,
+    image_inside,
+    marked_missing,
+    note_of_missing_points,
+)
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import WFLW98
 
@@ -31,14 +39,16 @@ def read(src: Path) -> AnnotationList:
 
     Returns:
       The faces in the order of the lists; a name is `split/line:image`, lines counting from 1.
-      Landmarks count from 0, as in the lists.
+      Landmarks count from 0, as in the lists; points at (0, 0) or (-1, -1) count as missing.
 
     Raises:
       InputError: there is no list or no folder of images.
     """
     lists = {split: path for split in SPLITS if (path := list_file(src, split)).is_file()}
     if not lists or not (src / IMAGES).is_dir():
-        raise InputError(f"{src}: no WFLW here; expected {IMAGES}/ and {LISTS}/*.txt")
+        packed = archives(src)
+        hint = f"; unpack {', '.join(packed)} first" if packed else ""
+        raise InputError(f"{src}: no WFLW here; expected {IMAGES}/ and {LISTS}/*.txt{hint}")
     faces, bad = [], []
     for split, path in lists.items():
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -49,7 +59,8 @@ def read(src: Path) -> AnnotationList:
             except ValueError as error:
                 bad.append(BadRecord(f"{path.name}:{number}", str(error)))
     absent = [split for split in SPLITS if split not in lists]
-    return AnnotationList("wflw", WFLW98, WFLW_ATTRIBUTES, faces, bad, absent)
+    notes = note_of_missing_points(faces)
+    return AnnotationList("wflw", WFLW98, WFLW_ATTRIBUTES, faces, bad, absent, notes)
 
 
 def _read_face(images: Path, split: str, number: int, line: bytes) -> FaceAnnotation:
@@ -72,6 +83,8 @@ def _read_face(images: Path, split: str, number: int, line: bytes) -> FaceAnnota
         raise ValueError(f"the box {box.tolist()} has no extent")
     if not np.isin(attributes, (0, 1)).all():
         raise ValueError("an attribute is neither 0 nor 1")
+    points = points.reshape(-1, 2)
+    missing = marked_missing(points)
     image = fields[-1].strip()
     return FaceAnnotation(
         name=f"{split}/{number:06d}:{image}",
@@ -79,8 +92,8 @@ def _read_face(images: Path, split: str, number: int, line: bytes) -> FaceAnnota
         split=split,
         group=image,
         image_path=image_inside(images, image),
-        landmarks=points.reshape(-1, 2),
-        visible=np.ones(WFLW98.num_landmarks, bool),
+        landmarks=np.where(missing[:, None], np.nan, points),
+        visible=~missing,
         provided_box=box,
         attributes=tuple(bool(a) for a in attributes),
     )

@@ -219,15 +219,12 @@ class FaceDetector:
         try:
             network = self._idle.pop()
         except IndexError:
-            network = cv2.FaceDetectorYN.create(
-                "onnx",
-                self._content,
-                np.zeros(0, np.uint8),
-                (SIDES[0], SIDES[0]),
-                MIN_SCORE,
-                _OVERLAP,
-                _MOST,
-            )
+            size = (SIDES[0], SIDES[0])
+            no_config = np.zeros(0, np.uint8)
+            with quiet_opencv():
+                network = cv2.FaceDetectorYN.create(
+                    "onnx", self._content, no_config, size, MIN_SCORE, _OVERLAP, _MOST
+                )
         yield network
         # Not after an error, which may leave it in any state.
         self._idle.append(network)

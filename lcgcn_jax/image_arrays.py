@@ -4,9 +4,10 @@ Every function of the Python interface that takes pixels reads them by these rul
 
 - `uint8` RGB `[h w 3]` is used as it is, whatever its memory layout. OpenCV's `cv2.imread` returns BGR, which
   cannot be told from RGB: convert it first.
-- Grayscale `[h w]` or `[h w 1]`, RGBA `[h w 4]` (alpha is dropped) and PIL images of any mode (turned by their
-  EXIF orientation) are converted as the same image in a file is.
-- Other integer types are converted if all values are in 0..255. `uint16` is not: it usually holds 16-bit images.
+- Grayscale `[h w]` or `[h w 1]`, RGBA `[h w 4]` (alpha is dropped) and PIL images of any mode (turned by
+  their EXIF orientation) are converted as the same image in a file is.
+- Other integer types are converted if all values are in 0..255. `uint16` is not: it usually holds 16-bit
+  images.
 - Floating-point and boolean arrays, files' bytes and all other objects are refused.
 """
 
@@ -123,7 +124,8 @@ def _bytes_of(values: Any, name: str, expected: str) -> np.ndarray:
         array = np.asarray(values)
     except Exception as error:  # conversions of other libraries raise what they like
         raise InputError(
-            f"{name}: {type(values).__name__} cannot become an array: {one_line(error)[:100]}; give {expected}"
+            f"{name}: {type(values).__name__} cannot become an array: {one_line(error)[:100]}; "
+            f"give {expected}"
         ) from error
     if array.dtype == np.uint8:
         return array
@@ -136,12 +138,12 @@ def _bytes_of(values: Any, name: str, expected: str) -> np.ndarray:
     if array.dtype.kind in "iu" and array.dtype != np.uint16 and low >= 0 and high <= 255:
         return array.astype(np.uint8)
     if array.dtype.kind == "f":
-        unit = 0 <= low and high <= 1
+        unit = low >= 0 and high <= 1
         fix = "(255 * image).round()" if unit else "image.round().clip(0, 255)"
     elif array.dtype == np.uint16 and high > 255:
         fix = "(image >> 8)"
     else:
-        fix = "image" if 0 <= low and high <= 255 else "image.clip(0, 255)"
+        fix = "image" if low >= 0 and high <= 255 else "image.clip(0, 255)"
     raise InputError(
         f"{name}: {_describe(array)} with values {low:g} to {high:g}; give {expected} with values 0 to 255, "
         f"such as {fix}.astype(np.uint8)"

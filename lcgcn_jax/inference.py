@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from lcgcn_jax import geometry, robust_crops
 from lcgcn_jax.calibration import Calibration

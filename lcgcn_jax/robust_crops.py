@@ -1,9 +1,9 @@
 """Second predictions for faces that lie on their side or upside down, and honest errors for failed ones.
 
-The models are trained on faces rolled by up to 30 degrees or so. On a face that is rolled further, they place an
-upright face all the same, and a calibration fitted on upright faces expects a small error there. What tells
-such a face is the error expected on average over its landmarks: on the 300W validation faces, rolled by 0 to
-180 degrees, no face with an error above 15 % was below the middle of the calibration's range.
+Training rolls faces by up to 30 degrees. On a face that is rolled further, a model places an upright face all
+the same, and a calibration that was fitted on upright faces expects a small error there. The expected error,
+averaged over the landmarks, tells such a face: on the 300W validation faces, rolled by 0 to 180 degrees, it was
+above the middle of the calibration's range for every face with a measured error above 15 %.
 """
 
 import numpy as np
@@ -46,8 +46,8 @@ def honest_error(
 ) -> Rows:
     """Raise the expected error where the whole face may have failed.
 
-    Over all orientations that a face may have, a landmark at distance r from the face's center is 4 r / pi off
-    on average. This error counts by the probability of `failure`.
+    Over all orientations that a face may have, a landmark at distance r from the face's center is 4 r / pi
+    off on average. This error counts by the probability of `failure`.
 
     Args:
       expected: error of each landmark by the calibration, in percent of the normalizing distance.

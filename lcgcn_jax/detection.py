@@ -9,17 +9,20 @@ import contextlib
 import dataclasses
 import hashlib
 import http.client
+import threading
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from lcgcn_jax.cache import cache_folder
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.files import write_whole
+from lcgcn_jax.image_arrays import ImageInput, rgb_image
 
 MODEL_FILE = "face_detection_yunet_2023mar.onnx"
 MODEL_URL = (
@@ -39,6 +42,7 @@ poor in the larger one.
 """
 
 _OVERLAP = 0.3  # IoU from which two detections are one face: OpenCV's default
+_NESTED = 0.75  # part of the smaller of two boxes from which they are one face
 _MOST = 5000  # candidates before that: OpenCV's default
 _TIMEOUT = 30  # seconds without an answer
 
@@ -177,7 +181,11 @@ def _features(detections: Detections) -> Float[np.ndarray, "n 11"]:
 
 
 class FaceDetector:
-    """Finds faces with OpenCV's `FaceDetectorYN`; not to be used by two threads at once."""
+    """Face detector with OpenCV's `FaceDetectorYN`.
+
+    It can be used by several threads at once and be pickled: it holds the content of the model's file, and
+    makes one network for each call that runs at the same time.
+    """
 
     def __init__(self, model: str | Path | None = None):
         """Loads the detector.
@@ -192,16 +200,42 @@ class FaceDetector:
         if not path.is_file():
             raise InputError(f"{path}: no such file; --detector_model wants {MODEL_FILE}")
         try:
-            with quiet_opencv():
-                self._detector = cv2.FaceDetectorYN.create(
-                    str(path), "", (SIDES[0], SIDES[0]), MIN_SCORE, _OVERLAP, _MOST
-                )
-                self._detector.detect(np.zeros((SIDES[0], SIDES[0], 3), np.uint8))
+            self._content = np.frombuffer(path.read_bytes(), np.uint8)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        self._idle: list[cv2.FaceDetectorYN] = []
+        try:
+            with quiet_opencv(), self._network() as network:
+                network.detect(np.zeros((SIDES[0], SIDES[0], 3), np.uint8))
         except cv2.error as error:
             raise InputError(f"{path}: not a YuNet face detector; give {MODEL_FILE}") from error
 
-    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
-        """Finds the faces of an RGB picture of any size."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_content": self._content, "_idle": []}
+
+    @contextlib.contextmanager
+    def _network(self) -> Iterator[cv2.FaceDetectorYN]:
+        """A network that no other call uses meanwhile."""
+        try:
+            network = self._idle.pop()
+        except IndexError:
+            size = (SIDES[0], SIDES[0])
+            no_config = np.zeros(0, np.uint8)
+            with quiet_opencv():
+                network = cv2.FaceDetectorYN.create(
+                    "onnx", self._content, no_config, size, MIN_SCORE, _OVERLAP, _MOST
+                )
+        yield network
+        # Not after an error, which may leave it in any state.
+        self._idle.append(network)
+
+    def detect(self, image: ImageInput) -> Detections:
+        """Finds the faces of an RGB picture of any size.
+
+        Raises:
+          InputError: it is no image that `image_arrays.rgb_image` can convert.
+        """
+        image = rgb_image(image)
         height, width = image.shape[:2]
         rows, sizes = [], []
         for side in SIDES:
@@ -211,23 +245,29 @@ class FaceDetector:
                 continue
             sizes.append(size)
             smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            self._detector.setInputSize(size)
-            found = self._detector.detect(cv2.cvtColor(smaller, cv2.COLOR_RGB2BGR))[1]
+            with self._network() as network:
+                network.setInputSize(size)
+                found = network.detect(cv2.cvtColor(smaller, cv2.COLOR_RGB2BGR))[1]
             if found is not None:
                 rows.append(_from_yunet(found, np.array([width, height]) / size))
         return _without_doubles(Detections.concatenate(rows))
 
-    def face_boxes(self, image: UInt8[np.ndarray, "h w 3"]) -> Boxes:
+    def face_boxes(self, image: ImageInput) -> Boxes:
         """The landmarks' boxes of the faces in an RGB picture, the surest first.
 
-        A face whose centre is outside the picture is left out.
+        A face whose centre is outside the picture is left out. Of two boxes of which one holds most of the
+        other, the surer is kept: in large pictures, some detections are a face with the chest below it.
+
+        Raises:
+          InputError: as `detect`.
         """
+        image = rgb_image(image)
         boxes = BOX_MAP(self.detect(image))
         height, width = image.shape[:2]
         centre, size = _centre_and_size(boxes)
         inside = ((centre >= 0) & (centre < (width, height))).all(axis=1)
         # Far from the faces that the map was learned on, it might turn a box inside out.
-        return boxes[inside & (size > 0).all(axis=1)]
+        return _without_nested(boxes[inside & (size > 0).all(axis=1)])
 
 
 def _from_yunet(found: np.ndarray, factor: np.ndarray) -> Detections:
@@ -248,15 +288,40 @@ def _without_doubles(detections: Detections) -> Detections:
     return detections.take(np.asarray(rows, int))
 
 
+def _without_nested(boxes: Boxes) -> Boxes:
+    """Drop each box that holds most of an earlier one, or of which an earlier one holds most."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    kept: list[int] = []
+    for i, box in enumerate(boxes):
+        extent = np.minimum(box[2:], boxes[kept, 2:]) - np.maximum(box[:2], boxes[kept, :2])
+        shared = extent.clip(min=0).prod(axis=1)
+        if (shared <= _NESTED * np.minimum(areas[i], areas[kept])).all():
+            kept.append(i)
+    return boxes[kept]
+
+
+_silence = threading.Lock()
+_silenced = 0  # blocks of `quiet_opencv` that run now, in all threads
+_loud = 0  # OpenCV's log level before the first of them
+
+
 @contextlib.contextmanager
 def quiet_opencv() -> Iterator[None]:
     """Keeps OpenCV's own log off standard error; what goes wrong is raised all the same."""
+    global _silenced, _loud
     log = cv2.utils.logging
-    level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+    # The level is one for all threads: the first to come silences it, the last to go restores it.
+    with _silence:
+        if _silenced == 0:
+            _loud = log.setLogLevel(log.LOG_LEVEL_SILENT)
+        _silenced += 1
     try:
         yield
     finally:
-        log.setLogLevel(level)
+        with _silence:
+            _silenced -= 1
+            if _silenced == 0:
+                log.setLogLevel(_loud)
 
 
 def fetch_detector_model() -> Path:

@@ -19,7 +19,7 @@ LAYERS = [
     {"models", "data"},
     {"losses", "metrics", "calibration"},
     {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
-    {"geometry", "landmarks", "cache", "compilation", "files"},
+    {"geometry", "landmarks", "cache", "compilation", "files", "forking", "image_arrays"},
     {"errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

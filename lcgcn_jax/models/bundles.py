@@ -7,6 +7,7 @@ README.md           model card
 """
 
 import dataclasses
+import functools
 import json
 import struct
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from lcgcn_jax.files import write_whole
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.lcgcn import LCGCN
-from lcgcn_jax.models.registry import create_model
+from lcgcn_jax.models.registry import create_model, heatmap_model_factory
 from lcgcn_jax.models.weights import Weights, split_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -81,10 +82,25 @@ class Bundle:
 def abstract_weights(
     model: Mapping[str, Any], num_landmarks: int, dtype: DTypeLike = jnp.float32
 ) -> tuple[nnx.GraphDef, dict, dict]:
-    """Structure of a model, and shapes and types of its weights, without making any."""
+    """Structure of a model, and shapes and types of its weights, without making any.
 
+    Tracing a model takes a second or more, so the last structures are kept: reading a bundle, creating its
+    model and copying it traces once.
+    """
+    # As text: it is what a bundle's file holds, and mappings have no hash. A factory may be registered
+    # under the name of an earlier one.
+    factory = heatmap_model_factory(dict(model))
+    structure = _structure(json.dumps(dict(model)), factory, num_landmarks, jnp.dtype(dtype))
+    graphdef, params, batch_stats = structure
+    return graphdef, dict(params), dict(batch_stats)
+
+
+@functools.lru_cache(maxsize=8)
+def _structure(
+    model: str, _factory: Any, num_landmarks: int, dtype: jnp.dtype
+) -> tuple[nnx.GraphDef, dict, dict]:
     def build() -> LCGCN:
-        return create_model(model, num_landmarks, dtype=dtype, rngs=make_rngs(0))
+        return create_model(json.loads(model), num_landmarks, dtype=dtype, rngs=make_rngs(0))
 
     return split_weights(nnx.eval_shape(build))
 

@@ -61,6 +61,13 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
     _HEATMAP_MODELS[name] = factory
 
 
+def heatmap_model_factory(config: Mapping[str, Any]) -> HeatmapModelFactory | None:
+    """The heatmap model that a configuration names; None: no such model."""
+    heatmap = config.get("heatmap")
+    name = heatmap.get("name") if isinstance(heatmap, Mapping) else None
+    return _HEATMAP_MODELS.get(name) if isinstance(name, str) else None
+
+
 def create_model(
     config: Mapping[str, Any],
     num_landmarks: int,

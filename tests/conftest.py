@@ -1,19 +1,22 @@
-"""Strict JAX, eight simulated devices, and where the real data is."""
+"""Test tiers, the CPU time limit of unit tests, strict JAX on eight simulated devices, shared fixtures."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import math
 import os
 import re
+import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 # Before anything imports JAX.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
@@ -26,7 +29,105 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _CACHE = Path(__file__).parents[1] / ".cache" / "jit"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# Low, since what one worker has compiled the other need not.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+UNIT_TEST_LIMIT = 5.0
+"""CPU seconds of a unit test without its fixtures."""
+
+_SHOWN = 15
+
+
+def pytest_configure(config):
+    """Sets up JAX for the selected tier.
+
+    Only the device tier uses an accelerator. Unit tests compile at XLA's lowest optimization level, which
+    halves the time of the suite; integration tests compile as users do.
+    """
+    selected = config.option.markexpr
+    if selected != "gpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        jax.config.update("jax_platforms", "cpu")
+    if "not slow" in selected:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and its finished children. Unlike wall time, it ignores other load."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@contextlib.contextmanager
+def _measured(item, phase):
+    start = _cpu_seconds()
+    try:
+        yield
+    finally:
+        item.user_properties.append((phase, _cpu_seconds() - start))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with _measured(item, "setup"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Fails a unit test whose call takes more CPU time than the limit."""
+    with _measured(item, "call"):
+        result = yield
+    seconds = dict(item.user_properties)["call"]
+    is_unit = not any(map(item.get_closest_marker, ("slow", "gpu")))
+    if is_unit and seconds > UNIT_TEST_LIMIT:
+        pytest.fail(
+            f"this unit test took {seconds:.1f} s of CPU time, more than {UNIT_TEST_LIMIT:.0f} s. "
+            "Make it smaller, or mark it with @pytest.mark.slow",
+            pytrace=False,
+        )
+    return result
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints which tests, and which fixtures when first used, took the most CPU time."""
+    phases = [
+        (seconds, phase, report.nodeid)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "teardown"
+        for phase, seconds in report.user_properties
+        if phase in ("setup", "call")
+    ]
+    terminalreporter.section(f"{_SHOWN} largest CPU times")
+    for seconds, phase, test in sorted(phases, reverse=True)[:_SHOWN]:
+        terminalreporter.write_line(f"{seconds:7.2f}s {phase:6} {test}")
+    terminalreporter.write_line(f"{sum(phase[0] for phase in phases):7.2f}s in all tests and fixtures")
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder once for all xdist workers: the first one fills it, the others wait.
+
+    Tests must not change what is in it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = root / "once" / name, root / "once" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with done.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -55,23 +156,25 @@ def no_network(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def synthetic98(tmp_path_factory) -> Path:
+def synthetic98(make_once) -> Path:
     """A prepared dataset of a few synthetic faces with WFLW's points."""
     from lcgcn_jax.commands.prepare import prepare_synthetic
 
-    out = tmp_path_factory.mktemp("data") / "wflw98"
-    prepare_synthetic("wflw98", out, num_train=40, num_test=24, seed=0)
-    return out
+    return make_once(
+        "wflw98",
+        lambda out: prepare_synthetic("wflw98", out, num_train=40, num_test=24, seed=0),
+    )
 
 
 @pytest.fixture(scope="session")
-def synthetic68(tmp_path_factory) -> Path:
+def synthetic68(make_once) -> Path:
     """A prepared dataset of a few synthetic faces with 300W's points."""
     from lcgcn_jax.commands.prepare import prepare_synthetic
 
-    out = tmp_path_factory.mktemp("data") / "ibug68"
-    prepare_synthetic("ibug68", out, num_train=40, num_test=16, seed=0)
-    return out
+    return make_once(
+        "ibug68",
+        lambda out: prepare_synthetic("ibug68", out, num_train=40, num_test=16, seed=0),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +185,7 @@ def own_points_page() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def own29(tmp_path_factory, synthetic98, own_points_page) -> Path:
+def own29(make_once, synthetic98, own_points_page) -> Path:
     """A prepared dataset of the page's 29 points: each face lacks some, and `left_pupil` is never there."""
     from lcgcn_jax.data import builders, wflw
     from lcgcn_jax.data.records import AnnotationList
@@ -102,20 +205,37 @@ def own29(tmp_path_factory, synthetic98, own_points_page) -> Path:
         visible[scheme.find("left_pupil")] = False
         points = np.where(visible[:, None], face.landmarks[part], np.nan)
         faces.append(dataclasses.replace(face, landmarks=points, visible=visible, attributes=()))
-    out = tmp_path_factory.mktemp("data") / "own29"
-    builders.prepare(AnnotationList("own", scheme, (), faces, [], []), out)
-    return out
+    annotations = AnnotationList("own", scheme, (), faces, [], [])
+    return make_once("own29", lambda out: builders.prepare(annotations, out))
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory, synthetic98) -> Path:
-    """A workdir that `lcgcn train` made: two steps of the demo's model."""
+def journey(make_once) -> Path:
+    """The output of `lcgcn demo:small` (data, a run of the tiny HRNet, evaluation, plots) and `lcgcn train`.
+
+    The second command resumes the finished run.
+    """
     from lcgcn_jax.commands.main import main
 
-    workdir = tmp_path_factory.mktemp("runs") / "small"
-    overrides = [f"--config.data.dir={synthetic98}", "--config.train.keep=1"]
-    assert main(["train", "--config", "demo:small", "--workdir", str(workdir), *overrides]) == 0
-    return workdir
+    def fill(folder):
+        folder.mkdir()
+        demo, config = folder / "demo", ["--config", "demo:small"]
+        faces = ["--faces", "40", "--test_faces", "24"]
+        train = ["train", *config, "--workdir", demo / "train", f"--config.data.dir={demo / 'data'}"]
+        with (folder / "stdout").open("w") as out, contextlib.redirect_stdout(out):
+            for command in (["demo", "--out", demo, *config, *faces], train):
+                assert main([str(word) for word in command]) == 0
+
+    return make_once("journey", fill)
+
+
+@pytest.fixture(scope="session")
+def small_run(journey) -> Path:
+    """A workdir of the config `demo:small`, trained on faces equal to those of `synthetic98`.
+
+    Tests that write to it take a copy.
+    """
+    return journey / "demo" / "train"
 
 
 @pytest.fixture

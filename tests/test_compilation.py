@@ -21,25 +21,36 @@ from lcgcn_jax.training.state import create_state
 from lcgcn_jax.training.steps import make_predict_step, make_train_step
 
 SIZE, BATCH, K = 128, 2, 68  # large enough for the library, which small arrays do not go to
+MODELS = {
+    "toy": {"heatmap": {"name": "toy", "width": 16}, "graph": None},
+    "hrnet": {"heatmap": {"name": "hrnet", "arch": "w18-small-v1"}},
+}
+FIRST_LAYERS = {
+    "toy": ("heatmap_model.first.conv.kernel", "heatmap_model.first.bn.bias"),
+    "hrnet": ("heatmap_model.stem1.conv.kernel", "heatmap_model.stem2.bn.bias"),
+}
+in_each = pytest.mark.parametrize(
+    "name", ["toy", pytest.param("hrnet", marks=pytest.mark.slow)]
+)
 
 
 @functools.cache
-def made():
-    """Joint training of the smallest HRNet with its graph by plain gradient descent: step, state, batch."""
+def made(name):
+    """Training of a heatmap model, with its graph if any, by plain gradient descent: step, state, batch."""
     config = default_config()
-    model = config.model.to_dict()
-    model["heatmap"] = {"name": "hrnet", "arch": "w18-small-v1"}
+    model = config.model.to_dict() | MODELS[name]
+    mode = "joint" if model["graph"] else "heatmap_only"
     make = jax.jit(lambda: split_weights(create_model(model, K, rngs=make_rngs(0)))[1:])
     params, batch_stats = make()
     graphdef = split_weights(nnx.eval_shape(lambda: create_model(model, K, rngs=make_rngs(0))))[0]
-    trained = trained_names("joint", params)
+    trained = trained_names(mode, params)
     # So that parameters move by their gradients; Adam would hide their size.
     optimizer = optax.sgd(1.0)
     step = make_train_step(
         graphdef,
         optimizer,
         trained,
-        mode="joint",
+        mode=mode,
         loss_config=config.loss.to_dict(),
         image_size=SIZE,
         ema_decay=0.0,
@@ -55,8 +66,8 @@ def made():
 
 
 @functools.cache
-def compiled_step(with_options: bool) -> jax.stages.Compiled:
-    _, step, state, batch = made()
+def compiled_step(name: str, with_options: bool) -> jax.stages.Compiled:
+    _, step, state, batch = made(name)
     return compile_by(with_options, step, state, batch)
 
 
@@ -85,29 +96,31 @@ def test_what_a_user_sets_stays(monkeypatch):
     assert compiler_options("cpu") == {}
 
 
-def test_the_training_step_is_the_same():
-    state, batch = made()[2:]
-    plain, ours = compiled_step(False), compiled_step(True)
+@in_each
+def test_the_training_step_is_the_same(toy, name):
+    state, batch = made(name)[2:]
+    plain, ours = compiled_step(name, False), compiled_step(name, True)
     assert goes_to_the_library(ours)
     assert not goes_to_the_library(plain)
     (expected, figures), (found, ours) = plain(state, batch), ours(state, batch)
-    for name, value in figures.items():
-        np.testing.assert_allclose(ours[name], value, rtol=1e-4, err_msg=name)
-    for name, start in state.params.items():
-        moved = np.asarray(found.params[name] - start)
-        wanted = np.asarray(expected.params[name] - start)
+    for figure, value in figures.items():
+        np.testing.assert_allclose(ours[figure], value, rtol=1e-4, err_msg=figure)
+    for weight, start in state.params.items():
+        moved = np.asarray(found.params[weight] - start)
+        wanted = np.asarray(expected.params[weight] - start)
         # As a whole, since rounding may open or close a ReLU whose input is nearly 0, which changes a few
         # numbers by percents; BatchNorm over a few cells spreads it. 1 % has been seen.
         difference = np.linalg.norm(moved - wanted)
-        assert difference <= 2e-2 * np.linalg.norm(wanted) + 1e-6, name
-    for name, value in expected.batch_stats.items():
+        assert difference <= 2e-2 * np.linalg.norm(wanted) + 1e-6, weight
+    for statistic, value in expected.batch_stats.items():
         np.testing.assert_allclose(
-            found.batch_stats[name], value, rtol=1e-3, atol=1e-5, err_msg=name
+            found.batch_stats[statistic], value, rtol=1e-3, atol=1e-5, err_msg=statistic
         )
 
 
-def test_predictions_are_the_same():
-    graphdef, _, state, batch = made()
+@in_each
+def test_predictions_are_the_same(toy, name):
+    graphdef, _, state, batch = made(name)
     arguments = (make_predict_step(graphdef), state.params, state.batch_stats, batch["image"])
     plain, ours = (compile_by(options, *arguments) for options in (False, True))
     assert goes_to_the_library(ours)
@@ -117,14 +130,15 @@ def test_predictions_are_the_same():
         np.testing.assert_allclose(have, want, rtol=1e-3, atol=1e-3)
 
 
-def test_a_nan_that_the_loss_does_not_show_is_seen():
+@in_each
+def test_a_nan_that_the_loss_does_not_show_is_seen(toy, name):
     """By the norms that `Training` looks at; see `compiler_options`."""
-    state, batch = made()[2:]
-    step = compiled_step(True)
+    state, batch = made(name)[2:]
+    step = compiled_step(name, True)
     hidden = 0
-    for name in ("heatmap_model.stem1.conv.kernel", "heatmap_model.stem2.bn.bias"):
-        wrong = state.params[name].at[(0,) * state.params[name].ndim].set(jnp.nan)
-        wrong = dataclasses.replace(state, params=state.params | {name: wrong})
+    for weight in FIRST_LAYERS[name]:
+        wrong = state.params[weight].at[(0,) * state.params[weight].ndim].set(jnp.nan)
+        wrong = dataclasses.replace(state, params=state.params | {weight: wrong})
         _, figures = step(wrong, batch)
         hidden += np.isfinite(figures["loss"])
         assert not np.isfinite(figures["parameter_norm"])

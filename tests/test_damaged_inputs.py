@@ -333,6 +333,7 @@ def test_there_are_enough_of_them():
     assert sum(map(len, kinds)) >= 300
 
 
+@pytest.mark.slow
 def test_prepare_300w(place):
     afw = place.folder / "src/afw"
     make_images(afw)
@@ -397,6 +398,7 @@ def test_a_link_within_300w_is_followed(tmp_path):
     assert [f.name for f in w300.read(tmp_path / "src").faces] == ["afw/again.jpg", "afw/good.jpg"]
 
 
+@pytest.mark.slow
 def test_prepare_wflw(place):
     src = place.folder / "src"
     outside = make_images(src / wflw.IMAGES)
@@ -469,6 +471,7 @@ def own(place):
     return place
 
 
+@pytest.mark.slow
 def test_prepare_csv(own):
     rows = [CSV_ROW | changes for changes in ({}, *CSV_ROWS, {})]
     rows = [row | {"image": row["image"].replace("OUTSIDE", str(own.outside))} for row in rows]
@@ -528,6 +531,7 @@ ANNOTATIONS += [{"id": "line\nend \x1b[2J \ud800", "image_id": -1}]
 """What is wrong with an annotation, each by itself."""
 
 
+@pytest.mark.slow
 def test_prepare_coco(own):
     content = json.dumps(coco_of({}, *ANNOTATIONS, {})).replace("OUTSIDE", str(own.outside))
     path = own.folder / "points.json"
@@ -559,6 +563,7 @@ def damaged_coco_files():
 CSV_FILES, COCO_FILES = damaged_csv_files(), damaged_coco_files()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "files"), [("csv", CSV_FILES), ("coco", COCO_FILES)])
 def test_files_of_own_points_that_are_damaged_all_over(own, layout, files):
     path = own.folder / f"points of\n{NOT_UTF8}.{layout}"
@@ -577,6 +582,7 @@ def model(toy, random_bundle, place):
     return place.folder / "model"
 
 
+@pytest.mark.slow
 def test_predict(place, model):
     photos = place.folder / "src/photos"
     make_images(photos)
@@ -666,6 +672,7 @@ def damaged_box_files():
 BOX_FILES = damaged_box_files()
 
 
+@pytest.mark.slow
 def test_files_of_boxes(place, model):
     make_images(place.folder / "src/photos")
     good = place.folder / "src/photos/good.jpg"

@@ -8,6 +8,7 @@ from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config import config_names
 from lcgcn_jax.training.loop import Training
 
+pytestmark = pytest.mark.slow
 NAMES = [name for name in config_names() if name != "demo"]
 
 

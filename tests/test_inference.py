@@ -14,7 +14,7 @@ def model(small_run):
 
 def test_loaded_model_knows_its_scheme_and_configuration(model):
     assert model.scheme == lcgcn_jax.WFLW98
-    assert model.config["heatmap"]["arch"] == "w18-small-v1"
+    assert model.config["heatmap"]["arch"] == "tiny"
     assert model.image_size == 64
 
 

@@ -53,6 +53,7 @@ def test_no_outputs_are_kept(path):
         assert cell.get("execution_count") is None
 
 
+@pytest.mark.slow
 @in_each
 def test_it_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a newcomer has

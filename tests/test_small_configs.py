@@ -1,5 +1,7 @@
-"""Every config in its `:small` form takes a step, validates and logs."""
+"""Every config in its `:small` form can be traced, takes a step, validates and logs."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,12 +13,43 @@ from lcgcn_jax.training.metric_writer import read_metrics
 NAMES = [name for name in config_names() if name != "demo"]
 
 
+@pytest.fixture
+def small_config(config_of):
+    def load(name):
+        config = config_of(f"{name}:small")
+        config.train.batch_size = 8
+        config.train.steps = 1
+        config.init_from = ""  # what a run of another config would leave
+        return config
+
+    return load
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_small_form_takes_a_step(config_of, tmp_path, name):
-    config = config_of(f"{name}:small")
-    config.train.batch_size = 8
-    config.train.steps = 1
-    config.init_from = ""  # what a run of another config would leave
+def test_small_form_is_traced_on_a_toy_heatmap_model(toy, small_config, tmp_path, name):
+    config = small_config(name)
+    config.unlock().model.heatmap = {"name": "toy"}
+    size = config.data.image_size = 32
+    training = Training(config, tmp_path / "run", sharding.make_mesh(1))
+    k = training.dataset.scheme.num_landmarks
+    batch = {
+        "image": jax.ShapeDtypeStruct((8, size, size, 3), jnp.uint8),
+        "landmarks": jax.ShapeDtypeStruct((8, k, 2), jnp.float32),
+        "visible": jax.ShapeDtypeStruct((8, k), jnp.bool_),
+    }
+    state, scalars = jax.eval_shape(training.train_step, training.state, batch)
+    shapes = [
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), s) for s in (state, training.state)
+    ]
+    assert shapes[0] == shapes[1]
+    assert (config.loss.coordinate in scalars) == (config.model.graph is not None)
+    assert config.loss.heatmap in scalars
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_small_form_takes_a_step(small_config, tmp_path, name):
+    config = small_config(name)
     training = Training(config, tmp_path / "run", sharding.make_mesh(1))
     assert training.run()
     figures = {k: v for row in read_metrics(tmp_path / "run") for k, v in row.items()}

@@ -44,7 +44,9 @@ ARCHS = {
     "w48": Arch(64, 4, (48, 96, 192, 384), (1, 4, 3), 4),
     "w18-small-v1": Arch(32, 1, (16, 32, 64, 128), (1, 1, 1), 2),
     "w18-small-v2": Arch(64, 2, (18, 36, 72, 144), (1, 3, 2), 2),
+    "tiny": Arch(8, 1, (4, 8, 16, 32), (1, 1, 1), 1),
 }
+"""The paper's HRNets, the two small ones of its authors, and `tiny`, for tests and smoke runs only."""
 
 
 class HRNet(nnx.Module):

@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from lcgcn_jax.commands.main import main
 
 
+@pytest.mark.slow
 def test_writes_the_table_and_only_the_table_the_second_time(
     small_run, synthetic98, tmp_path, capsys
 ):

@@ -2,17 +2,13 @@ import json
 
 import cv2
 
-from lcgcn_jax.commands.main import main
 
-
-def test_demo_does_the_whole_job(tmp_path, capsys):
-    out = tmp_path / "demo"
-    arguments = ["--config", "demo:small", "--faces", "40", "--test_faces", "12"]
-    assert main(["demo", "--out", str(out), *arguments]) == 0
+def test_demo_does_the_whole_job(journey):
+    out = journey / "demo"
     result = json.loads((out / "eval.json").read_text())
-    assert result["num_faces"] == 12
+    assert result["num_faces"] == 24
     assert result["mean_face_nme"] > 0
-    said = capsys.readouterr().out
+    said = (journey / "stdout").read_text()
     assert f"{result['mean_face_nme']:.3f}" in said
     assert f"{result['stages']['graph']['nme']:.3f}" in said
     for name in ("stages.png", "curves.png"):

@@ -16,7 +16,7 @@ from lcgcn_jax.models.bundles import (
     save_bundle,
 )
 
-ARCH = "w18-small-v1"
+ARCH = "tiny"
 
 
 @pytest.fixture(scope="module")

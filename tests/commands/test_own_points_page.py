@@ -1,9 +1,11 @@
 """The walk in docs/own_points.md, with fewer faces and a shorter training."""
 
+import contextlib
 import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,14 +56,10 @@ def write_coco():
         Path(f"{split}.json").write_text(json.dumps({"images": images, "annotations": faces}))
 
 
-@pytest.fixture(scope="module")
-def walked(own_points_page, tmp_path_factory):
-    """The folder in which every block of the page was run, in order."""
-    folder = tmp_path_factory.mktemp("walk")
-    (folder / "configs").symlink_to(CONFIGS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for info, text in own_points_page:
+def run_blocks(folder, blocks):
+    """Runs blocks of the page in a folder, in order."""
+    with contextlib.chdir(folder):
+        for info, text in blocks:
             kind, *name = info.split()
             if kind == "yaml":
                 Path(*name).write_text(text)
@@ -73,6 +71,32 @@ def walked(own_points_page, tmp_path_factory):
                     if words[:2] == ["prepare", "coco"]:
                         write_coco()
                     assert main(words) == 0, words
+
+
+@pytest.fixture(scope="module")
+def first_training(own_points_page):
+    """Number of the page's first block that trains."""
+    return next(i for i, (_, text) in enumerate(own_points_page) if "lcgcn train" in text)
+
+
+@pytest.fixture(scope="module")
+def walked(own_points_page, first_training, make_once):
+    """The folder in which every block of the page was run, in order, up to the training."""
+
+    def fill(folder):
+        folder.mkdir()
+        (folder / "configs").symlink_to(CONFIGS)
+        run_blocks(folder, own_points_page[:first_training])
+
+    return make_once("own_points_page", fill)
+
+
+@pytest.fixture(scope="module")
+def trained(own_points_page, first_training, walked, tmp_path_factory):
+    """A copy of that folder in which the other blocks were run, too."""
+    folder = tmp_path_factory.mktemp("walk") / "trained"
+    shutil.copytree(walked, folder, symlinks=True)
+    run_blocks(folder, own_points_page[first_training:])
     return folder
 
 
@@ -110,23 +134,25 @@ def test_points_mirror_as_the_scheme_says(walked):
     np.testing.assert_allclose(mean[mirror, 1], mean[:, 1], atol=0.1 * size)
 
 
-def test_model_is_trained_and_measured(walked):
-    result = json.loads((walked / "runs/face29.json").read_text())
+@pytest.mark.slow
+def test_model_is_trained_and_measured(trained):
+    result = json.loads((trained / "runs/face29.json").read_text())
     assert result["num_faces"] + result["unmeasured"] == 16
     assert result["unmeasured"] > 0
     assert np.isfinite(result["stages"]["graph"]["nme"])
-    figures = {k: v for row in read_metrics(walked / "runs/face29") for k, v in row.items()}
+    figures = {k: v for row in read_metrics(trained / "runs/face29") for k, v in row.items()}
     for name in ("train/focal", "train/l1", "train/gradient_norm", "validation/graph_nme"):
         assert np.isfinite(figures[name])
-    assert (walked / "runs/face29_pictures/stages.png").is_file()
-    (found, *_) = sorted((walked / "runs/face29_predictions").glob("*.json"))
+    assert (trained / "runs/face29_pictures/stages.png").is_file()
+    (found, *_) = sorted((trained / "runs/face29_predictions").glob("*.json"))
     (face,) = json.loads(found.read_text())["faces"]
     assert np.shape(face["landmarks"]) == (29, 2)
 
 
-def test_data_of_another_scheme_is_refused(refused, walked, synthetic98):
+@pytest.mark.slow
+def test_data_of_another_scheme_is_refused(refused, trained, synthetic98):
     said = refused(
-        "eval", "--model", walked / "runs/face29", "--data", synthetic98, "--split", "test"
+        "eval", "--model", trained / "runs/face29", "--data", synthetic98, "--split", "test"
     )
     assert f"{synthetic98}: 98 points (wflw98), but the checkpoint was trained for 29" in said
 

@@ -13,6 +13,12 @@ from lcgcn_jax.training.config import load_config
 from lcgcn_jax.training.workdir import Claim
 
 
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A copy of the run's folder."""
+    return shutil.copytree(small_run, tmp_path / "run")
+
+
 def test_run_leaves_everything_in_its_folder(small_run):
     names = {path.name for path in small_run.iterdir()}
     assert names >= {"best", "checkpoints", "config.json", "curves.png", "metrics.jsonl"}
@@ -24,12 +30,12 @@ def test_run_leaves_everything_in_its_folder(small_run):
     assert figures >= {"validation/heatmap_nme", "validation/graph_nme", "learning_rate/graph"}
 
 
-def test_finished_run_is_left_as_it_is(small_run, synthetic98, capsys):
-    before = (small_run / "best" / "model.safetensors").read_bytes()
+def test_finished_run_is_left_as_it_is(run, synthetic98, capsys):
+    before = (run / "best" / "model.safetensors").read_bytes()
     overrides = [f"--config.data.dir={synthetic98}", "--config.train.keep", "1"]
-    assert main(["train", "--config", "demo:small", "--workdir", str(small_run), *overrides]) == 0
+    assert main(["train", "--config", "demo:small", "--workdir", str(run), *overrides]) == 0
     assert "going on from step 2" in capsys.readouterr().out
-    assert (small_run / "best" / "model.safetensors").read_bytes() == before
+    assert (run / "best" / "model.safetensors").read_bytes() == before
 
 
 def test_a_run_says_what_it_begins_with(small_run, synthetic98, tmp_path, capsys):
@@ -71,18 +77,12 @@ def test_bad_configuration_is_refused(refused, synthetic98, tmp_path, arguments,
     assert not (tmp_path / "run").exists()
 
 
-def test_workdir_of_another_run_is_refused(refused, small_run, synthetic98):
+def test_workdir_of_another_run_is_refused(refused, run, synthetic98):
     said = refused(
-        "train", "--config", "demo:small", "--workdir", small_run,
+        "train", "--config", "demo:small", "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1", "--config.seed=5",
     )  # fmt: skip
     assert "another config (seed: 0 -> 5)" in said
-
-
-@pytest.fixture
-def run(small_run, tmp_path):
-    """A copy of the run's folder."""
-    return shutil.copytree(small_run, tmp_path / "run")
 
 
 def test_training_that_diverges_ends_in_one_line(run, synthetic98, capsys):

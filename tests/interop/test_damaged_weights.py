@@ -18,11 +18,11 @@ STATE = {
     "conv1.weight": np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32),
     "bn1.running_var": np.ones(4, np.float32),
 }
-SMALL = {"heatmap": {"name": "hrnet", "arch": "w18-small-v1"}, "graph": None, "decode": "argmax"}
+SMALL = {"heatmap": {"name": "hrnet", "arch": "tiny"}, "graph": None, "decode": "argmax"}
 
 
 def refused(path, out, capsys):
-    arguments = ["--arch", "hrnet_w18_small_v1", "--scheme", "wflw98", "--out", str(out)]
+    arguments = ["--arch", "hrnet_tiny", "--scheme", "wflw98", "--out", str(out)]
     before = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
     assert main(["import-torch", str(path), *arguments]) == 2
     said = capsys.readouterr()
@@ -207,7 +207,7 @@ def test_a_file_name_that_is_no_text(small, tmp_path, capsys):
     path = tmp_path / os.fsdecode(b"caf\xe9\n.safetensors")
     save_file(small, tmp_path / "weights.safetensors")
     os.rename(tmp_path / "weights.safetensors", path)
-    arguments = ["--arch", "hrnet_w18_small_v1", "--scheme", "wflw98", "--out", str(tmp_path / "b")]
+    arguments = ["--arch", "hrnet_tiny", "--scheme", "wflw98", "--out", str(tmp_path / "b")]
     code = main(["import-torch", str(path), *arguments])
     assert (code, capsys.readouterr().err) == (0, "")
     assert "`caf\\udce9\\n.safetensors`, sha256" in (tmp_path / "b/README.md").read_text()

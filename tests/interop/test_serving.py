@@ -39,7 +39,6 @@ NARROW = {
 }
 FIVE = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
 README_TEXT = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SHIPPED = "w300-lcgcn-small"
 TOLERANCE = 1e-3  # pixels
 CLEAR = 1e-4  # of the logits' deviation: with a runner-up nearer than that, either may be the peak
 
@@ -100,6 +99,12 @@ def assert_agree(serve, bundle, crops, batches):
 
 
 @pytest.mark.parametrize("kind", WRITE)
+def test_a_model_can_be_served(toy, random_bundle, tmp_path, kind):
+    assert_served(random_bundle, tmp_path, "dark", {"message": "offsets", "output": "residual"}, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WRITE)
 @pytest.mark.parametrize(
     ("decode", "graph"),
     [
@@ -119,6 +124,10 @@ def assert_agree(serve, bundle, crops, batches):
     ids=str,
 )
 def test_every_kind_of_model_can_be_served(toy, random_bundle, tmp_path, decode, graph, kind):
+    assert_served(random_bundle, tmp_path, decode, graph, kind)
+
+
+def assert_served(random_bundle, folder, decode, graph, kind):
     config = {
         "heatmap": {"name": "toy"},
         "decode": decode,
@@ -127,9 +136,10 @@ def test_every_kind_of_model_can_be_served(toy, random_bundle, tmp_path, decode,
     }
     bundle = random_bundle(config, FIVE, 32)
     crops = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    assert_agree(SERVE[kind](write(kind, tmp_path, bundle)), bundle, crops, (1, 20))
+    assert_agree(SERVE[kind](write(kind, folder, bundle)), bundle, crops, (1, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITE)
 def test_an_hourglass_can_be_served(random_bundle, tmp_path, kind):
     config = {
@@ -175,11 +185,13 @@ def faces():
     return np.stack(crops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITE)
 def test_a_hundred_faces(shipped, faces, written, kind):
     assert_agree(SERVE[kind](written(kind)), shipped, faces, (3, 100))
 
 
+@pytest.mark.slow
 def test_stablehlo_is_one_file_for_every_platform(shipped, written):
     path = written("stablehlo")
     graph = export.deserialize(bytearray(path.read_bytes()))
@@ -190,6 +202,7 @@ def test_stablehlo_is_one_file_for_every_platform(shipped, written):
     assert_described(json.loads(description_file(path).read_text()), shipped)
 
 
+@pytest.mark.slow
 def test_onnx_tells_what_a_client_has_to_know(shipped, written):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(written("onnx"))
@@ -233,6 +246,7 @@ def run_apart(code, folder, blocked):
     assert not done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zoom", [1, 4])
 def test_the_onnx_example_of_the_readme_works_without_jax(written, tmp_path, zoom):
     (tmp_path / "face.onnx").symlink_to(written("onnx"))
@@ -254,6 +268,7 @@ def test_the_onnx_example_of_the_readme_works_without_jax(written, tmp_path, zoo
     )
 
 
+@pytest.mark.slow
 def test_the_stablehlo_example_of_the_readme_works_without_this_package(faces, written, tmp_path):
     path = written("stablehlo")
     for file in (path, description_file(path)):

@@ -33,6 +33,7 @@ def lcgcn(hrnet98, graph98):
     return imported(hrnet98, graph_state=graph98, graph_source="graph.pth")
 
 
+@pytest.mark.slow
 def test_hrnet_outputs_are_those_of_the_public_code(face, parity):
     graphdef, params, batch_stats = face.bundle.create()
 
@@ -376,4 +377,5 @@ def test_every_hrnet_can_be_named():
         "hrnet_w48",
         "hrnet_w18_small_v1",
         "hrnet_w18_small_v2",
+        "hrnet_tiny",
     }

@@ -17,7 +17,7 @@ SCHEME = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 64, 3)), jnp.float32)
 HEATMAP_MODELS = [
     {"name": "toy"},
-    {"name": "hrnet", "arch": "w18-small-v1", "features": "head"},
+    {"name": "hrnet", "arch": "tiny", "features": "head"},
     {"name": "hourglass", "stacks": 2, "width": 8},
 ]
 

@@ -16,7 +16,7 @@ from lcgcn_jax.models.layers import PRIOR_BIAS, make_rngs
 from lcgcn_jax.models.weights import merge_weights
 
 # Channels of the concatenated branches; w18 itself is run at full size below.
-CHANNELS = {"w48": 720, "w18-small-v1": 240, "w18-small-v2": 270}
+CHANNELS = {"w48": 720, "w18-small-v1": 240, "w18-small-v2": 270, "tiny": 60}
 
 
 def model_config(**heatmap):
@@ -51,13 +51,13 @@ def test_bfloat16_is_computed_in_throughout():
 
 @pytest.fixture(scope="module")
 def small():
-    return nnx.jit(lambda: HRNet("w18-small-v1", 7, features="head", rngs=make_rngs(0)))()
+    return nnx.jit(lambda: HRNet("tiny", 7, features="head", rngs=make_rngs(0)))()
 
 
 def test_head_features_are_what_the_last_convolution_reads(small):
     images = jnp.asarray(torch_normal("image", (1, 32, 32, 3)))
     logits, features = nnx.jit(lambda model: model(images, train=False))(small)
-    assert features.shape == (1, 8, 8, CHANNELS["w18-small-v1"])
+    assert features.shape == (1, 8, 8, CHANNELS["tiny"])
     np.testing.assert_allclose(small.head_out(features), logits, rtol=1e-6)
 
 
@@ -67,14 +67,14 @@ def test_every_cell_starts_at_the_prior(small):
 
 
 def test_linear_heat_starts_at_0():
-    model = nnx.jit(lambda: HRNet("w18-small-v1", 7, activation="linear", rngs=make_rngs(0)))()
+    model = nnx.jit(lambda: HRNet("tiny", 7, activation="linear", rngs=make_rngs(0)))()
     assert model.activation == "linear"
     assert not model.head_out.bias[...].any()
 
 
 def test_weights_are_float32_whatever_is_computed_in():
     _, params, batch_stats = abstract_weights(
-        model_config(arch="w18-small-v1"), 7, dtype=jnp.bfloat16
+        model_config(arch="tiny"), 7, dtype=jnp.bfloat16
     )
     assert {x.dtype for x in (params | batch_stats).values()} == {np.dtype(np.float32)}
 
@@ -88,7 +88,7 @@ def test_weights_are_float32_whatever_is_computed_in():
     ],
 )
 def test_unknown_options_are_refused(options, message):
-    options = {"arch": "w18-small-v1", "num_landmarks": 3, "rngs": nnx.Rngs(0)} | options
+    options = {"arch": "tiny", "num_landmarks": 3, "rngs": nnx.Rngs(0)} | options
     with pytest.raises(ValueError, match=message):
         HRNet(**options)
 
@@ -173,6 +173,7 @@ def relative_error(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_the_public_code(shared):
     graphdef, params, batch_stats = w18_weights(68)
     tensors = torch_shapes(shared, 68)

@@ -21,6 +21,7 @@ def frozen_config(tiny_config, tmp_path):
     return tiny_config
 
 
+@pytest.mark.slow
 def test_rows_train_are_measured_and_are_not_trained_again(frozen_config, tmp_path, monkeypatch):
     rows = ["paper", "offsets-static", "dag"]
     results = ablation.run_ablation(frozen_config, tmp_path / "out", rows=rows, seeds=2)

@@ -11,6 +11,7 @@ import tiny
 from lcgcn_jax.training.checkpoints import latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.metric_writer import read_metrics
 
+pytestmark = pytest.mark.slow
 STEPS = 24
 SMALL, ROOM = "3m", "64m"  # all checkpoints do not fit into the one, and do into the other
 

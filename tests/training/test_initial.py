@@ -26,7 +26,7 @@ from lcgcn_jax.training.sharding import make_mesh
 # that orbax has closed by then.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-ARCH = "w18-small-v1"
+ARCH = "tiny"
 
 
 def begin(config, scheme=WFLW98):

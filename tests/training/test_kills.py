@@ -20,6 +20,7 @@ from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
 CHECKPOINT_EVERY, EVAL_EVERY = 3, 4
 MOST_STEPS = 6  # that a life is to take before it is killed
 
@@ -98,7 +99,7 @@ SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("length", ["short", pytest.param("long", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", SIGNALS)
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     make_tiny_config, synthetic98, tmp_path, length
 ):

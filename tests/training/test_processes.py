@@ -80,6 +80,7 @@ def alone(config_file, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 1)])
 def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(
     config_file, alone, tmp_path, first, then
@@ -105,6 +106,7 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(
     assert found.keys() == expected.keys() == load_bundle(workdir).weights.keys()
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_do_ends_all_with_one_line(config_file, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("not a run")

@@ -120,5 +120,5 @@ def _images_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            if name.lower().endswith(tuple(PHOTOGRAPH_SUFFIXES)) and not is_system_file(name):
+            if name.lower().endswith(PHOTOGRAPH_SUFFIXES) and not is_system_file(name):
                 yield Path(parent, name)

@@ -141,6 +141,7 @@ def _vertices(
     ]
 
 
-def _is_occluded(shape: Mapping[str, Any]) -> bool:
+def _is_occluded(shape: Mapping[str, Any]) -> bool | None:
     flags = shape.get("flags")
-    return isinstance(flags, Mapping) and flags.get("occluded") is True
+    flag = flags.get("occluded") if isinstance(flags, Mapping) else None
+    return flag if isinstance(flag, bool) else None

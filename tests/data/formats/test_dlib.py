@@ -40,6 +40,7 @@ def test_faces_of_several_images(images, four_points):
     first, other, third = found.faces
     np.testing.assert_array_equal(first.landmarks, list(points.values()))
     np.testing.assert_array_equal(first.provided_box, [10, 12, 50, 57])
+    assert first.visibility.tolist() == [-1, -1, -1, -1]
     assert (first.stated_size, third.stated_size) == ((640, 480), None)
     assert (first.name, other.name) == ("train/000001:a.jpg", "train/000002:a.jpg")
     assert (third.group, third.image_path) == ("one/b.jpg", images / "one/b.jpg")

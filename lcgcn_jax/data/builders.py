@@ -261,7 +261,7 @@ class Faces(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         faces = self._annotations.faces
         validation = frozenset()
-        if not self._validation_given:
+        if self._annotations.has_validation and not self._validation_given:
             validation = validation_groups(faces, self._is_usable)
         by_split = collections.defaultdict(list)
         for face in faces:
@@ -332,7 +332,8 @@ class Faces(tfds.core.GeneratorBasedBuilder):
 
     def _notes(self) -> list[str]:
         notes = self._images.notes(stored_pixels=self._stored_pixels)
-        if "train" in self._num_faces and "validation" not in self._num_faces:
+        is_expected = self._annotations.has_validation and "train" in self._num_faces
+        if is_expected and "validation" not in self._num_faces:
             reason = (
                 "none of its faces can be used"
                 if self._validation_given

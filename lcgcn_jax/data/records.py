@@ -101,6 +101,7 @@ class AnnotationList:
       bad: the records left out.
       absent: subsets of the layout that the folder does not hold.
       notes: one-line remarks for the user, printed by prepare.
+      has_validation: whether a part of train becomes the validation split where no face is of one.
     """
 
     kind: str
@@ -110,6 +111,7 @@ class AnnotationList:
     bad: list[BadRecord]
     absent: list[str]
     notes: list[str] = dataclasses.field(default_factory=list)
+    has_validation: bool = True
 
 
 def image_inside(images: Path, image: str) -> Path:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from lcgcn_jax.data import builders, own_points, synthetic, w300, wflw
 from lcgcn_jax.data.builders import PrepareReport
-from lcgcn_jax.data.formats import cvat, dlib, label_studio, labelme
+from lcgcn_jax.data.formats import cvat, dlib, label_studio, labelme, merl_rav
 from lcgcn_jax.data.records import AnnotationList
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme, get_scheme
 
-READERS = {"wflw": wflw.read, "300w": w300.read}
+READERS = {"wflw": wflw.read, "300w": w300.read, "merl-rav": merl_rav.read}
 OWN_READERS = {
     "csv": own_points.read_csv,
     "coco": own_points.read_coco,
@@ -119,6 +119,13 @@ def add_parser(subparsers) -> None:
                 action="store_true",
                 help="keep the three LFPW training images that LFPW's test set also holds",
             )
+        if layout == "merl-rav":
+            official.add_argument(
+                "--no-validation",
+                action="store_true",
+                help="keep all training faces in train; for faces whose labels are not exact, which "
+                "no error should be measured on",
+            )
         _add_orientation(official)
         _add_output(official)
     for layout, form in _OWN_FORMS.items():
@@ -215,6 +222,8 @@ def run(args: argparse.Namespace) -> int:
         _check_source(args.src, args.out)
         if args.layout == "300w":
             annotations = w300.read(args.src, keep_lfpw_overlap=args.keep_lfpw_overlap)
+        elif args.layout == "merl-rav":
+            annotations = merl_rav.read(args.src, has_validation=not args.no_validation)
         else:
             annotations = READERS[args.layout](args.src)
         report = builders.prepare(

@@ -20,10 +20,10 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int8, UInt8
 
 from lcgcn_jax import geometry, photographs
-from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation
+from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, Visibility
 from lcgcn_jax.errors import InputError, one_line
 
 VERSION = "1.0.0"
@@ -238,6 +238,7 @@ class Faces(tfds.core.GeneratorBasedBuilder):
                     "image": tfds.features.Image(shape=(None, None, 3)),
                     "landmarks": tensor(shape=(k, 2), dtype=np.float32),
                     "visible": tensor(shape=(k,), dtype=np.bool_),
+                    "visibility": tensor(shape=(k,), dtype=np.int8),
                     "box": tensor(shape=(4,), dtype=np.float32),
                     "provided_box": tensor(shape=(4,), dtype=np.float32),
                     "attributes": tensor(
@@ -260,7 +261,7 @@ class Faces(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         faces = self._annotations.faces
         validation = frozenset()
-        if not self._validation_given:
+        if self._annotations.has_validation and not self._validation_given:
             validation = validation_groups(faces, self._is_usable)
         by_split = collections.defaultdict(list)
         for face in faces:
@@ -331,7 +332,8 @@ class Faces(tfds.core.GeneratorBasedBuilder):
 
     def _notes(self) -> list[str]:
         notes = self._images.notes(stored_pixels=self._stored_pixels)
-        if "train" in self._num_faces and "validation" not in self._num_faces:
+        is_expected = self._annotations.has_validation and "train" in self._num_faces
+        if is_expected and "validation" not in self._num_faces:
             reason = (
                 "none of its faces can be used"
                 if self._validation_given
@@ -462,14 +464,18 @@ def in_upright_pixels(
         return face
     affine = geometry.upright_transform(header.orientation, *header.stored_size)
     landmarks, visible, box = face.landmarks, face.visible, face.provided_box
+    labels = face.visibility
     if geometry.is_mirrored(header.orientation):
         order = list(mirror)
         landmarks, visible = landmarks[order], visible[order]
+        labels = None if labels is None else labels[order]
     if box is not None:
         corners = geometry.transform_points(affine, box.reshape(2, 2))
         box = np.sort(corners, axis=0).reshape(4)
     landmarks = geometry.transform_points(affine, landmarks)
-    return dataclasses.replace(face, landmarks=landmarks, visible=visible, provided_box=box)
+    return dataclasses.replace(
+        face, landmarks=landmarks, visible=visible, provided_box=box, visibility=labels
+    )
 
 
 def _size_mismatch(
@@ -508,10 +514,12 @@ def encode_face(face: FaceAnnotation) -> dict[str, Any]:
     to_source = np.array([[1.0, 0.0, x0], [0.0, 1.0, y0]])
     to_context = geometry.invert(to_source)
     provided = np.full(4, np.nan) if face.provided_box is None else face.provided_box
+    labels = face.visibility
     return {
         "image": image.part(x0, y0, x1, y1),
         "landmarks": geometry.transform_points(to_context, face.landmarks).astype(np.float32),
         "visible": face.visible,
+        "visibility": unknown_visibility(len(face.visible)) if labels is None else labels,
         "box": geometry.transform_box(to_context, box).astype(np.float32),
         "provided_box": geometry.transform_box(to_context, provided).astype(np.float32),
         "attributes": np.array(face.attributes, bool),
@@ -522,6 +530,11 @@ def encode_face(face: FaceAnnotation) -> dict[str, Any]:
         "normalizer": np.float32(face.normalizer),
         "to_source": to_source.astype(np.float32),
     }
+
+
+def unknown_visibility(num_landmarks: int) -> Int8[np.ndarray, "k"]:
+    """The visibility labels of a face whose data has none."""
+    return np.full(num_landmarks, Visibility.UNKNOWN, np.int8)
 
 
 def decode_image(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:

@@ -21,8 +21,8 @@ class FaceSource(Sequence[dict[str, Any]]):
     """Random access to the faces of some splits.
 
     An element is the record of `builders.encode_face`: NumPy arrays, text as `str`, and `image` as
-    the encoded bytes. Datasets of before there was a `normalizer` have NaN in its place. The source
-    pickles as its path: worker processes open their own files.
+    the encoded bytes. Datasets of earlier versions have NaN for a missing `normalizer`, and -1
+    (unknown) for missing `visibility`. The source pickles as its path: worker processes open their own files.
     """
 
     def __init__(self, path: Path, split: str, length: int):
@@ -37,7 +37,11 @@ class FaceSource(Sequence[dict[str, Any]]):
         index = range(self._length)[index]
         record = self._records[index]
         texts = {key: record[key].decode() for key in ("name", "subset", "group")}
-        return {"normalizer": np.float32(np.nan)} | record | texts
+        absent = {
+            "normalizer": np.float32(np.nan),
+            "visibility": builders.unknown_visibility(len(record["visible"])),
+        }
+        return absent | record | texts
 
     def __repr__(self) -> str:
         return f"FaceSource({str(self._path)!r}, {self._split!r})"

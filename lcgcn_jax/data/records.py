@@ -1,6 +1,7 @@
 """What the readers hand on: annotated faces, before any image is read."""
 
 import dataclasses
+import enum
 import math
 import os
 import re
@@ -8,13 +9,22 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int8
 
 from lcgcn_jax.errors import printable
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|rar|7z)(\.\d+)?$", re.IGNORECASE)
 _SYSTEM_FILES = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
+
+
+class Visibility(enum.IntEnum):
+    """Whether a landmark can be seen in the image."""
+
+    UNKNOWN = -1
+    VISIBLE = 0
+    EXTERNALLY_OCCLUDED = 1  # by another object; its location is annotated
+    SELF_OCCLUDED = 2  # by the face itself, in MERL-RAV without a location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +44,8 @@ class FaceAnnotation:
       attributes: one truth value for each of the list's `attribute_names`.
       normalizer: what NME divides by, in pixels, where it comes with the data; else NaN.
       stated_size: width and height of the image as the annotation file states them, or None.
+      visibility: one of the values of `Visibility` for each landmark, or None if all are unknown. Unlike
+        `visible`, which is where a landmark is located, it says whether the landmark can be seen.
     """
 
     name: str
@@ -47,6 +59,7 @@ class FaceAnnotation:
     attributes: tuple[bool, ...]
     normalizer: float = math.nan
     stated_size: tuple[int, int] | None = None
+    visibility: Int8[np.ndarray, "k"] | None = None
 
     def __post_init__(self):
         """Refuses names that records, which are in UTF-8, cannot hold.
@@ -88,6 +101,7 @@ class AnnotationList:
       bad: the records left out.
       absent: subsets of the layout that the folder does not hold.
       notes: one-line remarks for the user, printed by prepare.
+      has_validation: whether a part of train becomes the validation split where no face is of one.
     """
 
     kind: str
@@ -97,6 +111,7 @@ class AnnotationList:
     bad: list[BadRecord]
     absent: list[str]
     notes: list[str] = dataclasses.field(default_factory=list)
+    has_validation: bool = True
 
 
 def image_inside(images: Path, image: str) -> Path:

@@ -61,12 +61,12 @@ def read(src: Path, *, keep_lfpw_overlap: bool = False) -> AnnotationList:
     faces, bad, absent, notes = [], [], [], []
     left_out, names = [], set()
     for subset, (folder, split) in SUBSETS.items():
-        found = _subfolder(src, folder)
-        files = [] if found is None else _files(found)
+        found = subfolder(src, folder)
+        files = [] if found is None else files_in(found)
         points_files = [path for path in files if path.suffix.lower() == ".pts"]
         if not points_files:
             absent.append(subset)
-        images = _images_by_stem(files)
+        images = images_by_stem(files)
         for points_file in points_files:
             if (
                 subset == "lfpw/train"
@@ -177,7 +177,7 @@ def photograph_of(stem: str) -> str:
     return numbered_face[1] if numbered_face else stem
 
 
-def _require_own_file(src: Path, path: Path) -> None:
+def require_own_file(src: Path, path: Path) -> None:
     """Refuses pipes and devices, which may never end, and links to files outside of the data.
 
     Raises:
@@ -190,7 +190,7 @@ def _require_own_file(src: Path, path: Path) -> None:
         raise ValueError(f"{path.name!r} is a link that leaves {path.parent.name}/")
 
 
-def _subfolder(src: Path, folder: str) -> Path | None:
+def subfolder(src: Path, folder: str) -> Path | None:
     """A folder below `src`, whatever the case of its name; None: it does not exist.
 
     Raises:
@@ -214,12 +214,12 @@ def _subfolder(src: Path, folder: str) -> Path | None:
     return found
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """The entries of a folder in order, without those of file managers."""
     return [path for path in sorted(folder.glob("*")) if not is_system_file(path.name)]
 
 
-def _images_by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
+def images_by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Files that are not `.pts`, by their name without the ending, in lower case."""
     images = defaultdict(list)
     for path in files:
@@ -234,15 +234,15 @@ def _nothing_here(src: Path) -> str:
     message = f"no 300W subset with .pts files here; expected one of {folders}"
     if packed := archives(src):
         return f"{message}; unpack {', '.join(packed)} first"
-    if any(path.suffix.lower() == ".pts" for path in _files(src)):
+    if any(path.suffix.lower() == ".pts" for path in files_in(src)):
         return f"{message}; these .pts files have to lie in the folder of their subset"
-    for below in [path for path in _files(src) if path.is_dir()]:
-        if any(_subfolder(below, folder) for folder, _ in SUBSETS.values()):
+    for below in [path for path in files_in(src) if path.is_dir()]:
+        if any(subfolder(below, folder) for folder, _ in SUBSETS.values()):
             return f"{message}; did you mean --src {below}?"
     return message
 
 
-def _image_of(points_file: Path, images: Mapping[str, Sequence[Path]]) -> Path:
+def image_of(points_file: Path, images: Mapping[str, Sequence[Path]]) -> Path:
     """The image beside a `.pts` file.
 
     Raises:
@@ -269,11 +269,11 @@ def _read_face(
     folder: str,
     split: str,
 ) -> FaceAnnotation:
-    _require_own_file(src, points_file)
+    require_own_file(src, points_file)
     points = read_pts(points_file, IBUG68.num_landmarks)
     visible = located(points)
-    image_path = _image_of(points_file, images)
-    _require_own_file(src, image_path)
+    image_path = image_of(points_file, images)
+    require_own_file(src, image_path)
     # With the official folder's name: the choice of validation faces depends on it.
     return FaceAnnotation(
         name=f"{folder}/{image_path.name}",

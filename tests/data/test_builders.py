@@ -294,6 +294,20 @@ def test_schemes_must_agree(maker):
         require_scheme(dataset, other)
 
 
+def test_visibility_labels_are_kept(maker):
+    path = maker.photograph("a.png")
+    labels = np.array([0, 1, 2, -1, 0], np.int8)
+    visible = labels != 2
+    faces = [maker.face(path, visibility=labels, visible=visible), maker.face(path)]
+    source = maker.dataset(faces).source("train")
+    assert source[0]["visibility"].dtype == np.int8
+    assert source[0]["visibility"].tolist() == labels.tolist()
+    assert source[0]["visible"].tolist() == visible.tolist()
+    assert source[1]["visibility"].tolist() == [-1] * 5
+    source._records = [{k: v for k, v in source._records[0].items() if k != "visibility"}]
+    assert source[0]["visibility"].tolist() == [-1] * 5
+
+
 def test_datasets_of_before_there_was_a_normalizer_are_read(maker):
     source = maker.dataset([maker.face(maker.photograph("a.jpg"))]).source("train")
     # As TFDS gives them.

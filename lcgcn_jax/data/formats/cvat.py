@@ -119,7 +119,7 @@ def _read_points(
       face: the group of the points if the element holds all points of a face.
     """
     label = shape.get("label", "").strip()
-    is_occluded = shape.get("occluded") == "1"
+    is_occluded = shape.get("occluded") == "1" if "occluded" in shape.attrib else None
     if shape.get("outside") == "1":
         yield LabeledPoint(label, None, is_occluded, group)
         return

@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from lcgcn_jax.data.records import lies_within
-
-_IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-)
+from lcgcn_jax.data.records import is_system_file, lies_within
+from lcgcn_jax.inputs import PHOTOGRAPH_SUFFIXES
 
 
 class ImageFinder:
@@ -123,6 +120,5 @@ def _images_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            # macOS keeps attributes of a file in another one that begins with `._`.
-            if os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES and not name.startswith("._"):
+            if name.lower().endswith(PHOTOGRAPH_SUFFIXES) and not is_system_file(name):
                 yield Path(parent, name)

@@ -171,10 +171,12 @@ def _label(value: Mapping[str, Any]) -> str:
     return str(labels[0]).strip()
 
 
-def _is_occluded(value: Mapping[str, Any]) -> bool:
-    """Whether a choice per region marks the point as occluded."""
+def _is_occluded(value: Mapping[str, Any]) -> bool | None:
+    """Whether a choice per region marks the point as occluded; None without choices."""
     choices = value.get("choices")
-    return isinstance(choices, list) and "occluded" in (str(c).lower() for c in choices)
+    if not isinstance(choices, list):
+        return None
+    return "occluded" in (str(choice).lower() for choice in choices)
 
 
 def _box_corners(

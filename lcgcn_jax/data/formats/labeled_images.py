@@ -12,7 +12,13 @@ import numpy as np
 
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.own_points import SPLITS, UNSTATED
-from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation
+from lcgcn_jax.data.records import (
+    AnnotationList,
+    BadRecord,
+    FaceAnnotation,
+    Visibility,
+    marked_missing,
+)
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -29,13 +35,13 @@ class LabeledPoint:
     Attributes:
       label: the name of the point in the tool.
       xy: its place in pixels; None for a point that the tool lists without one.
-      is_occluded: whether the annotator marked it as occluded.
+      is_occluded: whether the annotator marked it as occluded; None if the file does not say.
       group: the face that it belongs to, or None where the file does not say.
     """
 
     label: str
     xy: tuple[float, float] | None
-    is_occluded: bool = False
+    is_occluded: bool | None = None
     group: Hashable | None = None
 
 
@@ -162,7 +168,7 @@ def to_annotations(
         if not places and not file.bad:
             raise InputError(f"{file.path}: no points in it; label some faces and export it again")
         indices = landmarks_of_labels(places, scheme, file.path) if places else {}
-        number = 0
+        number, num_marked = 0, 0
         for image in file.images:
             try:
                 groups = group_faces(image, indices, grouping)
@@ -174,9 +180,15 @@ def to_annotations(
             for points, box in groups:
                 number += 1
                 landmarks = np.full((scheme.num_landmarks, 2), np.nan)
+                visibility = np.full(scheme.num_landmarks, Visibility.UNKNOWN, np.int8)
                 for point in points:
                     if point.xy is not None:
-                        landmarks[indices[point.label]] = np.array(point.xy) - count_from
+                        landmarks[indices[point.label]] = point.xy
+                        visibility[indices[point.label]] = _visibility(point)
+                marked = marked_missing(landmarks)
+                landmarks[marked] = np.nan
+                visibility[marked] = Visibility.UNKNOWN
+                num_marked += int(marked.sum())
                 faces.append(
                     FaceAnnotation(
                         name=f"{face_split}/{number:06d}:{image_name}",
@@ -184,14 +196,25 @@ def to_annotations(
                         split=face_split,
                         group=image_name,
                         image_path=image.image_path,
-                        landmarks=landmarks,
+                        landmarks=landmarks - count_from,
                         visible=np.isfinite(landmarks).all(axis=1),
                         provided_box=None if box is None else np.array(box.corners) - count_from,
                         attributes=tuple(flag in image.flags for flag in attribute_names),
                         stated_size=image.stated_size,
+                        visibility=visibility,
                     )
                 )
+        if num_marked:
+            notes.append(
+                f"{file.path}: {num_marked:,} points at (0, 0) or (-1, -1) count as missing"
+            )
     return AnnotationList(kind, scheme, tuple(attribute_names), faces, bad, [], notes)
+
+
+def _visibility(point: LabeledPoint) -> Visibility:
+    if point.is_occluded is None:
+        return Visibility.UNKNOWN
+    return Visibility.EXTERNALLY_OCCLUDED if point.is_occluded else Visibility.VISIBLE
 
 
 def landmarks_of_labels(

@@ -20,7 +20,7 @@ from lcgcn_jax.data.formats.labeled_images import (
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
-from lcgcn_jax.data.records import AnnotationList, BadRecord
+from lcgcn_jax.data.records import AnnotationList, BadRecord, is_system_file
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -86,7 +86,7 @@ def _read_files(paths: Sequence[Path], finder: ImageFinder, flags: set[str]) -> 
 
 def _json_files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*.json") if not p.name.startswith("._"))
+        found = sorted(p for p in path.rglob("*.json") if not is_system_file(p.name))
     elif glob.has_magic(str(path)) and not path.exists():
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     else:
@@ -141,6 +141,7 @@ def _vertices(
     ]
 
 
-def _is_occluded(shape: Mapping[str, Any]) -> bool:
+def _is_occluded(shape: Mapping[str, Any]) -> bool | None:
     flags = shape.get("flags")
-    return isinstance(flags, Mapping) and flags.get("occluded") is True
+    flag = flags.get("occluded") if isinstance(flags, Mapping) else None
+    return flag if isinstance(flag, bool) else None

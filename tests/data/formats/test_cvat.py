@@ -67,6 +67,7 @@ def test_skeletons(images, four_points):
     first, second, third = found.faces
     assert first.visible.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(first.landmarks[[0, 1, 3]], array(points)[[0, 1, 3]])
+    assert first.visibility.tolist() == [0, 0, -1, 1]
     assert (first.stated_size, first.split) == ((640, 480), "train")
     assert (second.name, third.name) == ("train/000002:one/b.jpg", "train/000003:one/b.jpg")
     np.testing.assert_array_equal(third.landmarks, array(points) + np.array([100, 0]))

@@ -40,6 +40,7 @@ def test_faces_of_several_images(images, four_points):
     first, other, third = found.faces
     np.testing.assert_array_equal(first.landmarks, list(points.values()))
     np.testing.assert_array_equal(first.provided_box, [10, 12, 50, 57])
+    assert first.visibility.tolist() == [-1, -1, -1, -1]
     assert (first.stated_size, third.stated_size) == ((640, 480), None)
     assert (first.name, other.name) == ("train/000001:a.jpg", "train/000002:a.jpg")
     assert (third.group, third.image_path) == ("one/b.jpg", images / "one/b.jpg")
@@ -83,6 +84,19 @@ def test_boxes_that_are_no_faces_are_counted(images, four_points):
         f"{path}: 1 images without points",
         f"{path}: 2 face boxes without points",
     ]
+
+
+@pytest.mark.parametrize("count_from", [0, 1])
+def test_points_in_the_corner_are_missing(images, four_points, count_from):
+    scheme, points = four_points
+    boxes = box_of(points | {"tip": (-1, -1)}) + box_of(points | {"left": (0, 0), "tip": (0, 5)})
+    found = read(images, ("file='a.jpg'", boxes), scheme=scheme, count_from=count_from)
+    first, second = found.faces
+    assert first.visible.tolist() == [True, True, False, True]
+    assert second.visible.tolist() == [False, True, True, True]
+    np.testing.assert_array_equal(second.landmarks[2], np.array([0, 5]) - count_from)
+    (note,) = found.notes
+    assert note.endswith("labels.xml: 2 points at (0, 0) or (-1, -1) count as missing")
 
 
 def test_a_name_in_utf8_under_a_latin_1_declaration(images, four_points):

@@ -121,6 +121,15 @@ def test_labels_and_choices_that_come_apart_from_the_point(images, four_points):
     check(found.faces[0], points)
 
 
+def test_a_choice_of_a_point_is_its_visibility(images, four_points):
+    scheme, points = four_points
+    results = key_points(points)
+    choice = results[0] | {"type": "choices", "value": {"choices": ["Occluded"]}}
+    found = read(images, task_of([*results, choice]), scheme=scheme)
+    check(found.faces[0], points)
+    assert found.faces[0].visibility.tolist() == [1, -1, -1, -1]
+
+
 def test_json_min(images, four_points):
     scheme, points = four_points
     size = {"original_width": SIZE[0], "original_height": SIZE[1]}

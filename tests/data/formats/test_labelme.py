@@ -72,6 +72,15 @@ def test_files_beside_their_images(images, four_points):
     assert [face.group for face in found.faces] == ["three/p.jpg", "two/p.jpg"]
 
 
+def test_a_flag_of_a_point_is_its_visibility(images, labels, four_points):
+    scheme, points = four_points
+    flags = {"left": {"occluded": True}, "right": {"occluded": False}}
+    shapes = [shape_of(name, xy, **flags.get(name, {})) for name, xy in points.items()]
+    found = labelme.read(images, {"": write(labels / "a.json", shapes)}, scheme)
+    assert found.faces[0].visibility.tolist() == [1, 0, -1, -1]
+    assert found.faces[0].visible.all()
+
+
 def test_groups_are_faces(images, labels, four_points):
     scheme, points = four_points
     other = {name: (x + 100, y) for name, (x, y) in points.items() if name != "tip"}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-_IMPATIENT = 3  # signals after which the process ends without cleaning up
+_IMPATIENT = 3  # signals during the last steps, after which the process ends at once
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,18 +29,19 @@ class Interrupted(KeyboardInterrupt):
 class _State:
     """What is known about signals so far; one for the process, as signals are."""
 
-    received = 0
+    first: int | None = None
+    finishing = False
+    late = 0
     deferrals = 0
     pending: int | None = None
 
 
 @contextlib.contextmanager
 def raised_as_exceptions() -> Iterator[None]:
-    """Within, the first signal raises `Interrupted` in the main thread.
+    """Within, a signal raises `Interrupted` in the main thread.
 
-    Further signals do not disturb the cleanup; a third one ends the process at once. Signals that are
-    ignored (`nohup`) or have a handler already stay as they are. After an `Interrupted` the handlers
-    stay, for the process is about to end.
+    Signals that are ignored (`nohup`) or have a handler already stay as they are. After a signal the
+    handlers stay, for the process is about to end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,15 +49,26 @@ def raised_as_exceptions() -> Iterator[None]:
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     handlers = {number: handler for number, handler in handlers.items() if handler in defaults}
-    _State.received, _State.deferrals, _State.pending = 0, 0, None
+    _State.first, _State.finishing, _State.late = None, False, 0
+    _State.deferrals, _State.pending = 0, None
     for number in handlers:
         signal.signal(number, _handle)
     try:
         yield
     finally:
-        if not _State.received:
+        if _State.first is None:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def received() -> signal.Signals | None:
+    """The first signal that came, or None."""
+    return None if _State.first is None else signal.Signals(_State.first)
+
+
+def finish() -> None:
+    """From here on the process ends by itself: two more signals are ignored, the third one kills it."""
+    _State.finishing = True
 
 
 @contextlib.contextmanager
@@ -73,12 +85,14 @@ def deferred() -> Iterator[None]:
 
 
 def _handle(number: int, frame: object) -> None:
-    _State.received += 1
-    if _State.received >= _IMPATIENT:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    elif _State.received == 1:
-        if _State.deferrals:
-            _State.pending = number
-        else:
-            raise Interrupted(number)
+    if _State.first is None:
+        _State.first = number
+    if _State.finishing:
+        _State.late += 1
+        if _State.late >= _IMPATIENT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+    elif _State.deferrals:
+        _State.pending = number
+    else:
+        raise Interrupted(number)

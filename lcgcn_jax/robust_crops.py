@@ -2,8 +2,8 @@
 
 Training rolls faces by up to 30 degrees. On a face that is rolled further, a model places an upright face all
 the same, and a calibration that was fitted on upright faces expects a small error there. The expected error,
-averaged over the landmarks, tells such a face: on the 300W validation faces, rolled by 0 to 180 degrees, it was
-above the middle of the calibration's range for every face with a measured error above 15 %.
+averaged over the landmarks, tells such a face: on the 300W validation faces, rolled by 0 to 180 degrees, it
+was above the middle of the calibration's range for every face with a measured error above 15 %.
 """
 
 import numpy as np

@@ -159,7 +159,7 @@ def _to_rgb(array: UInt8[np.ndarray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w 3
 
 
 def _describe(array: Any) -> str:
-    return f"{array.dtype} array [{' '.join(map(str, array.shape))}]"
+    return f"{getattr(array.dtype, 'name', array.dtype)} array [{' '.join(map(str, array.shape))}]"
 
 
 def _is_pil(image: Any) -> bool:

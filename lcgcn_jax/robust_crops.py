@@ -16,38 +16,40 @@ from lcgcn_jax.landmarks import LandmarkScheme
 QUARTER_TURNS = (90.0, 180.0, 270.0)
 """Degrees clockwise by which a crop is turned for a second prediction."""
 
-_UNCERTAIN = 0.5  # mean expected error from which a face may have failed, in parts of the calibration's range
-_FAILED = 0.78  # the same, from which it has failed
+_UNCERTAIN = (
+    0.5  # mean expected error from which a face is tried again, in parts of the calibration's range
+)
+_FAILED = (0.58, 0.78)  # the same, between which a face goes from not failed to failed
 
-Rows = Float[np.ndarray, "n k"]
+PerLandmark = Float[np.ndarray, "*b k"]
 
 
-def failure(
-    expected: Rows, calibration: Calibration, certain: float = _UNCERTAIN, failed: float = _FAILED
-) -> Float[np.ndarray, "n"]:
-    """How likely the landmarks are those of another orientation than the face's: 0 to 1 for each face.
+def is_uncertain(expected: Float[np.ndarray, "k"], calibration: Calibration) -> bool:
+    """Whether a face may lie so far from upright that it is worth predictions from other crops.
 
     Args:
       expected: error of each landmark by the calibration, in percent.
       calibration: what gave it.
-      certain: mean error up to which the answer is 0, in parts of the calibration's range.
-      failed: the same, from which the answer is 1.
     """
+    return bool(_part_of_range(expected, calibration) > _UNCERTAIN)
+
+
+def _part_of_range(expected: PerLandmark, calibration: Calibration) -> np.ndarray:
+    """The mean expected error of each face, in parts of the range that the calibration knows."""
     low, high = calibration.errors[0], calibration.errors[-1]
-    part = (expected.mean(axis=1) - low) / max(high - low, np.finfo(np.float64).tiny)
-    return ((part - certain) / (failed - certain)).clip(0, 1)
+    return (expected.mean(axis=-1) - low) / max(high - low, np.finfo(np.float64).tiny)
 
 
 def honest_error(
-    expected: Rows,
-    landmarks: Float[np.ndarray, "n k 2"],
+    expected: Float[np.ndarray, "k"],
+    landmarks: Float[np.ndarray, "k 2"],
     scheme: LandmarkScheme,
     calibration: Calibration,
-) -> Rows:
-    """Raise the expected error where the whole face may have failed.
+) -> Float[np.ndarray, "k"]:
+    """Raise the expected error of a face that the model may have failed on.
 
     Over all orientations that a face may have, a landmark at distance r from the face's center is 4 r / pi
-    off on average. This error counts by the probability of `failure`.
+    off on average. The more uncertain the face, the more this error counts.
 
     Args:
       expected: error of each landmark by the calibration, in percent of the normalizing distance.
@@ -56,18 +58,16 @@ def honest_error(
       calibration: what gave the expected errors.
 
     Returns:
-      Errors in percent, nowhere below `expected`; equal to it for faces that are certain.
+      Errors in percent, nowhere below `expected`; equal to it for a face that is certain.
     """
-    distance = np.linalg.norm(landmarks - landmarks.mean(axis=1, keepdims=True), axis=2)
-    size = np.sqrt((distance**2).mean(axis=1))
-    count, k = landmarks.shape[:2]
-    unit = scheme.normalizing_distance(
-        landmarks, np.ones((count, k), bool), np.full(count, np.nan, np.float64)
-    )
+    distance = np.linalg.norm(landmarks - landmarks.mean(axis=0), axis=1)
+    size = np.sqrt((distance**2).mean())
+    unit = scheme.normalizing_distance(landmarks, np.ones(len(landmarks), bool), np.array(np.nan))
     # The two points of a failed shape may lie next to each other, and some schemes have no distance here.
-    unit = np.fmax(unit, size).clip(min=np.finfo(np.float64).tiny)
-    turned = 100 * 4 / np.pi * distance / unit[:, None]
-    weight = failure(expected, calibration)[:, None]
+    unit = max(np.fmax(unit, size), np.finfo(np.float64).tiny)
+    turned = 100 * 4 / np.pi * distance / unit
+    certain, failed = _FAILED
+    weight = ((_part_of_range(expected, calibration) - certain) / (failed - certain)).clip(0, 1)
     return (1 - weight) * expected + weight * np.maximum(expected, turned)
 
 

@@ -16,12 +16,10 @@ from lcgcn_jax.landmarks import LandmarkScheme
 QUARTER_TURNS = (90.0, 180.0, 270.0)
 """Degrees clockwise by which a crop is turned for a second prediction."""
 
-_UNCERTAIN = (
-    0.5  # mean expected error from which a face is tried again, in parts of the calibration's range
-)
-_FAILED = (0.58, 0.78)  # the same, between which a face goes from not failed to failed
-
-PerLandmark = Float[np.ndarray, "*b k"]
+# Mean expected error, in parts of the calibration's range. On the 300W validation faces, no upright face was
+# above 0.5; of the faces with an error above 40 %, 1 % were below 0.68 and 5 % below 0.75.
+_UNCERTAIN = 0.5  # from here on, a face is tried again in other crops
+_FAILED = (0.58, 0.78)  # here it goes from not failed to failed
 
 
 def is_uncertain(expected: Float[np.ndarray, "k"], calibration: Calibration) -> bool:
@@ -31,13 +29,13 @@ def is_uncertain(expected: Float[np.ndarray, "k"], calibration: Calibration) -> 
       expected: error of each landmark by the calibration, in percent.
       calibration: what gave it.
     """
-    return bool(_part_of_range(expected, calibration) > _UNCERTAIN)
+    return _part_of_range(expected, calibration) > _UNCERTAIN
 
 
-def _part_of_range(expected: PerLandmark, calibration: Calibration) -> np.ndarray:
-    """The mean expected error of each face, in parts of the range that the calibration knows."""
+def _part_of_range(expected: Float[np.ndarray, "k"], calibration: Calibration) -> float:
+    """The mean expected error of a face, in parts of the range that the calibration knows."""
     low, high = calibration.errors[0], calibration.errors[-1]
-    return (expected.mean(axis=-1) - low) / max(high - low, np.finfo(np.float64).tiny)
+    return float((expected.mean() - low) / max(high - low, np.finfo(np.float64).tiny))
 
 
 def honest_error(
@@ -67,7 +65,7 @@ def honest_error(
     unit = max(np.fmax(unit, size), np.finfo(np.float64).tiny)
     turned = 100 * 4 / np.pi * distance / unit
     certain, failed = _FAILED
-    weight = ((_part_of_range(expected, calibration) - certain) / (failed - certain)).clip(0, 1)
+    weight = np.clip((_part_of_range(expected, calibration) - certain) / (failed - certain), 0, 1)
     return (1 - weight) * expected + weight * np.maximum(expected, turned)
 
 

@@ -72,7 +72,8 @@ def test_error_of_a_failed_face_is_that_of_an_unknown_orientation():
     centered = FACE - FACE.mean(axis=0)
     moved = np.mean([np.linalg.norm(turn(centered, a) - centered, axis=1) for a in angles], axis=0)
     error = robust_crops.honest_error(np.full(5, 12.0), FACE, SCHEME, CALIBRATION)
-    np.testing.assert_allclose(error, 100 * moved / 60, rtol=1e-3)  # 60 px between the eyes
+    # 60 px between the eyes. The nose, in the center, keeps the error of the calibration.
+    np.testing.assert_allclose(error, np.maximum(100 * moved / 60, 12.0), rtol=1e-3)
 
 
 def test_error_rises_with_the_uncertainty_of_the_face():

@@ -135,12 +135,13 @@ def _bytes_of(values: Any, name: str, expected: str) -> np.ndarray:
         fix = "255 * image.astype(np.uint8)"
         raise InputError(f"{name}: {_describe(array)}; give {expected}: {fix}")
     low, high = array.min(), array.max()
-    if array.dtype.kind in "iu" and array.dtype != np.uint16 and low >= 0 and high <= 255:
+    uint16 = array.dtype.newbyteorder("=") == np.uint16
+    if array.dtype.kind in "iu" and not uint16 and low >= 0 and high <= 255:
         return array.astype(np.uint8)
     if array.dtype.kind == "f":
         unit = low >= 0 and high <= 1
         fix = "(255 * image).round()" if unit else "image.round().clip(0, 255)"
-    elif array.dtype == np.uint16 and high > 255:
+    elif uint16 and high > 255:
         fix = "(image >> 8)"
     else:
         fix = "image" if low >= 0 and high <= 255 else "image.clip(0, 255)"
@@ -158,7 +159,7 @@ def _to_rgb(array: UInt8[np.ndarray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w 3
 
 
 def _describe(array: Any) -> str:
-    return f"{array.dtype} array [{' '.join(map(str, array.shape))}]"
+    return f"{getattr(array.dtype, 'name', array.dtype)} array [{' '.join(map(str, array.shape))}]"
 
 
 def _is_pil(image: Any) -> bool:

@@ -308,7 +308,7 @@ class LandmarkModel:
         estimates = self._estimate(crops, affines)
         owners = np.repeat(np.arange(len(images)), counts)
         for i in range(len(images)):
-            faces = [n for n in np.flatnonzero(owners == i) if self._may_have_failed(estimates[n])]
+            faces = [n for n in np.flatnonzero(owners == i) if self._is_uncertain(estimates[n])]
             if faces:
                 # Read again: the pixels of all images at once may be more than fits into memory.
                 pixels = _read(images[i], names[i])
@@ -350,10 +350,10 @@ class LandmarkModel:
             for i in range(len(crops))
         ]
 
-    def _may_have_failed(self, estimate: _Estimate) -> bool:
+    def _is_uncertain(self, estimate: _Estimate) -> bool:
         if self.calibration is None:
             return False
-        return bool(robust_crops.failure(estimate.expected_error[None], self.calibration)[0] > 0)
+        return robust_crops.is_uncertain(estimate.expected_error, self.calibration)
 
     def _estimate_turned(
         self,
@@ -402,8 +402,8 @@ class LandmarkModel:
         fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
         if self.calibration is not None:
             fields["expected_error"] = robust_crops.honest_error(
-                found.expected_error[None], found.landmarks[None], self.scheme, self.calibration
-            )[0]
+                found.expected_error, found.landmarks, self.scheme, self.calibration
+            )
         return Face(box=box, **fields)
 
 

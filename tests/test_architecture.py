@@ -16,7 +16,7 @@ LAYERS = [
     {"predictions", "benchmark"},
     {"training"},
     {"inference", "interop", "visualize"},
-    {"models", "data"},
+    {"models", "data", "robust_crops"},
     {"losses", "metrics", "calibration"},
     {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
     {"geometry", "landmarks", "cache", "compilation", "files", "forking", "image_arrays"},

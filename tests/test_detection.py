@@ -127,6 +127,51 @@ def test_faces_of_which_little_is_seen_have_no_box(detector, monkeypatch):
     np.testing.assert_array_equal(kept, boxes[:1])
 
 
+def test_of_two_boxes_of_which_one_holds_most_of_the_other_the_surer_is_kept():
+    face, beside = [10.0, 10, 50, 50], [40.0, 10, 90, 60]
+    with_chest = [0.0, 0, 60, 100]
+    mostly = [12.0, 8, 52, 48]
+    boxes = np.array([face, with_chest, beside, mostly, face])
+    np.testing.assert_array_equal(detection._without_nested(boxes), [face, beside])
+    kept = detection._without_nested(boxes[::-1])
+    np.testing.assert_array_equal(kept, [face, beside])
+    np.testing.assert_array_equal(detection._without_nested(boxes[[1, 0]]), [with_chest])
+    assert detection._without_nested(np.zeros((0, 4))).shape == (0, 4)
+
+
+def test_no_box_of_a_crowd_holds_most_of_another(detector, shared):
+    boxes = detector.face_boxes(read_photograph(shared / "data/photos/bald_guys.jpg"))
+    assert 23 <= len(boxes) <= 25
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared_parts = (high - low).clip(min=0).prod(axis=2) / areas[None]
+    np.fill_diagonal(shared_parts, 0)
+    assert shared_parts.max() <= 0.75
+
+
+def test_detector_finds_faces_in_gray_and_rgba(detector, shared):
+    image = read_photograph(shared / "data/photos/2009_004587.jpg")
+    boxes = detector.face_boxes(image)
+    rgba = np.dstack([image, np.zeros_like(image[..., 0])])
+    np.testing.assert_array_equal(detector.face_boxes(rgba), boxes)
+    assert len(detector.face_boxes(image.mean(axis=2).astype(np.uint8))) == 2
+    with pytest.raises(InputError, match="float32 array"):
+        detector.detect(image.astype(np.float32))
+
+
+def test_opencv_log_is_as_before_after_quiet_blocks_in_threads():
+    log = cv2.utils.logging
+    before = log.getLogLevel()
+    first, second = detection.quiet_opencv(), detection.quiet_opencv()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert log.getLogLevel() == log.LOG_LEVEL_SILENT
+    second.__exit__(None, None, None)
+    assert log.getLogLevel() == before
+
+
 @pytest.mark.parametrize("content", [b"", b"no model" * 50, None])
 def test_what_is_no_detector_is_named(tmp_path, content, capfd):
     path = tmp_path / "yunet.onnx"

@@ -29,9 +29,7 @@ FIRST_LAYERS = {
     "toy": ("heatmap_model.first.conv.kernel", "heatmap_model.first.bn.bias"),
     "hrnet": ("heatmap_model.stem1.conv.kernel", "heatmap_model.stem2.bn.bias"),
 }
-in_each = pytest.mark.parametrize(
-    "name", ["toy", pytest.param("hrnet", marks=pytest.mark.slow)]
-)
+in_each = pytest.mark.parametrize("name", ["toy", pytest.param("hrnet", marks=pytest.mark.slow)])
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from lcgcn_jax.training.optimizer import trained_names
 from lcgcn_jax.training.state import create_state
 from lcgcn_jax.training.steps import make_predict_step, make_train_step
 
-SIZE, BATCH, K = 64, 8, 68
+SIZE, BATCH, K = 32, 4, 5
 LEARNING_RATE = 1.0
 # Relative. In float32 with the highest matrix precision; devices sum in different orders.
 LOSS, GRADIENT, STATISTICS = 1e-4, 1e-2, 1e-3
@@ -35,21 +35,25 @@ def step_and_predict(device, heatmap, graph):
     )
     params, batch_stats = (
         {
-            name: (rng.normal(size=leaf.shape) / 10 + name.endswith((".scale", ".var"))).astype("f4")
+            name: (rng.normal(size=leaf.shape) / 10 + name.endswith((".scale", ".var"))).astype(
+                "f4"
+            )
             for name, leaf in sorted(part.items())
         }
         for part in (params, batch_stats)
     )
     batch = {
         "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
-        "landmarks": rng.uniform(8, 56, (BATCH, K, 2)).astype(np.float32),
+        "landmarks": rng.uniform(4, 28, (BATCH, K, 2)).astype(np.float32),
         "visible": rng.random((BATCH, K)) < 0.9,
     }
     mesh = sharding.mesh_of([device])
     # Before the step, to which the state's arrays are donated.
     params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
     predict = sharding.compile_predict_step(make_predict_step(graphdef), mesh)
-    output = jax.tree.map(np.asarray, predict(params, batch_stats, sharding.put_batch(batch["image"], mesh)))
+    output = jax.tree.map(
+        np.asarray, predict(params, batch_stats, sharding.put_batch(batch["image"], mesh))
+    )
     trained, optimizer = trained_names(mode, params), optax.sgd(LEARNING_RATE)
     step = make_train_step(
         graphdef,

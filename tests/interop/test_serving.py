@@ -100,7 +100,9 @@ def assert_agree(serve, bundle, crops, batches):
 
 @pytest.mark.parametrize("kind", WRITE)
 def test_a_model_can_be_served(toy, random_bundle, tmp_path, kind):
-    assert_served(random_bundle, tmp_path, "dark", {"message": "offsets", "output": "residual"}, kind)
+    assert_served(
+        random_bundle, tmp_path, "dark", {"message": "offsets", "output": "residual"}, kind
+    )
 
 
 @pytest.mark.slow

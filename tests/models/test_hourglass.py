@@ -71,6 +71,7 @@ def test_halving_and_doubling_keep_the_maxima_in_place(side):
             np.testing.assert_array_equal(doubled[0, row, column], window.max(axis=(0, 1)))
 
 
+@pytest.mark.slow
 def test_it_learns_under_the_graph():
     """As any heatmap model: named in a config, with logits for a loss and features for the graph."""
     rng = np.random.default_rng(0)

@@ -73,9 +73,7 @@ def test_linear_heat_starts_at_0():
 
 
 def test_weights_are_float32_whatever_is_computed_in():
-    _, params, batch_stats = abstract_weights(
-        model_config(arch="tiny"), 7, dtype=jnp.bfloat16
-    )
+    _, params, batch_stats = abstract_weights(model_config(arch="tiny"), 7, dtype=jnp.bfloat16)
     assert {x.dtype for x in (params | batch_stats).values()} == {np.dtype(np.float32)}
 
 

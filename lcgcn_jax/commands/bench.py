@@ -18,6 +18,7 @@ from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.sharding import describe_devices
 
@@ -89,6 +90,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         raise InputError(f"--repetitions {args.repetitions}: at least 1")
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
+    check_config(config)
     # Fresh weights are as fast as any, and a frozen model is to run and not to be read from a cache.
     config.init_from, config.train.cache = "", False
     if args.batch_size is not None:

@@ -21,6 +21,7 @@ from lcgcn_jax.training.ahead_of_time import (
     least_seconds,
 )
 from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config_checks import check_config
 
 
 def add_parser(subparsers) -> None:
@@ -63,6 +64,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         _make_room(args.json, overwrite=args.overwrite)
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
+    check_config(config)
     # Compiled for another machine: the chips of this one, if there are any, stay free.
     jax.config.update("jax_platforms", "cpu")
     batch_size = config.train.batch_size if args.batch_size is None else args.batch_size

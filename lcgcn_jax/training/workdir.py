@@ -19,7 +19,7 @@ from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.files import PARTIALS, checksums, write_whole
 from lcgcn_jax.models.bundles import BEST
-from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
+from lcgcn_jax.training.config import EPOCHS, RUN_CONFIG, differences, fill_in, to_json
 from lcgcn_jax.training.processes import is_main
 
 DATA = "data.json"
@@ -62,10 +62,14 @@ class Claim:
         self._unlock: Callable[[], object] = lambda: None
         if not is_main():
             return
-        if _holds_something_else(workdir):
-            raise InputError(f"{workdir}: not empty and not a training run; give another --workdir")
         data = _data_checksums(dataset)
         try:
+            if workdir.exists() and not workdir.is_dir():
+                raise InputError(f"{workdir}: not a folder; give another --workdir")
+            if _holds_something_else(workdir):
+                raise InputError(
+                    f"{workdir}: not empty and not a training run; give another --workdir"
+                )
             workdir.mkdir(parents=True, exist_ok=True)
             self._unlock = weakref.finalize(self, os.close, _lock(workdir))
             for folder in (workdir, workdir / BEST):
@@ -210,8 +214,23 @@ def _changed_files(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(changed[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
+def read_run_config(workdir: Path) -> dict[str, Any] | None:
+    """The configuration that a run was started with; None where the folder has no run.
+
+    Raises:
+      InputError: it is damaged or cannot be read.
+    """
+    path = workdir / RUN_CONFIG
+    try:
+        return _read(path) if path.is_file() else None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def _comparable(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool) -> dict[str, Any]:
     old = fill_in(old, new)
+    # The steps are compared; from which epochs they come makes no difference.
+    old["train"] = {**old["train"], **{name: new["train"][name] for name in EPOCHS.values()}}
     if moved:  # allowed, since the data are known by what is in them
         old["data"] = {**old["data"], "dir": new["data"]["dir"]}
     return old

@@ -48,6 +48,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_pa
     assert finished
     first, finished = train(tiny_config, tmp_path / "parts", on_validation=stop_at_three)
     assert not finished
+    assert first.stopped_by == signal.SIGTERM
     assert first.step == 3
     second, finished = train(tiny_config, tmp_path / "parts")
     assert finished
@@ -176,6 +177,42 @@ def test_a_run_of_an_older_version_goes_on(tiny_config, tmp_path):
     assert Training(tiny_config, tmp_path / "run", make_mesh(1)).step == 2
 
 
+def test_a_run_that_an_older_version_began_with_steps_alone_goes_on(tiny_config, tmp_path):
+    tiny_config.train.steps = 2
+    train(tiny_config, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    for name in ("epochs", "eval_every_epochs", "checkpoint_every_epochs"):
+        del config["train"][name]
+    file.write_text(json.dumps(config))
+    tiny_config.train.update({"steps": None, "eval_every": None, "epochs": 60.0})
+    training = Training(tiny_config, tmp_path / "run", make_mesh(1))
+    assert (training.step, training.config.train.steps) == (2, 2)
+    assert tiny_config.train.steps is None
+
+
+def test_epochs_are_resolved_against_the_data_and_written_down(tiny_config, tmp_path):
+    tiny_config.train.update({"steps": None, "eval_every": None, "checkpoint_every": None})
+    tiny_config.train.epochs = 0.5
+    training = Training(tiny_config, tmp_path / "run", make_mesh(1))
+    steps = training.num_faces // 2 // tiny_config.train.batch_size
+    assert training.num_faces == len(training.dataset.source("train"))
+    assert training.run()
+    assert training.step == steps > 1
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
+    assert (written["steps"], written["epochs"]) == (steps, 0.5)
+    assert written["eval_every"] == 2 * training.num_faces // tiny_config.train.batch_size
+    # The same steps given as such are the same run.
+    tiny_config.train.steps = steps
+    assert Training(tiny_config, tmp_path / "run", make_mesh(1)).step == steps
+
+
+def test_data_without_a_validation_part_names_the_fix(tiny_config, synthetic98, tmp_path):
+    tiny_config.data.validation_split = "common"
+    with pytest.raises(InputError, match=r"column 'split' .* set config\.data\.validation_split"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+
+
 def test_folder_with_something_else_is_refused(tiny_config, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="not empty and not a training run"):
@@ -290,7 +327,7 @@ def test_runs_that_differ_in_the_seed_share_the_views(frozen_config, tmp_path):
 def test_a_cache_of_what_changes_is_refused(tiny_config, tmp_path, field, value):
     tiny_config.train.mode, tiny_config.data.views, tiny_config.train.cache = "frozen", 2, True
     (tiny_config.train if field == "mode" else tiny_config.data)[field] = value
-    with pytest.raises(InputError, match=r"train\.cache: only a frozen"):
+    with pytest.raises(InputError, match=r"train\.cache: needs a frozen"):
         Training(tiny_config, tmp_path / "run", make_mesh(1))
     assert not (tmp_path / "run").exists()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import write_whole, writing
 from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.ablation import ROWS, markdown, run_ablation, summarize
 from lcgcn_jax.training.config import apply_overrides, load_config
@@ -63,7 +64,11 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         return error.exit_code
     summary = summarize(results)
     table = markdown(summary)
-    (args.out / "table.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (args.out / "table.md").write_text(table, encoding="utf-8")
+    texts = {"table.json": json.dumps(summary, indent=1) + "\n", "table.md": table}
+    for name, text in texts.items():
+        with writing(args.out / name):
+            write_whole(
+                args.out / name, lambda tmp, text=text: tmp.write_text(text, encoding="utf-8")
+            )
     print(table)
     return 0

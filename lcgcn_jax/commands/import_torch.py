@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 from lcgcn_jax.errors import InputError, printable
+from lcgcn_jax.files import writing
 from lcgcn_jax.interop.torch_files import read_state_dict, read_torch_file
 from lcgcn_jax.interop.torch_weights import TORCH_ARCHS, Imported, import_weights
 from lcgcn_jax.landmarks import get_scheme
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         graph_source=args.graph,
     )
     files = [args.file] if args.graph is None else [args.file, args.graph]
-    save_bundle(args.out, imported.bundle, model_card(imported, args.arch, files))
+    with writing(args.out):
+        save_bundle(args.out, imported.bundle, model_card(imported, args.arch, files))
     print(f"{args.out}: {_summary(imported, args.arch)}")
     if found.others:
         print(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from lcgcn_jax import metrics
 from lcgcn_jax.data.augment import DEGRADATIONS
-from lcgcn_jax.files import write_whole
+from lcgcn_jax.files import write_whole, writing
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.lcgcn import GraphConfig
@@ -176,7 +176,8 @@ def _write_errors(training: Training, path: Path) -> None:
             "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
         }
     )
-    write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    with writing(path):
+        write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def summarize(results: Mapping[str, RowErrors]) -> dict[str, Any]:

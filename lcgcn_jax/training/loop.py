@@ -363,7 +363,10 @@ class Training:
 
 
 def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:
-    dataset = open_dataset(config.data.dir)
+    try:
+        dataset = open_dataset(config.data.dir)
+    except OSError as error:
+        raise InputError(f"{config.data.dir}: cannot be read: {error.strerror}") from error
     scheme = get_scheme(config.scheme)
     if dataset.scheme.name != scheme.name:
         raise InputError(

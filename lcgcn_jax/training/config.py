@@ -33,7 +33,10 @@ def default_config() -> ml_collections.ConfigDict:
     - `init_parts`: what to take from there: `heatmap`, the heatmap model (of an ImageNet file, which has
       no head for landmarks, its backbone); `whole`; or `backbone`, the heatmap model without its head,
       for another number of landmarks.
-    - `data.dir`: what `lcgcn prepare` wrote. `data.train_split`, `data.validation_split`.
+    - `data.dir`: what `lcgcn prepare` wrote. `data.sources`: folders to train on in place of it, as
+      `((dir, weight), ...)`: the faces of a batch come from them in proportion to the weights, and an epoch
+      is as many faces as all of them have. The validation faces and the mean shape are those of `data.dir`.
+      `data.train_split`, `data.validation_split`.
     - `data.image_size`: side of the crops, in pixels.
     - `data.num_workers`: worker processes of the input pipeline; 0: threads of this process.
     - `data.num_threads`: threads that make batches, in each worker if there are any.
@@ -72,6 +75,7 @@ def default_config() -> ml_collections.ConfigDict:
             "init_parts": "heatmap",
             "data": {
                 "dir": "data/wflw",
+                "sources": (),
                 "train_split": "train",
                 "validation_split": "validation",
                 "image_size": 256,
@@ -383,6 +387,13 @@ def _keys(node: ml_collections.ConfigDict) -> list[str]:
 
 
 def _typed(name: str, text: str, old: Any) -> Any:
+    if name == "data.sources":  # [[a, 1], [b, 2]]
+        items = _from_yaml(name, text) or []
+        return (
+            tuple(tuple(i) if isinstance(i, list) else i for i in items)
+            if isinstance(items, list)
+            else items
+        )
     if isinstance(old, tuple):
         # (a, b), [a, b] or a,b
         items = _from_yaml(name, "[" + text.strip().strip("()[]") + "]")

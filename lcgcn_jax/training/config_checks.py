@@ -160,6 +160,27 @@ class Flag:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sources:
+    """Folders with their weights."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the field can have this value."""
+        if not isinstance(value, tuple | list):
+            return False
+        pairs = all(
+            isinstance(pair, tuple | list)
+            and len(pair) == 2
+            and Text().accepts(pair[0])
+            and Number(0, above=True).accepts(pair[1])
+            for pair in value
+        )
+        return pairs and len({pair[0] for pair in value}) == len(value)
+
+    def __str__(self) -> str:
+        return "((dir, weight), ...), each folder once and each weight a number above 0"
+
+
+@dataclasses.dataclass(frozen=True)
 class OrNull:
     """A field that may be null."""
 
@@ -194,6 +215,7 @@ FIELDS: dict[str, Constraint] = {
     "init_from": Text(may_be_empty=True),
     "init_parts": Choice(tuple(PARTS)),
     "data.dir": Text(),
+    "data.sources": Sources(),
     "data.train_split": Text(),
     "data.validation_split": Text(),
     "data.image_size": Number(16, 4_096, whole=True),
@@ -386,4 +408,8 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             "config train.cache: needs a frozen heatmap model and fixed views of each face; set train.mode "
             "to frozen and data.views to the number of views, or train.cache to false"
+        )
+    if train.cache and config.data.sources:
+        raise InputError(
+            "config train.cache: is for one dataset; set data.sources to () or it to false"
         )

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset
-from lcgcn_jax.data.pipeline import TrainIterator, record_names, train_iterator, view_order
+from lcgcn_jax.data.mixture import FaceMixture
+from lcgcn_jax.data.pipeline import TrainIterator, train_iterator, view_order
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
@@ -85,10 +86,11 @@ class Training:
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         sharding.check_batch_size(config.train.batch_size, self.mesh)
         self.dataset = agreed(lambda: _open_data(config))
+        self.mixture = agreed(lambda: _open_mixture(config, self.dataset))
         if config.train.cache and jax.process_count() > 1:
             raise InputError("config train.cache: is for one process; set it to false")
         # An epoch's steps see each of them once.
-        self.num_faces = len(self.dataset.source(config.data.train_split))
+        self.num_faces = self.mixture.num_faces(config.data.train_split)
         config = self.config = resolve_steps(
             config,
             self.num_faces,
@@ -122,7 +124,13 @@ class Training:
             config.optimizer.to_dict(), mode, config.train.steps
         )
         self._claim = agreed(
-            lambda: Claim(self.workdir, config, self.dataset, accept_changes=accept_changes)
+            lambda: Claim(
+                self.workdir,
+                config,
+                self.dataset,
+                sources=self.mixture.datasets if config.data.sources else (),
+                accept_changes=accept_changes,
+            )
         )
         state = create_state(
             params, batch_stats, optimizer, trained, with_ema=config.train.ema_decay > 0
@@ -272,7 +280,7 @@ class Training:
             order = view_order(self.dataset, split, batch_size=batch_size, seed=seed, views=views)
             return CachedBatches(order, self.evidence.training_views(split, augment, views))
         return train_iterator(
-            self.dataset,
+            self.mixture,
             split,
             image_size=config.data.image_size,
             batch_size=batch_size,
@@ -353,8 +361,7 @@ class Training:
                 break
         else:
             return
-        source = self.dataset.source(self.config.data.train_split)
-        names = ", ".join(record_names(source, records))
+        names = ", ".join(self.mixture.names(self.config.data.train_split, records))
         rates = ", ".join(f"{group} {float(f(step - 1)):g}" for group, f in self.schedules.items())
         raise FloatingPointError(
             f"the {what.replace('_', ' ')} is {value} at step {step} (learning rate: {rates}); the batch: "
@@ -363,34 +370,49 @@ class Training:
 
 
 def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:
+    return _open_folder(config, config.data.dir, ("train_split", "validation_split"))
+
+
+def _open_mixture(config: ml_collections.ConfigDict, dataset: FaceDataset) -> FaceMixture:
+    if not config.data.sources:
+        return FaceMixture.of(dataset)
+    folders, weights = zip(*config.data.sources, strict=True)
+    datasets = tuple(_open_folder(config, folder, ("train_split",)) for folder in folders)
+    return FaceMixture(datasets, tuple(map(float, weights)))
+
+
+def _open_folder(
+    config: ml_collections.ConfigDict, folder: str, fields: tuple[str, ...]
+) -> FaceDataset:
+    """Opens a dataset that has to have the config's scheme and the splits that these fields name."""
     try:
-        dataset = open_dataset(config.data.dir)
+        dataset = open_dataset(folder)
     except OSError as error:
-        raise InputError(f"{config.data.dir}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
     scheme = get_scheme(config.scheme)
     if dataset.scheme.name != scheme.name:
         raise InputError(
-            f"{config.data.dir}: {dataset.scheme.num_landmarks} points ({dataset.scheme.name}), but "
+            f"{folder}: {dataset.scheme.num_landmarks} points ({dataset.scheme.name}), but "
             f"the config is for {scheme.num_landmarks} ({scheme.name}); set config.scheme or data.dir"
         )
     if dataset.scheme != scheme:
         raise InputError(
-            f"{config.scheme}: the scheme has changed since {config.data.dir} was prepared; prepare the "
+            f"{config.scheme}: the scheme has changed since {folder} was prepared; prepare the "
             "data again"
         )
     there = ", ".join(dataset.splits)
-    for field, fix in (
-        ("train_split", "prepare the data again with training faces, or set"),
-        (
-            "validation_split",
-            "name faces for it in the column 'split' of the annotations and prepare the data again, or set",
+    fixes = {
+        "train_split": "prepare the data again with training faces, or set",
+        "validation_split": (
+            "name faces for it in the column 'split' of the annotations and prepare the data again, or set"
         ),
-    ):
+    }
+    for field in fields:
         split = config.data[field]
         if missing := [part for part in dataset.parts(split) if part not in dataset.splits]:
             raise InputError(
-                f"{config.data.dir}: no split {missing[0]!r} for config data.{field}; there are {there}; "
-                f"{fix} config.data.{field} to one of these"
+                f"{folder}: no split {missing[0]!r} for config data.{field}; there are {there}; "
+                f"{fixes[field]} config.data.{field} to one of these"
             )
         dataset.source(split)
     return dataset

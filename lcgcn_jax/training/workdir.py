@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Claim:
       workdir: the run's folder; made where there is none, and left as it is where the run is refused.
       config: what the run begins or goes on with.
       dataset: its data. A copy of them in another place is the same data.
+      sources: what it trains on in place of it, `data.sources`.
       accept_changes: go on also with another configuration or other data; `adopt` writes them down.
 
     Raises:
@@ -55,6 +56,7 @@ class Claim:
         config: ml_collections.ConfigDict,
         dataset: FaceDataset,
         *,
+        sources: Sequence[FaceDataset] = (),
         accept_changes: bool = False,
     ):
         self._workdir = workdir
@@ -63,6 +65,8 @@ class Claim:
         if not is_main():
             return
         data = _data_checksums(dataset)
+        for number, source in enumerate(sources):
+            data |= {f"sources/{number}/{k}": v for k, v in _data_checksums(source).items()}
         try:
             if workdir.exists() and not workdir.is_dir():
                 raise InputError(f"{workdir}: not a folder; give another --workdir")
@@ -232,7 +236,11 @@ def _comparable(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool) 
     # The steps are compared; from which epochs they come makes no difference.
     old["train"] = {**old["train"], **{name: new["train"][name] for name in EPOCHS.values()}}
     if moved:  # allowed, since the data are known by what is in them
+        folders = [folder for folder, _ in new["data"]["sources"]]
+        weights = [weight for _, weight in old["data"]["sources"]]
         old["data"] = {**old["data"], "dir": new["data"]["dir"]}
+        if len(folders) == len(weights):
+            old["data"]["sources"] = [list(pair) for pair in zip(folders, weights, strict=True)]
     return old
 
 

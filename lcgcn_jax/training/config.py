@@ -388,12 +388,10 @@ def _keys(node: ml_collections.ConfigDict) -> list[str]:
 
 def _typed(name: str, text: str, old: Any) -> Any:
     if name == "data.sources":  # [[a, 1], [b, 2]]
-        items = _from_yaml(name, text) or []
-        return (
-            tuple(tuple(i) if isinstance(i, list) else i for i in items)
-            if isinstance(items, list)
-            else items
-        )
+        pairs = _from_yaml(name, text) or []
+        if not isinstance(pairs, list):
+            raise InputError(f"config {name}: {text!r} is no list; give [[DIR, WEIGHT], ...]")
+        return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in pairs)
     if isinstance(old, tuple):
         # (a, b), [a, b] or a,b
         items = _from_yaml(name, "[" + text.strip().strip("()[]") + "]")

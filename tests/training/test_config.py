@@ -114,6 +114,7 @@ def test_bad_config_file_is_named(tmp_path, text, message):
         ("model.graph.gcn_widths", "(32, 2)", (32, 2)),
         ("model.graph.gcn_widths", "32,2", (32, 2)),
         ("data.augment.zoom", "(0.9, 1)", (0.9, 1.0)),
+        ("data.sources", "", ()),
         ("model.graph", "null", None),
     ],
 )
@@ -135,6 +136,7 @@ def test_override_has_the_fields_type(name, text, value):
         ("modle.decode", "dark", "unknown field 'modle'; did you mean 'model'"),
         ("train.batch_size", "many", "not of the type"),
         ("train.batch_size", "1.5", "not of the type"),
+        ("data.sources", "data/a", "no list; give"),
         ("train.batch_size", "[1", "'\\[1' cannot be read"),
         ("train.batch_size", "2020-99-99", "cannot be read"),
         ("train.batch_size", "true", "not of the type"),
@@ -150,6 +152,12 @@ def test_bad_override_is_one_line(name, text, message):
     with pytest.raises(InputError, match=message) as error:
         apply_overrides(default_config().lock(), {name: text})
     assert "\n" not in str(error.value)
+
+
+def test_override_of_the_sources():
+    config = default_config().lock()
+    apply_overrides(config, {"data.sources": "[[data/a (1), 3], [b, 0.5]]"})
+    assert config.data.sources == (("data/a (1)", 3), ("b", 0.5))
 
 
 def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():

@@ -124,6 +124,10 @@ def test_no_field_takes_nonsense(config, name, value):
         ("model.graph.pair_width=0", "config model.graph.pair_width: got 0;"),
         ("seed=-1", "config seed: got -1; expected a whole number from 0 to 4,294,967,295"),
         ("data.dir= ", "config data.dir: got ' '; expected a text that is not empty"),
+        ("data.sources=[[a, 1], [a, 2]]", "config data.sources: got (('a', 1), ('a', 2)); expected"),
+        ("data.sources=[[a, 0]]", "config data.sources: got (('a', 0),); expected ((dir, weight), ...)"),
+        ("data.sources=[[a]]", "config data.sources: got (('a',),);"),
+        ("data.sources=[a, 1]", "config data.sources: got ('a', 1);"),
         ("train.cache=true", "config train.cache: needs a frozen heatmap model"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lcgcn_jax.commands.prepare import prepare_synthetic
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import BEST, load_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES
@@ -210,6 +212,52 @@ def test_epochs_are_resolved_against_the_data_and_written_down(tiny_config, tmp_
 def test_data_without_a_validation_part_names_the_fix(tiny_config, synthetic98, tmp_path):
     tiny_config.data.validation_split = "common"
     with pytest.raises(InputError, match=r"column 'split' .* set config\.data\.validation_split"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+
+
+@pytest.fixture(scope="module")
+def more98(tmp_path_factory):
+    """A second dataset of synthetic faces."""
+    out = tmp_path_factory.mktemp("data") / "more98"
+    prepare_synthetic("wflw98", out, num_train=9, num_test=1, seed=7)
+    return out
+
+
+def test_run_on_two_datasets_resumes_bit_for_bit(
+    tiny_config, synthetic98, more98, tmp_path, stop_at_three
+):
+    tiny_config.data.sources = ((str(synthetic98), 3), (str(more98), 1))
+    whole, _ = train(tiny_config, tmp_path / "whole")
+    assert whole.num_faces > len(whole.dataset.source("train"))
+    first, _ = train(tiny_config, tmp_path / "parts", on_validation=stop_at_three)
+    assert first.step == 3
+    moved = shutil.copytree(more98, tmp_path / "moved")
+    tiny_config.data.sources = ((str(synthetic98), 3), (str(moved), 1))
+    second, finished = train(tiny_config, tmp_path / "parts")
+    assert finished
+    assert_same_state(whole.state, second.state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b: ((a, 3), (b, 2)), r"data\.sources: "),
+        (lambda a, b: ((a, 3),), r"data\.sources: "),
+        (lambda a, b: ((b, 3), (a, 1)), r"not the data that .* was started with \(sources/0/"),
+        (lambda a, b: ((a, 3), ("gone", 1)), "gone: no such folder"),
+    ],
+)
+def test_other_sources_are_refused(tiny_config, synthetic98, more98, tmp_path, change, message):
+    tiny_config.data.sources = ((str(synthetic98), 3), (str(more98), 1))
+    Training(tiny_config, tmp_path / "run", make_mesh(1))
+    tiny_config.data.sources = change(str(synthetic98), str(more98))
+    with pytest.raises(InputError, match=message):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+
+
+def test_sources_of_another_scheme_are_refused(tiny_config, synthetic98, synthetic68, tmp_path):
+    tiny_config.data.sources = ((str(synthetic98), 1), (str(synthetic68), 1))
+    with pytest.raises(InputError, match="68 points"):
         Training(tiny_config, tmp_path / "run", make_mesh(1))
 
 

@@ -15,7 +15,7 @@ from lcgcn_jax.training.config import default_config, parse_argument, reduce_for
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = default_config()
     config.data.dir = "runs/demo/data"
-    reduce_for_cpu(config, faces=1600, epochs=3)
+    reduce_for_cpu(config, epochs=3)
     config.train.steps = 240
     config.data.augment.rotation = 15.0
     config.train.ema_decay = 0.98

@@ -7,7 +7,7 @@ HRNet-W18's features, static edges, one coarse turn and three fine ones; the hea
 Data: 300W's 3,148 training faces, about a tenth of them kept for validation. 60 epochs at batch 16.
 Time on an accelerator: not measured.
 
-`:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs of 1,802 faces
+`:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs
 (see `training.config.reduce_for_cpu`).
 """
 
@@ -24,7 +24,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.scheme = "ibug68"
     config.data.dir = "data/w300"
     config.model.graph = {"name": "dag", **dataclasses.asdict(CascadeConfig())}
-    set_epochs(config, faces=2833, epochs=60, eval_every=2)
+    set_epochs(config, 60, eval_every=2)
     if "small" in parse_argument(argument, ["small"]):
-        reduce_for_cpu(config, faces=1802, epochs=26)
+        reduce_for_cpu(config, epochs=26)
     return config

@@ -6,7 +6,7 @@
 Data: 300W's 3,148 training faces, about a tenth of them kept for validation. 60 epochs at batch 16, focal
 loss on the last stack alone. Time on an accelerator: not measured.
 
-`:small` is for two CPU cores: one hourglass of width 64 at 128 px, 26 epochs of 1,802 faces
+`:small` is for two CPU cores: one hourglass of width 64 at 128 px, 26 epochs
 (see `training.config.reduce_for_cpu`).
 """
 
@@ -25,9 +25,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         "width": 128,
         "activation": "sigmoid",
     }
-    set_epochs(config, faces=2833, epochs=60, eval_every=2)
+    set_epochs(config, 60, eval_every=2)
     if "small" in parse_argument(argument, ["small"]):
-        reduce_for_cpu(config, faces=1802, epochs=26)
+        reduce_for_cpu(config, epochs=26)
         config.model.heatmap.stacks = 1
         config.model.heatmap.width = 64
     return config

@@ -6,7 +6,7 @@
 Data: 300W's 3,148 training faces, about a tenth of them kept for validation. 60 epochs at batch 16.
 Time on an accelerator: not measured. Without the ImageNet weights that the paper starts from.
 
-`:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs of 1,802 faces
+`:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs
 (see `training.config.reduce_for_cpu`).
 
 `:frozen`, also as `:small,frozen`, trains the graph alone on the heatmap model of `w300_hrnet18`, as in the
@@ -28,13 +28,11 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = default_config()
     config.scheme = "ibug68"
     config.data.dir = "data/w300"
-    set_epochs(config, faces=2833, epochs=60, eval_every=2)
+    set_epochs(config, 60, eval_every=2)
     words = parse_argument(argument, ["small", "frozen"])
     if "small" in words:
-        reduce_for_cpu(config, faces=1802, epochs=26)
+        reduce_for_cpu(config, epochs=26)
     if "frozen" in words:
-        faces, run = (
-            (1802, "runs/w300_hrnet18_small") if "small" in words else (2833, "runs/w300_hrnet18")
-        )
-        freeze_heatmap_model(config, faces=faces, init_from=run)
+        run = "runs/w300_hrnet18_small" if "small" in words else "runs/w300_hrnet18"
+        freeze_heatmap_model(config, init_from=run)
     return config

@@ -24,9 +24,9 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.model.heatmap.activation = "linear"
     config.loss.heatmap = "mse"
     config.train.mode = "heatmap_only"
-    set_epochs(config, faces=6750, epochs=60, eval_every=2)
+    set_epochs(config, 60, eval_every=2)
     if "small" in parse_argument(argument, ["small"]):
         config.model.heatmap.activation = "sigmoid"
         config.loss.heatmap = "focal"
-        reduce_for_cpu(config, faces=6750, epochs=12)
+        reduce_for_cpu(config, epochs=12)
     return config

@@ -17,7 +17,7 @@ from lcgcn_jax.training.config import default_config, parse_argument, reduce_for
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = default_config()
-    set_epochs(config, faces=6750, epochs=60, eval_every=2)
+    set_epochs(config, 60, eval_every=2)
     if "small" in parse_argument(argument, ["small"]):
-        reduce_for_cpu(config, faces=6750, epochs=12)
+        reduce_for_cpu(config, epochs=12)
     return config

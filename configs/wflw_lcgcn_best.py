@@ -3,7 +3,7 @@
     lcgcn prepare wflw --src WFLW --out data/wflw
     lcgcn train --config configs/wflw_lcgcn_best.py --workdir runs/wflw_lcgcn_best
 
-HRNet-W18 at 256 px from scratch, 150 epochs at batch 64: 15,820 steps.
+HRNet-W18 at 256 px from scratch, 150 epochs at batch 64.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 12 epochs.
 """
@@ -22,8 +22,8 @@ from lcgcn_jax.training.config import (
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config = default_config()
     if "small" in parse_argument(argument, ["small"]):
-        reduce_for_cpu(config, faces=6750, epochs=12)
+        reduce_for_cpu(config, epochs=12)
     else:
-        train_from_scratch(config, faces=6750, epochs=150)
+        train_from_scratch(config, epochs=150)
     use_best_recipe(config)
     return config

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lcgcn_jax import interrupts
+from lcgcn_jax.errors import InputError
 
 PARTIALS = ".*.partial*"
 """Pattern of the names of files that are being written, or were when their process was killed."""
@@ -87,6 +89,41 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     with replacing(path) as partial:
         write(partial)
+
+
+def require_writable(path: Path, *, overwrite: bool) -> None:
+    """Checks before minutes of work that a file can be written at their end; makes its folder.
+
+    Args:
+      path: the file.
+      overwrite: whether it may be there already.
+
+    Raises:
+      InputError: it is a folder, is there already, or its folder cannot be written.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give a file")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: already exists; choose another file or give --overwrite")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Reports in one line what keeps the block from writing a file or folder.
+
+    Raises:
+      InputError: the disk is full, the folder is read-only, and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror or error}; give another place, or make room"
+        ) from error
 
 
 def checksums(folder: Path) -> dict[str, dict[str, int]]:

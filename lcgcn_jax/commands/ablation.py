@@ -7,9 +7,12 @@ from pathlib import Path
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import write_whole, writing
 from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.ablation import ROWS, markdown, run_ablation, summarize
 from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config_checks import check_config
+from lcgcn_jax.training.processes import Interrupted
 
 
 def add_parser(subparsers) -> None:
@@ -40,7 +43,7 @@ def add_parser(subparsers) -> None:
 
 
 def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
-    """Runs what is missing of the table, and writes it.
+    """Runs what is missing of the table, and writes it; returns 130 or 143 where a signal ended it.
 
     Raises:
       InputError: the config, the model, the data or the folder cannot be used.
@@ -51,11 +54,21 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         raise InputError(f"--seeds {args.seeds}: at least 1")
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
+    check_config(config)
     config.init_from = args.model
     use_compilation_cache()
-    summary = summarize(run_ablation(config, args.out, rows=rows, seeds=args.seeds))
+    try:
+        results = run_ablation(config, args.out, rows=rows, seeds=args.seeds)
+    except Interrupted as error:
+        print(error)
+        return error.exit_code
+    summary = summarize(results)
     table = markdown(summary)
-    (args.out / "table.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (args.out / "table.md").write_text(table, encoding="utf-8")
+    texts = {"table.json": json.dumps(summary, indent=1) + "\n", "table.md": table}
+    for name, text in texts.items():
+        with writing(args.out / name):
+            write_whole(
+                args.out / name, lambda tmp, text=text: tmp.write_text(text, encoding="utf-8")
+            )
     print(table)
     return 0

@@ -16,8 +16,10 @@ from lcgcn_jax.benchmark.measurements import PARTS, Measurements, Row
 from lcgcn_jax.commands import prepare
 from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import require_writable, write_whole, writing
 from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.sharding import describe_devices
 
@@ -80,8 +82,8 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     Raises:
       InputError: the config, the data, or what to measure cannot be used.
     """
-    if args.json is not None and args.json.exists() and not args.overwrite:
-        raise InputError(f"{args.json}: already exists; choose another file or give --overwrite")
+    if args.json is not None:
+        require_writable(args.json, overwrite=args.overwrite)
     parts = args.only.split(",")
     require_known("--only", parts, PARTS)
     workers = _parse_workers(args.workers)
@@ -89,6 +91,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         raise InputError(f"--repetitions {args.repetitions}: at least 1")
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
+    check_config(config)
     # Fresh weights are as fast as any, and a frozen model is to run and not to be read from a cache.
     config.init_from, config.train.cache = "", False
     if args.batch_size is not None:
@@ -106,8 +109,9 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
             result = describe(args, config, measurements, rows)
     print(format_table(result))
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(result, indent=1) + "\n"
+        with writing(args.json):
+            write_whole(args.json, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     return 0
 
 

@@ -3,14 +3,12 @@
 import argparse
 import dataclasses
 import json
-import tempfile
 from pathlib import Path
 
 import jax
 
 from lcgcn_jax.commands.train import parse_overrides
-from lcgcn_jax.errors import InputError
-from lcgcn_jax.files import write_whole
+from lcgcn_jax.files import require_writable, write_whole, writing
 from lcgcn_jax.training.ahead_of_time import (
     CHIPS,
     GIB,
@@ -21,6 +19,7 @@ from lcgcn_jax.training.ahead_of_time import (
     least_seconds,
 )
 from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config_checks import check_config
 
 
 def add_parser(subparsers) -> None:
@@ -60,9 +59,10 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
       InputError: configuration, topology, batch or file cannot be used, or libtpu is not installed.
     """
     if args.json is not None:
-        _make_room(args.json, overwrite=args.overwrite)
+        require_writable(args.json, overwrite=args.overwrite)
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
+    check_config(config)
     # Compiled for another machine: the chips of this one, if there are any, stay free.
     jax.config.update("jax_platforms", "cpu")
     batch_size = config.train.batch_size if args.batch_size is None else args.batch_size
@@ -78,22 +78,9 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         )
     if args.json is not None:
         text = json.dumps(figures, indent=1) + "\n"
-        write_whole(args.json, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        with writing(args.json):
+            write_whole(args.json, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     return 0
-
-
-def _make_room(path: Path, *, overwrite: bool) -> None:
-    """Finds out before the minutes of compiling that a file cannot be written."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: already exists; choose another file or give --overwrite")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def describe(cost: StepCost) -> str:

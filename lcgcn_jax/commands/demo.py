@@ -39,7 +39,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the demo from start to end.
+    """Runs the demo from start to end; returns 130 or 143 where a signal ended the training.
 
     Raises:
       InputError: the folder is there already.
@@ -55,8 +55,13 @@ def run(args: argparse.Namespace) -> int:
     prepare.prepare_synthetic(
         config.scheme, data, num_train=args.faces, num_test=args.test_faces, seed=0
     )
-    print(f"2/4 training {config.train.steps:,} steps (the first compiles, about a minute)")
-    Training(config, workdir).run(on_validation=train.print_figures)
+    training = Training(config, workdir)
+    print(
+        f"2/4 training {training.config.train.steps:,} steps (the first compiles, about a minute)"
+    )
+    if not training.run(on_validation=train.print_figures):
+        print(f"{args.out}: stopped; remove it, or choose another --out")
+        return 128 + training.stopped_by
 
     print("3/4 measuring on faces it never saw")
     dataset, model = open_dataset(data), load(workdir)

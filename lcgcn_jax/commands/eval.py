@@ -12,6 +12,7 @@ from lcgcn_jax.data.detected import detector_boxes
 from lcgcn_jax.data.published import METRICS, PublishedTable, published_table
 from lcgcn_jax.detection import FaceDetector
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import require_writable, write_whole, writing
 from lcgcn_jax.inference import load
 from lcgcn_jax.training.evaluation import (
     report,
@@ -84,8 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """
     outputs = [path for path in (args.json, args.per_face) if path is not None]
     for path in outputs:
-        if path.exists() and not args.overwrite:
-            raise InputError(f"{path}: already exists; choose another file or give --overwrite")
+        require_writable(path, overwrite=args.overwrite)
     if args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}: has to be at least 1")
     use_compilation_cache()
@@ -133,12 +133,15 @@ def run(args: argparse.Namespace) -> int:
     if published is not None:
         sets = published.measured_sets(dataset, args.split, result)
         print(format_comparison(published, sets, args.split, conditions))
-    for path in outputs:
-        path.parent.mkdir(parents=True, exist_ok=True)
     if args.per_face is not None:
-        write_face_errors(args.per_face, dataset, args.split, errors)
+        with writing(args.per_face):
+            write_whole(
+                args.per_face, lambda tmp: write_face_errors(tmp, dataset, args.split, errors)
+            )
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(result, indent=1) + "\n"
+        with writing(args.json):
+            write_whole(args.json, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     return 0
 
 

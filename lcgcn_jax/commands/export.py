@@ -1,10 +1,10 @@
 """`lcgcn export`: a model in the format of other tools."""
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.files import require_writable, writing
 from lcgcn_jax.interop.serving import OUTPUTS, description_file, write_onnx, write_stablehlo
 from lcgcn_jax.interop.torch_files import require_format, write_state_dict
 from lcgcn_jax.interop.torch_weights import export_weights
@@ -53,22 +53,13 @@ def run(args: argparse.Namespace) -> int:
     outputs = [args.out]
     if args.format == "stablehlo":
         outputs.append(description_file(args.out))
-    for path in outputs:
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; give a file")
-        if path.exists() and not args.overwrite:
-            raise InputError(f"{path}: already exists; choose another file or give --overwrite")
+    for path in outputs:  # before the minutes that a large model takes
+        require_writable(path, overwrite=args.overwrite)
     bundle = load_bundle(args.model)
     if args.heatmap_only:
         bundle = bundle.without_graph()
-    try:
-        # Before the minutes that a large model takes.
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=args.out.parent):
-            pass
+    with writing(args.out):
         said = _write(args, bundle)
-    except OSError as error:
-        raise InputError(f"{args.out}: cannot be written: {error.strerror}") from error
     graph = "without" if bundle.model["graph"] is None else "with"
     print(f"{args.out}: {said}, {graph} a graph head")
     return 0

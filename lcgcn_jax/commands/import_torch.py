@@ -5,7 +5,8 @@ import hashlib
 from pathlib import Path
 
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.interop.torch_files import read_state_dict
+from lcgcn_jax.files import writing
+from lcgcn_jax.interop.torch_files import read_state_dict, read_torch_file
 from lcgcn_jax.interop.torch_weights import TORCH_ARCHS, Imported, import_weights
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import save_bundle
@@ -44,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"{args.out}: not a folder")
     scheme = get_scheme(args.scheme)
+    found = read_torch_file(args.file)
     imported = import_weights(
-        read_state_dict(args.file),
+        found.state,
         TORCH_ARCHS[args.arch],
         scheme,
         source=args.file,
@@ -53,8 +55,13 @@ def run(args: argparse.Namespace) -> int:
         graph_source=args.graph,
     )
     files = [args.file] if args.graph is None else [args.file, args.graph]
-    save_bundle(args.out, imported.bundle, model_card(imported, args.arch, files))
+    with writing(args.out):
+        save_bundle(args.out, imported.bundle, model_card(imported, args.arch, files))
     print(f"{args.out}: {_summary(imported, args.arch)}")
+    if found.others:
+        print(
+            f"{args.file}: read {printable(found.key)}; not used: {printable(', '.join(found.others))}"
+        )
     return 0
 
 

@@ -9,7 +9,8 @@ from lcgcn_jax import visualize
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.files import write_whole
-from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config import apply_overrides, describe_steps, load_config
+from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.processes import is_main, join_processes
@@ -27,7 +28,7 @@ def add_parser(subparsers) -> None:
         help="train a model from a config file, or go on with a run",
         description="Trains a model. Any field of the config can be set with "
         "--config.NAME=VALUE. The same command on a folder with checkpoints goes on where it "
-        "stopped; Ctrl-C and SIGTERM save first.",
+        "stopped; Ctrl-C and SIGTERM save first (exit codes 130 and 143).",
         epilog="example: lcgcn train --config configs/w300_lcgcn.py:small --workdir runs/small "
         "--config.train.steps=1000",
     )
@@ -55,20 +56,22 @@ def add_parser(subparsers) -> None:
 
 
 def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
-    """Trains; returns 0, also where a signal ended it after saving.
+    """Trains; returns 0, or 130 or 143 where SIGINT or SIGTERM ended it after saving.
 
     Raises:
       InputError: the config, the data or the folder cannot be used, or the folder not any more.
     """
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
+    check_config(config)
     use_compilation_cache()
     _join(args)
     training = Training(config, args.workdir, accept_changes=args.accept_changes)
     if not is_main():
         training.run()
-        return 0
+        return _exit_code(training)
     print(f"{args.workdir}: on {describe_devices()}", flush=True)
+    print(f"{args.workdir}: {describe_steps(training.config, training.num_faces)}", flush=True)
     if training.step:
         print(f"{args.workdir}: going on from step {training.step:,}", flush=True)
     elif training.begins:
@@ -81,7 +84,11 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
     else:
         print(f"{args.workdir}: saved at step {training.step:,}; the same command goes on")
-    return 0
+    return _exit_code(training)
+
+
+def _exit_code(training: Training) -> int:
+    return 0 if training.stopped_by is None else 128 + training.stopped_by
 
 
 def _join(args: argparse.Namespace) -> None:

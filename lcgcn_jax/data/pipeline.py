@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from lcgcn_jax.data.augment import AugmentConfig, augment_face, crop_face
 from lcgcn_jax.data.dataset import FaceDataset, FaceSource
+from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.landmarks import LandmarkScheme
 
 Batch = dict[str, np.ndarray]
@@ -92,7 +93,7 @@ class EvalBatches(Iterable[Batch]):
 
 
 def train_iterator(
-    dataset: FaceDataset,
+    dataset: FaceDataset | FaceMixture,
     split: str,
     *,
     image_size: int,
@@ -111,6 +112,9 @@ def train_iterator(
     there are fixed views, on (view, record). Batches run on over the end of an epoch, so every face is
     seen once an epoch and none is dropped.
 
+    A mixture takes a face from one dataset or another by their weights, in an order that depends on the
+    weights only; each dataset has its own epochs.
+
     Args:
       dataset: the data.
       split: as in `FaceDataset.source`.
@@ -126,19 +130,26 @@ def train_iterator(
 
     Returns:
       An iterator over `image` uint8 [b s s 3], `landmarks` float32 [b k 2] in crop pixels,
-      `visible` bool [b k] and `record` int64 [b], the face's number in `dataset.source(split)`;
-      b is the process's part of the batch. `get_state` and `set_state` resume it exactly.
+      `visible` bool [b k] and `record` int64 [b], the face's number in `dataset.source(split)`, or in
+      all sources of a mixture (`FaceMixture`); b is the process's part of the batch. `get_state` and
+      `set_state` resume it exactly.
 
     Raises:
       InputError: the dataset has no such split.
       ValueError: `batch_size` cannot be shared out evenly.
     """
-    source = dataset.source(split)
+    mixture = FaceMixture.of(dataset) if isinstance(dataset, FaceDataset) else dataset
     part = _part_size(batch_size, process_count)
-    make = functools.partial(
-        _training_face, source, dataset.scheme, image_size, augment, seed, views
-    )
-    faces = _training_order(len(source), seed).map_with_index(make)
+    streams, first = [], 0
+    for number, source in enumerate(mixture.sources(split)):
+        make = functools.partial(
+            _mixed_face, number, first, source, mixture.scheme, image_size, augment, seed, views
+        )
+        streams.append(_training_order(len(source), seed).map_with_index(make))
+        first += len(source)
+    faces = streams[0]
+    if len(streams) > 1:
+        faces = grain.MapDataset.mix(streams, mixture.weights)
     batches = faces.batch(part)[process_index::process_count]
     _one_opencv_thread()
     return TrainIterator(batches, num_threads, num_workers)
@@ -240,7 +251,9 @@ def _training_order(count: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
 
 
-def _training_face(
+def _mixed_face(
+    number: int,
+    first: int,
     source: FaceSource,
     scheme: LandmarkScheme,
     image_size: int,
@@ -250,9 +263,27 @@ def _training_face(
     position: int,
     record: int,
 ) -> dict[str, Any]:
+    """A training face of source `number`, whose faces are numbered from `first` in the mixture."""
+    # Each source has variations of its own; those of the first are the ones without a mixture.
+    more = (number,) if number else ()
+    face = _training_face(source, scheme, image_size, augment, seed, views, position, record, more)
+    return face | {"record": np.int64(first + record)}
+
+
+def _training_face(
+    source: FaceSource,
+    scheme: LandmarkScheme,
+    image_size: int,
+    augment: AugmentConfig,
+    seed: int,
+    views: int,
+    position: int,
+    record: int,
+    more: tuple[int, ...] = (),
+) -> dict[str, Any]:
     epoch = position // len(source)
     # Fixed views are the same for every seed: runs that differ in it can share what was made of them.
-    key = (epoch % views, record) if views else (seed, epoch, record)
+    key = (epoch % views, record, *more) if views else (seed, epoch, record, *more)
     face = augment_face(source[record], scheme, image_size, augment, np.random.default_rng(key))
     return face | {"record": np.int64(record)}
 

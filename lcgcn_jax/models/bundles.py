@@ -165,10 +165,14 @@ def find_bundle(model: str | Path) -> Path:
       InputError: it is neither.
     """
     path = Path(model)
-    for candidate in (path, path / BEST):
-        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
-            return candidate
-    if (path / "checkpoints").is_dir():
+    try:
+        for candidate in (path, path / BEST):
+            if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
+                return candidate
+        has_checkpoints = (path / "checkpoints").is_dir()
+    except OSError as error:  # a folder that may not be looked into, or a name that is too long
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if has_checkpoints:
         raise InputError(
             f"{path}: this run has not been validated yet, so there is no best model; train on, or "
             "with a smaller config.train.eval_every"

@@ -16,12 +16,12 @@ from jaxtyping import Float
 
 from lcgcn_jax import metrics
 from lcgcn_jax.data.augment import DEGRADATIONS
-from lcgcn_jax.errors import InputError
-from lcgcn_jax.files import write_whole
+from lcgcn_jax.files import write_whole, writing
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.training.loop import Training
+from lcgcn_jax.training.processes import Interrupted
 
 RESULT = "errors.json"
 
@@ -118,6 +118,7 @@ def run_ablation(
 
     Raises:
       InputError: the configuration, the data or the folder cannot be used.
+      Interrupted: SIGINT or SIGTERM ended it, after saving.
     """
     results, evidence, evidence_of = {}, None, None
     for name in rows:
@@ -131,7 +132,10 @@ def run_ablation(
                 training = Training(run, workdir, evidence=evidence)
                 evidence = training.evidence
                 if not training.run():
-                    raise InputError(f"{workdir}: stopped; the same command goes on")
+                    message = (
+                        f"{workdir}: saved at step {training.step:,}; the same command goes on"
+                    )
+                    raise Interrupted(message, training.stopped_by)
                 _write_errors(training, workdir / RESULT)
             found.append(json.loads((workdir / RESULT).read_text(encoding="utf-8")))
         results[name] = RowErrors(
@@ -172,7 +176,8 @@ def _write_errors(training: Training, path: Path) -> None:
             "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
         }
     )
-    write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    with writing(path):
+        write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def summarize(results: Mapping[str, RowErrors]) -> dict[str, Any]:

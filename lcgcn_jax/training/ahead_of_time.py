@@ -23,6 +23,7 @@ from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import abstract_weights
 from lcgcn_jax.training import sharding
+from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.loop import compute_dtype
 from lcgcn_jax.training.optimizer import make_optimizer, trained_names
 from lcgcn_jax.training.state import create_state
@@ -163,6 +164,7 @@ def lower_train_step(
     Raises:
       InputError: the configuration cannot be used, or the batch does not share out.
     """
+    check_config(config)
     mesh = sharding.mesh_of(devices)
     sharding.check_batch_size(batch_size, mesh)
     num_landmarks = get_scheme(config.scheme).num_landmarks
@@ -173,7 +175,8 @@ def lower_train_step(
         compute_dtype("bfloat16" if train.dtype == "auto" else train.dtype),
     )
     trained = trained_names(train.mode, params)
-    optimizer, _ = make_optimizer(config.optimizer.to_dict(), train.mode, train.steps)
+    # The length of the training is a constant of the schedule and changes no figure of the program.
+    optimizer, _ = make_optimizer(config.optimizer.to_dict(), train.mode, train.steps or 1000)
     state = jax.eval_shape(
         lambda p, b: create_state(p, b, optimizer, trained, with_ema=train.ema_decay > 0),
         params,

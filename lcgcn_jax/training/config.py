@@ -5,6 +5,8 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import math
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import ml_collections
 import yaml
 
 from lcgcn_jax.data.augment import AugmentConfig
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.models.registry import require_known
 
@@ -22,7 +24,7 @@ RUN_CONFIG = "config.json"
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Every field there is, at the paper's value; a config file changes some of them.
+    """All fields with their default values, those of the paper; a config file changes some of them.
 
     - `scheme`: landmark scheme, a name or a file.
     - `seed`: of the initial weights, the order of the faces and their augmentation.
@@ -31,7 +33,10 @@ def default_config() -> ml_collections.ConfigDict:
     - `init_parts`: what to take from there: `heatmap`, the heatmap model (of an ImageNet file, which has
       no head for landmarks, its backbone); `whole`; or `backbone`, the heatmap model without its head,
       for another number of landmarks.
-    - `data.dir`: what `lcgcn prepare` wrote. `data.train_split`, `data.validation_split`.
+    - `data.dir`: what `lcgcn prepare` wrote. `data.sources`: folders to train on in place of it, as
+      `((dir, weight), ...)`: the faces of a batch come from them in proportion to the weights, and an epoch
+      is as many faces as all of them have. The validation faces and the mean shape are those of `data.dir`.
+      `data.train_split`, `data.validation_split`.
     - `data.image_size`: side of the crops, in pixels.
     - `data.num_workers`: worker processes of the input pipeline; 0: threads of this process.
     - `data.num_threads`: threads that make batches, in each worker if there are any.
@@ -51,11 +56,16 @@ def default_config() -> ml_collections.ConfigDict:
     - `train.mode`: `joint`, `frozen` (the heatmap model does not train) or `heatmap_only`.
       `train.cache`: in `frozen` mode and with `data.views`, compute what the graph sees once and keep it
       in memory.
-    - `train.steps`, `train.batch_size` (over all devices), `train.dtype` (`float32`, `bfloat16`, or
+    - `train.epochs`: length of the training, in epochs of the training split; `train.steps`: the same in
+      steps, and where it is given it counts. `train.eval_every_epochs` and `train.eval_every`,
+      `train.checkpoint_every_epochs` and `train.checkpoint_every`: between two validations and between two
+      checkpoints, likewise. `resolve_steps` turns epochs into steps when the training starts.
+    - `train.batch_size` (over all devices), `train.dtype` (`float32`, `bfloat16`, or
       `auto`: bfloat16 where there is an accelerator), `train.remat` (forget what the heatmap model's
       modules compute on their way, and compute it again for the gradient: less memory, a larger
-      batch), `train.ema_decay` (0: none), and, in steps,
-      `train.log_every`, `train.eval_every`, `train.checkpoint_every`; `train.keep` checkpoints stay.
+      batch), `train.ema_decay` (0: none), `train.log_every` (in steps); `train.keep` checkpoints stay.
+
+    The types and ranges of all fields are in `training.config_checks`.
     """
     return ml_collections.ConfigDict(
         {
@@ -65,6 +75,7 @@ def default_config() -> ml_collections.ConfigDict:
             "init_parts": "heatmap",
             "data": {
                 "dir": "data/wflw",
+                "sources": (),
                 "train_split": "train",
                 "validation_split": "validation",
                 "image_size": 256,
@@ -103,21 +114,24 @@ def default_config() -> ml_collections.ConfigDict:
             "train": {
                 "mode": "joint",
                 "cache": False,
-                "steps": 1000,
+                "epochs": 60.0,
+                "steps": None,
                 "batch_size": 16,
                 "dtype": "auto",
                 "remat": False,
                 "ema_decay": 0.0,
                 "log_every": 20,
-                "eval_every": 1000,
-                "checkpoint_every": 1000,
+                "eval_every_epochs": 2.0,
+                "eval_every": None,
+                "checkpoint_every_epochs": 2.0,
+                "checkpoint_every": None,
                 "keep": 2,
             },
         }
     )
 
 
-def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int) -> None:
+def reduce_for_cpu(config: ml_collections.ConfigDict, *, epochs: int | float) -> None:
     """Turns a full-size configuration into one for two CPU cores, trained from scratch at 128 px.
 
     HRNet-W18-small-v1 (another heatmap model stays as it is), batch 16, a higher learning rate with
@@ -126,8 +140,7 @@ def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int
 
     Args:
       config: changed in place.
-      faces: training faces, for the number of steps.
-      epochs: how often each is seen.
+      epochs: how often each training face is seen.
     """
     config.data.image_size = 128
     if config.model.heatmap.name == "hrnet":
@@ -140,7 +153,7 @@ def reduce_for_cpu(config: ml_collections.ConfigDict, *, faces: int, epochs: int
     config.optimizer.warmup_steps = 100
     config.train.batch_size = 16
     config.train.ema_decay = 0.998
-    set_epochs(config, faces=faces, epochs=epochs, eval_every=2)
+    set_epochs(config, epochs, eval_every=2)
 
 
 def _start_between_cells(config: ml_collections.ConfigDict) -> None:
@@ -173,34 +186,75 @@ def use_best_recipe(config: ml_collections.ConfigDict) -> None:
     config.data.augment.darkness = 0.1
 
 
-def train_from_scratch(config: ml_collections.ConfigDict, *, faces: int, epochs: int) -> None:
+def train_from_scratch(config: ml_collections.ConfigDict, *, epochs: int | float) -> None:
     """Sets a schedule for a full-size model without pretrained weights, on an accelerator.
 
     Batch 64, 1e-3 with warm-up and cosine decay, a moving average of the weights.
 
     Args:
       config: changed in place.
-      faces: training faces, for the number of steps.
-      epochs: how often each is seen.
+      epochs: how often each training face is seen.
     """
     config.optimizer.learning_rate = {"heatmap": 1e-3, "graph": 1e-3}
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 500
     config.train.batch_size = 64
     config.train.ema_decay = 0.998
-    set_epochs(config, faces=faces, epochs=epochs, eval_every=10)
+    set_epochs(config, epochs, eval_every=10)
 
 
 def set_epochs(
-    config: ml_collections.ConfigDict, *, faces: int, epochs: int, eval_every: int
+    config: ml_collections.ConfigDict, epochs: int | float, *, eval_every: int | float
 ) -> None:
-    """Sets the steps of `epochs` epochs, with a validation and a checkpoint every `eval_every`."""
-    batch = config.train.batch_size
-    config.train.steps = epochs * faces // batch
-    config.train.eval_every = config.train.checkpoint_every = eval_every * faces // batch
+    """Sets the length of the training, with a validation and a checkpoint every `eval_every` epochs."""
+    config.train.epochs = epochs
+    config.train.eval_every_epochs = config.train.checkpoint_every_epochs = eval_every
+    config.train.update(dict.fromkeys(EPOCHS))
 
 
-def freeze_heatmap_model(config: ml_collections.ConfigDict, *, faces: int, init_from: str) -> None:
+EPOCHS = {
+    "steps": "epochs",
+    "eval_every": "eval_every_epochs",
+    "checkpoint_every": "checkpoint_every_epochs",
+}
+"""Fields of `train` in steps -> the field that gives the same length in epochs."""
+
+
+def resolve_steps(
+    config: ml_collections.ConfigDict,
+    num_faces: int,
+    started_with: Mapping[str, Any] | None = None,
+) -> ml_collections.ConfigDict:
+    """A copy of a configuration with the number of steps in every field of `EPOCHS`.
+
+    Args:
+      config: as `default_config` describes. A number of steps that is given stays as it is.
+      num_faces: faces in the training split, over which an epoch goes once.
+      started_with: the configuration that the run was started with, if it was started before. Versions of
+        before `train.epochs` wrote the steps only: the run keeps those.
+    """
+    old = (started_with or {}).get("train", {})
+    kept = old if "epochs" not in old else {}
+    resolved = config.copy_and_resolve_references()
+    for steps, epochs in EPOCHS.items():
+        if config.train[steps] is None:
+            # Rounded, so that 0.1 epochs of 30 faces are 3 and not 3.0000000000000004.
+            batches = round(config.train[epochs] * num_faces / config.train.batch_size, 6)
+            resolved.train[steps] = kept.get(steps) or max(1, math.floor(batches))
+    return resolved
+
+
+def describe_steps(config: ml_collections.ConfigDict, num_faces: int) -> str:
+    """The length of a training, for people. The configuration is one of `resolve_steps`."""
+    train = config.train
+    epochs = train.steps * train.batch_size / num_faces
+    return (
+        f"{train.steps:,} steps of {train.batch_size} faces, {epochs:.1f} epochs of {num_faces:,}; "
+        f"validation every {train.eval_every:,} steps, checkpoint every {train.checkpoint_every:,}"
+    )
+
+
+def freeze_heatmap_model(config: ml_collections.ConfigDict, *, init_from: str) -> None:
     """Turns a configuration into the paper's ablation: the graph alone trains, on a trained heatmap model.
 
     Learning rate 1e-3 for 2 epochs, then 1e-4 for 30, on what the heatmap model says of 8 views of each
@@ -208,7 +262,6 @@ def freeze_heatmap_model(config: ml_collections.ConfigDict, *, faces: int, init_
 
     Args:
       config: changed in place.
-      faces: training faces, for the number of steps.
       init_from: where the heatmap model's weights are.
     """
     config.init_from = init_from
@@ -219,7 +272,7 @@ def freeze_heatmap_model(config: ml_collections.ConfigDict, *, faces: int, init_
     config.optimizer.schedule = "step"
     config.optimizer.milestones = (2 / 32,)
     config.optimizer.warmup_steps = 0
-    set_epochs(config, faces=faces, epochs=32, eval_every=4)
+    set_epochs(config, 32, eval_every=4)
 
 
 def parse_argument(argument: str | None, known: Iterable[str]) -> set[str]:
@@ -249,8 +302,8 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as error:
-        raise InputError(f"{path}: cannot be run as a config: {error}") from error
+    except Exception as error:  # a config file is a program, and may raise anything
+        raise InputError(f"{path}: cannot be run as a config: {_raised(error, path)}") from error
     if not hasattr(module, "get_config"):
         raise InputError(f"{path}: a config file defines get_config(arg)")
     takes_argument = inspect.signature(module.get_config).parameters
@@ -258,10 +311,26 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
         raise InputError(f"{path}: takes no argument, but got {argument!r}")
     try:
         config = module.get_config(argument) if takes_argument else module.get_config()
-    except (AttributeError, KeyError) as error:
-        # What ml_collections raises for a field that a locked configuration does not have.
-        raise InputError(f"{path}: {_one_line(error)}") from error
+    except InputError:
+        raise
+    except Exception as error:  # as above
+        raise InputError(f"{path}: {_raised(error, path)}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(
+            f"{path}: get_config has to return a ConfigDict, not {type(config).__name__}"
+        )
     return config.lock()
+
+
+def _raised(error: Exception, path: Path) -> str:
+    """An exception of a config file in one line, with the line of the file that it comes from."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    place = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {one_line(error)}{place}"
 
 
 def config_names() -> list[str]:
@@ -288,9 +357,19 @@ def _find(name: str) -> Path:
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
     """Sets fields by their dotted names, from text as the command line gives it.
 
+    A length in epochs takes the place of one in steps that the config file gives (`EPOCHS`).
+
     Raises:
-      InputError: an unknown field (the nearest one is named) or a value of another type.
+      InputError: an unknown field (the nearest one is named), a value of another type, or the same length
+        in steps and in epochs.
     """
+    for steps, epochs in ((f"train.{a}", f"train.{b}") for a, b in EPOCHS.items()):
+        if steps in overrides and epochs in overrides:
+            raise InputError(
+                f"config {steps} and {epochs}: both set the same length; give one of them"
+            )
+        if epochs in overrides:
+            overrides = {steps: "null", **overrides}
     for name, text in overrides.items():
         *path, last = name.split(".")
         node = config
@@ -308,12 +387,19 @@ def _keys(node: ml_collections.ConfigDict) -> list[str]:
 
 
 def _typed(name: str, text: str, old: Any) -> Any:
+    if name == "data.sources":  # [[a, 1], [b, 2]]
+        pairs = _from_yaml(name, text) or []
+        if not isinstance(pairs, list):
+            raise InputError(f"config {name}: {text!r} is no list; give [[DIR, WEIGHT], ...]")
+        return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in pairs)
     if isinstance(old, tuple):
         # (a, b), [a, b] or a,b
-        items = yaml.safe_load("[" + text.strip().strip("()[]") + "]")
+        items = _from_yaml(name, "[" + text.strip().strip("()[]") + "]")
         return tuple(_typed(name, str(item), old[0]) for item in items) if old else tuple(items)
-    value = text if isinstance(old, str) else yaml.safe_load(text)
-    if isinstance(old, float) and isinstance(value, int | str):
+    value = text if isinstance(old, str) else _from_yaml(name, text)
+    if value is None and name.removeprefix("train.") in EPOCHS:
+        return None
+    if isinstance(old, float) and type(value) in (int, str):
         # YAML reads 1e-3 as text.
         with contextlib.suppress(ValueError):
             value = float(value)
@@ -324,6 +410,13 @@ def _typed(name: str, text: str, old: Any) -> Any:
     if old is not None and type(value) is not type(old):
         raise InputError(f"config {name}: {text!r} is not of the type of its value {old!r}")
     return value
+
+
+def _from_yaml(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
+        raise InputError(f"config {name}: {text!r} cannot be read: {one_line(error)}") from error
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -355,7 +448,3 @@ def _filled(old: Mapping, new: Mapping, default: Mapping) -> dict[str, Any]:
         nested = (value, new.get(key), default.get(key))
         filled[key] = _filled(*nested) if all(isinstance(n, Mapping) for n in nested) else value
     return filled
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).strip("'\"").split())

@@ -1,6 +1,7 @@
 """The training loop: from a configuration and a folder to a trained model, or on from where it stopped."""
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -15,7 +16,8 @@ from tqdm import tqdm
 
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset
-from lcgcn_jax.data.pipeline import TrainIterator, record_names, train_iterator, view_order
+from lcgcn_jax.data.mixture import FaceMixture
+from lcgcn_jax.data.pipeline import TrainIterator, train_iterator, view_order
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
@@ -24,6 +26,8 @@ from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
+from lcgcn_jax.training.config import resolve_steps
+from lcgcn_jax.training.config_checks import check_config, check_image_size
 from lcgcn_jax.training.evaluation import SplitErrors, errors_of, mean_shape, split_errors
 from lcgcn_jax.training.evidence import CachedBatches, EvidenceCache
 from lcgcn_jax.training.initial import take_initial_weights
@@ -39,7 +43,7 @@ from lcgcn_jax.training.steps import (
     make_refine_step,
     make_train_step,
 )
-from lcgcn_jax.training.workdir import Claim, needs_writing
+from lcgcn_jax.training.workdir import Claim, needs_writing, read_run_config
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -77,11 +81,21 @@ class Training:
         evidence: EvidenceCache | None = None,
         accept_changes: bool = False,
     ):
-        self.config, self.workdir = config, Path(workdir)
+        check_config(config)
+        self.workdir = Path(workdir)
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         sharding.check_batch_size(config.train.batch_size, self.mesh)
         self.dataset = agreed(lambda: _open_data(config))
-        _check_cache(config)
+        self.mixture = agreed(lambda: _open_mixture(config, self.dataset))
+        if config.train.cache and jax.process_count() > 1:
+            raise InputError("config train.cache: is for one process; set it to false")
+        # An epoch's steps see each of them once.
+        self.num_faces = self.mixture.num_faces(config.data.train_split)
+        config = self.config = resolve_steps(
+            config,
+            self.num_faces,
+            None if accept_changes else agreed(lambda: read_run_config(self.workdir)),
+        )
         model = create_model(
             config.model.to_dict(),
             self.dataset.scheme.num_landmarks,
@@ -89,6 +103,7 @@ class Training:
             rngs=nnx.Rngs(config.seed),
         )
         check_losses(config.loss.to_dict(), model.activation)
+        check_image_size(config.data.image_size, model.heatmap_model.stride)
         if config.train.remat:
             check_remat(model.heatmap_model)
         self.graphdef, params, batch_stats = split_weights(model)
@@ -109,7 +124,13 @@ class Training:
             config.optimizer.to_dict(), mode, config.train.steps
         )
         self._claim = agreed(
-            lambda: Claim(self.workdir, config, self.dataset, accept_changes=accept_changes)
+            lambda: Claim(
+                self.workdir,
+                config,
+                self.dataset,
+                sources=self.mixture.datasets if config.data.sources else (),
+                accept_changes=accept_changes,
+            )
         )
         state = create_state(
             params, batch_stats, optimizer, trained, with_ema=config.train.ema_decay > 0
@@ -135,6 +156,7 @@ class Training:
             make_refine_step(self.graphdef, config.data.image_size), self.mesh
         )
         self.best_nme = math.inf
+        self.stopped_by: signal.Signals | None = None  # the signal that ended `run` before its end
         self.checkpoints = Checkpoints(self.workdir, config.train.keep)
         progress = None
         if self.checkpoints.latest is not None:
@@ -189,7 +211,8 @@ class Training:
           on_validation: called with the step and the figures after each validation.
 
         Returns:
-          Whether the last step was reached; False where SIGTERM or SIGINT ended the run, after saving.
+          Whether the last step was reached; False where SIGTERM or SIGINT ended the run, after saving;
+          `stopped_by` is then the signal.
 
         Raises:
           FloatingPointError: the loss, its gradient, a parameter or a validation error is not finite; the
@@ -241,10 +264,11 @@ class Training:
                         on_validation(step, figures)
                     since, started = step, time.perf_counter()
                 stop = stop_after(step)
-                if last or stop or step % train.checkpoint_every == 0:
+                if last or stop is not None or step % train.checkpoint_every == 0:
                     self._require_finite(pending)
                     self._save()
-                if stop and not last:
+                if stop is not None and not last:
+                    self.stopped_by = stop
                     break
         return self.step == train.steps
 
@@ -256,7 +280,7 @@ class Training:
             order = view_order(self.dataset, split, batch_size=batch_size, seed=seed, views=views)
             return CachedBatches(order, self.evidence.training_views(split, augment, views))
         return train_iterator(
-            self.dataset,
+            self.mixture,
             split,
             image_size=config.data.image_size,
             batch_size=batch_size,
@@ -337,8 +361,7 @@ class Training:
                 break
         else:
             return
-        source = self.dataset.source(self.config.data.train_split)
-        names = ", ".join(record_names(source, records))
+        names = ", ".join(self.mixture.names(self.config.data.train_split, records))
         rates = ", ".join(f"{group} {float(f(step - 1)):g}" for group, f in self.schedules.items())
         raise FloatingPointError(
             f"the {what.replace('_', ' ')} is {value} at step {step} (learning rate: {rates}); the batch: "
@@ -347,30 +370,49 @@ class Training:
 
 
 def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:
-    dataset = open_dataset(config.data.dir)
+    return _open_folder(config, config.data.dir, ("train_split", "validation_split"))
+
+
+def _open_mixture(config: ml_collections.ConfigDict, dataset: FaceDataset) -> FaceMixture:
+    if not config.data.sources:
+        return FaceMixture.of(dataset)
+    folders, weights = zip(*config.data.sources, strict=True)
+    datasets = tuple(_open_folder(config, folder, ("train_split",)) for folder in folders)
+    return FaceMixture(datasets, tuple(map(float, weights)))
+
+
+def _open_folder(
+    config: ml_collections.ConfigDict, folder: str, fields: tuple[str, ...]
+) -> FaceDataset:
+    """Opens a dataset that has to have the config's scheme and the splits that these fields name."""
+    try:
+        dataset = open_dataset(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
     scheme = get_scheme(config.scheme)
     if dataset.scheme.name != scheme.name:
         raise InputError(
-            f"{config.data.dir}: {dataset.scheme.num_landmarks} points ({dataset.scheme.name}), but "
+            f"{folder}: {dataset.scheme.num_landmarks} points ({dataset.scheme.name}), but "
             f"the config is for {scheme.num_landmarks} ({scheme.name}); set config.scheme or data.dir"
         )
     if dataset.scheme != scheme:
         raise InputError(
-            f"{config.scheme}: the scheme has changed since {config.data.dir} was prepared; prepare the "
+            f"{config.scheme}: the scheme has changed since {folder} was prepared; prepare the "
             "data again"
         )
-    dataset.source(config.data.train_split)
-    dataset.source(config.data.validation_split)
+    there = ", ".join(dataset.splits)
+    fixes = {
+        "train_split": "prepare the data again with training faces, or set",
+        "validation_split": (
+            "name faces for it in the column 'split' of the annotations and prepare the data again, or set"
+        ),
+    }
+    for field in fields:
+        split = config.data[field]
+        if missing := [part for part in dataset.parts(split) if part not in dataset.splits]:
+            raise InputError(
+                f"{folder}: no split {missing[0]!r} for config data.{field}; there are {there}; "
+                f"{fixes[field]} config.data.{field} to one of these"
+            )
+        dataset.source(split)
     return dataset
-
-
-def _check_cache(config: ml_collections.ConfigDict) -> None:
-    if not config.train.cache:
-        return
-    if config.train.mode != "frozen" or config.data.views < 1:
-        raise InputError(
-            "config train.cache: only a frozen heatmap model says the same each time; set train.mode "
-            "to frozen and data.views to the number of views of each face"
-        )
-    if jax.process_count() > 1:
-        raise InputError("config train.cache: is for one process; set it to false")

@@ -8,6 +8,8 @@ import optax
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.weights import Weights
 
+SCHEDULES = ("constant", "cosine", "step")
+
 GROUPS = {"heatmap": "heatmap_model", "graph": "graph"}
 """Labels of the parameter groups, and the model's part that each one is."""
 

@@ -97,22 +97,46 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
     return gathered.view(rows.dtype).reshape(-1, *rows.shape[1:])
 
 
+class Interrupted(Exception):
+    """A signal that ended a training after it saved.
+
+    Attributes:
+      signal: which one.
+    """
+
+    def __init__(self, message: str, number: signal.Signals):
+        super().__init__(message)
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports of a program that this signal ended: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.signal
+
+
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
+def stop_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
     """Within, SIGTERM and SIGINT do not kill: they make a note, which is asked for once a step.
 
     Yields:
-      A function of the step, the same in all processes, that says whether to stop there. A signal to any
-      one of them counts; many processes agree on the next step that all of them can reach.
+      A function of the step, the same in all processes: the signal that asks to stop there, or None. A
+      signal to any one of them counts; many processes agree on the next step that all of them can reach,
+      and on SIGTERM.
     """
     if jax.process_count() == 1:
-        caught: list[int] = []
-        with _handled(lambda number, _: caught.append(number), signal.SIGTERM, signal.SIGINT):
-            yield lambda step: bool(caught)
+        caught: list[signal.Signals] = []
+        with _handled(
+            lambda number, _: caught.append(signal.Signals(number)), signal.SIGTERM, signal.SIGINT
+        ):
+            yield lambda step: caught[0] if caught else None
     else:
         # SIGTERM is what JAX's own preemption service listens to, once the processes have joined.
         with _handled(lambda *_: os.kill(os.getpid(), signal.SIGTERM), signal.SIGINT):
-            yield multihost_utils.reached_preemption_sync_point
+            yield (
+                lambda step: (
+                    signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+                )
+            )
 
 
 @contextlib.contextmanager

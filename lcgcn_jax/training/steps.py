@@ -102,7 +102,8 @@ def total_loss(
         logits = output.heatmap_logits
         hh, hw = logits.shape[1:3]
         cells = input_to_heatmap(landmarks, size / hw, heatmap_origin)
-        targets = heatmaps.encode(cells, (hh, hw), sigma=config["sigma"])
+        # The focal loss takes a peak of exactly 1 as its positive; the others take the point as it is.
+        targets = heatmaps.encode(cells, (hh, hw), sigma=config["sigma"], subpixel=name != "focal")
         if name == "focal":
             parts[name] = losses.focal(logits, targets, visible)
         else:

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.files import PARTIALS, checksums, write_whole
 from lcgcn_jax.models.bundles import BEST
-from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
+from lcgcn_jax.training.config import EPOCHS, RUN_CONFIG, differences, fill_in, to_json
 from lcgcn_jax.training.processes import is_main
 
 DATA = "data.json"
@@ -42,6 +42,7 @@ class Claim:
       workdir: the run's folder; made where there is none, and left as it is where the run is refused.
       config: what the run begins or goes on with.
       dataset: its data. A copy of them in another place is the same data.
+      sources: what it trains on in place of it, `data.sources`.
       accept_changes: go on also with another configuration or other data; `adopt` writes them down.
 
     Raises:
@@ -55,6 +56,7 @@ class Claim:
         config: ml_collections.ConfigDict,
         dataset: FaceDataset,
         *,
+        sources: Sequence[FaceDataset] = (),
         accept_changes: bool = False,
     ):
         self._workdir = workdir
@@ -62,10 +64,16 @@ class Claim:
         self._unlock: Callable[[], object] = lambda: None
         if not is_main():
             return
-        if _holds_something_else(workdir):
-            raise InputError(f"{workdir}: not empty and not a training run; give another --workdir")
         data = _data_checksums(dataset)
+        for number, source in enumerate(sources):
+            data |= {f"sources/{number}/{k}": v for k, v in _data_checksums(source).items()}
         try:
+            if workdir.exists() and not workdir.is_dir():
+                raise InputError(f"{workdir}: not a folder; give another --workdir")
+            if _holds_something_else(workdir):
+                raise InputError(
+                    f"{workdir}: not empty and not a training run; give another --workdir"
+                )
             workdir.mkdir(parents=True, exist_ok=True)
             self._unlock = weakref.finalize(self, os.close, _lock(workdir))
             for folder in (workdir, workdir / BEST):
@@ -210,10 +218,29 @@ def _changed_files(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(changed[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
+def read_run_config(workdir: Path) -> dict[str, Any] | None:
+    """The configuration that a run was started with; None where the folder has no run.
+
+    Raises:
+      InputError: it is damaged or cannot be read.
+    """
+    path = workdir / RUN_CONFIG
+    try:
+        return _read(path) if path.is_file() else None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def _comparable(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool) -> dict[str, Any]:
     old = fill_in(old, new)
+    # The steps are compared; from which epochs they come makes no difference.
+    old["train"] = {**old["train"], **{name: new["train"][name] for name in EPOCHS.values()}}
     if moved:  # allowed, since the data are known by what is in them
+        folders = [folder for folder, _ in new["data"]["sources"]]
+        weights = [weight for _, weight in old["data"]["sources"]]
         old["data"] = {**old["data"], "dir": new["data"]["dir"]}
+        if len(folders) == len(weights):
+            old["data"]["sources"] = [list(pair) for pair in zip(folders, weights, strict=True)]
     return old
 
 

@@ -49,15 +49,27 @@ def test_a_run_says_what_it_begins_with(small_run, synthetic98, tmp_path, capsys
     ("arguments", "message"),
     [
         (["--config", "demo:small", "--config.train.stepz=3"], "did you mean 'steps'"),
-        (["--config", "demo:small", "--config.model.decode=sharp"], "'sharp' is not available"),
+        (
+            ["--config", "demo:small", "--config.model.decode=sharp"],
+            "model.decode: got 'sharp'; expected one of argmax",
+        ),
         (
             ["--config", "demo:small", "--config.model.graph.message=offset"],
-            "'offset' is not available",
+            "model.graph.message: got 'offset'; expected one of paper",
         ),
-        (["--config", "demo:small", "--config.model.heatmap.arch=w19"], "unknown HRNet 'w19'"),
-        (["--config", "demo:small", "--config.model.heatmap_origin=left"], "'left' is no place"),
+        (
+            ["--config", "demo:small", "--config.model.heatmap.arch=w19"],
+            "model.heatmap.arch: got 'w19'; expected one of",
+        ),
+        (
+            ["--config", "demo:small", "--config.model.heatmap_origin=left"],
+            "model.heatmap_origin: got 'left'; expected a number",
+        ),
         (["--config", "demo:small", "--config.init_from=gone.pth"], "gone.pth: no such file"),
-        (["--config", "demo:small", "--config.train.mode=all"], "unknown mode 'all'"),
+        (
+            ["--config", "demo:small", "--config.train.mode=all"],
+            "train.mode: got 'all'; expected one of joint",
+        ),
         (["--config", "demo:tiny"], "did you mean 'small'"),
         (["--config", "missing.py"], "missing.py: no such config file"),
         (["--config", "demo:small", "--train.steps=3"], "unrecognised: --train.steps=3"),

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.interop.torch_files import read_state_dict, write_state_dict
+from lcgcn_jax.interop.torch_files import read_state_dict, read_torch_file, write_state_dict
 
 STATE = {
     "conv.weight": np.arange(12, dtype=np.float32).reshape(2, 3, 2),
@@ -187,3 +187,90 @@ def test_pytorch_is_imported_only_when_needed(tmp_path):
         f"read_state_dict(Path({str(tmp_path / 'a.safetensors')!r})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def checkpoint(torch, kind):
+    """What training scripts save: where the model is in it, and what is left out."""
+    model, average = tensors(torch, STATE), {k: v + 1 for k, v in tensors(torch, STATE).items()}
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    looped = {"model": model}
+    looped["self"] = looped
+    return {
+        "model": ({"model": model}, "model", ()),
+        "net": ({"net": model, "optimizer": state, "epoch": 3}, "net", ()),
+        "any name": ({"hrnet": model, "optimizer": state, "best": torch.tensor(3.1)}, "hrnet", ()),
+        "deep": ({"checkpoint": {"state_dict": model, "epoch": 3}}, "checkpoint.state_dict", ()),
+        "twice": ({"model": {"state_dict": model}}, "model.state_dict", ()),
+        "average": (
+            {"model": model, "model_ema": average, "optimizer": state},
+            "model",
+            ("model_ema",),
+        ),
+        "average deep": ({"net": model, "ema": {"module": average}}, "net", ("ema.module",)),
+        "average alone": ({"ema_state_dict": model, "epoch": 3}, "ema_state_dict", ()),
+        "lightning": (
+            {
+                "epoch": 3,
+                "pytorch-lightning_version": "2.4.0",
+                "state_dict": {f"module._orig_mod.{key}": v for key, v in model.items()},
+                "optimizer_states": [state],
+                "lr_schedulers": [{"last_epoch": 3}],
+                "hyper_parameters": {"lr": 1e-3},
+                "callbacks": {"EMA": {"weights": average}},
+            },
+            "state_dict",
+            ("callbacks.EMA.weights",),
+        ),
+        "discriminator": (
+            {"params": model, "discriminator": average},
+            "params",
+            ("discriminator",),
+        ),
+        "metrics": ({"model": model, "metrics": {"nme": torch.tensor(3.0)}}, "model", ()),
+        "loop": (looped, "model", ()),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["model", "net", "any name", "deep", "twice", "average", "average deep", "average alone",
+     "lightning", "discriminator", "metrics", "loop"],
+)  # fmt: skip
+def test_model_is_found_in_a_checkpoint(torch, tmp_path, kind):
+    saved, key, others = checkpoint(torch, kind)
+    torch.save(saved, tmp_path / "a.pth")
+    found = read_torch_file(tmp_path / "a.pth")
+    assert_is_state(found.state)
+    assert (found.key, found.others) == (key, others)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("parts", "holds 2 dicts of arrays, .*: model.backbone \\(2 arrays\\), model.head \\(2 arrays\\)"),
+        ("networks", "generator \\(2 arrays\\), discriminator \\(2 arrays\\); save the model's"),
+        ("optimizer", "2 entries are not arrays: optimizer, epoch"),
+        ("mixed", "1 entries are not arrays: epoch"),
+        ("mixed below", "1 entries are not arrays: model"),
+        ("empty", "1 entries are not arrays: model"),
+    ],
+)  # fmt: skip
+def test_no_model_or_no_certain_one_is_one_line(torch, tmp_path, kind, message):
+    model = tensors(torch, STATE)
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": 0.1}]}
+    saved = {
+        "parts": {"model": {"backbone": model, "head": dict(model)}},
+        "networks": {"generator": model, "discriminator": dict(model)},
+        "optimizer": {"optimizer": optimizer, "epoch": 3},
+        "mixed": model | {"epoch": 3},
+        "mixed below": {"model": model | {"epoch": 3}},
+        "empty": {"model": {}},
+    }[kind]
+    torch.save(saved, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=message) as error:
+        read_state_dict(tmp_path / "a.pth")
+    one_line(error)

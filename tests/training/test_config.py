@@ -8,6 +8,7 @@ from lcgcn_jax.training.config import (
     differences,
     fill_in,
     load_config,
+    resolve_steps,
     to_json,
 )
 from lcgcn_jax.training.optimizer import make_schedule
@@ -41,7 +42,7 @@ def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
     [("w300_lcgcn:frozen", 2833, 256), ("w300_lcgcn:small,frozen", 1802, 128)],
 )
 def test_frozen_form_is_the_papers_ablation(spec, faces, size):
-    config = load_config(spec)
+    config = resolve_steps(load_config(spec), faces)
     assert (config.train.mode, config.train.cache, config.data.image_size) == ("frozen", True, size)
     rate = make_schedule(
         config.optimizer.to_dict(), config.optimizer.learning_rate.graph, config.train.steps
@@ -83,6 +84,13 @@ def test_config_that_is_not_there(spec, message):
             "def get_config():\n    c = default_config()\n    c.lock()\n    c.trian = 1\n    return c\n",
             "trian",
         ),
+        (
+            "from lcgcn_jax.training.config import default_config\n"
+            "def get_config():\n    c = default_config()\n    c.seed = 1.5\n    return c\n",
+            r"TypeError: .*seed.* \(line 4\)",
+        ),
+        ("1 / 0", r"cannot be run as a config: ZeroDivisionError: .*\(line 1\)"),
+        ("def get_config():\n    return {}", "has to return a ConfigDict, not dict"),
     ],
 )
 def test_bad_config_file_is_named(tmp_path, text, message):
@@ -106,6 +114,7 @@ def test_bad_config_file_is_named(tmp_path, text, message):
         ("model.graph.gcn_widths", "(32, 2)", (32, 2)),
         ("model.graph.gcn_widths", "32,2", (32, 2)),
         ("data.augment.zoom", "(0.9, 1)", (0.9, 1.0)),
+        ("data.sources", "", ()),
         ("model.graph", "null", None),
     ],
 )
@@ -125,8 +134,14 @@ def test_override_has_the_fields_type(name, text, value):
     [
         ("train.step", "1", "unknown field 'step'; did you mean 'steps'"),
         ("modle.decode", "dark", "unknown field 'modle'; did you mean 'model'"),
-        ("train.steps", "many", "not of the type"),
-        ("train.steps", "1.5", "not of the type"),
+        ("train.batch_size", "many", "not of the type"),
+        ("train.batch_size", "1.5", "not of the type"),
+        ("data.sources", "data/a", "no list; give"),
+        ("train.batch_size", "[1", "'\\[1' cannot be read"),
+        ("train.batch_size", "2020-99-99", "cannot be read"),
+        ("train.batch_size", "true", "not of the type"),
+        ("train.batch_size", "", "not of the type"),
+        ("train.ema_decay", "true", "not of the type"),
         ("data.augment.zoom", "(wide, 1)", "'wide' is not of the type"),
         ("model.graph.gcn_widths", "[32, 2.5]", "'2.5' is not of the type"),
         ("train.steps.x", "1", "train.steps has no fields"),
@@ -139,6 +154,12 @@ def test_bad_override_is_one_line(name, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_override_of_the_sources():
+    config = default_config().lock()
+    apply_overrides(config, {"data.sources": "[[data/a (1), 3], [b, 0.5]]"})
+    assert config.data.sources == (("data/a (1)", 3), ("b", 0.5))
+
+
 def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():
     new = default_config().to_dict()
     old = default_config().to_dict()
@@ -147,7 +168,7 @@ def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():
     new["model"]["heatmap_origin"], new["train"]["steps"] = 0.0, 7
     assert differences(fill_in(old, new), new) == [
         "model.heatmap_origin: None -> 0.0",
-        "train.steps: 1000 -> 7",
+        "train.steps: None -> 7",
     ]
 
 
@@ -164,5 +185,5 @@ def test_differences_name_the_fields():
     old = default_config().to_dict()
     config = default_config()
     config.train.steps = 7
-    assert differences(old, config.to_dict()) == ["train.steps: 1000 -> 7"]
+    assert differences(old, config.to_dict()) == ["train.steps: None -> 7"]
     assert to_json(default_config()) == to_json(default_config())

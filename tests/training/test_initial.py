@@ -443,7 +443,7 @@ def not_an_hrnet(config, tmp_path):
 
 def unknown_part(config, tmp_path):
     config.init_parts = "head"
-    return "init_parts: unknown part 'head'; use one of heatmap, whole, backbone"
+    return "init_parts: got 'head'; expected one of heatmap, whole, backbone"
 
 
 @pytest.mark.parametrize(

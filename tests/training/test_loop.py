@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lcgcn_jax.commands.prepare import prepare_synthetic
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import BEST, load_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES
@@ -48,6 +50,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_pa
     assert finished
     first, finished = train(tiny_config, tmp_path / "parts", on_validation=stop_at_three)
     assert not finished
+    assert first.stopped_by == signal.SIGTERM
     assert first.step == 3
     second, finished = train(tiny_config, tmp_path / "parts")
     assert finished
@@ -176,6 +179,88 @@ def test_a_run_of_an_older_version_goes_on(tiny_config, tmp_path):
     assert Training(tiny_config, tmp_path / "run", make_mesh(1)).step == 2
 
 
+def test_a_run_that_an_older_version_began_with_steps_alone_goes_on(tiny_config, tmp_path):
+    tiny_config.train.steps = 2
+    train(tiny_config, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    for name in ("epochs", "eval_every_epochs", "checkpoint_every_epochs"):
+        del config["train"][name]
+    file.write_text(json.dumps(config))
+    tiny_config.train.update({"steps": None, "eval_every": None, "epochs": 60.0})
+    training = Training(tiny_config, tmp_path / "run", make_mesh(1))
+    assert (training.step, training.config.train.steps) == (2, 2)
+    assert tiny_config.train.steps is None
+
+
+def test_epochs_are_resolved_against_the_data_and_written_down(tiny_config, tmp_path):
+    tiny_config.train.update({"steps": None, "eval_every": None, "checkpoint_every": None})
+    tiny_config.train.epochs = 0.5
+    training = Training(tiny_config, tmp_path / "run", make_mesh(1))
+    steps = training.num_faces // 2 // tiny_config.train.batch_size
+    assert training.num_faces == len(training.dataset.source("train"))
+    assert training.run()
+    assert training.step == steps > 1
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
+    assert (written["steps"], written["epochs"]) == (steps, 0.5)
+    assert written["eval_every"] == 2 * training.num_faces // tiny_config.train.batch_size
+    # The same steps given as such are the same run.
+    tiny_config.train.steps = steps
+    assert Training(tiny_config, tmp_path / "run", make_mesh(1)).step == steps
+
+
+def test_data_without_a_validation_part_names_the_fix(tiny_config, synthetic98, tmp_path):
+    tiny_config.data.validation_split = "common"
+    with pytest.raises(InputError, match=r"column 'split' .* set config\.data\.validation_split"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+
+
+@pytest.fixture(scope="module")
+def more98(tmp_path_factory):
+    """A second dataset of synthetic faces."""
+    out = tmp_path_factory.mktemp("data") / "more98"
+    prepare_synthetic("wflw98", out, num_train=9, num_test=1, seed=7)
+    return out
+
+
+def test_run_on_two_datasets_resumes_bit_for_bit(
+    tiny_config, synthetic98, more98, tmp_path, stop_at_three
+):
+    tiny_config.data.sources = ((str(synthetic98), 3), (str(more98), 1))
+    whole, _ = train(tiny_config, tmp_path / "whole")
+    assert whole.num_faces > len(whole.dataset.source("train"))
+    first, _ = train(tiny_config, tmp_path / "parts", on_validation=stop_at_three)
+    assert first.step == 3
+    moved = shutil.copytree(more98, tmp_path / "moved")
+    tiny_config.data.sources = ((str(synthetic98), 3), (str(moved), 1))
+    second, finished = train(tiny_config, tmp_path / "parts")
+    assert finished
+    assert_same_state(whole.state, second.state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b: ((a, 3), (b, 2)), r"data\.sources: "),
+        (lambda a, b: ((a, 3),), r"data\.sources: "),
+        (lambda a, b: ((b, 3), (a, 1)), r"not the data that .* was started with \(sources/0/"),
+        (lambda a, b: ((a, 3), ("gone", 1)), "gone: no such folder"),
+    ],
+)
+def test_other_sources_are_refused(tiny_config, synthetic98, more98, tmp_path, change, message):
+    tiny_config.data.sources = ((str(synthetic98), 3), (str(more98), 1))
+    Training(tiny_config, tmp_path / "run", make_mesh(1))
+    tiny_config.data.sources = change(str(synthetic98), str(more98))
+    with pytest.raises(InputError, match=message):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+
+
+def test_sources_of_another_scheme_are_refused(tiny_config, synthetic98, synthetic68, tmp_path):
+    tiny_config.data.sources = ((str(synthetic98), 1), (str(synthetic68), 1))
+    with pytest.raises(InputError, match="68 points"):
+        Training(tiny_config, tmp_path / "run", make_mesh(1))
+
+
 def test_folder_with_something_else_is_refused(tiny_config, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="not empty and not a training run"):
@@ -290,7 +375,7 @@ def test_runs_that_differ_in_the_seed_share_the_views(frozen_config, tmp_path):
 def test_a_cache_of_what_changes_is_refused(tiny_config, tmp_path, field, value):
     tiny_config.train.mode, tiny_config.data.views, tiny_config.train.cache = "frozen", 2, True
     (tiny_config.train if field == "mode" else tiny_config.data)[field] = value
-    with pytest.raises(InputError, match=r"train\.cache: only a frozen"):
+    with pytest.raises(InputError, match=r"train\.cache: needs a frozen"):
         Training(tiny_config, tmp_path / "run", make_mesh(1))
     assert not (tmp_path / "run").exists()
 

@@ -70,10 +70,49 @@ def test_every_turn_is_held_to_the_truth():
 def test_heatmap_losses_see_the_heat(activation, name):
     (_, parts), true, _ = parts_of(64, heatmap=name, activation=activation)
     heat = jax.nn.sigmoid(LOGITS) if activation == "sigmoid" else LOGITS
-    targets = encode((true + 0.5) / 8 - 0.5, (SIDE, SIDE), sigma=1.5)
+    targets = encode((true + 0.5) / 8 - 0.5, (SIDE, SIDE), sigma=1.5, subpixel=True)
     np.testing.assert_allclose(
         parts[name], getattr(losses, name)(heat, targets, VISIBLE), rtol=1e-5
     )
+
+
+def heatmap_loss(name, cells, heat):
+    """The loss of linear heat, or for `focal` of logits, where the truth is at these heatmap cells."""
+    landmarks = 4 * jnp.asarray(cells, heat.dtype) + 1.5
+    output = LCGCNOutput(heat, landmarks, jnp.ones((B, K), heat.dtype), None, landmarks)
+    total, _ = total_loss(
+        output,
+        landmarks,
+        jnp.ones((B, K), bool),
+        config=default_config().loss.to_dict() | {"heatmap": name},
+        groups=("heatmap",),
+        size=4 * SIDE,
+        activation="sigmoid" if name == "focal" else "linear",
+    )
+    return total
+
+
+@pytest.mark.parametrize("name", ["mse", "adaptive_wing"])
+def test_targets_are_exact_gaussians_about_the_points(name):
+    """In float64: heat that is drawn about the points themselves is without loss."""
+    cells = np.random.default_rng(2).uniform(1, SIDE - 2, (B, K, 2))
+    y, x = np.indices((SIDE, SIDE))[:, None, :, :, None]
+    squared = (x - cells[:, None, None, :, 0]) ** 2 + (y - cells[:, None, None, :, 1]) ** 2
+    with jax.enable_x64(True):
+        exact = encode(jnp.asarray(cells), (SIDE, SIDE), sigma=1.5, subpixel=True)
+        assert exact.dtype == np.float64
+        np.testing.assert_allclose(exact, np.exp(-squared / (2 * 1.5**2)), rtol=1e-13)
+    drawn = jnp.asarray(np.exp(-squared / (2 * 1.5**2)), jnp.float32)
+    moved = heatmap_loss(name, cells + np.array([0.2, 0.0]), drawn)  # less than half a cell
+    assert heatmap_loss(name, cells, drawn) < 1e-3 * moved
+
+
+def test_targets_of_the_focal_loss_peak_at_1_in_a_cell():
+    cells = RNG.integers(1, SIDE - 1, (B, K, 2)).astype(np.float64)
+    targets = encode(jnp.asarray(cells, jnp.float32), (SIDE, SIDE), sigma=1.5)
+    expected = losses.focal(LOGITS, targets, jnp.ones((B, K), bool))
+    for shift in (0.0, 0.25, -0.4):
+        assert heatmap_loss("focal", cells + shift, LOGITS) == expected
 
 
 @pytest.mark.parametrize("origin", [None, 0.0, 2.5])
@@ -126,8 +165,8 @@ def test_every_loss_takes_a_step(tiny_config, tmp_path, heatmap, coordinate):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("heatmap", "focl", "loss.heatmap: unknown loss 'focl'; did you mean 'focal'"),
-        ("coordinate", "l2", "loss.coordinate: unknown loss 'l2'; did you mean 'l1'"),
+        ("heatmap", "focl", "loss.heatmap: got 'focl'; .*did you mean 'focal'"),
+        ("coordinate", "l2", "loss.coordinate: got 'l2'; expected one of l1,"),
     ],
 )
 def test_unknown_losses_are_refused_before_anything_is_written(

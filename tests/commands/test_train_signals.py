@@ -1,0 +1,39 @@
+"""Signals that end a training: it saves, says so in one line, and exits as a shell expects."""
+
+import os
+import signal
+
+import pytest
+
+from lcgcn_jax.commands import train
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.training.checkpoints import latest_checkpoint
+
+CONFIG = """
+from lcgcn_jax.training.config import default_config
+
+def get_config():
+    config = default_config()
+    config.model.heatmap = {"name": "toy"}
+    config.model.graph = None
+    config.data.image_size = 32
+    config.train.mode = "heatmap_only"
+    config.train.batch_size = 8
+    config.train.steps, config.train.eval_every = 6, 3
+    return config
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_saves_and_ends_in_one_line(
+    toy, synthetic98, tmp_path, monkeypatch, capsys, number, code
+):
+    (tmp_path / "config.py").write_text(CONFIG)
+    monkeypatch.setattr(train, "print_figures", lambda *_: os.kill(os.getpid(), number))
+    command = ["train", "--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
+    command += [f"--config.data.dir={synthetic98}"]
+    assert main(command) == code
+    shown = capsys.readouterr().out.splitlines()
+    assert "6 steps of 8 faces, 1.3 epochs of 36;" in shown[1].partition(": ")[2]
+    assert shown[-1] == f"{tmp_path / 'run'}: saved at step 3; the same command goes on"
+    assert latest_checkpoint(tmp_path / "run").name == "3"

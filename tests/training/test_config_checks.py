@@ -1,0 +1,171 @@
+"""Every field of a configuration has a range, and a value outside of it is refused by name."""
+
+import dataclasses
+import inspect
+import math
+
+import pytest
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.hourglass import StackedHourglass
+from lcgcn_jax.models.hrnet import HRNet
+from lcgcn_jax.models.registry import GRAPHS
+from lcgcn_jax.training.config import apply_overrides, config_names, default_config, load_config
+from lcgcn_jax.training.config_checks import (
+    FIELDS,
+    GRAPH_FIELDS,
+    HEATMAP_MODEL_FIELDS,
+    check_config,
+    leaf_fields,
+)
+
+
+@pytest.fixture
+def config():
+    return default_config().lock()
+
+
+def refusal(config):
+    with pytest.raises(InputError) as error:
+        check_config(config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_field_has_a_range():
+    leaves = leaf_fields(default_config().to_dict())
+    leaves = {n for n in leaves if not n.startswith(("model.heatmap.", "model.graph."))}
+    assert leaves == FIELDS.keys()
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_field_of_a_graph_has_a_range(name):
+    assert {f.name for f in dataclasses.fields(GRAPHS[name])} == GRAPH_FIELDS[name].keys()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("hrnet", HRNet), ("hourglass", StackedHourglass)])
+def test_every_option_of_a_heatmap_model_has_a_range(name, kind):
+    given = {"self", "num_landmarks", "bn_momentum", "dtype", "rngs"}
+    options = set(inspect.signature(kind.__init__).parameters) - given
+    assert options == HEATMAP_MODEL_FIELDS[name].keys()
+
+
+@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("argument", ["", ":small"])
+def test_configs_that_come_with_the_project_are_in_range(name, argument):
+    check_config(load_config(name + argument))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, {}, [None], b"x", True, ""])
+def test_no_field_takes_nonsense(config, name, value):
+    """What some fields do take: -1, true and an empty text."""
+    allowed = {
+        -1: ("model.heatmap_origin",),
+        True: ("train.cache", "train.remat"),
+        "": ("init_from",),
+    }
+    *path, last = name.split(".")
+    node = config
+    for part in path:
+        node = node[part]
+    with node.ignore_type(), node.unlocked():
+        node[last] = value
+    if value is True and node[last] is not True:
+        return  # ml_collections has made a number of it
+    if not isinstance(value, float | dict | list) and name in allowed.get(value, ()):
+        if name != "train.cache":  # which needs frozen mode
+            check_config(config)
+        return
+    assert name in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=0", "config train.steps: got 0; expected a whole number from 1 to"),
+        ("train.steps=many", "config train.steps: got 'many'; expected a whole number"),
+        ("train.steps=1.5", "config train.steps: got 1.5; expected a whole number"),
+        ("train.steps=true", "config train.steps: got True; expected a whole number"),
+        ("train.steps=9999999999", "config train.steps: got 9999999999;"),
+        ("train.epochs=0", "config train.epochs: got 0.0; expected a number above 0"),
+        ("train.epochs=nan", "config train.epochs: got nan;"),
+        ("train.eval_every_epochs=-2", "config train.eval_every_epochs: got -2.0;"),
+        ("train.eval_every=0", "config train.eval_every: got 0;"),
+        ("train.log_every=0", "config train.log_every: got 0;"),
+        ("train.keep=0", "config train.keep: got 0;"),
+        ("train.batch_size=-8", "config train.batch_size: got -8;"),
+        ("train.ema_decay=1", "config train.ema_decay: got 1.0; expected a number of at least 0 and below 1"),
+        ("data.image_size=-64", "config data.image_size: got -64;"),
+        ("data.image_size=130", "got 130; expected a multiple of 4, the stride of the heatmap model"),
+        ("data.views=-1", "config data.views: got -1;"),
+        ("data.augment.zoom=1.2,0.8", "got (1.2, 0.8); expected low and high, low <= high, each"),
+        ("data.augment.zoom=1", "config data.augment.zoom: got (1.0,);"),
+        ("data.augment.zoom=", "config data.augment.zoom: got ();"),
+        ("data.augment.zoom=0.8,1,1.2", "config data.augment.zoom: got (0.8, 1.0, 1.2);"),
+        ("data.augment.zoom=.nan,1", "config data.augment.zoom: got (nan, 1.0);"),
+        ("data.augment.shift=50", "config data.augment.shift: got 50.0; expected a number from 0 to 0.5"),
+        ("data.augment.occlusion_side=0.2,2", "config data.augment.occlusion_side: got (0.2, 2.0);"),
+        ("optimizer.milestones=0.8,0.5", "at most 1, in ascending order"),
+        ("optimizer.milestones=0,0.5", "config optimizer.milestones: got (0.0, 0.5);"),
+        ("optimizer.milestones=50,80", "config optimizer.milestones: got (50.0, 80.0);"),
+        ("optimizer.warmup_steps=-1", "config optimizer.warmup_steps: got -1;"),
+        ("optimizer.learning_rate.graph=-1e-3", "config optimizer.learning_rate.graph: got -0.001;"),
+        ("optimizer.schedule=cosin", "expected one of constant, cosine, step; did you mean 'cosine'?"),
+        ("loss.sigma=0", "config loss.sigma: got 0.0; expected a number from 0.25 to 16"),
+        ("loss.heatmap=bce", "config loss.heatmap: got 'bce'; expected one of focal, mse, adaptive_wing"),
+        ("model.decode=sharp", "config model.decode: got 'sharp'; expected one of argmax"),
+        ("model.bn_momentum=1", "config model.bn_momentum: got 1.0;"),
+        ("model.heatmap_origin=left", "got 'left'; expected a number from -64 to 64, or null"),
+        ("model.heatmap.arch=w19", "config model.heatmap.arch: got 'w19';"),
+        ("model.graph.refinements=-1", "config model.graph.refinements: got -1;"),
+        ("model.graph.gcn_widths=64,16", "config model.graph.gcn_widths: got (64, 16); expected"),
+        ("model.graph.gcn_widths=", "config model.graph.gcn_widths: got ();"),
+        ("model.graph.pair_width=0", "config model.graph.pair_width: got 0;"),
+        ("seed=-1", "config seed: got -1; expected a whole number from 0 to 4,294,967,295"),
+        ("data.dir= ", "config data.dir: got ' '; expected a text that is not empty"),
+        ("data.sources=[[a, 1], [a, 2]]", "config data.sources: got (('a', 1), ('a', 2)); expected"),
+        ("data.sources=[[a, 0]]", "config data.sources: got (('a', 0),); expected ((dir, weight), ...)"),
+        ("data.sources=[[a]]", "config data.sources: got (('a',),);"),
+        ("data.sources=[a, 1]", "config data.sources: got ('a', 1);"),
+        ("train.cache=true", "config train.cache: needs a frozen heatmap model"),
+    ],
+)  # fmt: skip
+def test_value_out_of_range_is_named_with_its_range(config, override, message):
+    name, _, text = override.partition("=")
+    apply_overrides(config, {name: text})
+    assert message in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("mode", "fields"),
+    [
+        ("joint", ("loss.heatmap_weight", "loss.coordinate_weight")),
+        ("heatmap_only", ("loss.heatmap_weight",)),
+        ("frozen", ("optimizer.learning_rate.graph",)),
+    ],
+)
+def test_run_that_would_learn_nothing_is_refused(config, mode, fields):
+    apply_overrides(config, {"train.mode": mode} | dict.fromkeys(fields, "0"))
+    message = refusal(config)
+    assert "nothing is learned" in message
+    assert all(field in message for field in fields)
+
+
+def test_field_that_is_missing_or_unknown(config):
+    with config.unlocked():
+        del config.train["keep"]
+    assert refusal(config) == (
+        "config train.keep: is missing; expected a whole number from 1 to 2,147,483,647"
+    )
+    with config.unlocked():
+        config.train.keeep = 2
+    assert refusal(config) == "config train.keeep: unknown field; did you mean train.keep?"
+
+
+def test_heatmap_model_alone_and_one_from_outside(config):
+    config.train.mode = "heatmap_only"
+    with config.unlocked(), config.ignore_type():
+        config.model.graph = None
+        config.model.heatmap = {"name": "mine", "depth": -3}
+    check_config(config)

@@ -9,14 +9,14 @@ usage() {
 usage: launch/cuda.sh --config FILE[:ARG] --workdir DIR [options] [-- --config.NAME=VALUE ...]
 
 Installs lcgcn into a virtual environment of this clone, and trains on all CUDA devices of this machine.
-The same command goes on from the last checkpoint. Takes NVIDIA's driver; CUDA itself comes with JAX.
+The same command goes on from the last checkpoint. Needs NVIDIA driver 580 or newer; CUDA 13 itself comes with JAX.
 
   --config FILE[:ARG]    config file of this clone
   --workdir DIR          folder of the run
   --data DIR             records (lcgcn prepare); the config's by default
   --devices 0,1,...      which of the CUDA devices; all by default
   --environment DIR      the virtual environment, made if it is not there (.venv)
-  --python COMMAND       Python 3.11 or 3.12 to make it with (python3)
+  --python COMMAND       Python 3.11 or newer to make it with (python3)
   --dry_run              print every command, run none
   --help
 

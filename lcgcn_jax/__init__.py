@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
     from lcgcn_jax.training.sharding import describe_devices
 
+    __version__: str
+
 _HOMES = {
     "Face": "inference",
     "IBUG68": "landmarks",
@@ -38,6 +40,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that data workers and `lcgcn --help` do not start JAX.
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("lcgcn-jax")
     if name not in _HOMES:
         raise AttributeError(f"module 'lcgcn_jax' has no attribute {name!r}")
     import importlib

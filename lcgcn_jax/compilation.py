@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from lcgcn_jax.accelerators import warn_if_gpu_is_unused
+
 _OPTION = "xla_cpu_experimental_ynn_fusion_type"
 _FUSIONS = ("LIBRARY_FUSION_TYPE_ELTWISE", "LIBRARY_FUSION_TYPE_REDUCE")
 
@@ -22,6 +24,8 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
       platform: of the devices (`jax.Device.platform`); JAX's default if None.
     """
     on_cpu = (jax.default_backend() if platform is None else platform) == "cpu"
+    if on_cpu:
+        warn_if_gpu_is_unused()
     if not on_cpu or _OPTION in os.environ.get("XLA_FLAGS", ""):
         return {}
     return {_OPTION: ",".join(_FUSIONS)}

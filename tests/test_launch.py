@@ -249,7 +249,13 @@ def test_the_container_copies_what_there_is():
     needed = {
         folder.split("/")[0] for folder in project["tool"]["setuptools"]["package-dir"].values()
     }
-    assert copied == {*needed, "pyproject.toml", project["project"]["readme"], "LICENSE"}
+    assert copied == {
+        *needed,
+        "pyproject.toml",
+        "setup.py",
+        project["project"]["readme"],
+        "LICENSE",
+    }
     assert all((ROOT / name).exists() for name in copied)
     extra = re.search(r"pip install .*'\.\[(\w+)\]'", "\n".join(lines))[1]
     assert extra in project["project"]["optional-dependencies"]

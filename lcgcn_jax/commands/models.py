@@ -2,6 +2,7 @@
 
 import argparse
 
+from lcgcn_jax.accelerators import warn_if_gpu_is_unused
 from lcgcn_jax.models.bundles import CARD, SHIPPED, WEIGHTS, load_bundle, shipped_bundles
 
 
@@ -23,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     if args.card is not None:
         print((SHIPPED / args.card / CARD).read_text(encoding="utf-8"), end="")
         return 0
+    warn_if_gpu_is_unused()
     for name in shipped_bundles():
         bundle = load_bundle(name)
         megabytes = (SHIPPED / name / WEIGHTS).stat().st_size / 1e6

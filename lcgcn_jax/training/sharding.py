@@ -10,12 +10,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from lcgcn_jax.accelerators import warn_if_gpu_is_unused
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
 
 
 def describe_devices() -> str:
     """What JAX computes on here, for people: `4 x TPU v5e (tpu)`, `2 x cpu`."""
+    warn_if_gpu_is_unused()
     devices = jax.devices()
     kind, platform = devices[0].device_kind, devices[0].platform
     return f"{len(devices)} x {kind}" + ("" if kind == platform else f" ({platform})")

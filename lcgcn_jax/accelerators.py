@@ -1,0 +1,70 @@
+"""Warning about an NVIDIA GPU that JAX does not use."""
+
+import functools
+import logging
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+_LOGGER = logging.getLogger("lcgcn_jax")
+_DEVICE_FOLDER = Path("/dev")
+
+
+@functools.cache
+def warn_if_gpu_is_unused() -> None:
+    """Log one warning per process if an NVIDIA GPU is present but JAX computes on the CPU.
+
+    Initializes JAX's backends if a GPU is present, so call it only where they are needed anyway, and
+    never before `jax.distributed.initialize`. Silent if `JAX_PLATFORMS` selects the platforms or
+    `CUDA_VISIBLE_DEVICES` hides the GPUs.
+    """
+    if jax.config.jax_platforms or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    extra = _extra_for_gpu()
+    if extra is None or jax.default_backend() != "cpu":
+        return
+    if _version(f"jax-{extra}-plugin") == _version("jaxlib"):
+        fix = f"JAX's plugin for {extra} is installed but does not start; check the driver with nvidia-smi"
+    else:
+        fix = f"to use the GPU, run pip install 'lcgcn-jax[{extra}]'"
+    _LOGGER.warning(
+        "lcgcn: warning: an NVIDIA GPU is present but JAX computes on the CPU; %s; to silence this "
+        "warning, set JAX_PLATFORMS=cpu",
+        fix,
+    )
+
+
+def _extra_for_gpu() -> str | None:
+    """Extra of this package that suits the NVIDIA GPU of this machine; None without a GPU."""
+    query = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(
+            query, capture_output=True, check=True, text=True, timeout=20
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        # Older drivers cannot tell the compute capability; containers often lack nvidia-smi.
+        return "cuda12" if any(_DEVICE_FOLDER.glob("nvidia[0-9]*")) else None
+    if not answer.strip():
+        return None
+    if _version("jax-cuda12-plugin") is not None and _version("jax-cuda13-plugin") is None:
+        return "cuda12"  # upgrade what is there; the plugins of two CUDA releases would conflict
+    return "cuda13" if all(map(_supports_cuda13, answer.strip().splitlines())) else "cuda12"
+
+
+def _supports_cuda13(gpu: str) -> bool:
+    """Whether a GPU, given as "580.65.06, 9.0" (driver, compute capability), runs CUDA 13."""
+    try:
+        driver, capability = gpu.split(",")
+        return int(driver.split(".")[0]) >= 580 and float(capability) >= 7.5
+    except ValueError:  # "[N/A]"
+        return False
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

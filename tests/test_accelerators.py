@@ -1,0 +1,142 @@
+"""The warning about a GPU that JAX does not use, with a stand-in for nvidia-smi."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import jax
+import pytest
+
+from lcgcn_jax import accelerators
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.compilation import compiler_options
+from lcgcn_jax.training.sharding import describe_devices
+
+MODERN, OLD_DRIVER, OLD_GPU = "580.65.06, 9.0\n", "550.54.15, 8.0\n", "580.65.06, 7.0\n"
+
+
+@pytest.fixture(autouse=True)
+def every_call_counts():
+    accelerators.warn_if_gpu_is_unused.cache_clear()
+    yield
+    accelerators.warn_if_gpu_is_unused.cache_clear()
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Imitates a machine: nvidia-smi (None: not installed), device files, installed plugins."""
+    platforms = jax.config.jax_platforms
+    devices, programs = tmp_path / "dev", tmp_path / "bin"
+    devices.mkdir()
+    programs.mkdir()
+
+    def make(smi, code=0, files=(), plugins=(), chosen=""):
+        jax.config.update("jax_platforms", chosen)
+        monkeypatch.setattr(accelerators, "_DEVICE_FOLDER", devices)
+        monkeypatch.setenv("PATH", str(programs))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        for name in files:
+            (devices / name).touch()
+        if smi is not None:
+            program = programs / "nvidia-smi"
+            program.write_text(
+                f"#!{sys.executable}\nprint({smi!r}, end='')\nraise SystemExit({code})\n"
+            )
+            program.chmod(0o755)
+        versions = {"jaxlib": "0.12.0"} | dict(plugins)
+
+        def version(package):
+            if package not in versions:
+                raise metadata.PackageNotFoundError(package)
+            return versions[package]
+
+        monkeypatch.setattr(accelerators.metadata, "version", version)
+
+    yield make
+    jax.config.update("jax_platforms", platforms)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ({"smi": MODERN}, "cuda13"),
+        ({"smi": OLD_DRIVER}, "cuda12"),
+        ({"smi": OLD_GPU}, "cuda12"),
+        ({"smi": MODERN + OLD_GPU}, "cuda12"),
+        ({"smi": "[N/A], [N/A]\n"}, "cuda12"),
+        ({"smi": "not a valid field\n", "code": 2, "files": ["nvidia0"]}, "cuda12"),
+        ({"smi": None, "files": ["nvidia3", "nvidiactl"]}, "cuda12"),
+        ({"smi": MODERN, "plugins": {"jax-cuda12-plugin": "0.7.2"}}, "cuda12"),  # Colab
+        ({"smi": MODERN, "plugins": {"jax-cuda13-plugin": "0.11.0"}}, "cuda13"),
+    ],
+)
+def test_one_warning_names_the_extra(machine, caplog, kind, extra):
+    machine(**kind)
+    accelerators.warn_if_gpu_is_unused()
+    accelerators.warn_if_gpu_is_unused()
+    (record,) = caplog.records
+    assert f"pip install 'lcgcn-jax[{extra}]'" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_an_installed_plugin_that_does_not_start_points_to_the_driver(machine, caplog):
+    machine(MODERN, plugins={"jax-cuda13-plugin": "0.12.0"})
+    accelerators.warn_if_gpu_is_unused()
+    assert "nvidia-smi" in caplog.text
+    assert "pip install" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"smi": None},
+        {"smi": None, "files": ["nvidiactl", "nvidia-uvm"]},  # a driver without a GPU
+        {"smi": ""},
+        {"smi": "NVIDIA-SMI has failed\n", "code": 9},
+        {"smi": MODERN, "chosen": "cpu"},
+        {"smi": MODERN, "files": ["nvidia0"], "chosen": "cpu,tpu"},
+    ],
+)
+def test_no_warning_without_a_gpu_or_on_a_chosen_platform(machine, caplog, kind):
+    machine(**kind)
+    accelerators.warn_if_gpu_is_unused()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_no_warning_where_cuda_devices_are_hidden(machine, caplog, monkeypatch, hidden):
+    machine(MODERN)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    accelerators.warn_if_gpu_is_unused()
+    assert not caplog.records
+
+
+def test_no_warning_where_jax_computes_on_the_gpu(machine, caplog, monkeypatch):
+    machine(MODERN)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    accelerators.warn_if_gpu_is_unused()
+    assert not caplog.records
+
+
+def test_commands_and_library_call_it(machine, caplog, capsys):
+    machine(MODERN)
+    for call in (lambda: main(["models"]), compiler_options, describe_devices):
+        accelerators.warn_if_gpu_is_unused.cache_clear()
+        caplog.clear()
+        call()
+        assert len(caplog.records) == 1
+
+
+def test_it_is_one_line_on_standard_error(tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{OLD_DRIVER.strip()}'\n")
+    program.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_PLATFORM")}
+    env |= {"PATH": f"{tmp_path}{os.pathsep}{env['PATH']}"}
+    code = "from lcgcn_jax.accelerators import warn_if_gpu_is_unused as w; w(); w()"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    (line,) = (line for line in done.stderr.splitlines() if "lcgcn" in line)
+    assert line.startswith("lcgcn: warning: an NVIDIA GPU is present")
+    assert "lcgcn-jax[cuda12]" in line
+    assert done.stdout == ""

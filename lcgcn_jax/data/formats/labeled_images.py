@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Float, Int8
 
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.own_points import SPLITS, UNSTATED
@@ -170,40 +171,35 @@ def to_annotations(
         indices = landmarks_of_labels(places, scheme, file.path) if places else {}
         number, num_marked = 0, 0
         for image in file.images:
+            face_split = split or image.split or SPLITS[0]
+            image_name = image.image_path.relative_to(finder.folder).as_posix()
             try:
-                groups = group_faces(image, indices, grouping)
+                for points, box in group_faces(image, indices, grouping):
+                    number += 1
+                    landmarks, visibility = _arrays(points, indices, scheme.num_landmarks)
+                    marked = marked_missing(landmarks)
+                    landmarks[marked] = np.nan
+                    visibility[marked] = Visibility.UNKNOWN
+                    num_marked += int(marked.sum())
+                    faces.append(
+                        FaceAnnotation(
+                            name=f"{face_split}/{number:06d}:{image_name}",
+                            subset="",
+                            split=face_split,
+                            group=image_name,
+                            image_path=image.image_path,
+                            landmarks=landmarks - count_from,
+                            visible=np.isfinite(landmarks).all(axis=1),
+                            provided_box=None
+                            if box is None
+                            else np.array(box.corners) - count_from,
+                            attributes=tuple(flag in image.flags for flag in attribute_names),
+                            stated_size=image.stated_size,
+                            visibility=visibility,
+                        )
+                    )
             except ValueError as error:
                 bad.append(BadRecord(image.called, str(error)))
-                continue
-            image_name = image.image_path.relative_to(finder.folder).as_posix()
-            face_split = split or image.split or SPLITS[0]
-            for points, box in groups:
-                number += 1
-                landmarks = np.full((scheme.num_landmarks, 2), np.nan)
-                visibility = np.full(scheme.num_landmarks, Visibility.UNKNOWN, np.int8)
-                for point in points:
-                    if point.xy is not None:
-                        landmarks[indices[point.label]] = point.xy
-                        visibility[indices[point.label]] = _visibility(point)
-                marked = marked_missing(landmarks)
-                landmarks[marked] = np.nan
-                visibility[marked] = Visibility.UNKNOWN
-                num_marked += int(marked.sum())
-                faces.append(
-                    FaceAnnotation(
-                        name=f"{face_split}/{number:06d}:{image_name}",
-                        subset="",
-                        split=face_split,
-                        group=image_name,
-                        image_path=image.image_path,
-                        landmarks=landmarks - count_from,
-                        visible=np.isfinite(landmarks).all(axis=1),
-                        provided_box=None if box is None else np.array(box.corners) - count_from,
-                        attributes=tuple(flag in image.flags for flag in attribute_names),
-                        stated_size=image.stated_size,
-                        visibility=visibility,
-                    )
-                )
         if num_marked:
             notes.append(
                 f"{file.path}: {num_marked:,} points at (0, 0) or (-1, -1) count as missing"
@@ -211,10 +207,21 @@ def to_annotations(
     return AnnotationList(kind, scheme, tuple(attribute_names), faces, bad, [], notes)
 
 
-def _visibility(point: LabeledPoint) -> Visibility:
-    if point.is_occluded is None:
-        return Visibility.UNKNOWN
-    return Visibility.EXTERNALLY_OCCLUDED if point.is_occluded else Visibility.VISIBLE
+def _arrays(
+    points: Iterable[LabeledPoint], indices: Mapping[str, int], num_landmarks: int
+) -> tuple[Float[np.ndarray, "k 2"], Int8[np.ndarray, "k"]]:
+    """The landmarks of a face, NaN where missing, and their visibility labels."""
+    landmarks = np.full((num_landmarks, 2), np.nan)
+    visibility = np.full(num_landmarks, Visibility.UNKNOWN, np.int8)
+    for point in points:
+        if point.xy is not None:
+            index = indices[point.label]
+            landmarks[index] = point.xy
+            if point.is_occluded is not None:
+                visibility[index] = (
+                    Visibility.EXTERNALLY_OCCLUDED if point.is_occluded else Visibility.VISIBLE
+                )
+    return landmarks, visibility
 
 
 def landmarks_of_labels(

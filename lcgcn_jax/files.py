@@ -3,8 +3,10 @@
 import contextlib
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from lcgcn_jax import interrupts
 
 PARTIALS = ".*.partial*"
 """Pattern of the names of files that are being written, or were when their process was killed."""
@@ -24,13 +26,53 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
       OSError: it cannot be written.
     """
-    # With the same ending, which tells some writers what to write, and apart from other processes'.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
+    with replacing_all([path]) as (partial,):
         yield partial
-        partial.replace(path)
+
+
+@contextlib.contextmanager
+def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Files to write that belong together: all of them take their places when the block ends well, or none.
+
+    Args:
+      paths: the files that are replaced, or made.
+
+    Raises:
+      OSError: one cannot be written; the error names it and not the temporary file.
+    """
+    # With the same ending, which tells some writers what to write, and apart from other processes'.
+    partials = [p.with_name(f".{p.stem}.{os.getpid()}.partial{p.suffix}") for p in paths]
+    names = {str(partial): str(path) for partial, path in zip(partials, paths, strict=True)}
+    try:
+        yield partials
+        with interrupts.deferred():
+            for partial, path in zip(partials, paths, strict=True):
+                partial.replace(path)
+    except OSError as error:
+        if str(error.filename) in names:
+            raise OSError(error.errno, error.strerror, names[str(error.filename)]) from error
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with interrupts.deferred():
+            for partial in partials:
+                partial.unlink(missing_ok=True)
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together, all of them whole or none.
+
+    Args:
+      contents: file -> what it will hold.
+
+    Raises:
+      OSError: one cannot be written; the error names it.
+    """
+    with replacing_all(list(contents)) as partials:
+        for partial, path in zip(partials, contents, strict=True):
+            try:
+                partial.write_bytes(contents[path])
+            except OSError as error:  # of a full disk, it names no file
+                raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -79,8 +79,12 @@ class ImageHeader:
         return (width, height) if self.orientation < 5 else (height, width)
 
 
-def read_photograph(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_photograph(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image file as 8-bit RGB, upright: as its EXIF orientation says.
+
+    Args:
+      path: the file.
+      upright: as in `decode_image`.
 
     Raises:
       InputError: there is no such file, or it is not a complete image.
@@ -91,7 +95,7 @@ def read_photograph(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return decode_image(encoded)
+        return decode_image(encoded, upright=upright)
     except ValueError as error:
         raise InputError(f"{path}: {error}; give a whole JPEG or PNG file") from error
 

@@ -1,9 +1,12 @@
 """The files of `lcgcn predict`: face boxes in; landmarks out as JSON, CSV and 300W's .pts."""
 
+import collections
 import csv
+import io
 import json
+import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from jaxtyping import Float
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.inference import Face
+from lcgcn_jax.inputs import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
 
 BOX_COLUMNS = ["image", "x0", "y0", "x1", "y1"]
@@ -58,35 +62,38 @@ def describe_frame(
     }
 
 
-def write_csv(path: Path, faces: Iterable[Face], scheme: LandmarkScheme) -> None:
-    """Writes a row for each landmark of each face, in pixels; faces and landmarks count from 0.
+def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
+    """Formats a row for each landmark of each face, in pixels; faces and landmarks count from 0.
 
     The expected error, in percent, is empty where the model is not calibrated.
     """
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
-        for number, face in enumerate(faces):
-            for i, name in enumerate(scheme.names):
-                x, y, u, v = np.concatenate([face.landmarks[i], face.heatmap_landmarks[i]])
-                confidence = f"{face.confidence[i]:.4f}"
-                expected = "" if face.expected_error is None else f"{face.expected_error[i]:.2f}"
-                row = (f"{x:.3f}", f"{y:.3f}", confidence, f"{u:.3f}", f"{v:.3f}", expected)
-                writer.writerow((number, i, name, *row))
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for number, face in enumerate(faces):
+        for i, name in enumerate(scheme.names):
+            x, y, u, v = np.concatenate([face.landmarks[i], face.heatmap_landmarks[i]])
+            confidence = f"{face.confidence[i]:.4f}"
+            expected = "" if face.expected_error is None else f"{face.expected_error[i]:.2f}"
+            row = (f"{x:.3f}", f"{y:.3f}", confidence, f"{u:.3f}", f"{v:.3f}", expected)
+            writer.writerow((number, i, name, *row))
+    return file.getvalue()
 
 
-def write_pts(path: Path, landmarks: Float[np.ndarray, "k 2"]) -> None:
-    """Writes landmarks that count from 0 as 300W's official `.pts` file, which counts from 1."""
+def format_pts(landmarks: Float[np.ndarray, "k 2"]) -> str:
+    """Formats landmarks that count from 0 as 300W's official `.pts` file, which counts from 1."""
     lines = [f"{x:.6f} {y:.6f}" for x, y in landmarks + 1.0]
     header = f"version: 1\nn_points: {len(lines)}\n"
-    path.write_text(header + "{\n" + "\n".join(lines) + "\n}\n", encoding="utf-8")
+    return header + "{\n" + "\n".join(lines) + "\n}\n"
 
 
 class BoxFile:
     """Face boxes by photograph, from a file.
 
-    JSON: `{"photo.jpg": [[x0, y0, x1, y1], ...], ...}`. CSV: a header `image,x0,y0,x1,y1` and a row for
-    each face. The photograph is named by its path, or by the end of it: `photo.jpg`, `party/photo.jpg`.
+    JSON: `{"photo.jpg": [[x0, y0, x1, y1], ...], ...}`, with an empty list where there is no face. CSV,
+    with commas, semicolons or tabs: a header `image,x0,y0,x1,y1` and a row for each face; the four cells
+    are empty where there is no face. A photograph is named by its path as it is given, below its folder,
+    or from the root, or by the end of its path if only one photograph has that end.
     """
 
     def __init__(self, path: Path):
@@ -98,36 +105,85 @@ class BoxFile:
         self._path = path
         try:
             text = path.read_text(encoding="utf-8-sig")
-            boxes = _json_boxes(text) if path.suffix.lower() == ".json" else _csv_boxes(text)
+            is_json = path.suffix.lower() == ".json" or text.lstrip().startswith(("{", "["))
+            boxes = _json_boxes(text) if is_json else _csv_boxes(text)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         except (ValueError, OverflowError, RecursionError, csv.Error) as error:
             raise InputError(
                 f"{path}: not a file of face boxes: {one_line(error)}; see lcgcn predict --help"
             ) from error
-        self._boxes = {Path(name).parts: found for name, found in boxes.items()}
+        self._boxes: dict[tuple[str, ...], list[list[float]]] = {}
+        self._names: dict[tuple[str, ...], str] = {}
+        for name, found in boxes:
+            parts = _parts(name)
+            self._boxes.setdefault(parts, []).extend(found)
+            self._names.setdefault(parts, name)
+        self._of: dict[Path, list[list[float]]] = {}
+        self.unused: list[str] = list(self._names.values())
 
-    def of(self, photograph: Path) -> list[list[float]]:
-        """The boxes of a photograph.
+    def assign(self, photographs: Iterable[InputFile]) -> None:
+        """Finds the photograph that each name in the file means; `unused` keeps those that mean none.
 
         Raises:
-          InputError: the file has none.
+          InputError: a name means several photographs.
         """
-        parts = photograph.parts
-        matches = [name for name in self._boxes if parts[-len(name) :] == name]
-        if not matches:
+        files = list(photographs)
+        by_end: dict[tuple[str, ...], list[InputFile]] = collections.defaultdict(list)
+        exact: dict[tuple[str, ...], list[InputFile]] = collections.defaultdict(list)
+        for file in files:
+            full = _parts(os.path.abspath(file.path))
+            for i in range(1, len(full)):
+                by_end[full[i:]].append(file)
+            for parts in {full, _parts(file.path), _parts(file.path_in_folder)}:
+                exact[parts].append(file)
+        self._of = {}
+        unused = set(self._boxes)
+        # The names that say most come first: exact ones, then long ends of paths.
+        for parts in sorted(self._boxes, key=lambda p: (p not in exact, -len(p))):
+            matches = exact.get(parts)
+            if matches is None:
+                matches = [file for file in by_end.get(parts, []) if file.path not in self._of]
+            if len(matches) > 1:
+                first, second = (str(file.path) for file in matches[:2])
+                raise InputError(
+                    f"{self._path}: {self._names[parts]} is {first} or {second}; write more of its path"
+                )
+            if matches:
+                self._of.setdefault(matches[0].path, []).extend(self._boxes[parts])
+                unused.remove(parts)
+        self.unused = [name for parts, name in self._names.items() if parts in unused]
+
+    def of(self, photograph: Path) -> list[list[float]]:
+        """The boxes of a photograph, after `assign`.
+
+        Raises:
+          InputError: the file does not name the photograph.
+        """
+        if photograph not in self._of:
             raise InputError(f"{photograph}: no face box in {self._path}")
-        return self._boxes[max(matches, key=len)]
+        return self._of[photograph]
 
 
-def _json_boxes(text: str) -> dict[str, list[list[float]]]:
-    content = json.loads(text)
-    if not isinstance(content, dict):
+def _parts(path: str | Path) -> tuple[str, ...]:
+    """The parts of a path in the form of any system, without `.`; the root is a part."""
+    path = PurePosixPath(str(path).strip().replace("\\", "/"))
+    return tuple(part for part in path.parts if part != ".")
+
+
+def _json_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
+    # Pairs, since a name may be there twice, and a dictionary keeps the last.
+    content = json.loads(text, object_pairs_hook=_Pairs)
+    if not isinstance(content, _Pairs):
         raise ValueError("expected photographs and their boxes in braces")
-    for name, boxes in content.items():
+    for name, boxes in content:
         if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
             raise ValueError(f"{name!r} wants a list of boxes of four numbers each")
-    return {name: [[float(value) for value in box] for box in content[name]] for name in content}
+    return [(name, [[float(value) for value in box] for box in boxes]) for name, boxes in content]
+
+
+class _Pairs(list):
+    """Names and values of a JSON object, in order."""
 
 
 def _is_box(box: Any) -> bool:
@@ -138,15 +194,35 @@ def _is_box(box: Any) -> bool:
     )
 
 
-def _csv_boxes(text: str) -> dict[str, list[list[float]]]:
-    reader = csv.DictReader(text.splitlines())
-    if missing := [name for name in BOX_COLUMNS if name not in (reader.fieldnames or ())]:
-        raise ValueError(f"no column {missing[0]!r}; the header is {','.join(BOX_COLUMNS)}")
-    boxes: dict[str, list[list[float]]] = {}
-    for row in reader:
+def _csv_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    columns: list[str] | None = None
+    boxes = []
+    for row in rows:
+        if not any(cell.strip() for cell in row):
+            continue
+        if columns is None:
+            columns = [cell.strip().lower() for cell in row]
+            if missing := [name for name in BOX_COLUMNS if name not in columns]:
+                raise ValueError(_missing_column(missing[0]))
+            continue
+        cells = dict(zip(columns, row, strict=False))
+        numbers = [cells.get(name, "").strip() for name in BOX_COLUMNS[1:]]
+        if delimiter == ";":  # spreadsheets that separate by semicolons write decimal commas
+            numbers = [number.replace(",", ".") for number in numbers]
+        if not any(numbers) and len(row) >= len(BOX_COLUMNS):
+            boxes.append((cells["image"], []))
+            continue
         try:
-            box = [float(row[name]) for name in BOX_COLUMNS[1:]]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"line {reader.line_num} has no four numbers") from error
-        boxes.setdefault(row["image"], []).append(box)
+            boxes.append((cells["image"], [[float(number) for number in numbers]]))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"line {rows.line_num} has no four numbers") from error
+    if columns is None:
+        raise ValueError(_missing_column("image"))
     return boxes
+
+
+def _missing_column(name: str) -> str:
+    return f"no column {name!r}; the header is {','.join(BOX_COLUMNS)}"

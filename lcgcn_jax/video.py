@@ -3,9 +3,12 @@
 import contextlib
 import dataclasses
 import errno
+import itertools
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,10 +16,26 @@ from jaxtyping import UInt8
 
 from lcgcn_jax.errors import InputError
 
-MAX_RATE = 1000.0
-"""Frames a second from which on a file's rate is a time base, and no rate."""
+MAX_RATE = 240.0
+"""Frames a second above which a file's rate is a time base (1000 in WebM of browsers), and no rate."""
 
 CODEC = "mp4v"
+
+_EVEN = (
+    0.02  # part of a frame's duration by which the times of frames at a constant rate may differ
+)
+
+
+class Frame(NamedTuple):
+    """A frame of a video.
+
+    Attributes:
+      time: its time stamp, in seconds from the beginning of the video; later than that of the frame before.
+      pixels: RGB.
+    """
+
+    time: float
+    pixels: UInt8[np.ndarray, "h w 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,24 +44,27 @@ class Video:
 
     Attributes:
       path: the file.
-      frames_per_second: its rate.
+      frames_per_second: its rate, the mean one if it varies.
       num_frames: how many frames it says that it has; 0 where it says nothing.
-      frames: the RGB frames, in order.
+      frames: the frames, in order.
     """
 
     path: Path
     frames_per_second: float
     num_frames: int
-    frames: Iterator[UInt8[np.ndarray, "h w 3"]]
+    frames: Iterator[Frame]
 
 
 @contextlib.contextmanager
 def open_video(path: Path, *, frames_per_second: float | None = None) -> Iterator[Video]:
     """Opens a video file for reading.
 
+    The time of each frame is its own time stamp. Where the file has none, or they do not increase, a
+    frame follows the one before by the duration of a frame at the file's rate.
+
     Args:
       path: the file.
-      frames_per_second: the rate to take instead of the file's.
+      frames_per_second: the rate to take instead of the file's rate and time stamps.
 
     Raises:
       InputError: it cannot be read, has no frame, or its rate is not known.
@@ -51,30 +73,65 @@ def open_video(path: Path, *, frames_per_second: float | None = None) -> Iterato
         raise InputError(f"{path}: cannot be read: no such file")
     capture = cv2.VideoCapture(str(path))
     try:
-        readable, first = capture.read()
-        if not readable:
+        frames = _stamped_frames(capture)
+        first = list(itertools.islice(frames, 2))
+        if not first:
             raise InputError(f"{path}: no frame of a video can be read; give a whole video file")
-        rate = frames_per_second or capture.get(cv2.CAP_PROP_FPS)
-        if not (math.isfinite(rate) and 0 < rate <= MAX_RATE):
+        rate = frames_per_second or _rate(capture, [frame.time for frame in first])
+        if rate is None:
             raise InputError(f"{path}: the frame rate is not known; give it by --fps")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         num_frames = int(count) if math.isfinite(count) and count > 0 else 0
-        yield Video(path, float(rate), num_frames, _frames(capture.read, first))
+        frames = itertools.chain(first, frames)
+        if frames_per_second:
+            frames = (frame._replace(time=i / rate) for i, frame in enumerate(frames))
+        else:
+            frames = _increasing(frames, 1 / rate)
+        yield Video(path, float(rate), num_frames, frames)
     finally:
         capture.release()
 
 
-def _frames(
-    read: Callable[[], tuple[bool, np.ndarray | None]], frame: np.ndarray
-) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
-    more = True
-    while more:
-        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        more, frame = read()
+def varies(times: Sequence[float]) -> bool:
+    """Whether the times of frames are those of a variable frame rate."""
+    steps = np.diff(times)
+    # Some containers round to milliseconds.
+    return len(steps) > 0 and bool(np.ptp(steps) > max(_EVEN * np.median(steps), 0.002))
+
+
+def _stamped_frames(capture: Any) -> Iterator[Frame]:
+    """The frames with the file's own time stamps, whatever they are."""
+    while True:
+        readable, pixels = capture.read()
+        if not readable:
+            return
+        stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        yield Frame(stamp, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+def _rate(capture: Any, times: list[float]) -> float | None:
+    """The rate that the file states, or else that of its first two frames."""
+    step = times[-1] - times[0]
+    for rate in (capture.get(cv2.CAP_PROP_FPS), 1 / step if step > 0 else 0.0):
+        if math.isfinite(rate) and 0 < rate <= MAX_RATE:
+            return rate
+    return None
+
+
+def _increasing(frames: Iterable[Frame], step: float) -> Iterator[Frame]:
+    """The frames with times that increase: where they do not, all further ones are moved."""
+    previous, moved = -math.inf, 0.0
+    for frame in frames:
+        time = frame.time + moved
+        if not math.isfinite(time) or time <= previous:
+            time = previous + step if math.isfinite(previous) else 0.0
+            moved = time - frame.time if math.isfinite(frame.time) else moved
+        previous = time
+        yield frame._replace(time=time)
 
 
 class VideoWriter(contextlib.AbstractContextManager):
-    """Writes RGB frames of one size to an MP4 file (MPEG-4 part 2).
+    """Writes RGB frames of one size to an MP4 file (MPEG-4 part 2) at a constant rate.
 
     The codec takes even sizes alone: an odd width or height grows by a pixel, a copy of the last.
     """
@@ -101,6 +158,43 @@ class VideoWriter(contextlib.AbstractContextManager):
                 raise OSError(errno.EIO, "the video cannot be encoded", str(self._path))
         self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
 
-    def __exit__(self, *raised: object) -> None:
+    def close(self) -> None:
+        """Ends the file.
+
+        Raises:
+          OSError: the file is not complete; OpenCV itself does not say so.
+        """
         if self._writer is not None:
             self._writer.release()
+            self._writer = None
+            if not _is_whole_mp4(self._path):
+                raise OSError(
+                    errno.ENOSPC, "the video is not complete; is the disk full?", str(self._path)
+                )
+
+    def __exit__(self, kind: object, *raised: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._writer is not None:
+            self._writer.release()
+
+
+def _is_whole_mp4(path: Path) -> bool:
+    """Whether the file ends where its last box ends, and holds the index (`moov`)."""
+    kinds = set()
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        place = 0
+        while place < end:
+            file.seek(place)
+            header = file.read(16)
+            if len(header) < 8:
+                return False
+            size = int.from_bytes(header[:4])
+            if size == 1:  # 64 bits follow
+                size = int.from_bytes(header[8:16])
+            if size < 8:
+                return False
+            kinds.add(header[4:8])
+            place += size
+    return place == end and {b"moov", b"mdat"} <= kinds

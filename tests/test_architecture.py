@@ -20,7 +20,7 @@ LAYERS = [
     {"losses", "metrics", "calibration"},
     {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
     {"geometry", "landmarks", "cache", "compilation", "files"},
-    {"errors"},
+    {"errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
 

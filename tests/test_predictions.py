@@ -10,6 +10,7 @@ from lcgcn_jax import predictions
 from lcgcn_jax.data.w300 import read_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import Face
+from lcgcn_jax.inputs import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
 
 SCHEME = LandmarkScheme.from_dict({"name": "three", "names": ["tip", "left", "right"]})
@@ -24,7 +25,7 @@ def face(seed):
 
 def test_csv_has_a_row_for_each_landmark(tmp_path):
     faces = [face(0), face(1)]
-    predictions.write_csv(tmp_path / "a.csv", faces, SCHEME)
+    (tmp_path / "a.csv").write_text(predictions.format_csv(faces, SCHEME))
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == predictions.CSV_COLUMNS
@@ -43,7 +44,7 @@ def test_expected_error_is_there_where_the_model_is_calibrated(tmp_path):
     calibrated = dataclasses.replace(plain, expected_error=np.array([1.234, 5.0, 10.678]))
     assert "expected_error" not in predictions.describe_face(plain)
     assert predictions.describe_face(calibrated)["expected_error"] == [1.23, 5.0, 10.68]
-    predictions.write_csv(tmp_path / "a.csv", [calibrated], SCHEME)
+    (tmp_path / "a.csv").write_text(predictions.format_csv([calibrated], SCHEME))
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["expected_error"] for row in rows] == ["1.23", "5.00", "10.68"]
@@ -51,7 +52,7 @@ def test_expected_error_is_there_where_the_model_is_calibrated(tmp_path):
 
 def test_pts_is_the_official_form_and_counts_from_one(tmp_path):
     landmarks = face(0).landmarks
-    predictions.write_pts(tmp_path / "a.pts", landmarks)
+    (tmp_path / "a.pts").write_text(predictions.format_pts(landmarks))
     lines = (tmp_path / "a.pts").read_text().splitlines()
     assert lines[:3] == ["version: 1", "n_points: 3", "{"]
     assert lines[-1] == "}"
@@ -64,6 +65,22 @@ def box_file(tmp_path, name, text):
     return predictions.BoxFile(path)
 
 
+def files(*paths, folder="."):
+    return [InputFile(Path(folder) / path, Path(path).with_suffix("")) for path in paths]
+
+
+def assigned(boxes, *paths, folder="."):
+    """The number of boxes of each photograph; None where it is not in the file."""
+    boxes.assign(files(*paths, folder=folder))
+    counts = []
+    for file in files(*paths, folder=folder):
+        try:
+            counts.append(len(boxes.of(file.path)))
+        except InputError:
+            counts.append(None)
+    return counts
+
+
 BOXES = {"photo.jpg": [[1, 2, 3.5, 4], [5, 6, 7, 8]], "party/photo.jpg": [[9, 9, 10, 10]]}
 CSV = "image,x0,y0,x1,y1\nphoto.jpg,1,2,3.5,4\nparty/photo.jpg,9,9,10,10\nphoto.jpg,5,6,7,8\n"
 
@@ -71,11 +88,85 @@ CSV = "image,x0,y0,x1,y1\nphoto.jpg,1,2,3.5,4\nparty/photo.jpg,9,9,10,10\nphoto.
 @pytest.mark.parametrize(("name", "text"), [("b.json", json.dumps(BOXES)), ("b.csv", CSV)])
 def test_boxes_are_found_by_the_end_of_the_path(tmp_path, name, text):
     boxes = box_file(tmp_path, name, text)
+    boxes.assign(files("photo.jpg", "party/photo.jpg", "other/photo.png", folder="/home/me"))
     assert boxes.of(Path("/home/me/photo.jpg")) == BOXES["photo.jpg"]
-    assert boxes.of(Path("party/photo.jpg")) == BOXES["party/photo.jpg"]
-    assert boxes.of(Path("/home/party/photo.jpg")) == BOXES["party/photo.jpg"]
+    assert boxes.of(Path("/home/me/party/photo.jpg")) == BOXES["party/photo.jpg"]
+    assert boxes.unused == []
     with pytest.raises(InputError, match=rf"other/photo\.png: no face box in .*{name}"):
-        boxes.of(Path("other/photo.png"))
+        boxes.of(Path("/home/me/other/photo.png"))
+
+
+def test_a_bare_name_that_fits_two_photographs_is_refused(tmp_path):
+    boxes = box_file(tmp_path, "b.json", '{"p.jpg": [[1, 2, 3, 4]]}')
+    with pytest.raises(InputError) as caught:
+        boxes.assign(files("a/p.jpg", "b/p.jpg", folder="in"))
+    assert str(caught.value) == (
+        f"{tmp_path}/b.json: p.jpg is in/a/p.jpg or in/b/p.jpg; write more of its path"
+    )
+
+
+def test_the_exact_path_comes_before_the_end_of_another(tmp_path):
+    boxes = box_file(tmp_path, "b.json", '{"p.jpg": [[1, 2, 3, 4]]}')
+    assert assigned(boxes, "p.jpg", "a/p.jpg", folder="in") == [1, None]
+    boxes = box_file(tmp_path, "b.json", '{"a/p.jpg": [[1, 2, 3, 4]], "p.jpg": []}')
+    assert assigned(boxes, "b/p.jpg", "a/p.jpg", folder="in") == [0, 1]
+    # One name for both: the rest of the path decides, and the other photograph has no box.
+    boxes = box_file(tmp_path, "b.json", '{"a/p.jpg": [[1, 2, 3, 4]]}')
+    assert assigned(boxes, "a/p.jpg", "a/a/p.jpg", folder="in") == [1, None]
+
+
+ROWS = "a/p.jpg,1,2,3,4\nb/p.jpg,1,2,3,4\nb/p.jpg,5,6,7,8\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,x0,y0,x1,y1\n" + ROWS,
+        "image, x0, y0, x1, y1\n" + ROWS.replace(",", ", "),
+        " Image ,X0,Y0,X1,Y1\n" + ROWS,
+        "\ufeffimage,x0,y0,x1,y1\n" + ROWS,
+        "image,x0,y0,x1,y1\r\n" + ROWS.replace("\n", "\r\n"),
+        "\nimage,x0,y0,x1,y1\n\n" + ROWS + ",,,,\n",
+        "image;x0;y0;x1;y1\n" + ROWS.replace(",", ";").replace(";1;", ";1,0;"),
+        "image\tx0\ty0\tx1\ty1\n" + ROWS.replace(",", "\t"),
+        "image,x0,y0,x1,y1\n" + ROWS.replace("/", "\\"),
+        "image,x0,y0,x1,y1\n" + ROWS.replace("a/", "./a/").replace("b/", ".\\b\\"),
+        'image,x0,y0,x1,y1\n"a/p.jpg","1","2","3","4"\n' + ROWS.partition("\n")[2],
+        "score,y1,x1,y0,x0,image,\n" + "0,4,3,2,1,a/p.jpg,\n" + "0,4,3,2,1,b/p.jpg,\n" * 2,
+        json.dumps({"a\\p.jpg": [[1, 2, 3, 4]], "./b/p.jpg": [[1, 2, 3, 4], [5, 6, 7, 8]]}),
+        '{"a/p.jpg": [[1, 2, 3, 4]], "b/p.jpg": [[1, 2, 3, 4]], "b/p.jpg": [[5, 6, 7, 8]]}',
+        '\ufeff {"a/p.jpg": [[1, 2, 3, 4]], "b/p.jpg": [[1, 2, 3, 4], [5, 6, 7, 8]]}',
+    ],
+)
+def test_spellings_of_box_files(tmp_path, monkeypatch, text):
+    (tmp_path / "boxes.txt").write_text(text, encoding="utf-8", newline="")
+    monkeypatch.chdir(tmp_path)
+    boxes = predictions.BoxFile(Path("boxes.txt"))
+    assert assigned(boxes, "a/p.jpg", "b/p.jpg", folder="in") == [1, 2]
+    assert boxes.of(Path("in/a/p.jpg")) == [[1, 2, 3, 4]]
+    assert boxes.unused == []
+
+
+def test_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = f"image,x0,y0,x1,y1\n{tmp_path}/in/p.jpg,1,2,3,4\n/elsewhere/in/a/p.jpg,1,2,3,4\n"
+    boxes = box_file(tmp_path, "b.csv", text)
+    assert assigned(boxes, "p.jpg", "a/p.jpg", folder="in") == [1, None]
+    assert boxes.unused == ["/elsewhere/in/a/p.jpg"]
+    assert assigned(boxes, "p.jpg", folder="../" + tmp_path.name + "/in") == [1]
+
+
+def test_images_without_a_face(tmp_path):
+    boxes = box_file(tmp_path, "b.csv", "image,x0,y0,x1,y1\na.jpg,,,,\nb.jpg,1,2,3,4\n")
+    assert assigned(boxes, "a.jpg", "b.jpg") == [0, 1]
+    boxes = box_file(tmp_path, "b.json", '{"a.jpg": [], "b.jpg": [[1, 2, 3, 4]]}')
+    assert assigned(boxes, "a.jpg", "b.jpg") == [0, 1]
+
+
+def test_names_of_no_input_are_kept(tmp_path):
+    boxes = box_file(tmp_path, "b.json", '{"a.jpg": [], "c.jpg": [], "x/a.jpg": []}')
+    assert assigned(boxes, "a.jpg") == [0]
+    assert boxes.unused == ["c.jpg", "x/a.jpg"]
 
 
 @pytest.mark.parametrize(

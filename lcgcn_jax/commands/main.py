@@ -2,14 +2,20 @@
 
 import argparse
 import difflib
+import errno
 import importlib
 import io
+import logging
 import os
+import signal
 import sys
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from lcgcn_jax import interrupts
 from lcgcn_jax.cache import cache_folder
 from lcgcn_jax.errors import InputError, printable
 
@@ -50,11 +56,68 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `lcgcn`; returns the exit code: 0, 1 where something was left out, 2 for a mistake."""
+    """Runs `lcgcn`; returns the exit code.
+
+    It is 0, 1 where something was left out, 2 for a mistake, and 128 and the signal's number where a
+    signal stopped the command: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As standard error does it: what is told of a file must not fail for its name.
         sys.stdout.reconfigure(errors="backslashreplace")
+    _quiet_libraries()
+    try:
+        with interrupts.raised_as_exceptions():
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+    except InputError as error:
+        return _fail(f"error: {printable(error)}", 2)
+    except FloatingPointError as error:
+        return _fail(f"stopped: {error}", 1)
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt as error:
+        return _stop(interrupts.received() or signal.SIGINT, getattr(error, "kept", ""))
+    except Exception as error:
+        # Some libraries turn the exception of a signal into one of their own.
+        if (number := interrupts.received()) is not None:
+            return _stop(number)
+        if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
+            name = f"{printable(error.filename)}: " if error.filename else ""
+            return _fail(f"error: {name}cannot be written: {error.strerror}; {_FREE_SPACE}", 2)
+        raise
+
+
+_BROKEN_PIPE = 141  # as a shell shows SIGPIPE
+_FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_FREE_SPACE = "free some space or choose another folder"
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lcgcn: {message}", file=sys.stderr)
+    return code
+
+
+def _stop(number: signal.Signals, kept: str = "") -> int:
+    interrupts.finish()
+    return _fail(f"stopped by {number.name}{kept and f'; {printable(kept)}'}", 128 + number)
+
+
+def _quiet_libraries() -> None:
+    """Keeps notices off standard error that no user of a command can act on."""
+    # A temporary folder for its font cache serves as well, where the home folder is read-only.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # Damaged metadata of images; pixels that cannot be read are an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # The cache of compiled programs saves time and is not needed.
+    cache_failures = "Error (reading|writing) persistent compilation cache"
+    warnings.filterwarnings("ignore", message=cache_failures)
+
+
+def _run(arguments: list[str]) -> int:
     parser = _Parser(
         prog="lcgcn",
         description="Facial landmarks with LCGCN, in JAX.",
@@ -81,24 +144,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     takes_overrides = chosen is not None and hasattr(_import(chosen), "run_with_overrides")
     if rest and not takes_overrides:
         parser.error(f"unrecognised: {' '.join(rest)}")
-    try:
-        if takes_overrides:
-            return _import(chosen).run_with_overrides(args, rest)
-        return args.run(args)
-    except InputError as error:
-        print(f"lcgcn: error: {printable(error)}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"lcgcn: stopped: {error}", file=sys.stderr)
-        return 1
+    if takes_overrides:
+        return _import(chosen).run_with_overrides(args, rest)
+    return args.run(args)
 
 
 def use_compilation_cache() -> None:
     """Lets JAX keep compiled programs: HRNet takes a minute to compile, and seconds from there."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jit"))
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_folder() / "jit"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        print(
+            f"lcgcn: {folder}: cannot be written: {error.strerror}; programs are compiled anew by each "
+            "command; set XDG_CACHE_HOME to a folder that can be written",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _import(command: str):

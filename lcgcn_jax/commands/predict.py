@@ -19,13 +19,14 @@ from lcgcn_jax import predictions, visualize
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
 from lcgcn_jax.detection import quiet_opencv
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.files import replacing
+from lcgcn_jax.files import replacing_all, write_all
 from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.inference import Face, LandmarkModel, check_boxes, load
 from lcgcn_jax.inputs import InputFile, find_inputs
+from lcgcn_jax.interrupts import deferred
 from lcgcn_jax.photographs import read_photograph
 from lcgcn_jax.tracking import FaceTracker, OneEuroFilter
-from lcgcn_jax.video import Video, VideoWriter, open_video
+from lcgcn_jax.video import Frame, Video, VideoWriter, open_video, varies
 
 FORMATS = {"json": (".json",), "csv": (".csv",), "pts": ()}
 """Format -> suffixes of the one file that a photograph gets; `.pts` is a file a face."""
@@ -35,6 +36,7 @@ BoxesOf = Callable[[Path, np.ndarray], list[Box]]
 
 _FACES = 32  # at least, before the model runs: its largest batch on an accelerator
 _PIXELS = 50_000_000  # or as many, of the photographs that wait
+_SHOWN_NAMES = 5  # of a file of boxes, in a message
 _FRAMES = 8  # of a video, for the model at a time
 _NAME_BYTES = 225  # of a result's name: file systems take 255, and it is longer while it is written
 
@@ -46,15 +48,19 @@ def add_parser(subparsers) -> None:
         help="landmarks of the faces in photographs and videos",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="""\
-Finds faces and their landmarks. All results are in pixels of the upright picture, the centre of the
-top-left pixel at (0, 0); only .pts files count from 1.
+Finds faces and their landmarks. All results are in pixels of the upright image (after its EXIF
+orientation, or the rotation of an AVIF), the center of the top-left pixel at (0, 0); only .pts files
+count from 1. With --stored-pixels they are in pixels of the image as it is stored.
 
   photograph   OUT/NAME.json (or .csv, or NAME_face1.pts ...) and the overlay OUT/NAME.png
-  video        OUT/NAME.jsonl, a line a frame, and the annotated OUT/NAME.mp4
+  video        OUT/NAME.jsonl, a line for each frame with its own time stamp, and the annotated
+               OUT/NAME.mp4, which shows the same frames at a constant rate
 
 Faces are found by OpenCV's YuNet, unless boxes are given. A file of boxes (--boxes) is JSON,
-{"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the header image,x0,y0,x1,y1.
-Files that cannot be used are listed at the end; the exit code is then 1.""",
+{"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the header image,x0,y0,x1,y1; an empty list
+or four empty cells are for an image without a face.
+Files that cannot be used are listed at the end; the exit code is then 1. Ctrl-C keeps all finished
+images, and the finished frames of a video as OUT/NAME.interrupted.jsonl and .mp4.""",
         epilog="""\
 examples:
   lcgcn predict --model runs/small photo.jpg --box 120,80,260,240
@@ -77,6 +83,11 @@ examples:
         "--whole_image", action="store_true", help="each picture is the crop of one face"
     )
     boxes.add_argument("--detector_model", **DETECTOR_MODEL_OPTION)
+    parser.add_argument(
+        "--stored-pixels",
+        action="store_true",
+        help="ignore the EXIF orientation of images: read them as they are stored",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder for the results (%(default)s)"
     )
@@ -105,14 +116,31 @@ def run(args: argparse.Namespace) -> int:
     # FFmpeg speaks past OpenCV's own log.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     inputs = find_inputs(args.inputs)
-    _check_options(args, inputs)
-    _check_outputs(args, inputs)
+    _check_options(args, inputs.files)
+    _check_outputs(args, inputs.files)
+    box_file = None
+    if args.boxes is not None:
+        box_file = predictions.BoxFile(args.boxes)
+        box_file.assign(inputs.files)
     with quiet_opencv():
         use_compilation_cache()
         model = load(args.model, detector_model=args.detector_model)
         if args.draw_edges and model.config["graph"] is None:
             raise InputError(f"{args.model}: the model has no graph; leave out --draw_edges")
-        return _Run(args, model).work_off(inputs)
+        code = _Run(args, model, box_file).work_off(inputs.files)
+    if unread := inputs.describe_unread():
+        print(printable(unread), file=sys.stderr)
+    if box_file is not None and box_file.unused:
+        shown = ", ".join(box_file.unused[:_SHOWN_NAMES]) + (
+            ", ..." if len(box_file.unused) > _SHOWN_NAMES else ""
+        )
+        print(
+            printable(
+                f"{args.boxes}: {len(box_file.unused)} names are not among the inputs: {shown}"
+            ),
+            file=sys.stderr,
+        )
+    return code
 
 
 def _check_options(args: argparse.Namespace, inputs: Sequence[InputFile]) -> None:
@@ -167,11 +195,13 @@ def _pts_files(args: argparse.Namespace, file: InputFile) -> list[Path]:
     return sorted(folder.glob(f"{glob.escape(file.name.name)}_face*.pts"))
 
 
-def _boxes_of(args: argparse.Namespace, model: LandmarkModel) -> BoxesOf:
+def _boxes_of(
+    args: argparse.Namespace, model: LandmarkModel, box_file: predictions.BoxFile | None
+) -> BoxesOf:
     """Where the face boxes come from.
 
     Raises:
-      InputError: they are not boxes, or the file or the face detector cannot be used.
+      InputError: they are not boxes, or the face detector cannot be used.
     """
 
     def checked(boxes, path, image):
@@ -180,9 +210,8 @@ def _boxes_of(args: argparse.Namespace, model: LandmarkModel) -> BoxesOf:
     if args.box is not None:
         boxes = [parse_box(text) for text in args.box]
         return lambda path, image: checked(boxes, path, image)
-    if args.boxes is not None:
-        file = predictions.BoxFile(args.boxes)
-        return lambda path, image: checked(file.of(path), path, image)
+    if box_file is not None:
+        return lambda path, image: checked(box_file.of(path), path, image)
     if args.whole_image:
         return lambda path, image: [box_of_crop(image.shape[1], image.shape[0])]
     detector = model.detector
@@ -216,10 +245,16 @@ class _Photograph:
 class _Run:
     """One run of the command over its inputs."""
 
-    def __init__(self, args: argparse.Namespace, model: LandmarkModel):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        model: LandmarkModel,
+        box_file: predictions.BoxFile | None,
+    ):
         self._args = args
         self._model = model
-        self._boxes_of = _boxes_of(args, model)
+        self._boxes_of = _boxes_of(args, model, box_file)
+        self._finished = 0
         self._failures: list[str] = []
         self._without_face: list[str] = []
 
@@ -229,6 +264,31 @@ class _Run:
         Raises:
           InputError: not one input can be used.
         """
+        try:
+            self._predict_all(inputs)
+        except KeyboardInterrupt as stop:
+            kept = getattr(stop, "kept", "")
+            stop.kept = f"{self._finished} of {len(inputs)} inputs are finished"
+            stop.kept += f" in {self._args.out}" if self._finished else ""
+            stop.kept += f"; {kept}" if kept else ""
+            raise
+        if len(self._failures) == len(inputs):
+            others = f"; and {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
+            raise InputError(f"{self._failures[0]}{others}")
+        for failure in self._failures:
+            print(f"left out: {printable(failure)}", file=sys.stderr)
+        # In a file of boxes, no box says that there is no face.
+        if self._without_face and self._args.boxes is None:
+            print(
+                f"no face found in: {printable(', '.join(self._without_face))}; where there is one, "
+                "give its box by --box X0,Y0,X1,Y1 or --boxes FILE",
+                file=sys.stderr,
+            )
+            no_face = len(self._failures) + len(self._without_face) == len(inputs)
+            return 1 if self._failures or no_face else 0
+        return 1 if self._failures else 0
+
+    def _predict_all(self, inputs: Sequence[InputFile]) -> None:
         waiting: list[_Photograph] = []
         for file in inputs:
             try:
@@ -243,22 +303,9 @@ class _Run:
                 self._predict_photographs(waiting)
                 waiting = []
         self._predict_photographs(waiting)
-        if len(self._failures) == len(inputs):
-            others = f"; and {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
-            raise InputError(f"{self._failures[0]}{others}")
-        for failure in self._failures:
-            print(f"left out: {printable(failure)}", file=sys.stderr)
-        if self._without_face:
-            print(
-                f"no face found in: {printable(', '.join(self._without_face))}; where there is one, "
-                "give its box by --box X0,Y0,X1,Y1 or --boxes FILE",
-                file=sys.stderr,
-            )
-        no_face = len(self._failures) + len(self._without_face) == len(inputs)
-        return 1 if self._failures or no_face else 0
 
     def _read(self, file: InputFile) -> _Photograph:
-        pixels = read_photograph(file.path)
+        pixels = read_photograph(file.path, upright=not self._args.stored_pixels)
         return _Photograph(file, pixels, self._boxes_of(file.path, pixels))
 
     def _predict_photographs(self, waiting: Sequence[_Photograph]) -> None:
@@ -266,6 +313,7 @@ class _Run:
         for photograph, faces in zip(waiting, found, strict=True):
             with _writing(self._args.out):
                 written = self._write_photograph(photograph, faces)
+            self._finished += 1
             path = photograph.file.path
             print(printable(f"{path}: {len(faces)} faces; {', '.join(map(str, written))}"))
             if not faces:
@@ -275,24 +323,29 @@ class _Run:
         file, pixels = photograph.file, photograph.pixels
         *landmark_files, picture = _outputs(self._args, file)
         picture.parent.mkdir(parents=True, exist_ok=True)
-        visualize.save_image(picture, self._draw(pixels, faces))
+        contents: dict[Path, str | bytes] = {}
         for path in landmark_files:
             if self._args.format == "csv":
-                predictions.write_csv(path, faces, self._model.scheme)
+                contents[path] = predictions.format_csv(faces, self._model.scheme)
             else:
                 result = predictions.describe_photograph(
                     file.path, pixels.shape[1], pixels.shape[0], faces
                 )
-                path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+                contents[path] = json.dumps(result) + "\n"
+        if self._args.format == "pts":
+            for number, face in enumerate(faces, start=1):
+                path = picture.with_name(f"{file.name.name}_face{number}.pts")
+                contents[path] = predictions.format_pts(face.landmarks)
+        contents[picture] = visualize.encode_image(picture, self._draw(pixels, faces))
+        write_all(
+            {p: c if isinstance(c, bytes) else c.encode("utf-8") for p, c in contents.items()}
+        )
         if self._args.format == "pts":
             # Of an earlier run, which may have found more faces.
             for path in _pts_files(self._args, file):
-                path.unlink()
-            for number, face in enumerate(faces, start=1):
-                path = picture.with_name(f"{file.name.name}_face{number}.pts")
-                predictions.write_pts(path, face.landmarks)
-                landmark_files.append(path)
-        return [*landmark_files, picture]
+                if path not in contents:
+                    path.unlink()
+        return list(contents)
 
     def _draw(self, pixels: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
         return visualize.draw_faces(
@@ -305,57 +358,86 @@ class _Run:
         )
 
     def _predict_video(self, file: InputFile) -> None:
-        lines, annotated = _outputs(self._args, file)
+        outputs = _outputs(self._args, file)
+        times: list[float] = []
         num_faces = 0
-        with contextlib.ExitStack() as stack:
-            video = stack.enter_context(open_video(file.path, frames_per_second=self._args.fps))
-            stack.enter_context(_writing(self._args.out))
-            lines.parent.mkdir(parents=True, exist_ok=True)
-            json_lines = stack.enter_context(replacing(lines)).open("w", encoding="utf-8")
-            stack.enter_context(json_lines)
-            partial = stack.enter_context(replacing(annotated))
-            writer = stack.enter_context(
-                VideoWriter(partial, frames_per_second=video.frames_per_second)
-            )
-            bar = stack.enter_context(
-                tqdm(total=video.num_frames or None, desc=file.path.name, unit="frame")
-            )
-            for number, (frame, faces, tracks) in enumerate(self._faces_of_frames(video)):
-                time = number / video.frames_per_second
-                result = predictions.describe_frame(number, time, faces, tracks)
-                json_lines.write(json.dumps(result) + "\n")
-                writer.write(self._draw(frame, faces))
-                num_faces += len(faces)
-                bar.update()
+        with (
+            open_video(file.path, frames_per_second=self._args.fps) as video,
+            _writing(self._args.out),
+        ):
+            outputs[0].parent.mkdir(parents=True, exist_ok=True)
+            with replacing_all(outputs) as (lines, annotated):
+                rate = video.frames_per_second
+                bar = tqdm(total=video.num_frames or None, desc=file.path.name, unit="frame")
+                try:
+                    with (
+                        lines.open("w", encoding="utf-8") as json_lines,
+                        VideoWriter(annotated, frames_per_second=rate) as writer,
+                        bar,
+                    ):
+                        for frame, faces, tracks in self._faces_of_frames(video):
+                            drawn = self._draw(frame.pixels, faces)
+                            with deferred():  # a frame is in both files or in none
+                                result = predictions.describe_frame(
+                                    len(times), frame.time, faces, tracks
+                                )
+                                json_lines.write(json.dumps(result) + "\n")
+                                writer.write(drawn)
+                                times.append(frame.time)
+                            num_faces += len(faces)
+                            bar.update()
+                except KeyboardInterrupt as stop:
+                    if times:
+                        kept = _keep(outputs, (lines, annotated))
+                        stop.kept = f"the first {len(times)} frames of {file.path} are in {kept}"
+                    raise
+        self._finished += 1
         print(
-            f"{file.path}: {bar.n} frames, {num_faces} faces, "
-            f"{bar.n / bar.format_dict['elapsed']:.1f} frames a second; {lines}, {annotated}"
+            printable(
+                f"{file.path}: {bar.n} frames, {num_faces} faces, "
+                f"{bar.n / bar.format_dict['elapsed']:.1f} frames a second; "
+                f"{', '.join(map(str, outputs))}"
+            )
         )
+        if varies(times):
+            print(
+                printable(
+                    f"{file.path}: its frame rate varies; {outputs[1]} plays at a constant {rate:.4g} "
+                    f"frames a second, and {outputs[0]} has the true times"
+                )
+            )
         if not num_faces:
             self._without_face.append(str(file.path))
 
-    def _faces_of_frames(self, video: Video) -> Iterator[tuple[np.ndarray, list[Face], list[int]]]:
+    def _faces_of_frames(self, video: Video) -> Iterator[tuple[Frame, list[Face], list[int]]]:
         """Every frame with its faces and their numbers through the video."""
         tracker = FaceTracker()
         filters: dict[int, OneEuroFilter] = collections.defaultdict(OneEuroFilter)
-        number = 0
         while frames := list(itertools.islice(video.frames, _FRAMES)):
-            boxes = [self._boxes_of(video.path, frame) for frame in frames]
-            for frame, faces in zip(frames, self._model.predict_batch(frames, boxes), strict=True):
+            pixels = [frame.pixels for frame in frames]
+            boxes = [self._boxes_of(video.path, image) for image in pixels]
+            for frame, faces in zip(frames, self._model.predict_batch(pixels, boxes), strict=True):
                 tracks = tracker.update(np.array([face.box for face in faces]).reshape(-1, 4))
                 if self._args.smooth:
-                    time = number / video.frames_per_second
                     faces = [
                         dataclasses.replace(
                             face,
                             landmarks=filters[track](
-                                face.landmarks, time=time, side=_side(face.box)
+                                face.landmarks, time=frame.time, side=_side(face.box)
                             ),
                         )
                         for face, track in zip(faces, tracks, strict=True)
                     ]
                 yield frame, faces, tracks
-                number += 1
+
+
+def _keep(outputs: Sequence[Path], partials: Sequence[Path]) -> str:
+    """Keeps the files of an interrupted video under names of their own; returns the names."""
+    names = [path.with_name(f"{path.stem}.interrupted{path.suffix}") for path in outputs]
+    with deferred():
+        for partial, name in zip(partials, names, strict=True):
+            partial.replace(name)
+    return " and ".join(map(str, names))
 
 
 def _side(box: Box) -> float:
@@ -367,4 +449,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"{error.filename or out}: cannot be written: {error.strerror}; choose another --out, or "
+            "free some space"
+        ) from error

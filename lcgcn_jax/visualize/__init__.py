@@ -4,6 +4,7 @@ from lcgcn_jax.visualize.curves import plot_curves
 from lcgcn_jax.visualize.edges import edge_threshold, plot_edge_matrices, plot_edges
 from lcgcn_jax.visualize.faces import (
     draw_landmarks,
+    encode_image,
     enlarge,
     label,
     plot_image,
@@ -16,6 +17,7 @@ __all__ = [
     "draw_faces",
     "draw_landmarks",
     "edge_threshold",
+    "encode_image",
     "enlarge",
     "label",
     "plot_curves",

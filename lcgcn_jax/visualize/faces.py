@@ -1,5 +1,6 @@
 """Landmarks drawn on faces, and the stages side by side (figure 3)."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
+from lcgcn_jax.files import write_all
 from lcgcn_jax.geometry import Points
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -161,7 +163,16 @@ def save_image(path: Path, image: Image) -> None:
       OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    written, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
-    if not written:
-        raise OSError(f"{path}: the image could not be encoded")
-    path.write_bytes(data.tobytes())
+    write_all({path: encode_image(path, image)})
+
+
+def encode_image(path: Path, image: Image) -> bytes:
+    """Encodes RGB in the format of the path's suffix.
+
+    Raises:
+      OSError: it cannot be encoded.
+    """
+    encoded, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
+    if not encoded:
+        raise OSError(errno.EIO, "the image could not be encoded", str(path))
+    return data.tobytes()

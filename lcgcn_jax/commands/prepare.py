@@ -8,7 +8,7 @@ from pathlib import Path
 from lcgcn_jax.data import builders, own_points, synthetic, w300, wflw
 from lcgcn_jax.data.builders import PrepareReport
 from lcgcn_jax.data.records import AnnotationList
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme, get_scheme
 
 READERS = {"wflw": wflw.read, "300w": w300.read}
@@ -224,6 +224,8 @@ def _print_report(report: PrepareReport, out: Path) -> None:
     print(f"{line}: {_counts(subsets)}" if subsets else line)
     if report.absent:
         print(f"absent: {', '.join(report.absent)}")
+    for note in report.notes:
+        print(f"note: {printable(note)}")
     for bad in report.bad[:_BAD_SHOWN]:
         print(f"bad: {bad}")
     if len(report.bad) > _BAD_SHOWN:

@@ -51,6 +51,7 @@ class PrepareReport:
       absent: subsets that are not there.
       bad: records left out.
       fingerprint: SHA-256 of the names, splits and landmarks written.
+      notes: one-line remarks for the user, each once.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class PrepareReport:
     absent: list[str]
     bad: list[BadRecord]
     fingerprint: str
+    notes: list[str]
 
 
 def prepare(annotations: AnnotationList, out: Path, *, overwrite: bool = False) -> PrepareReport:
@@ -237,6 +239,7 @@ class Faces(tfds.core.GeneratorBasedBuilder):
             absent=self._annotations.absent,
             bad=self._bad,
             fingerprint=self._fingerprint.hexdigest(),
+            notes=list(dict.fromkeys(self._annotations.notes)),
         )
         # TFDS writes the metadata after this method.
         self.info.metadata.update(

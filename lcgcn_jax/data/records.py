@@ -28,6 +28,7 @@ class FaceAnnotation:
       provided_box: the face box that the data comes with, or None.
       attributes: one truth value for each of the list's `attribute_names`.
       normalizer: what NME divides by, in pixels, where it comes with the data; else NaN.
+      stated_size: width and height of the image as the annotation file states them, or None.
     """
 
     name: str
@@ -40,6 +41,7 @@ class FaceAnnotation:
     provided_box: Float[np.ndarray, "4"] | None
     attributes: tuple[bool, ...]
     normalizer: float = math.nan
+    stated_size: tuple[int, int] | None = None
 
     def __post_init__(self):
         """Refuses names that records, which are in UTF-8, cannot hold.
@@ -80,6 +82,7 @@ class AnnotationList:
       faces: the usable faces, in a fixed order.
       bad: the records left out.
       absent: subsets of the layout that the folder does not hold.
+      notes: one-line remarks for the user, printed by prepare.
     """
 
     kind: str
@@ -88,6 +91,7 @@ class AnnotationList:
     faces: list[FaceAnnotation]
     bad: list[BadRecord]
     absent: list[str]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def image_inside(images: Path, image: str) -> Path:

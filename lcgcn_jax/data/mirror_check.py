@@ -10,6 +10,7 @@ from lcgcn_jax.landmarks import LandmarkScheme
 
 _MAX_FACES = 1000
 _MAX_ROLL = 45  # degrees
+_SMALL_ROLL = 9  # degrees
 _NAMED = 6
 
 
@@ -47,11 +48,12 @@ def mirror_pair_note(
     compared = known & known[mirror]
     if num_faces == 0 or compared.sum() < 3:
         return None
-    distances = np.where(compared, _distances(mean, mirror, compared), 0.0)
-    usual = 3 * float(np.median(distances[compared]))
-    limit = min(max(0.12 + 0.3 / math.sqrt(num_faces), usual), 0.5)
-    if not (wrong := [i for i in range(len(mirror)) if distances[i] > limit]):
-        return None
+    limit = 0.12 + 0.4 / math.sqrt(num_faces)
+    # Few faces may be rolled; but in search of the roll, wrong pairs turn a face whose roll is small.
+    for max_roll in (_MAX_ROLL, _SMALL_ROLL):
+        wrong = _far_points(mean, mirror, compared, max_roll, limit)
+        if not wrong:
+            return None
     pairs = list(dict.fromkeys(tuple(sorted((i, int(mirror[i])))) for i in wrong))
     texts = [
         f"{scheme.names[i]} and {scheme.names[j]}" if i != j else f"{scheme.names[i]} (no partner)"
@@ -105,25 +107,30 @@ def _aligned(
     return np.stack([moved.real, moved.imag], axis=-1)
 
 
-def _distances(
-    mean: Float[np.ndarray, "k 2"], mirror: np.ndarray, compared: Bool[np.ndarray, "k"]
-) -> Float[np.ndarray, "k"]:
-    """Distance of each mirrored point from its partner, over the size of the mean face.
+def _far_points(
+    mean: Float[np.ndarray, "k 2"],
+    mirror: np.ndarray,
+    compared: Bool[np.ndarray, "k"],
+    max_roll: int,
+    limit: float,
+) -> list[int]:
+    """Points that lie far from the mirrored ones of their partners, as parts of the face's size.
 
-    The roll of the mean face, within 45 degrees, is the one with the smallest sum of distances: a
+    The roll of the mean face is the one with the smallest sum of distances. It is limited, since a
     pair of an eye and the corner of the mouth below it would be opposite at 90 degrees.
     """
     size = np.ptp(mean[compared], axis=0).max()
-    best = None
-    for degrees in range(-_MAX_ROLL, _MAX_ROLL + 1, 3):
+    best = np.full(compared.sum(), np.inf)
+    for degrees in range(-max_roll, max_roll + 1, 3):
         angle = math.radians(degrees)
-        rotation = np.array(
-            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-        )
-        turned = mean @ rotation.T
-        axis = np.median((turned[compared, 0] + turned[mirror[compared], 0]) / 2)
-        mirrored = turned * [-1, 1] + [2 * axis, 0]
-        distances = np.linalg.norm(mirrored - turned[mirror], axis=1) / size
-        if best is None or distances[compared].sum() < best[compared].sum():
+        cos, sin = math.cos(angle), math.sin(angle)
+        turned = mean @ np.array([[cos, sin], [-sin, cos]])
+        partners = turned[mirror[compared]]
+        axis = np.median((turned[compared, 0] + partners[:, 0]) / 2)
+        mirrored = turned[compared] * [-1, 1] + [2 * axis, 0]
+        distances = np.linalg.norm(mirrored - partners, axis=1) / size
+        if distances.sum() < best.sum():
             best = distances
-    return best
+    # Turned heads move all points; wrong pairs move some of them, or all of them by much.
+    limit = min(max(limit, 3 * float(np.median(best))), 0.5)
+    return np.flatnonzero(compared)[best > limit].tolist()

@@ -115,7 +115,15 @@ def test_lists_of_hrnet_facial(images):
         ({"image": "a\0b"}, "no image"),
         ({"x_tip": ""}, "one of x_tip and y_tip is empty"),
         ({"x_tip": "wide"}, "x_tip: 'wide' is not a number"),
-        ({"x_tip": "nan"}, "what is missing is left empty"),
+        ({"x_tip": "nan"}, "one of x_tip and y_tip is empty"),
+        ({"x_tip": "1_2"}, "x_tip: '1_2' is not a number"),
+        ({"x_tip": "12,5"}, "x_tip: '12,5' is not a number"),
+        ({f"{axis}_{name}": 0 for name in NAMES for axis in "xy"}, "not one point is there"),
+        ({f"{axis}_{name}": -2 for name in NAMES[:2] for axis in "xy"}, "lie at (-2, -2)"),
+        ({f"{axis}_{name}": 20.5 for name in NAMES[:3] for axis in "xy"}, "lie at (20.5, 20.5)"),
+        ({f"{axis}_{n}": i / 9 for i, n in enumerate(NAMES) for axis in "xy"}, "span 0.33 px"),
+        ({"image": r"C:\photos\a.png"}, "write its path from images/ (--src) on"),
+        ({"image": r"..\outside.png"}, "leaves images/"),
         ({"x_tip": "1e999"}, "what is missing is left empty"),
         (without(*NAMES), "not one point is there"),
         ({"x1": 3}, "the box [5.0, 6.0, 3.0, 50.0] has no extent"),
@@ -245,8 +253,11 @@ def test_keypoints_are_found_by_name(images):
         ({"keypoints": [10**400]}, "something else where a list of numbers"),
         ({"keypoints": None}, "something else where a list of numbers"),
         ({"keypoints": keypoints_of(visibility=(2, 2, 3, 2))}, "none of 0, 1 and 2"),
-        ({"keypoints": keypoints_of(visibility=(0, 0, 0, 0))}, "not one point is there"),
-        ({"keypoints": keypoints_of(POINTS * np.nan)}, "NaN or infinite"),
+        ({"keypoints": keypoints_of(POINTS * 0)}, "not one point is there"),
+        ({"keypoints": keypoints_of(POINTS * np.nan)}, "not one point is there"),
+        ({"keypoints": keypoints_of(POINTS * [np.nan, 1])}, "one coordinate of left is missing"),
+        ({"keypoints": keypoints_of(POINTS * np.inf)}, "NaN or infinite"),
+        ({"keypoints": POINTS.ravel().tolist()}, "8 numbers for the keypoints, expected 12"),
         ({"bbox": [1, 2, 3]}, "not x, y, width and height"),
         ({"bbox": [1, 2, 0, 3]}, "has no extent"),
         ({"normalizer": 5}, "there is a normalizer"),
@@ -260,13 +271,12 @@ def test_bad_annotations_are_listed(images, changes, reason):
     assert (reason or "") in bad.reason
 
 
-def test_annotation_without_keypoints_is_listed(images):
+def test_annotation_that_is_no_mapping_is_listed(images):
     content = coco_of({})
-    content["annotations"] += [{"image_id": 3}, "words"]
+    content["annotations"] += ["words"]
     found = read_coco(images, content)
     assert [str(bad) for bad in found.bad] == [
-        "points.json: annotation number 2: it has no 'keypoints'",
-        "points.json: annotation number 3: not of COCO's form",
+        "points.json: annotation number 2: not of COCO's form"
     ]
 
 

@@ -12,6 +12,7 @@ _MAX_FACES = 1000
 _MAX_ROLL = 45  # degrees
 _SMALL_ROLL = 9  # degrees
 _NAMED = 6
+_MIN_SIZE = 1e-3  # of a face
 
 
 def mirror_pair_note(
@@ -47,6 +48,9 @@ def mirror_pair_note(
     mirror = np.array(scheme.mirror)
     compared = known & known[mirror]
     if num_faces == 0 or compared.sum() < 3:
+        return None
+    # Faces whose points are in opposite orders cancel out.
+    if np.ptp(mean[compared], axis=0).max() < _MIN_SIZE:
         return None
     limit = 0.12 + 0.4 / math.sqrt(num_faces)
     # Few faces may be rolled; but in search of the roll, wrong pairs turn a face whose roll is small.

@@ -486,7 +486,11 @@ def damaged_csv_files():
     rng = np.random.default_rng(3)
     whole = csv_of([CSV_ROW] * 5)
     files = [whole[:end] for end in rng.integers(0, whole.index(b"\r\n"), 4)]
-    files += [rng.bytes(500), whole.replace(b"good", b"caf\xe9"), whole.decode().encode("utf-16-le")]
+    files += [
+        rng.bytes(500),
+        whole.replace(b"good", b"caf\xe9"),
+        whole.decode().encode("utf-16-le"),
+    ]
     files += [whole + b'"' + b"x" * 200_000, b"\0" * 300, whole.replace(b",", b" ")]
     files += [whole.decode().encode("utf-16")[:-1]]
     return files

@@ -219,7 +219,7 @@ def _faces(
     if any(c.order is not None and not c.missing for c in used):
         others = [c for c in used if c.order is None or c.missing]
         for category in others:
-            skipped[f"of category {category.name!r}"] = sum(c is category for *_, c in candidates)
+            skipped[f"of category {category.name!r}"] = sum(c == category for *_, c in candidates)
         candidates = [item for item in candidates if item[2] not in others]
         used = [c for c in used if c not in others]
     for category in used:
@@ -296,7 +296,7 @@ def _is_numbered(keypoints: Sequence[str]) -> bool:
 
 def _repeated_ids(annotations: Iterable[Any]) -> Iterator[str]:
     counts = collections.Counter(
-        repr(_id(annotation["id"])) for annotation in annotations if _has_id(annotation)
+        str(annotation["id"]) for annotation in annotations if _has_id(annotation)
     )
     if repeated := [name for name, count in counts.items() if count > 1]:
         yield (

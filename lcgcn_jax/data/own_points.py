@@ -24,11 +24,16 @@ def read_csv(
 ) -> AnnotationList:
     """Reads CSV files with a row a face.
 
-    The columns, in any order: `image`, a path below `src`; `x_NAME` and `y_NAME` for each landmark, or,
+    The separator may be a comma, semicolon, tab or vertical bar. The columns, in any order and without
+    regard to case: `image`, a path below `src`; `x_NAME` and `y_NAME` for each landmark, or,
     counting from 0, `x_0` and `y_0`, both empty where a point is missing; and, where wanted, `x0`, `y0`,
     `x1`, `y1`, a face box (or empty); `split`, one of `SPLITS`; `group`, such as a person, which
     validation keeps together (without it, the image); `subset`, a part of the data that is measured for
-    itself; and `normalizer`, pixels, where that of the scheme is `given`.
+    itself; and `normalizer`, pixels, where that of the scheme is `given`. Other columns are ignored,
+    with a note, unless they look like a misspelled one.
+
+    A point is also missing where its cells are `NA`, `nan`, `null`, `None` or the like, and where it is
+    at (0, 0) or (-1, -1).
 
     Lists of HRNet-Facial are read too: `image_name`, `scale`, `center_w`, `center_h`, and `original_0_x`
     and `original_0_y` for each landmark.
@@ -54,9 +59,9 @@ def read_csv(
 def read_coco(
     src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int = 0
 ) -> AnnotationList:
-    """Reads COCO's keypoints JSON: every annotation is a face.
+    """Reads COCO's keypoints JSON: every annotation with labeled keypoints is a face.
 
-    `keypoints` are x, y, v for each point, v = 0 where it is missing; `bbox` becomes the face box, and a
+    `keypoints` are x, y, v for each point, v = 0 (or null, (0, 0), (-1, -1)) where it is missing; `bbox` becomes the face box, and a
     field `normalizer` the normalising distance where the scheme's is `given`. Where the category names
     its keypoints, they are found by the scheme's names, and it may have more of them; if it names none
     of the scheme's, or nothing, they count in order.
@@ -68,12 +73,13 @@ def read_coco(
       count_from: what the files' pixels count from, 0 or 1.
 
     Raises:
-      InputError: a file cannot be read, or is not of this form.
+      InputError: a file cannot be read, is not of this form, or contradicts itself.
     """
 
     def rows(path: Path, notes: list[str]) -> Iterable[_Row]:
         require_format(path, identify.COCO)
-        return coco_keypoints.read_annotations(path, scheme, notes)
+        for number, called, read in coco_keypoints.read_annotations(path, scheme, notes):
+            yield number, f"{path.name}: annotation {called}", read
 
     return _read("coco", rows, src, files, scheme, count_from)
 

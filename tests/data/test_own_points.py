@@ -251,7 +251,7 @@ def test_keypoints_are_found_by_name(images):
         ({"keypoints": [1, "2"]}, None),
         ({"keypoints": [1, "b"]}, "something else where a list of numbers"),
         ({"keypoints": [10**400]}, "something else where a list of numbers"),
-        ({"keypoints": None}, "something else where a list of numbers"),
+        ({"keypoints": 5}, "something else where a list of numbers"),
         ({"keypoints": keypoints_of(visibility=(2, 2, 3, 2))}, "none of 0, 1 and 2"),
         ({"keypoints": keypoints_of(POINTS * 0)}, "not one point is there"),
         ({"keypoints": keypoints_of(POINTS * np.nan)}, "not one point is there"),

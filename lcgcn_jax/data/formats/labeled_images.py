@@ -16,7 +16,7 @@ from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.mirror_check import mirror_pair_note
 from lcgcn_jax.data.raw_faces import SPLITS, UNSTATED, RawFace
 from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, Visibility
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _Entry = TypeVar("_Entry")
@@ -112,7 +112,7 @@ def read_entries(
     """
     file = LabeledFile(path)
     for name, entry in entries:
-        called = f"{path.name}: {name}"
+        called = printable(f"{path.name}: {name}")
         try:
             file.images.append(read_entry(called, entry))
         except ValueError as error:

@@ -43,8 +43,9 @@ Reads a CSV with a header and a row a face. Columns, in any order:
   subset          optional: a part of the data that eval measures for itself
   normalizer      pixels that NME divides by; where the scheme says `normalizer: given`
 
-The separator is a comma, semicolon or tab; names are found in any case, and as NAME_x, too. Other columns
-are ignored. Coordinates are pixels; paths may have backslashes, or be full paths of files below --src.
+The separator is a comma, semicolon or tab; names are found in any case, and as NAME_x, too. Other
+columns are ignored. Coordinates are pixels; paths may have backslashes, or be full paths of files
+below --src.
 
 HRNet-Facial's lists (image_name, scale, center_w, center_h, original_0_x, ...) are read too.""",
         "points.csv",
@@ -52,10 +53,11 @@ HRNet-Facial's lists (image_name, scale, center_w, center_h, original_0_x, ...) 
     "coco": (
         "in COCO's keypoints JSON",
         """\
-Reads COCO's keypoints JSON; every annotation with labeled keypoints is a face. A keypoint of visibility 0,
-or at (0, 0) or (-1, -1), is missing, bbox (x, y, width, height) is the face box, and a field `normalizer` what NME divides by, where the scheme says
-`normalizer: given`. Keypoints are found by the names of their category, or count in order. Crowds, and other categories than the
-one that names the landmarks, are skipped.""",
+Reads COCO's keypoints JSON; every annotation with labeled keypoints is a face. A keypoint of
+visibility 0, or at (0, 0) or (-1, -1), is missing. bbox (x, y, width, height) is the face box, and a
+field `normalizer` what NME divides by, where the scheme says `normalizer: given`. Keypoints are found
+by the names of their category, or count in order. Crowds are skipped, and so are other categories
+than the one that names the landmarks.""",
         "train=train.json test=test.json",
     ),
     "cvat": (

@@ -61,10 +61,10 @@ def read_coco(
 ) -> AnnotationList:
     """Reads COCO's keypoints JSON: every annotation with labeled keypoints is a face.
 
-    `keypoints` are x, y, v for each point, v = 0 (or null, (0, 0), (-1, -1)) where it is missing; `bbox` becomes the face box, and a
-    field `normalizer` the normalising distance where the scheme's is `given`. Where the category names
-    its keypoints, they are found by the scheme's names, and it may have more of them; if it names none
-    of the scheme's, or nothing, they count in order.
+    `keypoints` are x, y, v for each point, v = 0 (or null, (0, 0), (-1, -1)) where it is missing;
+    `bbox` becomes the face box, and a field `normalizer` the normalising distance where the scheme's is
+    `given`. Where the category names its keypoints, they are found by the scheme's names, and it may
+    have more of them; if it names none of the scheme's, or nothing, they count in order.
 
     Args:
       src: the folder that the images lie in.
@@ -210,4 +210,4 @@ def _image_path(src: Path, text: str) -> Path:
         PurePosixPath(text).is_absolute() and not os.path.isfile(text)
     ):
         raise ValueError(f"no image {text!r}; write its path from {src.name}/ (--src) on")
-    return image_inside(src, text)
+    return image_inside(src, text.replace("\\", "/"))

@@ -163,8 +163,9 @@ def _stored_size(path: Path | None) -> tuple[int, int] | None:
 def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
     """Compare the form of a file's boxes with its points.
 
-    Loose boxes, and boxes of whole persons, pass: another form has to fit the points of most faces
-    at least twice as closely on the worst side.
+    Loose boxes, small ones and boxes of whole persons pass: in most faces, another form has to fit the
+    points at least twice as closely on the worst side, or to hold all points where the stated one
+    cuts them.
 
     Returns:
       A note if the boxes of most faces do not hold their points, and no other form fits.
@@ -172,8 +173,8 @@ def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
     Raises:
       InputError: the boxes of most faces fit their points only in another form.
     """
-    misfits: dict[str, list[float]] = {form: [] for form in BOX_FORMS}
-    num_outside = 0
+    stated = faces[0].box_form if faces else "corners"
+    num_boxes, num_cut, better = 0, 0, collections.Counter()
     for face in faces:
         shown = _located(face)
         if shown.sum() < 2 or face.box_corners is None or not np.isfinite(face.box).all():
@@ -181,26 +182,25 @@ def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
         points = face.points[shown]
         if not np.ptp(points, axis=0).all():
             continue
-        for form, values in misfits.items():
-            values.append(_misfit(_corners(face.box, form), points))
-        low, high = np.split(face.box_corners, 2)
-        num_outside += ((points >= low) & (points <= high)).all(axis=1).mean() < 0.5
-    stated = faces[0].box_form if faces else "corners"
-    num_boxes = len(misfits[stated])
-    for form, values in misfits.items():
-        better = [
-            other >= 0.25 and value <= other / 2
-            for value, other in zip(values, misfits[stated], strict=True)
-        ]
-        if num_boxes and sum(better) > num_boxes / 2:
+        num_boxes += 1
+        misfit = _misfit(face.box_corners, points)
+        is_cut = _coverage(face.box_corners, points) < 0.5
+        num_cut += is_cut
+        for form in BOX_FORMS:
+            other = _corners(face.box, form)
+            other_misfit = _misfit(other, points)
+            holds_all = is_cut and _coverage(other, points) == 1 and other_misfit < 1
+            better[form] += holds_all or (misfit >= 0.25 and other_misfit <= misfit / 2)
+    for form, count in better.most_common(1):
+        if count > num_boxes / 2:
             raise InputError(
-                f"{path}: {sum(better)} of {num_boxes} boxes fit their points only if they are "
+                f"{path}: {count} of {num_boxes} boxes fit their points only if they are "
                 f"{BOX_FORMS[form]}, but {BOX_FORMS[stated]} are expected; convert or remove them"
             )
-    if num_boxes and num_outside > num_boxes / 2:
+    if num_cut > num_boxes / 2:
         return (
-            f"{path}: {num_outside} of {num_boxes} boxes do not hold half of the points of their "
-            f"faces; expected are {BOX_FORMS[stated]}, in pixels"
+            f"{path}: {num_cut} of {num_boxes} boxes hold less than half of the area of their points; "
+            f"expected are {BOX_FORMS[stated]}, in pixels"
         )
     return None
 
@@ -222,3 +222,10 @@ def _misfit(box: Float[np.ndarray, "4"], points: Float[np.ndarray, "n 2"]) -> fl
     """Largest distance between a side of the box and of the points' box, over the latter's size."""
     low, high = points.min(axis=0), points.max(axis=0)
     return float((np.abs(box - np.concatenate([low, high])).reshape(2, 2) / (high - low)).max())
+
+
+def _coverage(box: Float[np.ndarray, "4"], points: Float[np.ndarray, "n 2"]) -> float:
+    """Part of the points' box that lies within a box."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    sides = np.minimum(box[2:], high) - np.maximum(box[:2], low)
+    return float((np.maximum(sides, 0) / (high - low)).prod())

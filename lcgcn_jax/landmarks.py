@@ -5,9 +5,9 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
@@ -122,10 +122,9 @@ class LandmarkScheme:
             return (int(text),)
         found = {name: (i,) for i, name in enumerate(self.names)} | self.parts
         if text not in found:
-            near = difflib.get_close_matches(text, found, n=1, cutoff=0.0)[0]
             raise InputError(
-                f"landmark {text!r}: no landmark or part of {self.name}; did you mean {near!r}? "
-                f"The landmarks also go by index, 0 to {k - 1}"
+                f"landmark {text!r}: no landmark or part of {self.name}; "
+                f"{suggestion(text, found)}the landmarks also go by index, 0 to {k - 1}"
             )
         return found[text]
 
@@ -191,7 +190,9 @@ class LandmarkScheme:
         Args:
           fields: `name`, and `names` or `num_landmarks`; optional `contours` (name, indices, closed),
             `mirror` (a permutation) or `mirror_pairs` (points left out mirror onto themselves), and
-            `normalizer` (two points, `box` or `given`). Points go by index, counting from 0, or by name.
+            `normalizer` (two points, `box` or `given`). Points go by name or by index, counting from
+            0; where names are whole numbers (or text that is one), text always means a name, and so
+            do numbers if the names are numbers.
 
         Raises:
           ValueError: a field is missing, unknown or inconsistent.
@@ -199,58 +200,157 @@ class LandmarkScheme:
         known = {
             "name", "names", "num_landmarks", "contours", "mirror", "mirror_pairs", "normalizer",
         }  # fmt: skip
-        if unknown := sorted(set(fields) - known):
+        if unknown := [field for field in fields if field not in known]:
             raise ValueError(f"unknown scheme field {unknown[0]!r}; the fields are {sorted(known)}")
         if "name" not in fields:
             raise ValueError("a scheme needs a field 'name'")
-        if "names" in fields:
-            names = tuple(str(n) for n in fields["names"])
-        elif "num_landmarks" in fields:
-            names = tuple(f"point_{i}" for i in range(int(fields["num_landmarks"])))
-        else:
-            raise ValueError("a scheme needs 'names' (one a landmark) or 'num_landmarks'")
-        numbers = {name: i for i, name in enumerate(names)}
+        if "mirror" in fields and "mirror_pairs" in fields:
+            raise ValueError("a scheme has either 'mirror' or 'mirror_pairs'; remove one of them")
+        names = _names(fields)
+        # Numbers in a stored scheme (`to_dict`) are indices, whatever its names.
+        are_numbers = any(isinstance(name, int) for name in fields.get("names", ()))
 
-        def indices(points: Iterable[int | str]) -> tuple[int, ...]:
-            return tuple(_index(numbers, point) for point in points)
+        def indices(points: Any, what: str) -> tuple[int, ...]:
+            if not _is_list(points):
+                raise ValueError(f"{what} is a list of points, not {points!r}")
+            try:
+                return tuple(
+                    _index(names, str(point) if are_numbers and _is_whole(point) else point)
+                    for point in points
+                )
+            except ValueError as error:
+                raise ValueError(f"{what}: {error}") from None
 
         if "mirror" in fields:
-            mirror = indices(fields["mirror"])
+            mirror = indices(fields["mirror"], "mirror")
         else:
-            pairs = [indices(pair) for pair in fields.get("mirror_pairs", ())]
+            mirror_pairs = fields.get("mirror_pairs", ())
+            if not _is_list(mirror_pairs):
+                raise ValueError(f"mirror_pairs is a list of pairs, not {mirror_pairs!r}")
+            pairs = [indices(pair, "mirror_pairs") for pair in mirror_pairs]
+            _check_pairs(names, pairs)
             mirror = _mirror_from_pairs(len(names), pairs)
         normalizer = fields.get("normalizer", "box")
         if not isinstance(normalizer, str):
-            normalizer = indices(normalizer)
+            if not _is_list(normalizer):
+                raise ValueError(f"normalizer is two points, 'box' or 'given', not {normalizer!r}")
+            normalizer = indices(normalizer, "normalizer")
+        contours = fields.get("contours", ())
+        if not _is_list(contours) or not all(isinstance(c, Mapping) for c in contours):
+            raise ValueError("contours is a list of mappings with name, indices and closed")
         return cls(
             name=str(fields["name"]),
             names=names,
-            contours=tuple(
-                Contour(str(c["name"]), indices(c["indices"]), bool(c.get("closed")))
-                for c in fields.get("contours", ())
-            ),
+            contours=tuple(_contour(contour, indices) for contour in contours),
             mirror=mirror,
             normalizer=normalizer,
         )
 
 
-def _index(numbers: Mapping[str, int], point: int | str) -> int:
-    """A landmark's index, from itself or from its name."""
+def suggestion(text: str, choices: Iterable[str]) -> str:
+    """`did you mean 'NAME'? ` for the most similar of some names; empty if none is similar."""
+    near = difflib.get_close_matches(text, choices, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _names(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the landmarks.
+
+    Raises:
+      ValueError: there are none, or they are no names.
+    """
+    number = fields.get("num_landmarks")
+    if number is not None:
+        is_text = isinstance(number, str) and re.fullmatch(r"\d+", number)
+        if not (_is_whole(number) or is_text):
+            raise ValueError(f"num_landmarks is a whole number, not {number!r}")
+        number = int(number)
+    if "names" not in fields:
+        if number is None:
+            raise ValueError("a scheme needs 'names' (one a landmark) or 'num_landmarks'")
+        return tuple(f"point_{i}" for i in range(number))
+    names = fields["names"]
+    if not _is_list(names):
+        raise ValueError(f"names is a list with one name per landmark, not {names!r}")
+    for name in names:
+        if not (isinstance(name, str) and name.strip()) and not _is_whole(name):
+            raise ValueError(f"a name is text or a whole number, not {name!r}; put it in quotes")
+    if number not in (None, len(names)):
+        raise ValueError(f"num_landmarks is {number}, but there are {len(names)} names")
+    return tuple(str(name) for name in names)
+
+
+def _contour(fields: Mapping[str, Any], indices: Callable[[Any, str], tuple[int, ...]]) -> Contour:
+    for field in ("name", "indices"):
+        if field not in fields:
+            raise ValueError(f"a contour has no {field!r}")
+    name, closed = str(fields["name"]), fields.get("closed") or False
+    # In YAML files, only text is read (`_TextLoader`).
+    flag = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    closed = flag.get(str(closed).lower())
+    if closed is None:
+        raise ValueError(f"contour {name!r}: closed is true or false, not {fields['closed']!r}")
+    return Contour(name, indices(fields["indices"], f"contour {name!r}"), closed)
+
+
+def _index(names: Sequence[str], point: Any) -> int:
+    """A landmark's index, from itself or from its name.
+
+    Raises:
+      ValueError: there is no such landmark.
+    """
+    if _is_whole(point):
+        return point
     if not isinstance(point, str):
+        raise ValueError(f"a point is a name or a whole number, not {point!r}")
+    if point in names:
+        return names.index(point)
+    if re.fullmatch(r"-?\d+", point):
+        # An index beside names that are numbers would be taken for the wrong point without notice.
+        if number := next((name for name in names if re.fullmatch(r"-?\d+", name)), None):
+            raise ValueError(
+                f"no landmark is named {point!r}; where names are whole numbers (as {number!r}), "
+                "points go by name only"
+            )
         return int(point)
-    if point not in numbers:
-        near = difflib.get_close_matches(point, numbers, n=1, cutoff=0.0)
-        raise ValueError(
-            f"no landmark {point!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        )
-    return numbers[point]
+    if re.fullmatch(r"[-+]?(\d+\.\d*|\.\d+)(e[-+]?\d+)?", point.lower()):
+        raise ValueError(f"a point is a name or a whole number, not {point}")
+    raise ValueError(
+        f"no landmark {point!r}; {suggestion(point, names)}a point is a name or a whole number"
+    )
+
+
+def _check_pairs(names: Sequence[str], pairs: Sequence[tuple[int, ...]]) -> None:
+    """Refuses mirror pairs that are no pairs, or that contradict each other.
+
+    Raises:
+      ValueError: so it is.
+    """
+    partners: dict[int, int] = {}
+    for pair in pairs:
+        if len(pair) != 2:
+            raise ValueError(f"mirror_pairs: a pair is two points, not {len(pair)}")
+        if not all(0 <= i < len(names) for i in pair):
+            raise ValueError(f"mirror pair {pair} leaves 0..{len(names) - 1}")
+        for i, j in (pair, pair[::-1]):
+            if partners.setdefault(i, j) != j:
+                raise ValueError(
+                    f"mirror_pairs has {names[i]!r} twice: with {names[partners[i]]!r} and with "
+                    f"{names[j]!r}"
+                )
 
 
 def _mirror_from_pairs(k: int, pairs: Iterable[Iterable[int]]) -> tuple[int, ...]:
     mirror = list(range(k))
     for i, j in pairs:
-        if not (0 <= i < k and 0 <= j < k):
-            raise ValueError(f"mirror pair ({i}, {j}) leaves 0..{k - 1}")
         mirror[i], mirror[j] = j, i
     return tuple(mirror)
 
@@ -338,6 +438,15 @@ IBUG68 = _scheme_from_contours(
 SCHEMES = {scheme.name: scheme for scheme in (WFLW98, IBUG68)}
 
 
+class _TextLoader(yaml.SafeLoader):
+    """Loader of YAML that reads numbers, dates, yes and no as the text that they are written as."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
     """Finds a built-in scheme by name, or reads one from a `.yaml`, `.yml` or `.json` file.
 
@@ -353,13 +462,17 @@ def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
             ".yaml or .json file"
         )
     try:
-        text = path.read_text(encoding="utf-8")
-        fields = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8-sig")
+        # Numbers stay text, so that 010 or 1.50 in `names` and in pairs are the same name.
+        if path.suffix == ".json":
+            fields = json.loads(text, parse_int=str, parse_float=str)
+        else:
+            fields = yaml.load(text, _TextLoader)
         if not isinstance(fields, Mapping):
             raise ValueError("the file holds no mapping of fields")
         return LandmarkScheme.from_dict(fields)
     except OSError as error:
         raise InputError(f"{path}: cannot read the landmark scheme: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a landmark scheme: {reason}") from error

@@ -489,8 +489,13 @@ def damaged_csv_files():
     rng = np.random.default_rng(3)
     whole = csv_of([CSV_ROW] * 5)
     files = [whole[:end] for end in rng.integers(0, whole.index(b"\r\n"), 4)]
-    files += [rng.bytes(500), whole.replace(b"good", b"caf\xe9"), whole.decode().encode("utf-16")]
-    files += [whole + b'"' + b"x" * 200_000, b"\0" * 300, whole.replace(b",", b";")]
+    files += [
+        rng.bytes(500),
+        whole.replace(b"good", b"caf\xe9"),
+        whole.decode().encode("utf-16-le"),
+    ]
+    files += [whole + b'"' + b"x" * 200_000, b"\0" * 300, whole.replace(b",", b" ")]
+    files += [whole.decode().encode("utf-16")[:-1]]
     return files
 
 
@@ -512,16 +517,16 @@ def with_keypoint(place, value):
 
 
 ANNOTATIONS = [{"image_id": i + 1} for i in range(len(BAD_PATHS) + 2)]
-ANNOTATIONS += [{"image_id": value} for value in (-1, None, [], {}, "0", 1e300, 10**400)]
+ANNOTATIONS += [{"image_id": value} for value in (-1, None, [], {}, "x", 1e300, 10**400)]
 ANNOTATIONS += [
     with_keypoint(3, v) for v in (float("nan"), float("inf"), -1e300, 10**400, "x", None, [], -1e5)
 ]
 ANNOTATIONS += [with_keypoint(2, v) for v in (-1, 3, 0.5, float("nan"))]
 ANNOTATIONS += [
-    {"keypoints": v} for v in ([], [1], "words", {}, None, 5, [[1, 2, 3]] * 4, [0] * 12)
+    {"keypoints": v} for v in ([1], "words", {"x": 1}, 5, [[1, 2, 3]] * 4, [0, 0, 2] * 4)
 ]
 ANNOTATIONS += [
-    {"bbox": v} for v in ([], [1, 2, 3], "box", [0, 0, 0, 0], [1, 2, -3, 4], [0, 0, 1e300, 9])
+    {"bbox": v} for v in ([1, 2, 3], "box", [0, 0, 0, 5], [1, 2, -3, 4], [0, 0, 1e300, 9])
 ]
 ANNOTATIONS += [
     {"bbox": v} for v in ([float("nan")] * 4, [900, 900, 5, 5], [-1e300, 0, 2e300, 9], 7)

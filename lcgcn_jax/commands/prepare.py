@@ -36,12 +36,16 @@ Reads a CSV with a header and a row a face. Columns, in any order:
 
   image           path of the image below --src
   x_NAME, y_NAME  for each landmark of the scheme (or x_0, y_0, counting from 0);
-                  both empty: the point is missing
+                  both empty, NA, nan or None, or both 0 or both -1: the point is missing
   x0, y0, x1, y1  optional: a face box, tight around the face
   split           optional: train, validation or test
   group           optional: e.g. the person; validation keeps a group together
   subset          optional: a part of the data that eval measures for itself
   normalizer      pixels that NME divides by; where the scheme says `normalizer: given`
+
+The separator is a comma, semicolon or tab; names are found in any case, and as NAME_x, too. Other
+columns are ignored. Coordinates are pixels; paths may have backslashes, or be full paths of files
+below --src.
 
 HRNet-Facial's lists (image_name, scale, center_w, center_h, original_0_x, ...) are read too.""",
         "points.csv",
@@ -49,9 +53,11 @@ HRNet-Facial's lists (image_name, scale, center_w, center_h, original_0_x, ...) 
     "coco": (
         "in COCO's keypoints JSON",
         """\
-Reads COCO's keypoints JSON; every annotation is a face. A keypoint of visibility 0 is missing, bbox
-is the face box, and a field `normalizer` what NME divides by, where the scheme says
-`normalizer: given`. Keypoints are found by the names of their category, or count in order.""",
+Reads COCO's keypoints JSON; every annotation with labeled keypoints is a face. A keypoint of
+visibility 0, or at (0, 0) or (-1, -1), is missing. bbox (x, y, width, height) is the face box, and a
+field `normalizer` what NME divides by, where the scheme says `normalizer: given`. Keypoints are found
+by the names of their category, or count in order. Crowds are skipped, and so are other categories
+than the one that names the landmarks.""",
         "train=train.json test=test.json",
     ),
     "cvat": (

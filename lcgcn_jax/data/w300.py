@@ -137,6 +137,8 @@ def read_pts(path: Path, num_landmarks: int) -> Float[np.ndarray, "k 2"]:
 
 def _split_point(line: str) -> list[str]:
     """The numbers of a line, with decimal points."""
+    if "," not in line and ";" not in line:
+        return line.split()
     if re.fullmatch(r"[^\s;,]+,[^\s;,]+", line.strip()):
         return line.strip().split(",")  # a comma between x and y
     if re.search(r",(?=[\s;])", line):

@@ -3,9 +3,11 @@ import json
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from lcgcn_jax.commands import prepare
+from lcgcn_jax.data.builders import decode_image
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 
@@ -36,9 +38,65 @@ def test_counts_are_printed(afw, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "300w: 5 faces: afw 5",
         "absent: helen/train, lfpw/train, helen/test, lfpw/test, ibug, 300W/indoor, 300W/outdoor",
-        f"{out}: train 5",
+        f"{out}: train 4, validation 1",
     ]
-    assert open_dataset(out).num_faces == {"train": 5}
+    assert open_dataset(out).num_faces == {"train": 4, "validation": 1}
+
+
+def test_notes_are_printed_once_and_kept_in_the_report(afw, tmp_path, capsys):
+    (afw / "helen.zip").write_bytes(b"")
+    text = (afw / "afw/0_1.pts").read_text().splitlines()
+    (afw / "afw/0_1.pts").write_text("\n".join(["0 0", "-1 -1", *text[2:]]))
+    assert run("300w", "--src", afw, "--out", tmp_path / "out") == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: 2 points at (0, 0) or (-1, -1) count as missing, in 1 faces, such as afw/0_1.jpg",
+        "note: not read, still packed: helen.zip; unpack to add absent subsets",
+    ]
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert [f"note: {note}" for note in report["notes"]] == notes
+
+
+def test_lfpw_training_images_of_the_test_set_are_left_out_unless_kept(afw, tmp_path, capsys):
+    (afw / "afw").rename(afw / "trainset")
+    (afw / "lfpw").mkdir()
+    (afw / "trainset").rename(afw / "lfpw/trainset")
+    for suffix in ("jpg", "pts"):
+        folder = afw / "lfpw/trainset"
+        (folder / f"0_1.{suffix}").rename(folder / f"image_0215.{suffix}")
+    assert run("300w", "--src", afw, "--out", tmp_path / "out") == 0
+    output = capsys.readouterr().out
+    assert "300w: 4 faces: lfpw/train 4" in output
+    assert "note: 1 LFPW training images are left out" in output
+    assert run("300w", "--src", afw, "--out", tmp_path / "all", "--keep-lfpw-overlap") == 0
+    output = capsys.readouterr().out
+    assert "300w: 5 faces: lfpw/train 5" in output
+    assert "LFPW training" not in output
+
+
+@pytest.mark.parametrize("layout", ["300w", "csv"])
+def test_stored_pixels(tmp_path, layout):
+    """The option reaches the records: an image stored upside down is upright there."""
+    upright = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
+    (tmp_path / "src/afw").mkdir(parents=True)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 3
+    PIL.Image.fromarray(upright[::-1, ::-1]).save(tmp_path / "src/afw/1.png", exif=exif)
+    points = np.random.default_rng(1).uniform(5, 55, (68, 2)).round(2)
+    if layout == "300w":
+        text = "\n".join(f"{x} {y}" for x, y in points + 1)
+        (tmp_path / "src/afw/1.pts").write_text(text)
+        options = ()
+    else:
+        header = ",".join(f"x_{i},y_{i}" for i in range(68))
+        cells = ",".join(str(value) for value in points.ravel())
+        (tmp_path / "a.csv").write_text(f"image,{header}\nafw/1.png,{cells}\n")
+        options = ("--annotations", tmp_path / "a.csv", "--scheme", "ibug68")
+    out = tmp_path / "out"
+    assert run(layout, "--src", tmp_path / "src", "--out", out, "--stored-pixels", *options) == 0
+    (record,) = open_dataset(out).source("train")
+    np.testing.assert_array_equal(decode_image(record["image"]), upright)
+    np.testing.assert_allclose(record["landmarks"], [69, 59] - points, atol=1e-4)
 
 
 def test_bad_records_are_listed_and_the_exit_code_is_one(afw, tmp_path, capsys):

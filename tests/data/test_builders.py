@@ -1,9 +1,14 @@
 import dataclasses
+import errno
+import hashlib
+import io
 import json
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from lcgcn_jax import geometry
@@ -67,7 +72,7 @@ def test_a_photograph_that_the_crop_covers_is_kept_byte_for_byte(maker, suffix):
     assert np.isnan(record["provided_box"]).all()
 
 
-def test_orientation_tags_are_ignored(maker):
+def test_orientation_tags_in_records_of_earlier_versions_are_ignored(maker):
     path = maker.photograph("a.jpg", 66, 64)
     plain = path.read_bytes()
     # An Exif block that says "turn by 90 degrees", right after the start of the image.
@@ -98,8 +103,8 @@ BROKEN = {
     "half": (cut_to(0.5), "truncated"),
     "nearly whole": (cut_to(0.99), "truncated"),
     "start only": (lambda encoded: encoded[:20], "truncated"),
-    "words": (lambda encoded: b"<html>not found</html>", "neither JPEG nor PNG"),
-    "no body": (lambda encoded: encoded[:12] + encoded[-14:], "cannot be decoded"),
+    "words": (lambda encoded: b"<html>not found</html>", "cannot be decoded"),
+    "no body": (lambda encoded: encoded[:12] + encoded[-14:], "truncated"),
 }
 
 
@@ -219,6 +224,166 @@ def test_validation_is_a_fixed_part_of_train_by_group(maker):
     assert dataset.num_faces == {"train": 74, "validation": 6}
     everyone = [record["name"] for record in dataset.source("train+validation")]
     assert sorted(everyone) == sorted(face.name for face in faces)
+
+
+def faces_of_groups(maker, groups, bad=()):
+    """A face per group, each on its own image; those in `bad` are on an empty file."""
+    faces = []
+    for group in groups:
+        path = maker.photograph(f"{group}.png", 66, 64, seed=len(faces))
+        if group in bad:
+            path.write_bytes(b"")
+        faces.append(maker.face(path, centre=(33, 32), name=group, group=group))
+    return faces
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 10, 14])
+def test_a_small_dataset_gets_a_validation_split(maker, number):
+    faces = faces_of_groups(maker, [f"image_{i:04}.jpg" for i in range(1, number + 1)])
+    dataset = maker.dataset(faces)
+    assert dataset.num_faces["validation"] >= 1
+    assert dataset.num_faces["train"] >= 1
+    # Whatever the order of the faces.
+    again = maker.dataset(faces[::-1], name="again")
+    groups = [{r["group"] for r in d.source("validation")} for d in (dataset, again)]
+    assert groups[0] == groups[1]
+
+
+@pytest.mark.parametrize("group", ["afw/0", "afw/19"])
+def test_one_group_is_training_data_with_a_note(maker, group):
+    faces = faces_of_groups(maker, [group])  # the hash of afw/19 chooses it for validation
+    report = builders.prepare(maker.annotations(faces * 2), maker.folder / "out")
+    assert report.num_faces == {"train": 2}
+    (note,) = report.notes
+    assert "no validation split: all training faces are of one image or group" in note
+    assert "--config.data.validation_split=train" in note
+
+
+def test_unusable_faces_do_not_count_as_validation(maker):
+    groups = [f"image_{i:04}.jpg" for i in range(1, 5)]
+    order = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
+    report = builders.prepare(
+        maker.annotations(faces_of_groups(maker, groups, bad=order[:2])), maker.folder / "out"
+    )
+    assert report.num_faces == {"train": 1, "validation": 1}
+    assert not report.notes
+    (held_out,) = open_dataset(maker.folder / "out").source("validation")
+    assert held_out["group"] == order[2]
+    report = builders.prepare(
+        maker.annotations(faces_of_groups(maker, groups, bad=order[:3])), maker.folder / "one"
+    )
+    assert report.num_faces == {"train": 1}
+    assert len(report.notes) == 1
+
+
+def test_a_test_split_alone_needs_no_validation(maker):
+    faces = [dataclasses.replace(face, split="test") for face in faces_of_groups(maker, "ab")]
+    report = builders.prepare(maker.annotations(faces), maker.folder / "out")
+    assert report.num_faces == {"test": 2}
+    assert not report.notes
+
+
+def test_images_in_two_splits_are_named(maker):
+    first, second, third = (maker.photograph(f"{i}.png", 66, 64, seed=i) for i in range(3))
+    copy = maker.folder / "copy.png"
+    copy.write_bytes(second.read_bytes())
+    faces = [
+        maker.face(path, centre=(33, 32), name=f"{split} {path}", group=str(path), split=split)
+        for split, paths in {
+            "train": (first, second, third),
+            "validation": (first, copy),
+            "test": (third,),
+        }.items()
+        for path in paths
+    ]
+    report = builders.prepare(maker.annotations(faces), maker.folder / "out")
+    assert report.notes == [
+        "2 images are in train and in validation, so errors on validation come out too low: 0.png, "
+        "1.png = copy.png",
+        "1 image is in train and in test, so errors on test come out too low: 2.png",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tif", ".ppm", ".gif"])
+def test_other_formats_are_stored_as_png(maker, suffix):
+    png = maker.photograph("a.png", 66, 64)
+    path = maker.folder / f"b{suffix}"
+    PIL.Image.open(png).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    (record,) = maker.dataset([maker.face(path, centre=(33, 32))]).source("train")
+    assert record["image"].startswith(b"\x89PNG")
+    if suffix != ".gif":
+        np.testing.assert_array_equal(
+            builders.decode_image(record["image"]), builders.decode_image(png.read_bytes())
+        )
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1"])
+def test_png_records_have_eight_bits_and_three_channels(maker, mode):
+    path = maker.photograph("a.png", 66, 64)
+    PIL.Image.open(path).convert(mode).save(path)
+    (record,) = maker.dataset([maker.face(path, centre=(33, 32))]).source("train")
+    np.testing.assert_array_equal(
+        np.asarray(PIL.Image.open(io.BytesIO(record["image"]))),
+        builders.decode_image(path.read_bytes()),
+    )
+
+
+WRITER_FAILURE = (
+    'Failed to finalize writing of split "train": write() failed: No space left on device; writing '
+    "faces-train.array_record-00000-of-00001; at byte 8192; Failed to close chunk_writer"
+)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(WRITER_FAILURE), OSError(errno.ENOSPC, "No space left on device")]
+)
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_full_disk_changes_nothing(maker, monkeypatch, error, exists):
+    annotations = maker.annotations([maker.face(maker.photograph("a.jpg"))])
+    out = maker.folder / "new/out"
+    if exists:
+        builders.prepare(annotations, out)
+        before = open_dataset(out).fingerprint
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(builders.Faces, "download_and_prepare", fail)
+    with pytest.raises(InputError, match=r"out: cannot be written: No space left on device; noth"):
+        builders.prepare(annotations, out, overwrite=True)
+    if exists:
+        assert open_dataset(out).fingerprint == before
+        assert [p.name for p in out.parent.iterdir()] == ["out"]
+    else:
+        assert [p.name for p in maker.folder.iterdir()] == ["a.jpg"]
+
+
+def test_other_failures_of_the_writer_are_not_the_users(maker, monkeypatch):
+    def fail(self):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(builders.Faces, "download_and_prepare", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        maker.dataset([maker.face(maker.photograph("a.jpg"))])
+
+
+def test_an_exchange_that_is_interrupted_keeps_the_old_dataset(maker, monkeypatch):
+    annotations = maker.annotations([maker.face(maker.photograph("a.jpg"))])
+    out = maker.folder / "out"
+    builders.prepare(annotations, out)
+    before = open_dataset(out).fingerprint
+    replace = Path.replace
+
+    def interrupt(path, target):
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        builders.prepare(annotations, out, overwrite=True)
+    assert open_dataset(out).fingerprint == before
+    assert sorted(p.name for p in maker.folder.iterdir()) == ["a.jpg", "out"]
 
 
 def test_splits_and_unions(maker):

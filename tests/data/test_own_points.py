@@ -115,7 +115,15 @@ def test_lists_of_hrnet_facial(images):
         ({"image": "a\0b"}, "no image"),
         ({"x_tip": ""}, "one of x_tip and y_tip is empty"),
         ({"x_tip": "wide"}, "x_tip: 'wide' is not a number"),
-        ({"x_tip": "nan"}, "what is missing is left empty"),
+        ({"x_tip": "nan"}, "one of x_tip and y_tip is empty"),
+        ({"x_tip": "1_2"}, "x_tip: '1_2' is not a number"),
+        ({"x_tip": "12,5"}, "x_tip: '12,5' is not a number"),
+        ({f"{axis}_{name}": 0 for name in NAMES for axis in "xy"}, "not one point is there"),
+        ({f"{axis}_{name}": -2 for name in NAMES[:2] for axis in "xy"}, "lie at (-2, -2)"),
+        ({f"{axis}_{name}": 20.5 for name in NAMES[:3] for axis in "xy"}, "lie at (20.5, 20.5)"),
+        ({f"{axis}_{n}": 5 + i / 9 for i, n in enumerate(NAMES) for axis in "xy"}, "span 0.33 px"),
+        ({"image": r"C:\photos\a.png"}, "write its path from images/ (--src) on"),
+        ({"image": r"..\outside.png"}, "leaves images/"),
         ({"x_tip": "1e999"}, "what is missing is left empty"),
         (without(*NAMES), "not one point is there"),
         ({"x1": 3}, "the box [5.0, 6.0, 3.0, 50.0] has no extent"),
@@ -243,10 +251,13 @@ def test_keypoints_are_found_by_name(images):
         ({"keypoints": [1, "2"]}, None),
         ({"keypoints": [1, "b"]}, "something else where a list of numbers"),
         ({"keypoints": [10**400]}, "something else where a list of numbers"),
-        ({"keypoints": None}, "something else where a list of numbers"),
+        ({"keypoints": 5}, "something else where a list of numbers"),
         ({"keypoints": keypoints_of(visibility=(2, 2, 3, 2))}, "none of 0, 1 and 2"),
-        ({"keypoints": keypoints_of(visibility=(0, 0, 0, 0))}, "not one point is there"),
-        ({"keypoints": keypoints_of(POINTS * np.nan)}, "NaN or infinite"),
+        ({"keypoints": keypoints_of(POINTS * 0)}, "not one point is there"),
+        ({"keypoints": keypoints_of(POINTS * np.nan)}, "not one point is there"),
+        ({"keypoints": keypoints_of(POINTS * [np.nan, 1])}, "one coordinate of left is missing"),
+        ({"keypoints": keypoints_of(POINTS * np.inf)}, "NaN or infinite"),
+        ({"keypoints": POINTS.ravel().tolist()}, "8 numbers for the keypoints, expected 12"),
         ({"bbox": [1, 2, 3]}, "not x, y, width and height"),
         ({"bbox": [1, 2, 0, 3]}, "has no extent"),
         ({"normalizer": 5}, "there is a normalizer"),
@@ -260,13 +271,12 @@ def test_bad_annotations_are_listed(images, changes, reason):
     assert (reason or "") in bad.reason
 
 
-def test_annotation_without_keypoints_is_listed(images):
+def test_annotation_that_is_no_mapping_is_listed(images):
     content = coco_of({})
-    content["annotations"] += [{"image_id": 3}, "words"]
+    content["annotations"] += ["words"]
     found = read_coco(images, content)
     assert [str(bad) for bad in found.bad] == [
-        "points.json: annotation number 2: it has no 'keypoints'",
-        "points.json: annotation number 3: not of COCO's form",
+        "points.json: annotation number 2: not of COCO's form"
     ]
 
 
@@ -288,6 +298,144 @@ def test_json_of_another_form_is_one_line_that_names_it(images, content, message
     assert str(caught.value).startswith(f"{images.parent / 'points.json'}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_images_with_the_same_id_are_refused(images):
+    content = coco_of({}) | {"categories": []}
+    content["images"] = [{"id": 3, "file_name": n} for n in ("one/a.png", "b.png")]
+    with pytest.raises(InputError, match=r"'one/a\.png' and 'b\.png' both have the id 3"):
+        read_coco(images, content)
+    content["images"] = [{"id": i, "file_name": "one/a.png"} for i in (3, "3", 3.0)]
+    assert len(read_coco(images, content).faces) == 1
+    content["images"] = [
+        {"id": 3, "file_name": "b.png", "width": width, "height": 60} for width in (64, 128)
+    ]
+    with pytest.raises(InputError, match="two sizes, 64 x 60 and 128 x 60"):
+        read_coco(images, content)
+
+
+@pytest.mark.parametrize(("stored", "used"), [(3, "3"), ("3", 3), ("3", "3"), (3, 3.0)])
+def test_ids_are_the_same_as_numbers_and_text(images, stored, used):
+    content = coco_of({"image_id": used, "category_id": str(used)})
+    content["images"][0]["id"] = content["categories"][0]["id"] = stored
+    if used == 3.0 and isinstance(used, float):
+        content["annotations"][0]["category_id"] = 3.0
+    assert len(read_coco(images, content).faces) == 1
+
+
+def test_annotation_ids_that_are_there_twice_are_noted(images):
+    found = read_coco(images, coco_of({}, {"image_id": 3}, {"id": 8}))
+    assert len(found.faces) == 3
+    (note,) = found.notes
+    assert "1 annotation ids are there more than once (such as 7)" in note
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        (64, 60, (64, 60)),
+        (64.0, "60", (64, 60)),
+        (0, 60, None),
+        (None, None, None),
+        (-64, 60, None),
+        (math.nan, 60, None),
+        ([64], 60, None),
+        (True, 60, None),
+    ],
+)
+def test_stated_sizes(images, width, height, size):
+    content = coco_of({})
+    content["images"][0] |= {"width": width, "height": height}
+    assert read_coco(images, content).faces[0].stated_size == size
+    assert read_coco(images, coco_of({})).faces[0].stated_size is None
+
+
+def reversed_face(**changes):
+    names = NAMES[::-1]
+    return coco_of({"keypoints": keypoints_of(POINTS[::-1], [2] * 4)} | changes, category=names)
+
+
+def test_category_of_annotations(images):
+    content = reversed_face(category_id=0)
+    with pytest.raises(InputError, match=r"category_id 0, which is not among .* 1 \(face\)"):
+        read_coco(images, content)
+    del content["annotations"][0]["category_id"]
+    np.testing.assert_array_equal(read_coco(images, content).faces[0].landmarks, POINTS)
+    content["categories"].append({"id": 2, "name": "cat"})
+    with pytest.raises(
+        InputError, match=r"annotation 7 has no category_id; .*1 \(face\), 2 \(cat\)"
+    ):
+        read_coco(images, content)
+    content = reversed_face() | {"categories": []}
+    assert len(read_coco(images, content).faces) == 1
+
+
+def test_categories_of_other_objects_are_skipped(images):
+    content = reversed_face()
+    body = keypoints_of(POINTS[:3], [2] * 3)
+    content["annotations"] += [
+        {"id": i, "image_id": 3, "category_id": i, "keypoints": body} for i in (2, 3)
+    ]
+    content["categories"] += [
+        {"id": 2, "name": "body", "keypoints": ["left", "knee", "foot"]},
+        {"id": 3, "name": "car", "keypoints": ["wheel", "door", "roof"]},
+    ]
+    found = read_coco(images, content)
+    np.testing.assert_array_equal(found.faces[0].landmarks, POINTS)
+    assert (len(found.faces), found.bad) == (1, [])
+    (note,) = found.notes
+    assert "2 annotations skipped: 1 of category 'body', 1 of category 'car'" in note
+
+
+def test_names_of_keypoints_in_another_spelling(images):
+    content = reversed_face()
+    content["categories"][0]["keypoints"] = [f" {name.upper()}" for name in NAMES[::-1]]
+    np.testing.assert_array_equal(read_coco(images, content).faces[0].landmarks, POINTS)
+
+
+def test_other_names_of_keypoints_are_noted(images):
+    (note,) = read_coco(images, coco_of({}, category=["a", "b", "c", "d"])).notes
+    assert "category 'face' names none of the landmarks of four" in note
+    assert read_coco(images, coco_of({}, category=["1", "2", "3", "4"])).notes == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keypoints": []},
+        {"keypoints": None},
+        {"keypoints": [0] * 12},
+        {"iscrowd": 1, "segmentation": {"counts": [1], "size": [1, 1]}},
+    ],
+)
+def test_annotations_that_are_no_faces_are_counted(images, changes):
+    found = read_coco(images, coco_of({}, {"id": 8} | changes))
+    assert (len(found.faces), found.bad) == (1, [])
+    (note,) = found.notes
+    assert "1 annotations skipped: 1 " in note
+    with pytest.raises(InputError, match=r"points\.json: no annotation is a face; skipped: 1 "):
+        read_coco(images, coco_of(changes))
+
+
+def test_visibility_zero_with_coordinates_is_missing_and_noted(images):
+    found = read_coco(images, coco_of({"keypoints": keypoints_of(visibility=(2, 0, 2, 0))}))
+    assert found.faces[0].visible.tolist() == [True, False, True, False]
+    (note,) = found.notes
+    assert "2 keypoints have coordinates but visibility 0" in note
+
+
+@pytest.mark.parametrize("place", [(0, 0), (-1, -1), (None, None), (math.nan, math.nan)])
+def test_labeled_points_without_a_place_are_missing(images, place):
+    keypoints = keypoints_of()
+    keypoints[3:5] = place
+    (face,) = read_coco(images, coco_of({"keypoints": keypoints})).faces
+    assert face.visible.tolist() == [True, False, True, True]
+
+
+def test_json_of_windows(images):
+    path = images.parent / "points.json"
+    path.write_bytes(json.dumps(coco_of({})).encode("utf-16"))
+    assert len(own_points.read_coco(images, {"": path}, scheme()).faces) == 1
 
 
 def test_normalizer_of_an_annotation(images):

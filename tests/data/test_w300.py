@@ -21,8 +21,42 @@ def write_face(folder, stem, text=HEADED, suffix=".jpg"):
 
 @pytest.mark.parametrize(
     "text",
-    [BARE, HEADED, HEADED.replace("\n", "\r\n"), "\ufeff" + BARE, BARE + "\n\n", HEADED.upper()],
-    ids=["bare", "headed", "crlf", "bom", "blank lines", "upper case"],
+    [
+        BARE,
+        HEADED,
+        HEADED.replace("\n", "\r\n"),
+        HEADED.replace("\n", "\r"),
+        "\ufeff" + BARE,
+        BARE + "\n\n",
+        HEADED.upper(),
+        BARE.replace(" ", "\t"),
+        BARE.replace(" ", "  \t "),
+        BARE.replace(".", ","),
+        BARE.replace(".", ",").replace(" ", ";"),
+        BARE.replace(" ", ","),
+        BARE.replace(" ", ", "),
+        BARE.replace(" ", " , "),
+        BARE.replace(".", ",").replace(" ", "; "),
+        HEADED.replace("n_points:", "n_points :"),
+    ],
+    ids=[
+        "bare",
+        "headed",
+        "crlf",
+        "cr",
+        "bom",
+        "blank lines",
+        "upper case",
+        "tabs",
+        "tabs and spaces",
+        "decimal commas",
+        "decimal commas and semicolons",
+        "commas",
+        "commas and spaces",
+        "commas between spaces",
+        "decimal commas, semicolons and spaces",
+        "space before the colon",
+    ],
 )
 def test_points_of_every_dialect_count_from_zero(tmp_path, text):
     write_face(tmp_path / "afw", "1_1", text)
@@ -64,11 +98,143 @@ def test_points_without_image_are_reported(tmp_path):
     assert "no image beside it" in annotations.bad[0].reason
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".png", ".Png", ".jpeg", ".JPEG"])
+@pytest.mark.parametrize(
+    "suffix", [".jpg", ".JPG", ".png", ".Png", ".jpeg", ".JPEG", ".bmp", ".TIF", ".webp"]
+)
 def test_image_suffixes(tmp_path, suffix):
     write_face(tmp_path / "lfpw/testset", "image_0001", suffix=suffix)
     (face,) = w300.read(tmp_path).faces
     assert face.name == f"lfpw/testset/image_0001{suffix}"
+
+
+@pytest.mark.parametrize("suffix", [".PTS", ".Pts"])
+def test_endings_of_points_in_any_case(tmp_path, suffix):
+    write_face(tmp_path / "afw", "1_1")
+    write_face(tmp_path / "afw", "2_1")
+    (tmp_path / "afw/2_1.pts").rename(tmp_path / f"afw/2_1{suffix}")
+    annotations = w300.read(tmp_path)
+    assert [face.name for face in annotations.faces] == ["afw/1_1.jpg", "afw/2_1.jpg"]
+    assert not annotations.bad
+
+
+def test_names_match_in_any_case_where_none_is_the_same(tmp_path):
+    write_face(tmp_path / "afw", "A_1", suffix="")
+    write_face(tmp_path / "afw", "a_1")
+    (tmp_path / "afw/a_1.pts").unlink()
+    (face,) = w300.read(tmp_path).faces
+    assert face.name == "afw/a_1.jpg"
+
+
+def test_folders_in_any_case_give_the_same_names(tmp_path):
+    for folder in ("AFW", "HELEN/Trainset", "Lfpw/TESTSET", "300w/01_indoor"):
+        write_face(tmp_path / folder, "12_1")
+    faces = w300.read(tmp_path).faces
+    assert [face.name for face in faces] == [
+        "afw/12_1.jpg",
+        "helen/trainset/12_1.jpg",
+        "lfpw/testset/12_1.jpg",
+        "300W/01_Indoor/12_1.jpg",
+    ]
+    assert faces[1].group == "helen/trainset/12"
+
+
+def test_a_folder_in_two_cases_is_refused(tmp_path):
+    for folder in ("afw", "AFW"):
+        write_face(tmp_path / folder, "12_1")
+    with pytest.raises(InputError, match="both AFW/ and afw/ exist"):
+        w300.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["._1_1.pts", "._1_1.jpg", ".DS_Store", "Thumbs.db"])
+def test_files_of_file_managers_are_skipped(tmp_path, name):
+    write_face(tmp_path / "afw", "1_1")
+    (tmp_path / "afw" / name).write_bytes(b"\0\5\x16\7")
+    annotations = w300.read(tmp_path)
+    assert len(annotations.faces) == 1
+    assert not annotations.bad
+    assert not annotations.notes
+
+
+def test_an_ambiguous_or_unreadable_image_is_reported(tmp_path):
+    write_face(tmp_path / "afw", "1_1")
+    (tmp_path / "afw/1_1.png").write_bytes(b"")
+    write_face(tmp_path / "afw", "2_1", suffix="")
+    (tmp_path / "afw/2_1.heic").write_bytes(b"")
+    write_face(tmp_path / "afw", "3_1")
+    (tmp_path / "afw/3_1.PTS").write_text(HEADED)
+    annotations = w300.read(tmp_path)
+    reasons = {bad.name: bad.reason for bad in annotations.bad}
+    assert "two images beside it, 1_1.jpg and 1_1.png" in reasons["afw/1_1.pts"]
+    assert "2_1.heic is not one: convert it to JPEG or PNG" in reasons["afw/2_1.pts"]
+    assert "afw/3_1.jpg has another .pts file" in reasons["afw/3_1.pts"]
+    assert [face.name for face in annotations.faces] == ["afw/3_1.jpg"]
+
+
+@pytest.mark.parametrize("marker", ["0 0", "-1 -1", "0.000 0.0", "-1.0 -1.000000"])
+def test_points_at_zero_or_minus_one_are_missing(tmp_path, marker):
+    write_face(tmp_path / "afw", "1_1", "\n".join([marker] * 17 + BARE.splitlines()[17:]))
+    annotations = w300.read(tmp_path)
+    (face,) = annotations.faces
+    assert np.flatnonzero(~face.visible).tolist() == list(range(17))
+    assert np.isnan(face.landmarks[:17]).all()
+    np.testing.assert_allclose(face.landmarks[17:], POINTS[17:] - 1)
+    assert annotations.notes == [
+        "17 points at (0, 0) or (-1, -1) count as missing, in 1 faces, such as afw/1_1.jpg"
+    ]
+
+
+def test_points_near_the_corner_are_not_missing(tmp_path):
+    points = POINTS.copy()
+    points[:4] = [[0, 0.5], [-1, 0], [1, 1], [-1.5, -2.25]]
+    write_face(tmp_path / "afw", "1_1", "\n".join(f"{x} {y}" for x, y in points))
+    (face,) = w300.read(tmp_path).faces
+    np.testing.assert_allclose(face.landmarks, points - 1)
+    assert face.visible.all()
+
+
+def test_occlusion_marks_of_merl_rav_are_refused(tmp_path):
+    points = POINTS.copy()
+    points[5:8] *= -1
+    write_face(tmp_path / "afw", "1_1", "\n".join(f"{x} {y}" for x, y in points))
+    write_face(tmp_path / "afw", "2_1", "\n".join(["-1 -1"] * 68))
+    first, second = w300.read(tmp_path).bad
+    assert "3 points have two negative coordinates" in first.reason
+    assert "lcgcn prepare merl-rav" in first.reason
+    assert "all points are at (0, 0) or (-1, -1)" in second.reason
+
+
+def test_lfpw_images_of_the_test_set_are_left_out_of_train(tmp_path):
+    for folder in ("lfpw/trainset", "lfpw/testset", "helen/trainset"):
+        write_face(tmp_path / folder, "image_0862")
+        write_face(tmp_path / folder, "image_0863", suffix=".png")
+    annotations = w300.read(tmp_path)
+    names = [face.name for face in annotations.faces]
+    assert "lfpw/trainset/image_0862.jpg" not in names
+    assert len(names) == 5
+    (note,) = annotations.notes
+    assert note.startswith("1 LFPW training images are left out")
+    assert "image_0862" in note
+    kept = w300.read(tmp_path, keep_lfpw_overlap=True)
+    assert len(kept.faces) == 6
+    assert not kept.notes
+
+
+def test_packed_archives_are_named(tmp_path):
+    (tmp_path / "afw.zip").write_bytes(b"")
+    (tmp_path / "300w.zip.001").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no 300W subset.*; unpack 300w.zip.001, afw.zip first"):
+        w300.read(tmp_path)
+    write_face(tmp_path / "ibug", "1_1")
+    (note,) = w300.read(tmp_path).notes
+    assert "still packed: 300w.zip.001, afw.zip" in note
+
+
+def test_a_folder_above_or_below_is_named(tmp_path):
+    write_face(tmp_path / "300w_data/afw", "1_1")
+    with pytest.raises(InputError, match=r"did you mean --src .*300w_data\?"):
+        w300.read(tmp_path)
+    with pytest.raises(InputError, match="have to lie in the folder of their subset"):
+        w300.read(tmp_path / "300w_data/afw")
 
 
 def test_subsets_and_splits(tmp_path):
@@ -121,10 +287,12 @@ def test_the_real_faces(shared):
     annotations = w300.read(shared / "data/300w")
     subsets = [face.subset for face in annotations.faces]
     counts = {name: subsets.count(name) for name in dict.fromkeys(subsets)}
-    assert counts == {"afw": 337, "helen/train": 870, "lfpw/train": 805}
+    assert counts == {"afw": 337, "helen/train": 870, "lfpw/train": 802}
     assert annotations.bad == []
     assert annotations.absent == ["helen/test", "lfpw/test", "ibug", "300W/indoor", "300W/outdoor"]
-    assert len({face.name for face in annotations.faces}) == 2012
+    assert len({face.name for face in annotations.faces}) == 2009
+    (note,) = annotations.notes
+    assert "3 LFPW training images are left out" in note
 
 
 def test_landmarks_of_cut_and_full_size_photographs_agree(shared):

@@ -90,3 +90,21 @@ def test_the_real_faces(shared):
     for face in annotations.faces:
         box = np.concatenate([face.landmarks.min(axis=0), face.landmarks.max(axis=0)])
         np.testing.assert_allclose(box, face.provided_box, atol=8)
+
+
+def test_points_at_zero_or_minus_one_are_missing(tmp_path):
+    points = POINTS.copy()
+    points[3], points[9] = 0, -1
+    write_tree(tmp_path, [line_of(points)])
+    annotations = wflw.read(tmp_path)
+    (face,) = annotations.faces
+    assert np.flatnonzero(~face.visible).tolist() == [3, 9]
+    assert np.isnan(face.landmarks[~face.visible]).all()
+    (note,) = annotations.notes
+    assert "2 points at (0, 0) or (-1, -1) count as missing, in 1 faces" in note
+
+
+def test_packed_archives_are_named(tmp_path):
+    (tmp_path / "WFLW_images.tar.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no WFLW here; .*; unpack WFLW_images.tar.gz first"):
+        wflw.read(tmp_path)

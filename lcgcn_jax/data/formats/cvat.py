@@ -21,7 +21,7 @@ from lcgcn_jax.data.formats.labeled_images import (
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_xml
-from lcgcn_jax.data.own_points import UNSTATED
+from lcgcn_jax.data.raw_faces import UNSTATED
 from lcgcn_jax.data.records import AnnotationList
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme

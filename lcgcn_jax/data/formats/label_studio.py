@@ -94,11 +94,12 @@ def _read_task(
         if size is None:
             raise ValueError("a region has no original_width and original_height")
         if {"width", "height"} <= value.keys():
-            boxes.append((region.get("id"), _box_corners(value, size)))
+            boxes.append((str(region.get("id")), _box_corners(value, size)))
         elif "radiusX" not in value:  # not an ellipse
             xy = tuple(parse_number(value[axis], axis) / 100 for axis in "xy")
             xy = (xy[0] * size[0], xy[1] * size[1])
-            group = region.get("parentID")
+            parent = region.get("parentID")
+            group = None if parent is None else str(parent)
             points.append(LabeledPoint(_label(value), xy, _is_occluded(value), group))
         else:
             continue
@@ -166,7 +167,8 @@ def _regions(results: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _label(value: Mapping[str, Any]) -> str:
     labels = next((value[key] for key in _LABEL_KEYS if value.get(key)), [])
-    if not isinstance(labels, list) or len(labels) != 1:
+    labels = labels if isinstance(labels, list) else [labels]
+    if len(labels) != 1:
         raise ValueError(f"a key point has {len(labels)} labels, expected one")
     return str(labels[0]).strip()
 

@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Int8
 
+from lcgcn_jax.data import raw_faces
 from lcgcn_jax.data.formats.image_paths import ImageFinder
-from lcgcn_jax.data.own_points import SPLITS, UNSTATED
-from lcgcn_jax.data.records import (
-    AnnotationList,
-    BadRecord,
-    FaceAnnotation,
-    Visibility,
-    marked_missing,
-)
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.data.mirror_check import mirror_pair_note
+from lcgcn_jax.data.raw_faces import SPLITS, UNSTATED, RawFace
+from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, Visibility
+from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _Entry = TypeVar("_Entry")
@@ -115,7 +112,7 @@ def read_entries(
     """
     file = LabeledFile(path)
     for name, entry in entries:
-        called = f"{path.name}: {name}"
+        called = printable(f"{path.name}: {name}")
         try:
             file.images.append(read_entry(called, entry))
         except ValueError as error:
@@ -160,7 +157,8 @@ def to_annotations(
     Raises:
       InputError: a file has no points, or its points do not fit the scheme.
     """
-    faces, bad, notes = [], [], []
+    faces: list[FaceAnnotation] = []
+    bad, notes = [], []
     for split, file in files.items():
         bad += file.bad
         notes += file.notes
@@ -168,53 +166,112 @@ def to_annotations(
         if not places and not file.bad:
             raise InputError(f"{file.path}: no points in it; label some faces and export it again")
         indices = landmarks_of_labels(places, scheme, file.path) if places else {}
-        number, num_marked = 0, 0
+        stated: list[tuple[LabeledImage, RawFace, Int8[np.ndarray, k]]] = []
         for image in file.images:
             try:
                 groups = group_faces(image, indices, grouping)
             except ValueError as error:
                 bad.append(BadRecord(image.called, str(error)))
                 continue
-            image_name = image.image_path.relative_to(finder.folder).as_posix()
-            face_split = split or image.split or SPLITS[0]
             for points, box in groups:
-                number += 1
-                landmarks = np.full((scheme.num_landmarks, 2), np.nan)
-                visibility = np.full(scheme.num_landmarks, Visibility.UNKNOWN, np.int8)
-                for point in points:
-                    if point.xy is not None:
-                        landmarks[indices[point.label]] = point.xy
-                        visibility[indices[point.label]] = _visibility(point)
-                marked = marked_missing(landmarks)
-                landmarks[marked] = np.nan
-                visibility[marked] = Visibility.UNKNOWN
-                num_marked += int(marked.sum())
+                stated.append(
+                    (image, *_raw_face(image, points, box, indices, scheme.num_landmarks))
+                )
+        raw_faces.check_pixels(file.path, [face for _, face, _ in stated])
+        missing, whole = Counter(), []
+        for number, (image, face, visibility) in enumerate(stated, start=1):
+            try:
+                face, counts = raw_faces.mark_missing(face)
                 faces.append(
-                    FaceAnnotation(
-                        name=f"{face_split}/{number:06d}:{image_name}",
-                        subset="",
-                        split=face_split,
-                        group=image_name,
-                        image_path=image.image_path,
-                        landmarks=landmarks - count_from,
-                        visible=np.isfinite(landmarks).all(axis=1),
-                        provided_box=None if box is None else np.array(box.corners) - count_from,
-                        attributes=tuple(flag in image.flags for flag in attribute_names),
-                        stated_size=image.stated_size,
-                        visibility=visibility,
+                    _annotation(
+                        split or image.split or SPLITS[0],
+                        number,
+                        image,
+                        face,
+                        visibility,
+                        finder.folder,
+                        count_from,
+                        tuple(flag in image.flags for flag in attribute_names),
                     )
                 )
-        if num_marked:
-            notes.append(
-                f"{file.path}: {num_marked:,} points at (0, 0) or (-1, -1) count as missing"
+            except ValueError as error:
+                bad.append(BadRecord(image.called, str(error)))
+                continue
+            missing += counts
+            whole.append(face)
+        if missing:
+            places = " and ".join(
+                f"{n:,} points at ({x:g}, {y:g})" for (x, y), n in missing.items()
             )
+            notes.append(f"{file.path}: {places} count as missing")
+        if note := raw_faces.check_boxes(file.path, whole):
+            notes.append(note)
+    visible = [face.visible for face in faces]
+    if note := mirror_pair_note(scheme, [face.landmarks for face in faces], visible):
+        notes.append(note)
     return AnnotationList(kind, scheme, tuple(attribute_names), faces, bad, [], notes)
 
 
-def _visibility(point: LabeledPoint) -> Visibility:
-    if point.is_occluded is None:
-        return Visibility.UNKNOWN
-    return Visibility.EXTERNALLY_OCCLUDED if point.is_occluded else Visibility.VISIBLE
+def _raw_face(
+    image: LabeledImage,
+    points: Iterable[LabeledPoint],
+    box: LabeledBox | None,
+    indices: Mapping[str, int],
+    num_landmarks: int,
+) -> tuple[RawFace, Int8[np.ndarray, "k"]]:
+    """A face as the file states it, and its visibility labels."""
+    landmarks = np.full((num_landmarks, 2), np.nan)
+    visibility = np.full(num_landmarks, Visibility.UNKNOWN, np.int8)
+    for point in points:
+        if point.xy is not None:
+            index = indices[point.label]
+            landmarks[index] = point.xy
+            if point.is_occluded is not None:
+                visibility[index] = (
+                    Visibility.EXTERNALLY_OCCLUDED if point.is_occluded else Visibility.VISIBLE
+                )
+    face = RawFace(
+        image=str(image.image_path),
+        points=landmarks,
+        visible=np.isfinite(landmarks).all(axis=1),
+        box=None if box is None else np.array(box.corners),
+        split=image.split,
+        stated_size=image.stated_size,
+    )
+    return face, visibility
+
+
+def _annotation(
+    split: str,
+    number: int,
+    image: LabeledImage,
+    face: RawFace,
+    visibility: Int8[np.ndarray, "k"],
+    folder: Path,
+    count_from: int,
+    attributes: tuple[bool, ...],
+) -> FaceAnnotation:
+    """The face in this project's conventions.
+
+    Raises:
+      ValueError: no point has a location, or the name of the image is not in UTF-8.
+    """
+    if not face.visible.any():
+        raise ValueError("no point of a face has a location")
+    name = image.image_path.relative_to(folder).as_posix()
+    return FaceAnnotation(
+        name=f"{split}/{number:06d}:{name}",
+        subset="",
+        split=split,
+        group=name,
+        image_path=image.image_path,
+        landmarks=np.where(face.visible[:, None], face.points - count_from, np.nan),
+        visible=face.visible,
+        provided_box=None if face.box is None else face.box - count_from,
+        attributes=attributes,
+        stated_size=image.stated_size,
+        visibility=np.where(face.visible, visibility, Visibility.UNKNOWN).astype(np.int8),
+    )
 
 
 def landmarks_of_labels(

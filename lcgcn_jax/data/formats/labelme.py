@@ -106,6 +106,7 @@ def _read_image(path: Path, finder: ImageFinder, flags: set[str]) -> LabeledImag
         if not isinstance(shape, Mapping):
             raise ValueError("a shape is not an object")
         label, group = str(shape.get("label", "")).strip(), shape.get("group_id")
+        group = None if group is None else str(group)
         match shape.get("shape_type"):
             case "point":
                 (xy,) = _vertices(shape, label, count=1)

@@ -216,6 +216,7 @@ def test_annotations_that_do_not_count(images, four_points):
         (lambda t: t["annotations"][0]["result"][0]["value"].update(x="a"), "x is 'a'"),
         (lambda t: t["annotations"][0]["result"][0]["value"].pop("keypointlabels"), "has 0 labels"),
         (lambda t: t["annotations"][0]["result"][0].update(parentID="F"), "belong to no face"),
+        (lambda t: t["annotations"][0]["result"][0].update(parentID=["F"]), "belong to no face"),
         (
             lambda t: t["annotations"][0]["result"].append(key_point("tip", (1, 2))),
             "2 points 'tip' in one face; in Label Studio, draw",

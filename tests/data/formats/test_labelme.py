@@ -118,6 +118,7 @@ def test_flags_of_images_are_attributes(images, labels, four_points):
         ({"shapes": [shape_of("tip")]}, "not a list of x and y"),
         ({"shapes": [shape_of("tip", (1, 2, 3))]}, "not a list of x and y"),
         ({"shapes": [shape_of("tip", (1, "a"))]}, "a coordinate of 'tip' is 'a'"),
+        ({"shapes": [shape_of("tip", (1, 2), group=[0])] * 2}, "2 points 'tip' in one face"),
         ({"shapes": [shape_of("tip", (1, 2))] * 2}, "2 points 'tip' in one face; in LabelMe, give"),
     ],
 )
@@ -135,6 +136,18 @@ def test_bad_files_are_listed(images, labels, four_points, change, reason):
     assert reason in reasons["2.json"]
     assert reasons["3.json"].startswith("not JSON in UTF-8")
     assert reasons["4.json"].startswith("the format is COCO keypoints JSON")
+
+
+def test_a_file_name_in_another_encoding(images, labels, four_points):
+    scheme, points = four_points
+    try:
+        (images / "\udce9.jpg").write_bytes(b"")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has names in UTF-8 only")
+    path = write(labels / "1.json", shapes_of(points), "\udce9.jpg")
+    found = labelme.read(images, {"": path}, scheme)
+    assert found.faces == []
+    assert "is not a name in UTF-8" in found.bad[0].reason
 
 
 def test_files_that_do_not_fit(images, labels, four_points):

@@ -1,0 +1,343 @@
+"""Tables of faces: the dialects of CSV files, their columns, and the face in each row."""
+
+import collections
+import csv
+import difflib
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, RawFace
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import LandmarkScheme
+
+BOX_COLUMNS = ("x0", "y0", "x1", "y1")
+COLUMNS = ("image", "split", "group", "subset", *BOX_COLUMNS, "normalizer")
+"""Columns of a CSV beside its points; all but `image` may be missing."""
+
+NOT_AVAILABLE = frozenset(
+    ("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none", "nil", "nat", "-", "?")
+)
+"""Cells of a missing number, in lower case."""
+
+_HRNET_COLUMNS = ("image_name", "scale", "center_w", "center_h")
+_HRNET_UNIT = 200.0  # px, the side of a face's box at scale 1 in HRNet-Facial's lists
+
+_DELIMITERS = ",;\t|"
+_POINT_COLUMN = re.compile(r"(?P<first>[xy])_?(?P<name>.+)|(?P<other>.+)_(?P<last>[xy])")
+_IMAGE_NAMES = (
+    "file", "filename", "file_name", "path", "filepath", "file_path", "image_path", "image_file",
+    "image_id", "img", "img_path", "picture", "photo", "name",
+)  # fmt: skip
+
+Row = tuple[int, list[str]]
+"""The number of its line, from 1, and its cells."""
+
+
+def read_table(
+    path: Path, scheme: LandmarkScheme, notes: list[str]
+) -> Iterator[tuple[int, Callable[[], RawFace]]]:
+    """Read a CSV file with a header and one row per face.
+
+    The separator is a comma, semicolon, tab or vertical bar; the text is UTF-8, or UTF-16 with a byte
+    order mark. Empty rows and lines that start with `#` are skipped.
+
+    Args:
+      path: the file.
+      scheme: the landmarks.
+      notes: gets remarks about the file.
+
+    Yields:
+      The number of each line, and a function that reads its face or raises ValueError.
+
+    Raises:
+      InputError: the file cannot be read, or its columns do not fit the scheme.
+    """
+    try:
+        text = _decode(path.read_bytes())
+        delimiter, header, rows = _split(text)
+        reader = _RowReader(path, header, scheme, notes, decimal_comma=delimiter != ",")
+        for line, cells in rows:
+            if any(cell.strip() for cell in cells) and not reader.is_comment(cells):
+                yield line, lambda cells=cells: reader.face(cells)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV in UTF-8: {error}; save it as CSV UTF-8") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _decode(content: bytes) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig")
+
+
+def _split(text: str) -> tuple[str, list[str], Iterator[Row]]:
+    """The separator, the header and the rows of a table."""
+    # Excel states its separator in a first line such as `sep=;`.
+    stated = re.match(r'"?sep=(.)"?[^\S\n]*\r?\n', text)
+    lines = io.StringIO(text, newline="")
+    num_skipped, start, header_text, commented = 0, 0, "", ""
+    while line := lines.readline():
+        bare = line.strip().strip(_DELIMITERS)
+        if bare.startswith("#"):
+            commented = line.lstrip().lstrip("#").lstrip(" ")
+        elif bare and not (stated and num_skipped == 0):
+            header_text = line
+            break
+        start, num_skipped = lines.tell(), num_skipped + 1
+    delimiters = stated.group(1) if stated else _DELIMITERS
+    # NumPy and others write the header itself as a comment.
+    is_comment = not _has_image(header_text, delimiters) and _has_image(commented, delimiters)
+    if is_comment:
+        header_text = commented
+    delimiter = max(delimiters, key=lambda d: (_has_image(header_text, d), header_text.count(d)))
+    lines.seek(start)
+    reader = csv.reader(lines, delimiter=delimiter)
+    header = next(csv.reader([header_text], delimiter=delimiter) if is_comment else reader, [])
+    return delimiter, header, ((num_skipped + reader.line_num, cells) for cells in reader)
+
+
+def _has_image(line: str, delimiters: str) -> bool:
+    return any(
+        _plain(name) in ("image", "image_name")
+        for delimiter in delimiters
+        for name in line.split(delimiter)
+    )
+
+
+def _plain(name: str) -> str:
+    """A column's name without differences in case, spaces, dots and hyphens."""
+    return re.sub(r"[\s.\-]+", "_", name.strip().strip("\"'").strip()).casefold()
+
+
+class _RowReader:
+    """Reader of the rows below a header.
+
+    Raises:
+      ValueError: a column is missing, there twice, or likely misspelled.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Sequence[str],
+        scheme: LandmarkScheme,
+        notes: list[str],
+        *,
+        decimal_comma: bool,
+    ):
+        header = [name.strip() for name in header]
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise ValueError(f"two columns are named {twice[0]!r}")
+        self._width = len(header)
+        self._decimal_comma = decimal_comma
+        columns = _Columns(header)
+        self._is_hrnet = columns.find("image_name") is not None and columns.find("image") is None
+        others = _HRNET_COLUMNS if self._is_hrnet else COLUMNS
+        names = _point_columns(columns, scheme, is_hrnet=self._is_hrnet)
+        points = [tuple(map(columns.find, pair)) for pair in names]
+        # `x0` may be a point, too.
+        taken = {place for pair in points for place in pair}
+        self._places = {
+            name: place
+            for name in others
+            if (place := columns.find(name)) is not None and place not in taken
+        }
+        self._check_unknown(path, header, columns, scheme, names, notes)
+        self._has_box = any(name in self._places for name in BOX_COLUMNS)
+        point_names = [name for pair in names for name in pair]
+        needed = [*(others if self._is_hrnet else others[:1]), *point_names]
+        needed += BOX_COLUMNS if self._has_box else ()
+        needed += ["normalizer"] if scheme.normalizer == "given" else []
+        for name in needed:
+            if (columns.find(name) if name in point_names else self._places.get(name)) is None:
+                raise ValueError(_missing_column(name, header))
+        if scheme.normalizer != "given" and "normalizer" in self._places:
+            refuse_normalizer(scheme)
+        self._names = names
+        self._points = points
+        self._header = header
+
+    def _check_unknown(
+        self,
+        path: Path,
+        header: Sequence[str],
+        columns: "_Columns",
+        scheme: LandmarkScheme,
+        names: Sequence[tuple[str, str]],
+        notes: list[str],
+    ) -> None:
+        """Refuses columns that are likely misspelled or further points; notes that others are ignored."""
+        found = {
+            place for pair in names for name in pair if (place := columns.find(name)) is not None
+        }
+        found |= set(self._places.values())
+        unknown = [i for i, name in enumerate(header) if name and i not in found]
+        known = [
+            *(_HRNET_COLUMNS if self._is_hrnet else COLUMNS),
+            *(n for pair in names for n in pair),
+        ]
+        absent = [name for name in known if columns.find(name) is None]
+        for i in unknown:
+            near = difflib.get_close_matches(_plain(header[i]), absent, n=1, cutoff=0.75)
+            if near:
+                raise ValueError(f"unknown column {header[i]!r}; did you mean {near[0]!r}?")
+        further = collections.defaultdict(set)
+        for i in unknown:
+            plain = _plain(header[i])
+            if self._is_hrnet:
+                plain = plain.removeprefix("original_")
+            if match := _POINT_COLUMN.fullmatch(plain):
+                point = match["name"] or match["other"]
+                further[point].add(match["first"] or match["last"])
+        for i in unknown:
+            match = _POINT_COLUMN.fullmatch(_plain(header[i]).removeprefix("original_"))
+            point = match and (match["name"] or match["other"])
+            # A box of another form is ignored, like any other column.
+            if match and len(further[point]) == 2 and point not in ("min", "max"):
+                hint = ", numbered from 0" if point.isdecimal() else ""
+                raise ValueError(
+                    f"unknown column {header[i]!r}: {scheme.name} has no landmark {point!r} among its "
+                    f"{scheme.num_landmarks}{hint}; remove its columns, or add it to the scheme"
+                )
+        if unknown:
+            texts = ", ".join(repr(header[i]) for i in unknown[:5])
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            notes.append(f"{path}: ignored columns: {texts}{more}")
+
+    def is_comment(self, cells: Sequence[str]) -> bool:
+        return cells[0].lstrip().startswith("#") and len(cells) != self._width
+
+    def face(self, cells: Sequence[str]) -> RawFace:
+        """The face in a row.
+
+        Raises:
+          ValueError: what is wrong with the row.
+        """
+        cells = [cell.strip() for cell in cells]
+        # Columns without a name, such as one behind a trailing comma, may be left out in a row.
+        while len(cells) > self._width and not cells[-1]:
+            cells.pop()
+        while len(cells) < self._width and not self._header[len(cells)]:
+            cells.append("")
+        if len(cells) != self._width:
+            raise ValueError(f"{len(cells)} fields, expected {self._width}")
+        points = np.array([[self._number(cells, i) for i in pair] for pair in self._points])
+        missing = np.isnan(points)
+        if (half := missing[:, 0] != missing[:, 1]).any():
+            x, y = self._names[int(half.argmax())]
+            raise ValueError(f"one of {x} and {y} is empty")
+        present = ~missing[:, 0]
+        if self._is_hrnet:
+            scale, *center = (self._number(cells, self._places[n]) for n in _HRNET_COLUMNS[1:])
+            box = np.array([*center, scale * _HRNET_UNIT, scale * _HRNET_UNIT])
+            image = cells[self._places["image_name"]]
+            return RawFace(image, points, present, box, "centers")
+        box = None
+        if self._has_box:
+            box = np.array([self._number(cells, self._places[name]) for name in BOX_COLUMNS])
+            box = None if np.isnan(box).all() else box
+        texts = {
+            name: cells[self._places[name]]
+            for name in ("split", "group", "subset")
+            if name in self._places
+        }
+        if texts.get("split") == "":
+            raise ValueError(f"the split is empty; use one of {', '.join(SPLITS)}")
+        has_normalizer = "normalizer" in self._places
+        normalizer = self._number(cells, self._places["normalizer"]) if has_normalizer else ABSENT
+        return RawFace(
+            cells[self._places["image"]], points, present, box, normalizer=normalizer, **texts
+        )
+
+    def _number(self, cells: Sequence[str], place: int) -> float:
+        """A cell's number; NaN where it is missing."""
+        text = cells[place]
+        if text.lower() in NOT_AVAILABLE:
+            return ABSENT
+        # A comma in a cell of a file with another separator is the decimal sign of many languages.
+        if self._decimal_comma and re.fullmatch(r"[-+]?\d*,\d+", text):
+            text = text.replace(",", ".")
+        try:
+            if "_" in text:  # Python takes 1_2 for 12
+                raise ValueError
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"{self._header[place]}: {cells[place]!r} is not a number") from None
+        if not math.isfinite(value):
+            raise ValueError(f"{self._header[place]}: {text!r}; what is missing is left empty")
+        return value
+
+
+class _Columns:
+    """Places of columns by name: exact, or without case and with other signs between words."""
+
+    def __init__(self, header: Sequence[str]):
+        self._exact = {name: i for i, name in enumerate(header) if name}
+        self._plain = collections.defaultdict(list)
+        for i, name in enumerate(header):
+            if name:
+                self._plain[_plain(name)].append(i)
+
+    def find(self, name: str) -> int | None:
+        if name in self._exact:
+            return self._exact[name]
+        places = self._plain.get(_plain(name), ())
+        return places[0] if len(places) == 1 else None
+
+
+def _point_columns(
+    columns: _Columns, scheme: LandmarkScheme, *, is_hrnet: bool
+) -> list[tuple[str, str]]:
+    """The columns of each landmark's x and y: of the ways to name them, the one with most columns."""
+    numbers = range(scheme.num_landmarks)
+    if is_hrnet:
+        return [(f"original_{i}_x", f"original_{i}_y") for i in numbers]
+    ways = [
+        [(f"x_{name}", f"y_{name}") for name in scheme.names],
+        [(f"x_{i}", f"y_{i}") for i in numbers],
+        [(f"{name}_x", f"{name}_y") for name in scheme.names],
+        [(f"{i}_x", f"{i}_y") for i in numbers],
+        [(f"point_{i}_x", f"point_{i}_y") for i in numbers],
+    ]
+    # With two points, x0 and x1 are a box.
+    if scheme.num_landmarks > 2 and columns.find("x2") is not None:
+        ways.append([(f"x{i}", f"y{i}") for i in numbers])
+
+    def num_found(pairs: Sequence[tuple[str, str]]) -> int:
+        return sum(columns.find(name) is not None for pair in pairs for name in pair)
+
+    return max(ways, key=num_found)
+
+
+def _missing_column(name: str, header: Sequence[str]) -> str:
+    named = [column for column in header if column]
+    if len(named) <= 1:
+        return f"no column {name!r}; the columns have to be separated by commas, semicolons or tabs"
+    if name == "image" and (
+        other := next((column for column in named if _plain(column) in _IMAGE_NAMES), None)
+    ):
+        return f"no column 'image'; rename {other!r} if it holds the paths of the images"
+    hint = "; points are numbered from 0" if name in ("x_0", "0_x", "x0") else ""
+    return f"no column {name!r}{hint}; see lcgcn prepare csv --help"
+
+
+def refuse_normalizer(scheme: LandmarkScheme) -> None:
+    """Refuse a normalizer in the data where the scheme has its own.
+
+    Raises:
+      ValueError: always.
+    """
+    raise ValueError(
+        f"there is a normalizer, but that of {scheme.name} is {scheme.normalizer_text}; say "
+        "'normalizer: given' in the scheme"
+    )

@@ -235,7 +235,7 @@ def _fits_better(
         return False
     # The forehead is in many boxes; to the left and right of the points there is about the same.
     lean, other_lean = (abs(margins[2] - margins[0]) for margins in (stated, other))
-    return is_cut or (lean >= 0.5 and other_lean <= lean / 3)
+    return bool(is_cut or (lean >= 0.5 and other_lean <= lean / 3))
 
 
 def _coverage(box: Float[np.ndarray, "4"], points: Float[np.ndarray, "n 2"]) -> float:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.landmarks import IBUG68, SCHEMES, WFLW98, LandmarkScheme, get_scheme
+from lcgcn_jax.landmarks import IBUG68, SCHEMES, WFLW98, Contour, LandmarkScheme, get_scheme
 
 FACTS = {
     "wflw98": (98, {16, 51, 52, 53, 54, 57, 79, 85, 90, 94}, (60, 72)),
@@ -174,6 +174,42 @@ def test_points_go_by_name_too():
     assert schemes[0].mirror == (1, 0, 2)
 
 
+@pytest.mark.parametrize("names", ["[1, 2, 3]", "['1', '2', '3']"])
+@pytest.mark.parametrize("pair", ["[1, 2]", "['1', '2']", "[1, '2']"])
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_whole_numbers_are_names_where_names_are(tmp_path, names, pair, suffix):
+    text = f'{{"name": "s", "names": {names}, "mirror_pairs": [{pair}], "normalizer": {pair}}}'
+    path = tmp_path / f"numbers{suffix}"
+    path.write_text(text.replace("'", '"'))
+    scheme = get_scheme(path)
+    assert scheme.names == ("1", "2", "3")
+    assert scheme.mirror == (1, 0, 2)
+    assert scheme.normalizer == (0, 1)
+    assert LandmarkScheme.from_dict(json.loads(json.dumps(scheme.to_dict()))) == scheme
+    fields = yaml.safe_load(path.read_text())
+    if isinstance(fields["names"][0], int):
+        assert LandmarkScheme.from_dict(fields) == scheme
+
+
+def test_pairs_may_be_there_twice():
+    fields = {"name": "s", "names": ["a", "b", "c"], "mirror_pairs": [["a", "b"], [1, 0], [2, 2]]}
+    assert LandmarkScheme.from_dict(fields).mirror == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [("[yes, no, on]", ("yes", "no", "on")), ("[010, 1.50, 08]", ("010", "1.50", "08"))],
+)
+def test_names_in_yaml_are_what_is_written(tmp_path, names, expected):
+    path = tmp_path / "names.yaml"
+    path.write_text(
+        f"{{name: s, names: {names}, contours: [{{name: c, indices: [{names[1:-1]}], closed: true}}]}}"
+    )
+    scheme = get_scheme(path)
+    assert scheme.names == expected
+    assert scheme.contours == (Contour("c", (0, 1, 2), closed=True),)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -190,6 +226,25 @@ def test_points_go_by_name_too():
         ("{name: s, num_landmarks: 3, normalizer: [0, 3]}", "two different points"),
         ("{name: s, num_landmarks: 3, normalizer: eyes}", "'box'"),
         ("{name: s, num_landmarks: 3, mirrored: [0, 1, 2]}", "unknown scheme field 'mirrored'"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [[0.7, 1.2]]}", "whole number, not 0.7"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [[yes, no]]}", "no landmark 'yes'"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [[a, null]]}", "whole number, not None"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [[a, b], [b, c]]}", "'b' twice: with 'a' and"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [[a, a], [a, c]]}", "'a' twice"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [[a, b, c]]}", "two points, not 3"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [ab]}", "a list of points, not 'ab'"),
+        ("{name: s, names: [a, b, c], mirror_pairs: {a: b}}", "a list of pairs"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [[-1, 0]]}", "leaves 0..2"),
+        ("{name: s, names: [a, b, c], mirror: [1, 0, 2], mirror_pairs: [[a, b]]}", "either"),
+        ("{name: s, names: [a, b, c], normalizer: 2}", "two points, 'box' or 'given', not '2'"),
+        ("{name: s, names: [a, b, c], normalizer: {a: b}}", "two points, 'box' or 'given'"),
+        ("{name: s, names: [a, null, c]}", "a name is text or a whole number, not None"),
+        ("{name: s, names: abc}", "a list with one name per landmark"),
+        ("{name: s, names: [a, b], num_landmarks: 3}", "num_landmarks is 3, but there are 2 names"),
+        ("{name: s, num_landmarks: 2.5}", "a whole number, not '2.5'"),
+        ("{name: s, names: [1, 2, 3], mirror_pairs: [[0, 1]]}", "no landmark is named '0'"),
+        ("{name: s, names: ['1', '2', '3'], normalizer: [0, 1]}", "points go by name only"),
+        ("{name: s, num_landmarks: 3, contours: [{name: c, indices: [0], closed: 7}]}", "closed"),
         ("{num_landmarks: 3}", "'name'"),
         ("{name: s}", "'num_landmarks'"),
         ("{name: s, num_landmarks: 0}", "no landmarks"),

@@ -209,7 +209,7 @@ def _faces(
         if not isinstance(annotation, Mapping):
             candidates.append((number, annotation, None))
         elif annotation.get("iscrowd") in (1, True, "1"):
-            skipped["crowds"] += 1
+            skipped["crowd"] += 1
         elif not _has_keypoints(annotation):
             skipped["without labeled keypoints"] += 1
         else:

@@ -165,7 +165,7 @@ def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
 
     Loose boxes, small ones and boxes of whole persons pass: in most faces, another form has to fit the
     points at least twice as closely on the worst side, or to hold all points where the stated one
-    cuts them.
+    cuts them or lies to one side of them.
 
     Returns:
       A note if the boxes of most faces do not hold their points, and no other form fits.
@@ -183,14 +183,12 @@ def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
         if not np.ptp(points, axis=0).all():
             continue
         num_boxes += 1
-        misfit = _misfit(face.box_corners, points)
         is_cut = _coverage(face.box_corners, points) < 0.5
         num_cut += is_cut
+        margins = _margins(face.box_corners, points)
         for form in BOX_FORMS:
-            other = _corners(face.box, form)
-            other_misfit = _misfit(other, points)
-            holds_all = is_cut and _coverage(other, points) == 1 and other_misfit < 1
-            better[form] += holds_all or (misfit >= 0.25 and other_misfit <= misfit / 2)
+            other = _margins(_corners(face.box, form), points)
+            better[form] += _fits_better(other, margins, is_cut=is_cut)
     for form, count in better.most_common(1):
         if count > num_boxes / 2:
             raise InputError(
@@ -218,10 +216,26 @@ def _corners(box: Float[np.ndarray, "4"], form: str) -> Float[np.ndarray, "4"]:
     return box
 
 
-def _misfit(box: Float[np.ndarray, "4"], points: Float[np.ndarray, "n 2"]) -> float:
-    """Largest distance between a side of the box and of the points' box, over the latter's size."""
+def _margins(
+    box: Float[np.ndarray, "4"], points: Float[np.ndarray, "n 2"]
+) -> Float[np.ndarray, "4"]:
+    """Distances of the sides of a box from those of the points' box, over its size; < 0 is inside."""
     low, high = points.min(axis=0), points.max(axis=0)
-    return float((np.abs(box - np.concatenate([low, high])).reshape(2, 2) / (high - low)).max())
+    return np.concatenate([(low - box[:2]) / (high - low), (box[2:] - high) / (high - low)])
+
+
+def _fits_better(
+    other: Float[np.ndarray, "4"], stated: Float[np.ndarray, "4"], *, is_cut: bool
+) -> bool:
+    """Whether the margins of another form fit a face clearly better than those of the stated form."""
+    misfit, other_misfit = np.abs(stated).max(), np.abs(other).max()
+    if misfit >= 0.25 and other_misfit <= misfit / 2:
+        return True
+    if other.min() < 0 or other_misfit >= 1:
+        return False
+    # The forehead is in many boxes; to the left and right of the points there is about the same.
+    lean, other_lean = (abs(margins[2] - margins[0]) for margins in (stated, other))
+    return bool(is_cut or (lean >= 0.5 and other_lean <= lean / 3))
 
 
 def _coverage(box: Float[np.ndarray, "4"], points: Float[np.ndarray, "n 2"]) -> float:

@@ -31,6 +31,11 @@ VIDEO_SUFFIXES = (
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 """Suffixes of images that have to be converted first."""
 
+_SIDECARS = (
+    ".pts", ".txt", ".json", ".jsonl", ".csv", ".xml", ".yaml", ".yml", ".md", ".ini", ".db", ".py",
+)  # fmt: skip
+# Files that lie beside images as a rule; that they are left out is no news.
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # at least two letters: `C:` is a drive
 _SHOWN_TEXT = 100  # characters of an input in a message; a `data:` URL can have millions
 _SHOWN_SUFFIXES = 6
@@ -65,7 +70,8 @@ class Inputs:
 
     Attributes:
       files: the images and videos, in order, each once.
-      unread: suffix in lower case -> number of files with it; "" for files without a suffix.
+      unread: suffix in lower case -> number of files with it, without annotations and texts; "" for files
+        without a suffix.
     """
 
     files: list[InputFile]
@@ -107,7 +113,9 @@ def find_inputs(texts: Iterable[str]) -> Inputs:
                 found = [InputFile(match, _name_of(match))]
             for file in found:
                 inputs.setdefault(os.path.realpath(file.path), file)
-    left_out = collections.Counter(suffix for path, suffix in unread.items() if path not in inputs)
+    left_out = collections.Counter(
+        suffix for path, suffix in unread.items() if path not in inputs and suffix not in _SIDECARS
+    )
     return Inputs(_with_own_names(list(inputs.values())), left_out)
 
 

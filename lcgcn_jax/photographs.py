@@ -97,7 +97,8 @@ def read_photograph(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarr
     try:
         return decode_image(encoded, upright=upright)
     except ValueError as error:
-        raise InputError(f"{path}: {error}; give a whole JPEG or PNG file") from error
+        fix = "" if ";" in str(error) else "; give a whole JPEG or PNG file"
+        raise InputError(f"{path}: {error}{fix}") from error
 
 
 def decode_image(encoded: bytes, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:

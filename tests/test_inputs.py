@@ -94,7 +94,9 @@ def test_one_line_names_few_suffixes(tmp_path):
 
 
 def test_nothing_is_said_where_all_is_read(tmp_path):
-    folder = touch(tmp_path, "a.png", ".DS_Store", "._a.png", "._b.heic", ".clip.7.partial.mp4")
+    folder = touch(
+        tmp_path, "a.png", ".DS_Store", "._a.png", "._b.heic", ".clip.7.partial.mp4", "a.pts"
+    )
     inputs = find_inputs([folder])
     assert names(inputs) == ["a"]
     assert inputs.describe_unread() == ""

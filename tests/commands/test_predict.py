@@ -305,7 +305,7 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
         frames = list(video.frames)
         assert video.frames_per_second == 24
     assert len(frames) == 12
-    assert frames[0].shape[0] >= 500
+    assert frames[0].pixels.shape[0] >= 500
     said = capsys.readouterr()
     assert f"{clip}: 12 frames, 24 faces, " in said.out
     assert "frames a second" in said.out

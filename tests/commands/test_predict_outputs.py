@@ -1,0 +1,375 @@
+"""What `lcgcn predict` leaves on the disk where it is stopped, or the disk is full; with a stand-in model."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from lcgcn_jax import interrupts
+from lcgcn_jax.commands import predict
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.data.w300 import read_pts
+from lcgcn_jax.inference import Face, LandmarkModel
+from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.video import VideoWriter, open_video
+
+SCHEME = LandmarkScheme.from_dict({"name": "three", "names": ["tip", "left", "right"]})
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+class Model(LandmarkModel):
+    """A stand-in that puts three points on the diagonal of each box, and stops where it is asked to."""
+
+    def __init__(self):
+        self.scheme, self.config = SCHEME, {"graph": None}
+        self.calls, self.stop_at, self.number = 0, None, signal.SIGINT
+
+    def predict_batch(self, images, boxes=None):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            os.kill(os.getpid(), self.number)
+        parts = np.array([0.25, 0.5, 0.75])[:, None]
+
+        def face(box):
+            points = box[:2] + parts * (box[2:] - box[:2])
+            return Face(box, points, np.ones(3, np.float32), points)
+
+        return [[face(box) for box in found] for found in boxes]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    model = Model()
+    monkeypatch.setattr(predict, "load", lambda *args, **kwargs: model)
+    monkeypatch.setattr(predict, "_FACES", 1)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Puts the handlers of signals back, which stay after an interruption."""
+    numbers = [*CODES, signal.SIGPIPE]
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(tmp_path, model, capsys):
+    """Runs `lcgcn predict`; gives the exit code and the lines on standard error."""
+
+    def run(*arguments):
+        fixed = ["predict", "--model", "m", "--whole_image", "--out", tmp_path / "out"]
+        code = main([str(a) for a in (*fixed, *arguments)])
+        return code, capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
+
+    return run
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, frames_per_second=25.0) as writer:
+        for level in range(20):
+            writer.write(np.full((64, 96, 3), 10 * level, np.uint8))
+    return path
+
+
+def files_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def photographs(folder, count):
+    folder.mkdir()
+    for i in range(count):
+        PIL.Image.new("RGB", (40, 30)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_finished_frames_of_a_video_are_kept(run, model, clip, tmp_path, number):
+    model.stop_at, model.number = 2, number  # within the second eight frames
+    code, errors = run(clip)
+    assert code == CODES[number]
+    out = tmp_path / "out"
+    kept = [out / "clip.interrupted.jsonl", out / "clip.interrupted.mp4"]
+    assert errors[-1] == (
+        f"lcgcn: stopped by {number.name}; 0 of 1 inputs are finished; the first 8 frames of {clip} are "
+        f"in {kept[0]} and {kept[1]}"
+    )
+    assert "Traceback" not in "".join(errors)
+    assert files_in(out) == [path.name for path in kept]
+    lines = [json.loads(line) for line in kept[0].read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(8))
+    with open_video(kept[1]) as video:
+        assert len(list(video.frames)) == 8
+    model.stop_at = None
+    assert run(clip)[0] == 0, "and the next run is not in the way of what was kept"
+    assert len((out / "clip.jsonl").read_text().splitlines()) == 20
+
+
+def test_signal_within_a_frame_waits_for_its_end(run, model, clip, tmp_path, monkeypatch):
+    write = VideoWriter.write
+    written = []
+
+    def interrupted(self, frame):
+        written.append(frame)
+        if len(written) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, frame)
+
+    monkeypatch.setattr(VideoWriter, "write", interrupted)
+    assert run(clip)[0] == 143
+    out = tmp_path / "out"
+    assert len((out / "clip.interrupted.jsonl").read_text().splitlines()) == 5
+    with open_video(out / "clip.interrupted.mp4") as video:
+        assert len(list(video.frames)) == 5
+
+
+def test_signal_before_the_first_frame_leaves_nothing(run, model, clip, tmp_path):
+    model.stop_at = 1
+    code, errors = run(clip)
+    assert (code, errors[-1]) == (130, "lcgcn: stopped by SIGINT; 0 of 1 inputs are finished")
+    assert files_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_finished_images_are_kept(run, model, tmp_path, number):
+    model.stop_at, model.number = 3, number
+    code, errors = run(photographs(tmp_path / "in", 5))
+    out = tmp_path / "out"
+    assert code == CODES[number]
+    assert errors == [f"lcgcn: stopped by {number.name}; 2 of 5 inputs are finished in {out}"]
+    assert files_in(out) == ["0.json", "0.png", "1.json", "1.png"]
+
+
+def test_signal_while_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "load", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+    code, errors = run(photographs(tmp_path / "in", 1))
+    assert (code, errors) == (143, ["lcgcn: stopped by SIGTERM"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_signal_that_a_library_turns_into_its_own_error(run, tmp_path, monkeypatch):
+    def load(*args, **kwargs):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("callback failed") from error
+
+    monkeypatch.setattr(predict, "load", load)
+    code, errors = run(photographs(tmp_path / "in", 1))
+    assert (code, errors) == (130, ["lcgcn: stopped by SIGINT"])
+
+
+def test_handlers_are_put_back(run, tmp_path):
+    before = {number: signal.getsignal(number) for number in CODES}
+    assert run(photographs(tmp_path / "in", 1))[0] == 0
+    assert {number: signal.getsignal(number) for number in CODES} == before
+
+
+def test_ignored_signals_stay_ignored(run, model, tmp_path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    model.stop_at, model.number = 1, signal.SIGHUP
+    assert run(photographs(tmp_path / "in", 1))[0] == 0
+
+
+def test_signals_while_the_process_ends(tmp_path):
+    code = (
+        "import os, signal; from lcgcn_jax import interrupts\n"
+        "with interrupts.raised_as_exceptions():\n"
+        "  try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "  except KeyboardInterrupt: interrupts.finish()\n"
+        "  for i in range(int(os.environ['COUNT'])): os.kill(os.getpid(), signal.SIGINT)\n"
+        "  print(interrupts.received().name)\n"
+    )
+    for count, expected in ((2, 0), (3, -signal.SIGINT)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "COUNT": str(count)},
+            capture_output=True,
+        )
+        assert done.returncode == expected
+
+
+def test_deferred_signal_is_raised_once():
+    steps = []
+
+    def work():
+        with interrupts.deferred():
+            with interrupts.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("finished")
+
+    with interrupts.raised_as_exceptions():
+        with pytest.raises(interrupts.Interrupted):
+            work()
+        with interrupts.deferred():
+            steps.append("once")
+    assert steps == ["finished", "once"]
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Makes writes fail from the given one on, halfway, as on a full disk."""
+
+    def fill(after):
+        count = iter(range(1000))
+        write_bytes = Path.write_bytes
+
+        def write(self, data):
+            if next(count) >= after:
+                write_bytes(self, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write_bytes(self, data)
+
+        monkeypatch.setattr(Path, "write_bytes", write)
+
+    return fill
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "pts"])
+@pytest.mark.parametrize("after", [0, 1])
+def test_full_disk_leaves_nothing(run, tmp_path, full_disk, format, after):
+    photos = photographs(tmp_path / "in", 1)
+    full_disk(after)
+    code, errors = run(photos, "--format", format)
+    name = (
+        {"json": "0.json", "csv": "0.csv", "pts": "0_face1.pts"}[format] if not after else "0.png"
+    )
+    assert code == 2
+    assert errors == [
+        f"lcgcn: error: {tmp_path}/out/{name}: cannot be written: No space left on device; choose "
+        "another --out, or free some space"
+    ]
+    assert files_in(tmp_path / "out") == []
+
+
+def test_full_disk_keeps_what_was_there(run, tmp_path, full_disk):
+    photos = photographs(tmp_path / "in", 2)
+    assert run(photos)[0] == 0
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files_in(tmp_path / "out")}
+    full_disk(3)
+    assert run(photos, "--overwrite")[0] == 2
+    assert {n: (tmp_path / "out" / n).read_bytes() for n in files_in(tmp_path / "out")} == before
+
+
+def test_full_disk_within_a_video_leaves_nothing(run, clip, tmp_path, monkeypatch):
+    write = VideoWriter.write
+    release = []
+
+    def cut(self, frame):
+        write(self, frame)
+        release.append(self._writer.release)
+        self._writer = type("Cut", (), {"write": self._writer.write, "release": cut_file})()
+
+    def cut_file(*args):
+        release[0]()
+        (path,) = (tmp_path / "out").glob("*.mp4") or (tmp_path / "out").glob(".*.mp4")
+        path.write_bytes(path.read_bytes()[:100])
+
+    monkeypatch.setattr(VideoWriter, "write", cut)
+    code, errors = run(clip)
+    assert code == 2
+    assert "the video is not complete; is the disk full?" in errors[-1]
+    assert files_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_full_or_read_only_disk_in_any_command(run, tmp_path, monkeypatch, number):
+    def load(*args, **kwargs):
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr(predict, "load", load)
+    code, errors = run(photographs(tmp_path / "in", 1))
+    assert code == 2
+    assert errors == [
+        f"lcgcn: error: /some/file: cannot be written: {os.strerror(number)}; free some space or choose "
+        "another folder"
+    ]
+
+
+def test_pts_count_from_one_on_the_upright_image(run, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.jpg"
+    PIL.Image.new("RGB", (200, 100)).save(path, exif=exif)
+    expected = {(): (100, 200), ("--stored-pixels",): (200, 100)}
+    for options, (width, height) in expected.items():
+        assert run(path, "--overwrite", *options)[0] == 0
+        result = json.loads((tmp_path / "out/turned.json").read_text())
+        assert (result["width"], result["height"]) == (width, height)
+        assert run(path, "--overwrite", "--format", "pts", *options)[0] == 0
+        points = read_pts(tmp_path / "out/turned_face1.pts", 3)
+        np.testing.assert_allclose(points - 1, result["faces"][0]["landmarks"], atol=1e-3)
+        np.testing.assert_allclose(points[1] - 1, [(width - 1) / 2, (height - 1) / 2], atol=1e-3)
+
+
+@pytest.fixture
+def run_boxes(tmp_path, model, capsys):
+    """Runs `lcgcn predict --boxes` with this text; gives the exit code and standard error."""
+
+    def run(text, *inputs):
+        (tmp_path / "boxes.csv").write_text(text)
+        fixed = [
+            "predict",
+            "--model",
+            "m",
+            "--boxes",
+            tmp_path / "boxes.csv",
+            "--out",
+            tmp_path / "out",
+        ]
+        code = main([str(a) for a in (*fixed, *inputs)])
+        return code, capsys.readouterr().err.strip().splitlines()
+
+    return run
+
+
+def test_images_without_a_face_in_a_box_file_are_no_news(run_boxes, tmp_path):
+    photos = photographs(tmp_path / "in", 2)
+    assert run_boxes("image,x0,y0,x1,y1\n0.png,2,2,20,20\n1.png,,,,\n", photos) == (0, [])
+    assert json.loads((tmp_path / "out/1.json").read_text())["faces"] == []
+
+
+def test_names_of_no_input_are_counted_in_one_line(run_boxes, tmp_path):
+    photos = photographs(tmp_path / "in", 1)
+    rows = "".join(f"{i}.png,2,2,20,20\n" for i in range(9))
+    code, errors = run_boxes("image,x0,y0,x1,y1\n" + rows, photos)
+    assert code == 0
+    assert errors == [
+        f"{tmp_path}/boxes.csv: 8 names are not among the inputs: 1.png, 2.png, 3.png, 4.png, 5.png, ..."
+    ]
+
+
+def test_ambiguous_names_are_refused_before_the_model_is_loaded(run_boxes, model, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "ab":
+        photographs(folder / name, 1)
+    code, errors = run_boxes("image,x0,y0,x1,y1\n0.png,2,2,20,20\n", folder)
+    assert code == 2
+    assert errors == [
+        f"lcgcn: error: {tmp_path}/boxes.csv: 0.png is {folder}/a/0.png or {folder}/b/0.png; write more of "
+        "its path"
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_unread_files_are_told_once(run, tmp_path):
+    photos = photographs(tmp_path / "in", 1)
+    (photos / "a.HEIC").touch()
+    (photos / "._0.png").touch()
+    assert run(photos) == (
+        0,
+        ["left out 1 file that cannot be read: 1 .heic; convert HEIC to JPEG first"],
+    )

@@ -288,7 +288,7 @@ def _without_doubles(detections: Detections) -> Detections:
     return detections.take(np.asarray(rows, int))
 
 
-def _without_nested(boxes: Boxes) -> Boxes:
+def _without_nested(boxes: Boxes) -> Float[np.ndarray, "m 4"]:
     """Drop each box that holds most of an earlier one, or of which an earlier one holds most."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     kept: list[int] = []

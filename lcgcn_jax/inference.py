@@ -312,14 +312,11 @@ class LandmarkModel:
             if faces:
                 # Read again: the pixels of all images at once may be more than fits into memory.
                 pixels = _read(images[i], names[i])
-                for n, better in zip(
-                    faces,
-                    self._estimate_turned(
-                        pixels, [face_boxes[n] for n in faces], [estimates[n] for n in faces]
-                    ),
-                    strict=True,
-                ):
-                    estimates[n] = better
+                better = self._estimate_turned(
+                    pixels, [face_boxes[n] for n in faces], [estimates[n] for n in faces]
+                )
+                for n, estimate in zip(faces, better, strict=True):
+                    estimates[n] = estimate
         faces = [self._face(box, found) for box, found in zip(face_boxes, estimates, strict=True)]
         ends = np.cumsum(counts).tolist()
         return [faces[end - count : end] for end, count in zip(ends, counts, strict=True)]
@@ -361,7 +358,7 @@ class LandmarkModel:
         boxes: Sequence[geometry.Box],
         estimates: Sequence[_Estimate],
     ) -> list[_Estimate]:
-        """The surest predictions for faces among their crops in four orientations, and an upright one."""
+        """The predictions of least expected error, from crops in four orientations and an upright one."""
 
         def predict(affines):
             crops = [geometry.warp(pixels, affine, self.image_size) for affine in affines]
@@ -452,7 +449,7 @@ def check_boxes(
       InputError: these are no boxes, or a box can be no face's in the picture (`geometry.check_box`).
     """
     boxes = _as_list(f"{name}: boxes", boxes)
-    if boxes and all(np.ndim(box) == 0 and not isinstance(box, str) for box in boxes):
+    if boxes and all(isinstance(v, int | float) or getattr(v, "ndim", 1) == 0 for v in boxes):
         raise InputError(
             f"{name}: boxes: {describe_value(boxes)}; give a list of boxes, [(x0, y0, x1, y1), ...]"
         )

@@ -382,7 +382,7 @@ def test_prepare_300w(place):
         if name.endswith((".jpg", ".png")) and "photograph" not in name:
             assert "at most 268,435,456 are read" in bad[f"afw/{stem} {suffix}.{suffix}"]
     assert "NaN or infinite" in bad["afw/points value 1e400.pts"]
-    assert "px outside" in bad["afw/points mostly far.jpg"]
+    assert "two negative coordinates" in bad["afw/points mostly far.pts"]
     assert "n_points is 67, and there are 68" in bad["afw/points says 67.pts"]
 
 

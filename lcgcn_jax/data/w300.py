@@ -143,7 +143,10 @@ def _split_point(line: str) -> list[str]:
         return line.strip().split(",")  # a comma between x and y
     if re.search(r",(?=[\s;])", line):
         return re.split(r"[\s;]*,[\s;]+", line.strip())  # "x, y"
-    return [number.replace(",", ".") for number in re.split(r"[\s;]+", line.strip())]
+    numbers = re.split(r"[\s;]+", line.strip())
+    if "." in line:  # a comma beside decimal points is a slip, and no number is made of it
+        return numbers
+    return [number.replace(",", ".") for number in numbers]
 
 
 def located(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:

@@ -94,6 +94,7 @@ def assert_devices_agree(first, second, heatmap, *, graph):
         )
 
 
+@pytest.mark.slow
 def test_two_devices_of_the_cpu_agree(toy):
     assert_devices_agree(*jax.devices("cpu")[:2], {"name": "toy"}, graph=False)
 

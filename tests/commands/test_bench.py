@@ -51,6 +51,7 @@ def config(tmp_path, toy, monkeypatch):
     return path
 
 
+@pytest.mark.slow
 def test_every_row_is_there_and_positive(config, synthetic98, tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
     options = ["--data", synthetic98, "--workers", "0,1", "--repetitions", 2, "--json", out]
@@ -80,6 +81,19 @@ def test_every_row_is_there_and_positive(config, synthetic98, tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(name in said for name in ROWS)
     assert max(len(line) for line in said.splitlines() if line != str(config)) <= 100
+
+
+def test_rows_of_two_parts_on_given_faces(config, synthetic98, tmp_path):
+    out = tmp_path / "bench.json"
+    options = ["--data", synthetic98, "--only", "forward,decode", "--repetitions", 2, "--json", out]
+    assert main(["bench", "--config", *map(str, [config, *options])]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert list(rows) == ["forward", "decode"]
+    for row in rows.values():
+        low, high = row["quartiles"]
+        assert 0 < low <= row["median"] <= high
+        assert min(row["flops"], row["bytes"], row["floor"]) > 0
+        assert row["faces_per_second"] == pytest.approx(8 / row["median"])
 
 
 def test_parts_of_choice_on_faces_of_its_own(config, monkeypatch, capsys):

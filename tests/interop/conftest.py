@@ -1,4 +1,3 @@
-import functools
 import json
 import math
 import zlib
@@ -6,9 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from lcgcn_jax.interop import torch_weights
-from lcgcn_jax.models import bundles
 
 
 def torch_normal(key, shape):
@@ -50,22 +46,6 @@ class Parity:
 
     def outputs(self, name):
         return np.load(self.folder / f"{name}.npz")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def traced_once():
-    """Keeps the shapes of a model: seconds for each import and refusal otherwise."""
-    untouched = bundles.abstract_weights
-    trace = functools.cache(lambda model, k: untouched(json.loads(model), k))
-
-    def abstract_weights(model, num_landmarks, dtype=np.float32):
-        assert np.dtype(dtype) == np.float32
-        return trace(json.dumps(dict(model)), num_landmarks)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (bundles, torch_weights):
-            patch.setattr(module, "abstract_weights", abstract_weights)
-        yield
 
 
 @pytest.fixture(scope="session")

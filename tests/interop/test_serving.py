@@ -26,13 +26,13 @@ from lcgcn_jax.interop.serving import (
     write_stablehlo,
 )
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
-from lcgcn_jax.models.bundles import load_bundle
+from lcgcn_jax.models.bundles import CONFIG, find_bundle, load_bundle
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.photographs import read_photograph
 
 SHIPPED = "w300-lcgcn-small"
-SIZE = load_bundle(SHIPPED).image_size
+SIZE = json.loads((find_bundle(SHIPPED) / CONFIG).read_text())["image_size"]
 NARROW = {
     "lcgcn": {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]},
     "dag": {"width": 6, "blocks": 1, "turns": 2},

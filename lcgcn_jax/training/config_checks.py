@@ -327,7 +327,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if isinstance(model.get(part), Mapping) or model.get(part) is None
     }
     leaves = leaf_fields(fields)
-    for name in leaves:
+    for name, value in leaves.items():
+        if group := [field for field in FIELDS if field.startswith(f"{name}.")]:
+            raise InputError(f"config {name}: got {value!r}; expected fields such as {group[0]}")
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)
             raise InputError(f"config {name}: unknown field; did you mean {near[0]}?")
@@ -335,6 +337,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if name not in leaves:
             raise InputError(f"config {name}: is missing; expected {constraint}")
         _check(name, leaves[name], constraint)
+    if options.get("heatmap") is None:
+        raise InputError(
+            "config model.heatmap: got None; expected fields, with the name of a model"
+        )
     # What is not in these tables is refused where the model is made, with the options that exist.
     for part, known, default in (
         ("heatmap", HEATMAP_MODEL_FIELDS, None),

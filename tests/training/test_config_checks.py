@@ -163,6 +163,14 @@ def test_field_that_is_missing_or_unknown(config):
     assert refusal(config) == "config train.keeep: unknown field; did you mean train.keep?"
 
 
+@pytest.mark.parametrize(
+    "name", ["model", "model.heatmap", "train", "optimizer.learning_rate", "data.augment"]
+)
+def test_group_of_fields_that_is_null(config, name):
+    apply_overrides(config, {name: "null"})
+    assert f"config {name}: " in refusal(config)
+
+
 def test_heatmap_model_alone_and_one_from_outside(config):
     config.train.mode = "heatmap_only"
     with config.unlocked(), config.ignore_type():

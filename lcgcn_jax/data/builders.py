@@ -398,11 +398,13 @@ class _WrittenImages:
                     "points refer to the image as shown upright; for points in the pixels as stored, "
                     "add --stored-pixels"
                 )
-            notes.append(f"{count:,} images have an EXIF orientation: {rule}")
+            notes.append(
+                f"{count:,} {'image has' if count == 1 else 'images have'} an EXIF orientation: {rule}"
+            )
         if count := len(self._stated_as_stored):
             notes.append(
-                f"{count:,} images are annotated in their pixels as stored, by the stated width and "
-                "height: image and points are turned upright together"
+                f"{count:,} {'image is' if count == 1 else 'images are'} annotated in pixels as stored, by the "
+                "stated width and height: image and points are turned upright together"
             )
         for first, second in itertools.combinations(SPLITS, 2):
             if first in ("train", "validation"):

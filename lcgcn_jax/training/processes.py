@@ -110,13 +110,13 @@ class Interrupted(Exception):
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a program that this signal ended: 130 for SIGINT, 143 for SIGTERM."""
+        """Exit code of a shell for this signal: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.signal
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Within, SIGTERM and SIGINT do not kill: they make a note, which is asked for once a step.
+    """Within, SIGTERM, SIGINT and SIGHUP do not kill: they make a note, which is asked for once a step.
 
     Yields:
       A function of the step, the same in all processes: the signal that asks to stop there, or None. A
@@ -125,9 +125,11 @@ def stop_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
     """
     if jax.process_count() == 1:
         caught: list[signal.Signals] = []
-        with _handled(
-            lambda number, _: caught.append(signal.Signals(number)), signal.SIGTERM, signal.SIGINT
-        ):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        # Of a terminal that is closed; `nohup` ignores it.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        with _handled(lambda number, _: caught.append(signal.Signals(number)), *numbers):
             yield lambda step: caught[0] if caught else None
     else:
         # SIGTERM is what JAX's own preemption service listens to, once the processes have joined.

@@ -24,7 +24,9 @@ def get_config():
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_signal_saves_and_ends_in_one_line(
     toy, synthetic98, tmp_path, monkeypatch, capsys, number, code
 ):
@@ -34,6 +36,6 @@ def test_signal_saves_and_ends_in_one_line(
     command += [f"--config.data.dir={synthetic98}"]
     assert main(command) == code
     shown = capsys.readouterr().out.splitlines()
-    assert "6 steps of 8 faces, 1.3 epochs of 36;" in shown[1].partition(": ")[2]
+    assert "6 steps of 8 faces, 1.3 epochs of 37;" in shown[1].partition(": ")[2]
     assert shown[-1] == f"{tmp_path / 'run'}: saved at step 3; the same command goes on"
     assert latest_checkpoint(tmp_path / "run").name == "3"

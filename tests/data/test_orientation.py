@@ -97,7 +97,7 @@ def test_points_refer_to_the_upright_image(maker, oriented, orientation, suffix)
     else:
         (note,) = notes
         assert note.startswith(
-            "1 images have an EXIF orientation: points refer to the image as shown"
+            "1 image has an EXIF orientation: points refer to the image as shown"
         )
         assert "--stored-pixels" in note
 
@@ -118,7 +118,7 @@ def test_points_in_stored_pixels_are_turned_with_the_image(maker, oriented, orie
         sized = dataclasses.replace(face, stated_size=(HEIGHT, WIDTH))
         record, report = record_of(maker, sized)
         assert_upright(record, upright)
-        assert report.notes[0].startswith("1 images are annotated in their pixels as stored")
+        assert report.notes[0].startswith("1 image is annotated in pixels as stored")
         record, _ = record_of(maker, sized, stored_pixels=True)
         assert_upright(record, upright)
 

@@ -403,8 +403,8 @@ class _WrittenImages:
             )
         if count := len(self._stated_as_stored):
             notes.append(
-                f"{count:,} {'image is' if count == 1 else 'images are'} annotated in pixels as stored, by the "
-                "stated width and height: image and points are turned upright together"
+                f"{count:,} {'image is' if count == 1 else 'images are'} annotated in pixels as stored, by "
+                "the stated width and height: image and points are turned upright together"
             )
         for first, second in itertools.combinations(SPLITS, 2):
             if first in ("train", "validation"):

@@ -123,6 +123,8 @@ def pytest_terminal_summary(terminalreporter):
         for phase, seconds in report.user_properties
         if phase in ("setup", "call")
     ]
+    if not phases:
+        return
     terminalreporter.section(f"{_SHOWN} largest CPU times")
     for seconds, phase, test in sorted(phases, reverse=True)[:_SHOWN]:
         terminalreporter.write_line(f"{seconds:7.2f}s {phase:6} {test}")

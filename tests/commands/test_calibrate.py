@@ -142,21 +142,25 @@ def test_uncalibrated_model_says_nothing_of_it(plain, case, tmp_path, capsys):
     assert "AUSE" not in capsys.readouterr().out
 
 
-def test_predict_reports_it(calibrated, plain, case, tmp_path):
-    photo = Path(case.photo)
-    for model, there in ((calibrated[0], True), (plain, False)):
-        out = tmp_path / str(there)
-        words = ["--model", model, photo, "--whole_image", "--out", out]
-        assert main(["predict", *map(str, words)]) == 0
-        (face,) = json.loads((out / f"{photo.stem}.json").read_text())["faces"]
-        assert ("expected_error" in face) == there
-        if there:
-            # The whole picture is the crop of this box.
-            box = (18.7, 18.7, 172.3, 172.3)
-            (found,) = load(model).predict(photo, [box])
-            assert found.expected_error.shape == (case.num_landmarks,)
-            assert (found.expected_error > 0).all()
-            np.testing.assert_allclose(face["expected_error"], found.expected_error, atol=0.01)
+def predicted_face(model, case, out):
+    words = ["--model", model, case.photo, "--whole_image", "--out", out]
+    assert main(["predict", *map(str, words)]) == 0
+    (face,) = json.loads((out / f"{Path(case.photo).stem}.json").read_text())["faces"]
+    return face
+
+
+def test_predict_reports_it(calibrated, case, tmp_path):
+    face = predicted_face(calibrated[0], case, tmp_path / "out")
+    # The whole picture is the crop of this box.
+    box = (18.7, 18.7, 172.3, 172.3)
+    (found,) = load(calibrated[0]).predict(case.photo, [box])
+    assert found.expected_error.shape == (case.num_landmarks,)
+    assert (found.expected_error > 0).all()
+    np.testing.assert_allclose(face["expected_error"], found.expected_error, atol=0.01)
+
+
+def test_predict_reports_nothing_of_an_uncalibrated_model(plain, case, tmp_path):
+    assert "expected_error" not in predicted_face(plain, case, tmp_path / "out")
 
 
 @shipped

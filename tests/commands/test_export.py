@@ -46,6 +46,7 @@ def test_stablehlo_with_and_without_the_graph(model, tmp_path, capsys):
     assert {path.name for path in out.parent.iterdir()} == {out.name, description_file(out).name}
 
 
+@pytest.mark.slow
 def test_onnx_by_command(model, tmp_path):
     pytest.importorskip("jax2onnx")
     assert main(line(model, "onnx", tmp_path / "face.onnx")) == 0

@@ -98,7 +98,7 @@ def assert_agree(serve, bundle, crops, batches):
             )
 
 
-@pytest.mark.parametrize("kind", WRITE)
+@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_model_can_be_served(toy, random_bundle, tmp_path, kind):
     assert_served(
         random_bundle, tmp_path, "dark", {"message": "offsets", "output": "residual"}, kind

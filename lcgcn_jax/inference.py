@@ -103,8 +103,8 @@ class LandmarkModel:
 
     It can be used by several threads at once, and copied and pickled: a copy holds the bundle's content, and
     that of the face detector's file if it was used. Worker processes have to be started by `spawn` or
-    `forkserver`. JAX hangs in processes that were forked after it started, so there every method raises a
-    `RuntimeError`.
+    `forkserver`. JAX hangs in processes that were forked after it started, so there every prediction raises
+    a `RuntimeError`.
 
     Attributes:
       scheme: what the landmarks mean.

@@ -73,7 +73,13 @@ def finish() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within, a signal waits until the end of the block, which has to be short."""
+    """Within, a signal waits until the end of the block, which has to be short.
+
+    In other threads than the main one this does nothing: signals are handled in the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _State.deferrals += 1
     try:
         yield

@@ -5,6 +5,7 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -148,41 +149,72 @@ def check_complete(encoded: bytes) -> None:
     Raises:
       ValueError: the file is empty, truncated, or has a wrong checksum.
     """
+    image_end(encoded)
+
+
+def image_end(encoded: bytes) -> int:
+    """Offset of the first byte after the image: of data that a camera or program appended, if any.
+
+    Only JPEG and PNG files are searched; other formats end where the file ends.
+
+    Raises:
+      ValueError: as in `check_complete`.
+    """
     if not encoded:
         raise ValueError("the image file is empty")
     if encoded.startswith(b"\x89PNG"):
-        complete = _png_is_complete(encoded)
+        end = _png_end(encoded)
     elif encoded.startswith(b"\xff\xd8"):
-        complete = _jpeg_is_complete(encoded)
+        end = _jpeg_end(encoded)
     else:
-        complete = True  # other formats: the decoder raises
-    if not complete:
+        end = len(encoded)  # truncated files of other formats: the decoder raises
+    if end is None:
         raise ValueError("the image file is truncated")
+    return end
 
 
-def _png_is_complete(encoded: bytes) -> bool:
-    """Whether all chunks up to the end chunk are present; raises `ValueError` for a wrong checksum."""
+@dataclasses.dataclass(frozen=True)
+class _PngChunk:
+    """Chunk of a PNG file; `stop` is the offset of the next one."""
+
+    kind: bytes
+    start: int
+    stop: int
+    is_intact: bool
+
+    def content(self, encoded: bytes) -> bytes:
+        return encoded[self.start + 8 : self.stop - 4]
+
+
+def _png_chunks(encoded: bytes) -> Iterator[_PngChunk]:
+    """The whole chunks of a PNG file, up to the end chunk or to a chunk that is cut off."""
     place = 8
     while place + 12 <= len(encoded):
         (length,) = struct.unpack_from(">I", encoded, place)
         end = place + 8 + length
         if end + 4 > len(encoded):
-            return False
+            return
         kind = encoded[place + 4 : place + 8]
-        # Critical chunks have a capital first letter; decoders skip damaged chunks of other kinds.
-        if (
-            kind[:1].isupper()
-            and struct.pack(">I", zlib.crc32(encoded[place + 4 : end])) != (encoded[end : end + 4])
-        ):
-            raise ValueError("the image cannot be decoded (a PNG chunk has a wrong checksum)")
+        checksum = struct.pack(">I", zlib.crc32(encoded[place + 4 : end]))
+        yield _PngChunk(kind, place, end + 4, checksum == encoded[end : end + 4])
         if kind == b"IEND":
-            return True
+            return
         place = end + 4
-    return False
 
 
-def _jpeg_is_complete(encoded: bytes) -> bool:
-    """Whether the first image of a JPEG file has its end marker, whatever follows it."""
+def _png_end(encoded: bytes) -> int | None:
+    """Offset after the end chunk, or None without one; raises `ValueError` for a wrong checksum."""
+    for chunk in _png_chunks(encoded):
+        # Critical chunks have a capital first letter; decoders skip damaged chunks of other kinds.
+        if chunk.kind[:1].isupper() and not chunk.is_intact:
+            raise ValueError("the image cannot be decoded (a PNG chunk has a wrong checksum)")
+        if chunk.kind == b"IEND":
+            return chunk.stop
+    return None
+
+
+def _jpeg_end(encoded: bytes) -> int | None:
+    """Offset after the end marker of a JPEG file's first image, or None if that is cut off."""
     place = 2
     scan = None
     while match := _JPEG_MARKER.search(encoded, place):
@@ -190,15 +222,16 @@ def _jpeg_is_complete(encoded: bytes) -> bool:
         place = match.end()
         if marker == _JPEG_EOI:
             # The end marker of an appended file does not end a truncated image.
-            return scan is not None and not _ISO_BOX.search(encoded, scan, place)
+            is_own = scan is not None and not _ISO_BOX.search(encoded, scan, place)
+            return place if is_own else None
         if scan is not None and marker not in _JPEG_AFTER_SCAN:
-            return False
+            return None
         if marker == 0x01:  # TEM, without a length
             continue
         place += int.from_bytes(encoded[place : place + 2])
         if marker == _JPEG_SOS and scan is None:
             scan = place
-    return False
+    return None
 
 
 def _open(encoded: bytes) -> tuple[PIL.Image.Image, ImageHeader]:
@@ -206,7 +239,7 @@ def _open(encoded: bytes) -> tuple[PIL.Image.Image, ImageHeader]:
     reader = _reader(encoded)
     try:
         image = reader(io.BytesIO(encoded))
-        orientation = _orientation(image)
+        orientation = _orientation(image, encoded)
         width, height = image.size
         if image.format == "TIFF" and orientation >= 5:  # Pillow states the upright size
             width, height = height, width
@@ -234,14 +267,19 @@ def _reader(encoded: bytes) -> type[PIL.Image.Image]:
     raise ValueError("the image cannot be decoded")
 
 
-def _orientation(image: PIL.Image.Image) -> int:
+def _orientation(image: PIL.Image.Image, encoded: bytes) -> int:
     if image.format == "TIFF":
         value = image.tag_v2.get(_ORIENTATION)
     else:
+        content = image.info.get("exif")
+        if image.format == "PNG":  # Pillow finds the chunk only where it precedes the pixels
+            chunks = (c for c in _png_chunks(encoded) if c.kind == b"eXIf" and c.is_intact)
+            chunk = next(chunks, None)
+            content = None if chunk is None else chunk.content(encoded)
         # Not `getexif`, which also reads XMP: viewers do not.
         exif = PIL.Image.Exif()
         try:
-            exif.load(image.info.get("exif"))
+            exif.load(content)
             value = exif.get(_ORIENTATION)
         except Exception:  # damaged EXIF data raise errors of many types; the pixels are whole
             value = None

@@ -208,17 +208,23 @@ def _csv_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
             if missing := [name for name in BOX_COLUMNS if name not in columns]:
                 raise ValueError(_missing_column(missing[0]))
             continue
+        line = f"line {rows.line_num}"
+        # Of a name with a comma that is not in quotes, say; spreadsheets add empty cells.
+        if any(cell.strip() for cell in row[len(columns) :]):
+            raise ValueError(f"{line} has {len(row)} cells, and the header has {len(columns)}")
         cells = dict(zip(columns, row, strict=False))
+        if not cells.get("image", "").strip():
+            raise ValueError(f"{line} names no image")
         numbers = [cells.get(name, "").strip() for name in BOX_COLUMNS[1:]]
         if delimiter == ";":  # spreadsheets that separate by semicolons write decimal commas
             numbers = [number.replace(",", ".") for number in numbers]
-        if not any(numbers) and len(row) >= len(BOX_COLUMNS):
+        if not any(numbers) and cells.keys() >= set(BOX_COLUMNS):
             boxes.append((cells["image"], []))
             continue
         try:
             boxes.append((cells["image"], [[float(number) for number in numbers]]))
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"line {rows.line_num} has no four numbers") from error
+        except ValueError as error:
+            raise ValueError(f"{line} has no four numbers") from error
     if columns is None:
         raise ValueError(_missing_column("image"))
     return boxes

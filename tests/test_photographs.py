@@ -1,6 +1,7 @@
 import contextlib
 import io
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -9,7 +10,13 @@ import pytest
 
 from lcgcn_jax.detection import quiet_opencv
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.photographs import MAX_PIXELS, decode_image, read_header, read_photograph
+from lcgcn_jax.photographs import (
+    MAX_PIXELS,
+    decode_image,
+    image_end,
+    read_header,
+    read_photograph,
+)
 
 # 24 x 32, its quarters red, green, blue and yellow, in RGB.
 COLOURS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 20]]], np.uint8)
@@ -240,6 +247,31 @@ def test_damaged_exif_is_ignored():
         assert decode_image(damaged).shape == PICTURE.shape
 
 
+def exif_chunk(orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_after_the_pixels_of_a_png(orientation):
+    plain = encoded(".png")
+    for place in (33, len(plain) - 12):  # after the header, and after the pixels
+        turned = plain[:place] + exif_chunk(orientation) + plain[place:]
+        assert read_header(turned).orientation == orientation
+        expected = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR_RGB)
+        np.testing.assert_array_equal(decode_image(turned), expected)
+
+
+def test_exif_of_a_png_that_is_damaged_or_repeated():
+    plain = encoded(".png")
+    damaged = exif_chunk(6)[:-1] + b"\0"
+    for chunks, orientation in ((damaged, 1), (exif_chunk(6) + exif_chunk(3), 6)):
+        assert read_header(plain[:-12] + chunks + plain[-12:]).orientation == orientation
+    assert read_header(plain + exif_chunk(6)).orientation == 1
+
+
 NOISE_JPEG = encoded(".jpg", NOISE)
 VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + np.random.default_rng(1).bytes(50_000)
 TRAILERS = {
@@ -260,6 +292,7 @@ TRAILERS = {
 def test_what_follows_a_whole_jpeg_is_ignored(trailer, progressive):
     whole = saved("JPEG", NOISE, progressive=progressive)
     np.testing.assert_array_equal(decode_image(whole + trailer), decode_image(whole))
+    assert image_end(whole + trailer) == len(whole)
     for cut in (2, 3, 100, len(whole) // 2):
         with pytest.raises(ValueError, match="truncated"):
             decode_image(whole[:-cut] + trailer)
@@ -269,6 +302,7 @@ def test_what_follows_a_whole_jpeg_is_ignored(trailer, progressive):
 def test_what_follows_a_whole_png_is_ignored(trailer):
     whole = encoded(".png", NOISE)
     np.testing.assert_array_equal(decode_image(whole + trailer), NOISE)
+    assert image_end(whole + trailer) == len(whole)
     for cut in (1, 12, 1000):
         with pytest.raises(ValueError, match=r"truncated|checksum"):
             decode_image(whole[:-cut] + trailer)

@@ -179,6 +179,18 @@ def test_names_of_no_input_are_kept(tmp_path):
         ("b.json", '{"a.jpg": [[1, 2, 3, true]]}', "'a.jpg' wants a list of boxes"),
         ("b.csv", "image,x0,y0,x1\na,1,2,3\n", "no column 'y1'"),
         ("b.csv", "image,x0,y0,x1,y1\na,1,2,3\n", "line 2 has no four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\na\n", "line 2 has no four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\na,,,\n", "line 2 has no four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\n,1,2,3,4\n", "line 2 names no image"),
+        (
+            "b.csv",
+            "image,x0,y0,x1,y1\na,b.png,1,2,3,4\n",
+            "line 2 has 6 cells, and the header has 5",
+        ),
+        ("b.csv", "x0,y0,x1,y1,score,image\n,,,,0.9\n", "line 2 names no image"),
+        ("b.csv", "x0,y0,x1,y1,score,image\n1,2,3,4,a\n", "line 2 names no image"),
+        ("b.csv", "x0,y0,x1,y1,image\n1,2,3,4\n", "line 2 names no image"),
+        ("b.csv", "x0;y0;x1;y1;image\n1;2;3;4;a;b\n", "line 2 has 6 cells"),
         ("b.csv", "", "no column 'image'"),
     ],
 )
@@ -188,6 +200,12 @@ def test_what_is_no_file_of_boxes_is_named(tmp_path, name, text, message):
     assert str(caught.value).startswith(f"{tmp_path / name}: not a file of face boxes: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ["a.jpg,1,2,3,4", "a.jpg,1,2,3,4,", "a.jpg,1,2,3,4,0.9,,"])
+def test_cells_after_the_box_may_be_missing_or_empty(tmp_path, row):
+    boxes = box_file(tmp_path, "b.csv", f"image,x0,y0,x1,y1,score\n{row}\n")
+    assert assigned(boxes, "a.jpg") == [1]
 
 
 def test_missing_file_of_boxes_is_named(tmp_path):

@@ -12,7 +12,6 @@ from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.ablation import ROWS, markdown, run_ablation, summarize
 from lcgcn_jax.training.config import apply_overrides, load_config
 from lcgcn_jax.training.config_checks import check_config
-from lcgcn_jax.training.processes import Interrupted
 
 
 def add_parser(subparsers) -> None:
@@ -23,7 +22,8 @@ def add_parser(subparsers) -> None:
         description="Trains graphs on one frozen heatmap model, several seeds each, and writes "
         "table.md and table.json: validation NME on plain and degraded crops, spread over the seeds, "
         "and paired bootstrap intervals of the differences. Any field of the config can be set with "
-        "--config.NAME=VALUE. The same command goes on where it stopped.",
+        "--config.NAME=VALUE. The same command goes on where it stopped; Ctrl-C, SIGTERM and SIGHUP "
+        "save first (exit codes 130, 143 and 129).",
         epilog="example: lcgcn ablation --model runs/w300_hrnet18_small --out runs/table3 "
         "--config.data.dir=data/w300",
     )
@@ -43,10 +43,11 @@ def add_parser(subparsers) -> None:
 
 
 def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
-    """Runs what is missing of the table, and writes it; returns 130 or 143 where a signal ended it.
+    """Runs what is missing of the table, and writes it; returns 0.
 
     Raises:
       InputError: the config, the model, the data or the folder cannot be used.
+      Interrupted: SIGINT, SIGTERM or SIGHUP ended it, after saving.
     """
     rows = args.rows.split(",")
     require_known("--rows", rows, ROWS)
@@ -57,11 +58,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     check_config(config)
     config.init_from = args.model
     use_compilation_cache()
-    try:
-        results = run_ablation(config, args.out, rows=rows, seeds=args.seeds)
-    except Interrupted as error:
-        print(error)
-        return error.exit_code
+    results = run_ablation(config, args.out, rows=rows, seeds=args.seeds)
     summary = summarize(results)
     table = markdown(summary)
     texts = {"table.json": json.dumps(summary, indent=1) + "\n", "table.md": table}

@@ -12,6 +12,7 @@ from lcgcn_jax.commands.visualize import compare_stages, predict_faces
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import load
+from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.training.config import load_config
 from lcgcn_jax.training.evaluation import mean_face_errors, report, split_errors
 from lcgcn_jax.training.loop import Training
@@ -39,10 +40,11 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the demo from start to end; returns 130 or 143 where a signal ended the training.
+    """Runs the demo from start to end; returns 0.
 
     Raises:
       InputError: the folder is there already.
+      Interrupted: SIGINT, SIGTERM or SIGHUP (exit codes 130, 143 and 129) ended the training.
     """
     if args.out.exists() and any(args.out.iterdir()):
         raise InputError(f"{args.out}: already exists; choose another --out or remove it")
@@ -60,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
         f"2/4 training {training.config.train.steps:,} steps (the first compiles, about a minute)"
     )
     if not training.run(on_validation=train.print_figures):
-        print(f"{args.out}: stopped; remove it, or choose another --out")
-        return 128 + training.stopped_by
+        stop = Interrupted(training.stopped_by)
+        stop.kept = f"remove {args.out}, or choose another --out"
+        raise stop
 
     print("3/4 measuring on faces it never saw")
     dataset, model = open_dataset(data), load(workdir)

@@ -72,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except InputError as error:
+        # Ending the work after a signal may fail as well: on a full disk, for example.
+        if (number := interrupts.received()) is not None:
+            return _stop(number, str(error))
         return _fail(f"error: {printable(error)}", 2)
     except FloatingPointError as error:
         return _fail(f"stopped: {error}", 1)
@@ -80,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except KeyboardInterrupt as error:
-        return _stop(interrupts.received() or signal.SIGINT, getattr(error, "kept", ""))
+        number = interrupts.received() or getattr(error, "number", signal.SIGINT)
+        return _stop(number, getattr(error, "kept", ""))
     except Exception as error:
         # Some libraries turn the exception of a signal into one of their own.
         if (number := interrupts.received()) is not None:

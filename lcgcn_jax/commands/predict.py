@@ -23,7 +23,7 @@ from lcgcn_jax.files import replacing_all, write_all
 from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.inference import Face, LandmarkModel, check_boxes, load
 from lcgcn_jax.inputs import InputFile, find_inputs
-from lcgcn_jax.interrupts import deferred
+from lcgcn_jax.interrupts import Interrupted, deferred, received
 from lcgcn_jax.photographs import read_photograph
 from lcgcn_jax.tracking import FaceTracker, OneEuroFilter
 from lcgcn_jax.video import Frame, Video, VideoWriter, open_video, varies
@@ -60,7 +60,8 @@ Faces are found by OpenCV's YuNet, unless boxes are given. A file of boxes (--bo
 {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the header image,x0,y0,x1,y1; an empty list
 or four empty cells are for an image without a face.
 Files that cannot be used are listed at the end; the exit code is then 1. Ctrl-C keeps all finished
-images, and the finished frames of a video as OUT/NAME.interrupted.jsonl and .mp4.""",
+images, and the finished frames of a video as OUT/NAME.interrupted.jsonl and .mp4 (or, where these
+exist, as OUT/NAME.interrupted-2.jsonl and so on).""",
         epilog="""\
 examples:
   lcgcn predict --model runs/small photo.jpg --box 120,80,260,240
@@ -297,6 +298,12 @@ class _Run:
                 else:
                     waiting.append(self._read(file))
             except InputError as error:
+                # Closing or renaming the files of a video failed, after a signal ended it.
+                if (number := received()) is not None:
+                    stop = Interrupted(number)
+                    lost = f"the frames of {file.path} are lost: " if file.is_video else ""
+                    stop.kept = f"{lost}{error}"
+                    raise stop from error
                 self._failures.append(str(error))
             faces = sum(len(photograph.boxes) for photograph in waiting)
             if faces >= _FACES or sum(photo.pixels.size for photo in waiting) >= 3 * _PIXELS:
@@ -432,11 +439,28 @@ class _Run:
 
 
 def _keep(outputs: Sequence[Path], partials: Sequence[Path]) -> str:
-    """Keeps the files of an interrupted video under names of their own; returns the names."""
-    names = [path.with_name(f"{path.stem}.interrupted{path.suffix}") for path in outputs]
+    """Keeps the files of an interrupted video under new names; returns the names.
+
+    Those of earlier runs stay: the names get a number.
+
+    Raises:
+      OSError: they cannot be renamed; none of them is kept then.
+    """
+    for number in itertools.count(1):
+        label = "interrupted" if number == 1 else f"interrupted-{number}"
+        names = [path.with_name(f"{path.stem}.{label}{path.suffix}") for path in outputs]
+        if not any(os.path.lexists(name) for name in names):
+            break
     with deferred():
-        for partial, name in zip(partials, names, strict=True):
-            partial.replace(name)
+        renamed = []
+        try:
+            for partial, name in zip(partials, names, strict=True):
+                partial.replace(name)
+                renamed.append(name)
+        except OSError as error:
+            for path in renamed:
+                path.unlink()
+            raise OSError(error.errno, error.strerror, str(name)) from error
     return " and ".join(map(str, names))
 
 

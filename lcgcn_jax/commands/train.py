@@ -28,7 +28,7 @@ def add_parser(subparsers) -> None:
         help="train a model from a config file, or go on with a run",
         description="Trains a model. Any field of the config can be set with "
         "--config.NAME=VALUE. The same command on a folder with checkpoints goes on where it "
-        "stopped; Ctrl-C and SIGTERM save first (exit codes 130 and 143).",
+        "stopped; Ctrl-C, SIGTERM and SIGHUP save first (exit codes 130, 143 and 129).",
         epilog="example: lcgcn train --config configs/w300_lcgcn.py:small --workdir runs/small "
         "--config.train.steps=1000",
     )
@@ -56,10 +56,14 @@ def add_parser(subparsers) -> None:
 
 
 def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
-    """Trains; returns 0, or 130 or 143 where SIGINT or SIGTERM ended it after saving.
+    """Trains; returns 0.
+
+    Many processes print one line together: after a signal, those that are not the primary one return
+    the exit code and raise nothing.
 
     Raises:
       InputError: the config, the data or the folder cannot be used, or the folder not any more.
+      Interrupted: SIGINT, SIGTERM or SIGHUP ended it, after saving.
     """
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(rest))
@@ -69,7 +73,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     training = Training(config, args.workdir, accept_changes=args.accept_changes)
     if not is_main():
         training.run()
-        return _exit_code(training)
+        return 0 if training.stopped_by is None else 128 + training.stopped_by
     print(f"{args.workdir}: on {describe_devices()}", flush=True)
     print(f"{args.workdir}: {describe_steps(training.config, training.num_faces)}", flush=True)
     if training.step:
@@ -80,15 +84,10 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     curves = visualize.plot_curves(read_metrics(args.workdir))
     with needs_writing(args.workdir / CURVES):
         write_whole(args.workdir / CURVES, lambda tmp: curves.savefig(tmp, dpi=120))
-    if finished:
-        print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
-    else:
-        print(f"{args.workdir}: saved at step {training.step:,}; the same command goes on")
-    return _exit_code(training)
-
-
-def _exit_code(training: Training) -> int:
-    return 0 if training.stopped_by is None else 128 + training.stopped_by
+    if not finished:
+        raise training.interruption()
+    print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
+    return 0
 
 
 def _join(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float, Int8, UInt8
 
 from lcgcn_jax import geometry, photographs
+from lcgcn_jax.data.mirror_check import mirror_pair_note
 from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, Visibility
 from lcgcn_jax.errors import InputError, one_line
 
@@ -225,6 +226,8 @@ class Faces(tfds.core.GeneratorBasedBuilder):
         self._mismatched = collections.Counter()
         self._fingerprint = hashlib.sha256()
         self._images = _WrittenImages()
+        self._landmarks: list[np.ndarray] = []  # in upright pixels, of custom landmarks
+        self._visible: list[np.ndarray] = []
         self.report: PrepareReport | None = None
         super().__init__(**kwargs)
 
@@ -320,6 +323,9 @@ class Faces(tfds.core.GeneratorBasedBuilder):
                 self._mismatched[split] += isinstance(error, SizeMismatch)
                 continue
             self._count(split, face, example["landmarks"])
+            if self._annotations.has_custom_landmarks:
+                self._landmarks.append(example["landmarks"])
+                self._visible.append(example["visible"])
             yield key, example | {"image": io.BytesIO(example["image"])}
             key += 1
 
@@ -332,6 +338,8 @@ class Faces(tfds.core.GeneratorBasedBuilder):
 
     def _notes(self) -> list[str]:
         notes = self._images.notes(stored_pixels=self._stored_pixels)
+        if note := mirror_pair_note(self._annotations.scheme, self._landmarks, self._visible):
+            notes.append(note)
         is_expected = self._annotations.has_validation and "train" in self._num_faces
         if is_expected and "validation" not in self._num_faces:
             reason = (
@@ -580,10 +588,11 @@ class _SourceImage:
     def part(self, x0: int, y0: int, x1: int, y1: int) -> bytes:
         """A JPEG or PNG file of a part of the upright image; JPEG where the file is one.
 
-        All of an image that is stored upright stays as it is, rather than being compressed again.
+        All of an image that is stored upright stays as it is, rather than being compressed again. What
+        follows the image in the file, such as the video of a motion photo, is left out.
         """
         if (x1 - x0, y1 - y0) == self.pixels.shape[1::-1] and self._is_kept:
-            return self.encoded
+            return self.encoded[: photographs.image_end(self.encoded)]
         bgr = np.ascontiguousarray(self.pixels[y0:y1, x0:x1, ::-1])
         if self.header.format == "JPEG":
             return cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))[1].tobytes()

@@ -10,7 +10,6 @@ import numpy as np
 
 from lcgcn_jax.data import coco_keypoints, csv_tables, raw_faces
 from lcgcn_jax.data.formats import identify, require_format
-from lcgcn_jax.data.mirror_check import mirror_pair_note
 from lcgcn_jax.data.raw_faces import SPLITS, UNSTATED, RawFace
 from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, image_inside
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -114,10 +113,7 @@ def _read(
         whole = [face for _, _, face in stated if isinstance(face, RawFace)]
         if note := raw_faces.percent_note(path, whole, images):
             notes.append(note)
-    visible = [face.visible for face in faces]
-    if note := mirror_pair_note(scheme, [face.landmarks for face in faces], visible):
-        notes.append(note)
-    return AnnotationList(kind, scheme, (), faces, bad, [], notes)
+    return AnnotationList(kind, scheme, (), faces, bad, [], notes, has_custom_landmarks=True)
 
 
 def _checked(

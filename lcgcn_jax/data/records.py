@@ -102,6 +102,8 @@ class AnnotationList:
       absent: subsets of the layout that the folder does not hold.
       notes: one-line remarks for the user, printed by prepare.
       has_validation: whether a part of train becomes the validation split where no face is of one.
+      has_custom_landmarks: whether the user states what the landmarks mean, so that prepare compares
+        the scheme's mirror pairs with the faces.
     """
 
     kind: str
@@ -112,6 +114,7 @@ class AnnotationList:
     absent: list[str]
     notes: list[str] = dataclasses.field(default_factory=list)
     has_validation: bool = True
+    has_custom_landmarks: bool = False
 
 
 def image_inside(images: Path, image: str) -> Path:

@@ -21,7 +21,6 @@ from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.training.loop import Training
-from lcgcn_jax.training.processes import Interrupted
 
 RESULT = "errors.json"
 
@@ -118,7 +117,7 @@ def run_ablation(
 
     Raises:
       InputError: the configuration, the data or the folder cannot be used.
-      Interrupted: SIGINT or SIGTERM ended it, after saving.
+      Interrupted: SIGINT, SIGTERM or SIGHUP ended it, after saving.
     """
     results, evidence, evidence_of = {}, None, None
     for name in rows:
@@ -132,10 +131,7 @@ def run_ablation(
                 training = Training(run, workdir, evidence=evidence)
                 evidence = training.evidence
                 if not training.run():
-                    message = (
-                        f"{workdir}: saved at step {training.step:,}; the same command goes on"
-                    )
-                    raise Interrupted(message, training.stopped_by)
+                    raise training.interruption()
                 _write_errors(training, workdir / RESULT)
             found.append(json.loads((workdir / RESULT).read_text(encoding="utf-8")))
         results[name] = RowErrors(

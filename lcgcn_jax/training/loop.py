@@ -19,6 +19,7 @@ from lcgcn_jax.data.dataset import FaceDataset, open_dataset
 from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.data.pipeline import TrainIterator, train_iterator, view_order
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES, Evidence, LCGCNOutput
@@ -211,8 +212,8 @@ class Training:
           on_validation: called with the step and the figures after each validation.
 
         Returns:
-          Whether the last step was reached; False where SIGTERM or SIGINT ended the run, after saving;
-          `stopped_by` is then the signal.
+          Whether the last step was reached; False where SIGINT, SIGTERM or SIGHUP ended the run,
+          after saving; `stopped_by` is then the signal.
 
         Raises:
           FloatingPointError: the loss, its gradient, a parameter or a validation error is not finite; the
@@ -271,6 +272,12 @@ class Training:
                     self.stopped_by = stop
                     break
         return self.step == train.steps
+
+    def interruption(self) -> Interrupted:
+        """The exception for commands to raise after a signal ended `run`."""
+        stop = Interrupted(self.stopped_by)
+        stop.kept = f"{self.workdir}: saved at step {self.step:,}; the same command goes on"
+        return stop
 
     def _open_batches(self) -> TrainIterator | CachedBatches:
         config = self.config

@@ -97,23 +97,6 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
     return gathered.view(rows.dtype).reshape(-1, *rows.shape[1:])
 
 
-class Interrupted(Exception):
-    """A signal that ended a training after it saved.
-
-    Attributes:
-      signal: which one.
-    """
-
-    def __init__(self, message: str, number: signal.Signals):
-        super().__init__(message)
-        self.signal = number
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of a shell for this signal: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
-        return 128 + self.signal
-
-
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
     """Within, SIGTERM, SIGINT and SIGHUP do not kill: they make a note, which is asked for once a step.
@@ -123,17 +106,18 @@ def stop_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
       signal to any one of them counts; many processes agree on the next step that all of them can reach,
       and on SIGTERM.
     """
+    numbers = [signal.SIGINT]
+    # Of a terminal that is closed; `nohup` ignores it.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     if jax.process_count() == 1:
         caught: list[signal.Signals] = []
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        # Of a terminal that is closed; `nohup` ignores it.
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
+        numbers.append(signal.SIGTERM)
         with _handled(lambda number, _: caught.append(signal.Signals(number)), *numbers):
             yield lambda step: caught[0] if caught else None
     else:
         # SIGTERM is what JAX's own preemption service listens to, once the processes have joined.
-        with _handled(lambda *_: os.kill(os.getpid(), signal.SIGTERM), signal.SIGINT):
+        with _handled(lambda *_: os.kill(os.getpid(), signal.SIGTERM), *numbers):
             yield (
                 lambda step: (
                     signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None

@@ -16,6 +16,7 @@ from lcgcn_jax import interrupts
 from lcgcn_jax.commands import predict
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.w300 import read_pts
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import Face, LandmarkModel
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.video import VideoWriter, open_video
@@ -114,6 +115,55 @@ def test_finished_frames_of_a_video_are_kept(run, model, clip, tmp_path, number)
     model.stop_at = None
     assert run(clip)[0] == 0, "and the next run is not in the way of what was kept"
     assert len((out / "clip.jsonl").read_text().splitlines()) == 20
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_frames_of_an_earlier_interrupted_run_stay(run, model, clip, tmp_path, options):
+    for number in range(1, 4):
+        model.calls, model.stop_at = 0, 2
+        code, errors = run(clip, *options)
+        assert code == 130
+        name = "clip.interrupted" if number == 1 else f"clip.interrupted-{number}"
+        assert f"{name}.jsonl and " in errors[-1]
+        (tmp_path / "out" / f"{name}.jsonl").write_text(str(number))
+    texts = [path.read_text() for path in (tmp_path / "out").glob("*.jsonl")]
+    assert sorted(texts) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("failing", [".jsonl", ".mp4"])
+def test_frames_that_cannot_be_kept(run, model, clip, tmp_path, monkeypatch, number, failing):
+    replace = Path.replace
+
+    def fail(self, target):
+        if ".interrupted" in str(target) and self.suffix == failing:
+            raise OSError(errno.EACCES, "Permission denied", str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    model.stop_at, model.number = 2, number
+    code, errors = run(clip)
+    assert code == CODES[number]
+    assert errors[-1] == (
+        f"lcgcn: stopped by {number.name}; 0 of 1 inputs are finished; the frames of {clip} are lost: "
+        f"{tmp_path}/out/clip.interrupted{failing}: cannot be written: Permission denied; choose "
+        "another --out, or free some space"
+    )
+    assert files_in(tmp_path / "out") == []
+
+
+def test_video_that_cannot_be_closed_after_a_signal(run, model, clip, monkeypatch):
+    def fail(self, *_):
+        raise InputError("out/clip.mp4: the video is not complete; is the disk full?")
+
+    monkeypatch.setattr(VideoWriter, "__exit__", fail)
+    model.stop_at = 2
+    code, errors = run(clip, clip.with_name("*.mp4"))
+    assert code == 130
+    assert errors[-1].startswith(
+        "lcgcn: stopped by SIGINT; 0 of 1 inputs are finished; the frames of"
+    )
+    assert errors[-1].endswith("the video is not complete; is the disk full?")
 
 
 def test_signal_within_a_frame_waits_for_its_end(run, model, clip, tmp_path, monkeypatch):

@@ -35,7 +35,10 @@ def test_signal_saves_and_ends_in_one_line(
     command = ["train", "--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
     command += [f"--config.data.dir={synthetic98}"]
     assert main(command) == code
-    shown = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    shown = captured.out.splitlines()
     assert "6 steps of 8 faces, 1.3 epochs of 37;" in shown[1].partition(": ")[2]
-    assert shown[-1] == f"{tmp_path / 'run'}: saved at step 3; the same command goes on"
+    assert captured.err.splitlines()[-1] == (
+        f"lcgcn: stopped by {number.name}; {tmp_path / 'run'}: saved at step 3; the same command goes on"
+    )
     assert latest_checkpoint(tmp_path / "run").name == "3"

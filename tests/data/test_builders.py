@@ -72,6 +72,15 @@ def test_a_photograph_that_the_crop_covers_is_kept_byte_for_byte(maker, suffix):
     assert np.isnan(record["provided_box"]).all()
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_what_is_appended_to_an_image_is_not_stored(maker, suffix):
+    path = maker.photograph(f"a{suffix}", 66, 64)
+    image = path.read_bytes()
+    path.write_bytes(image + b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(5000))
+    (record,) = maker.dataset([maker.face(path, centre=(33, 32))]).source("train")
+    assert record["image"] == image
+
+
 def test_orientation_tags_in_records_of_earlier_versions_are_ignored(maker):
     path = maker.photograph("a.jpg", 66, 64)
     plain = path.read_bytes()

@@ -123,6 +123,28 @@ def test_points_in_stored_pixels_are_turned_with_the_image(maker, oriented, orie
         assert_upright(record, upright)
 
 
+@pytest.mark.parametrize("orientation", FROM_UPRIGHT)
+@pytest.mark.parametrize("by_option", [False, True])
+def test_mirror_pairs_are_compared_in_upright_pixels(maker, oriented, orientation, by_option):
+    points = stored_points(POINTS, orientation)
+    if orientation in MIRRORED:
+        points = points[MIRROR]
+    size = transposed(PIL.Image.new("L", (WIDTH, HEIGHT)), orientation).size
+    fields = {"landmarks": points, "provided_box": None}
+    fields["stated_size"] = None if by_option else size
+    face, _ = oriented(orientation, **fields)
+    wrong = dataclasses.replace(face, landmarks=points[[3, 1, 2, 0, 4]])
+    for stated, expected in ((face, False), (wrong, True)):
+        annotations = maker.annotations([stated] * 4)
+        report = builders.prepare(
+            dataclasses.replace(annotations, has_custom_landmarks=True),
+            maker.folder / "out",
+            overwrite=True,
+            stored_pixels=by_option,
+        )
+        assert any("do not lie opposite" in note for note in report.notes) == expected
+
+
 def test_missing_points_stay_missing_in_mirrored_images(maker, oriented):
     visible = np.array([True, False, True, True, True])
     landmarks = np.where(visible[:, None], stored_points(POINTS, 2)[MIRROR], np.nan)

@@ -1,10 +1,11 @@
 import json
+import signal
 
 import numpy as np
 import pytest
 
 from lcgcn_jax.data.augment import DEGRADATIONS
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.training import ablation
 from lcgcn_jax.training.ablation import PAIRS, ROWS, RowErrors, markdown, row_config, summarize
 from lcgcn_jax.training.loop import Training
@@ -113,6 +114,14 @@ def test_pairs_are_of_rows():
 
 
 def test_a_stopped_row_is_told(frozen_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(Training, "run", lambda self: False)
-    with pytest.raises(InputError, match="paper/seed0: stopped; the same command goes on"):
+    def run(self):
+        self.stopped_by = signal.SIGHUP
+        return False
+
+    monkeypatch.setattr(Training, "run", run)
+    with pytest.raises(Interrupted) as caught:
         ablation.run_ablation(frozen_config, tmp_path / "out", rows=["paper"], seeds=1)
+    assert caught.value.number == signal.SIGHUP
+    assert caught.value.kept == (
+        f"{tmp_path}/out/paper/seed0: saved at step 0; the same command goes on"
+    )

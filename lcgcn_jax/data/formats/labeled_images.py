@@ -13,7 +13,6 @@ from jaxtyping import Int8
 
 from lcgcn_jax.data import raw_faces
 from lcgcn_jax.data.formats.image_paths import ImageFinder
-from lcgcn_jax.data.mirror_check import mirror_pair_note
 from lcgcn_jax.data.raw_faces import SPLITS, UNSTATED, RawFace
 from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, Visibility
 from lcgcn_jax.errors import InputError, printable
@@ -206,10 +205,9 @@ def to_annotations(
             notes.append(f"{file.path}: {places} count as missing")
         if note := raw_faces.check_boxes(file.path, whole):
             notes.append(note)
-    visible = [face.visible for face in faces]
-    if note := mirror_pair_note(scheme, [face.landmarks for face in faces], visible):
-        notes.append(note)
-    return AnnotationList(kind, scheme, tuple(attribute_names), faces, bad, [], notes)
+    return AnnotationList(
+        kind, scheme, tuple(attribute_names), faces, bad, [], notes, has_custom_landmarks=True
+    )
 
 
 def _raw_face(

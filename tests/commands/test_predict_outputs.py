@@ -157,13 +157,27 @@ def test_video_that_cannot_be_closed_after_a_signal(run, model, clip, monkeypatc
         raise InputError("out/clip.mp4: the video is not complete; is the disk full?")
 
     monkeypatch.setattr(VideoWriter, "__exit__", fail)
+    other = clip.with_name("other.mp4")
+    other.write_bytes(clip.read_bytes())
     model.stop_at = 2
-    code, errors = run(clip, clip.with_name("*.mp4"))
-    assert code == 130
-    assert errors[-1].startswith(
-        "lcgcn: stopped by SIGINT; 0 of 1 inputs are finished; the frames of"
+    code, errors = run(clip, other)
+    assert (code, model.calls) == (130, 2), "and the other video is not begun"
+    assert errors[-1] == (
+        f"lcgcn: stopped by SIGINT; 0 of 2 inputs are finished; the frames of {clip} are lost: "
+        "out/clip.mp4: the video is not complete; is the disk full?"
     )
-    assert errors[-1].endswith("the video is not complete; is the disk full?")
+
+
+def test_mistake_after_a_signal_keeps_the_exit_code(run, tmp_path, monkeypatch):
+    def load(*args, **kwargs):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise InputError("m: cannot be written")
+
+    monkeypatch.setattr(predict, "load", load)
+    code, errors = run(photographs(tmp_path / "in", 1))
+    assert (code, errors) == (143, ["lcgcn: stopped by SIGTERM; m: cannot be written"])
 
 
 def test_signal_within_a_frame_waits_for_its_end(run, model, clip, tmp_path, monkeypatch):

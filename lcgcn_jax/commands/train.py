@@ -62,11 +62,14 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
       InputError: the config, the data or the folder cannot be used, or the folder not any more.
     """
     config = load_config(args.config)
-    apply_overrides(config, parse_overrides(rest))
+    overrides = parse_overrides(rest)
+    apply_overrides(config, overrides)
     check_config(config)
     use_compilation_cache()
     _join(args)
-    training = Training(config, args.workdir, accept_changes=args.accept_changes)
+    training = Training(
+        config, args.workdir, accept_changes=args.accept_changes, overridden=overrides
+    )
     if not is_main():
         training.run()
         return _exit_code(training)

@@ -3,8 +3,6 @@
 import collections
 import dataclasses
 import difflib
-import json
-import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lcgcn_jax.data.csv_tables import refuse_normalizer
-from lcgcn_jax.data.raw_faces import ABSENT, MISSING_POINTS, RawFace
+from lcgcn_jax.data.formats.parsing import parse_size, read_json
+from lcgcn_jax.data.raw_faces import ABSENT, RawFace
+from lcgcn_jax.data.records import marked_missing
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -61,12 +61,7 @@ def read_annotations(
     Raises:
       InputError: the file cannot be read, is not of this form, or contradicts itself.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON in UTF-8: {error}") from error
+    content = read_json(path)
     try:
         images = _images(content["images"])
         annotations = list(content["annotations"])
@@ -101,7 +96,7 @@ def _id(value: Any) -> Hashable:
 def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Hashable, _Image]:
     images: dict[Hashable, _Image] = {}
     for entry in entries:
-        image = _Image(entry["file_name"], _size(entry.get("width"), entry.get("height")))
+        image = _Image(entry["file_name"], parse_size(entry.get("width"), entry.get("height")))
         other = images.setdefault(_id(entry["id"]), image)
         if other.file_name != image.file_name:
             raise InputError(
@@ -116,17 +111,6 @@ def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Hashable, _Image]:
         if other.size is None:
             images[_id(entry["id"])] = image
     return images
-
-
-def _size(width: Any, height: Any) -> tuple[int, int] | None:
-    """A stated size in pixels; None where it is missing or no positive number."""
-    try:
-        size = [float(side) for side in (width, height) if not isinstance(side, bool)]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if len(size) < 2 or not all(math.isfinite(side) and side >= 1 for side in size):
-        return None
-    return round(size[0]), round(size[1])
 
 
 def _plain(name: str) -> str:
@@ -188,8 +172,7 @@ def _num_unlabeled(annotation: Any) -> int:
         points = np.array([float(v) for v in annotation["keypoints"]]).reshape(-1, 3)
     except (TypeError, KeyError, ValueError, OverflowError):
         return 0
-    placed = np.logical_and.reduce([(points[:, :2] != p).any(axis=1) for p in MISSING_POINTS])
-    return int((placed & (points[:, 2] == 0)).sum())
+    return int((~marked_missing(points[:, :2]) & (points[:, 2] == 0)).sum())
 
 
 def _faces(

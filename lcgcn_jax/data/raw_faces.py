@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from lcgcn_jax.data.records import MISSING_POINTS, marked_missing
 from lcgcn_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -18,9 +19,6 @@ UNSTATED = ""
 """In the place of a split: the rows state theirs, or belong to train."""
 
 ABSENT = math.nan
-
-MISSING_POINTS = ((0.0, 0.0), (-1.0, -1.0))
-"""Coordinates that tools write for a missing point."""
 
 _MIN_SPAN = 2.0  # px; no annotated face is smaller
 _PERCENT = 100.0
@@ -79,11 +77,15 @@ def mark_missing(face: RawFace) -> tuple[RawFace, collections.Counter]:
     Raises:
       ValueError: many points lie at another single place, or they span too little for a face.
     """
-    visible, counts = face.visible.copy(), collections.Counter()
-    for place in MISSING_POINTS:
-        if (at_place := visible & (face.points == place).all(axis=1)).any():
-            counts[place] = int(at_place.sum())
-            visible &= ~at_place
+    missing = face.visible & marked_missing(face.points)
+    counts = collections.Counter(
+        {
+            place: count
+            for place in MISSING_POINTS
+            if (count := int((face.points[missing] == place).all(axis=1).sum()))
+        }
+    )
+    visible = face.visible & ~missing
     seen = face.points[visible]
     if len(seen) and np.isfinite(seen).all():
         _check_repeated(seen)

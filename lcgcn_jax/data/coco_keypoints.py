@@ -103,7 +103,7 @@ def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Hashable, _Image]:
                 f"the images {other.file_name!r} and {image.file_name!r} both have the id "
                 f"{entry['id']!r}, so that faces cannot be assigned; number images anew when merging files"
             )
-        if other.size != image.size and None not in (other.size, image.size):
+        if other.size and image.size and other.size != image.size:
             raise InputError(
                 f"the image {image.file_name!r} (id {entry['id']!r}) is listed with two sizes, "
                 f"{other.size[0]} x {other.size[1]} and {image.size[0]} x {image.size[1]}"
@@ -270,11 +270,10 @@ def _category_notes(used: Sequence[_Category], scheme: LandmarkScheme) -> Iterat
 
 def _is_numbered(keypoints: Sequence[str]) -> bool:
     """Whether keypoints have numbers for names, in order."""
-    numbers = [re.fullmatch(r"\D*(\d+)", keypoint) for keypoint in keypoints]
-    if not all(numbers):
-        return False
-    first = int(numbers[0][1])
-    return all(int(number[1]) == first + i for i, number in enumerate(numbers))
+    matches = [match for text in keypoints if (match := re.fullmatch(r"\D*(\d+)", text))]
+    numbers = [int(match[1]) for match in matches]
+    is_whole = bool(numbers) and len(numbers) == len(keypoints)
+    return is_whole and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def _repeated_ids(annotations: Iterable[Any]) -> Iterator[str]:
@@ -334,7 +333,7 @@ def _points(
 ) -> tuple[Float[np.ndarray, "k 2"], Bool[np.ndarray, "k"]]:
     values = _numbers(keypoints)
     order = None if category is None else category.order
-    expected = scheme.num_landmarks if order is None else len(category.keypoints)
+    expected = len(category.keypoints) if category and order else scheme.num_landmarks
     if len(values) != 3 * expected:
         hint = "; each is x, y and visibility" if len(values) == 2 * expected else ""
         raise ValueError(f"{len(values)} numbers for the keypoints, expected {3 * expected}{hint}")

@@ -178,16 +178,16 @@ def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
     stated = faces[0].box_form if faces else "corners"
     num_boxes, num_cut, better = 0, 0, collections.Counter()
     for face in faces:
-        shown = _located(face)
-        if shown.sum() < 2 or face.box_corners is None or not np.isfinite(face.box).all():
+        shown, corners = _located(face), face.box_corners
+        if shown.sum() < 2 or face.box is None or corners is None or not np.isfinite(corners).all():
             continue
         points = face.points[shown]
         if not np.ptp(points, axis=0).all():
             continue
         num_boxes += 1
-        is_cut = _coverage(face.box_corners, points) < 0.5
+        is_cut = _coverage(corners, points) < 0.5
         num_cut += is_cut
-        margins = _margins(face.box_corners, points)
+        margins = _margins(corners, points)
         for form in BOX_FORMS:
             other = _margins(_corners(face.box, form), points)
             better[form] += _fits_better(other, margins, is_cut=is_cut)

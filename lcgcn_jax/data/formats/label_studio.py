@@ -218,7 +218,8 @@ def _image_location(data: Mapping[str, Any]) -> str:
 def _path_of_location(location: str) -> str:
     """The path in a URL, e.g. `a/b.jpg` in `/data/local-files/?d=a/b.jpg` and `s3://bucket/a/b.jpg`."""
     path, _, query = location.partition("?")
-    parameters = dict(part.partition("=")[::2] for part in query.split("&"))
+    parts = (part.partition("=") for part in query.split("&"))
+    parameters = {key: value for key, _, value in parts}
     if path.rstrip("/").endswith("local-files") and parameters.get("d"):
         return unquote(parameters["d"])
     if parameters.get("fileuri"):

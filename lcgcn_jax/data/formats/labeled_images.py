@@ -233,7 +233,7 @@ def _raw_face(
     face = RawFace(
         image=str(image.image_path),
         points=landmarks,
-        visible=np.isfinite(landmarks).all(axis=1),
+        visible=np.all(np.isfinite(landmarks), axis=1),
         box=None if box is None else np.array(box.corners),
         split=image.split,
         stated_size=image.stated_size,

@@ -4,8 +4,8 @@
     lcgcn train --config configs/w300_dag.py --workdir runs/w300_dag
 
 HRNet-W18's features, static edges, one coarse turn and three fine ones; the heatmaps train beside it.
-Data: 300W's 3,148 training faces, about a tenth of them kept for validation. 60 epochs at batch 16.
-Time on an accelerator: not measured.
+Data: 300W's 3,145 training faces (without the LFPW overlap), about a tenth of them kept for
+validation. 60 epochs at batch 16. Time on an accelerator: not measured.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs
 (see `training.config.reduce_for_cpu`).

@@ -3,8 +3,9 @@
     lcgcn prepare 300w --src 300W --out data/w300
     lcgcn train --config configs/w300_hourglass.py --workdir runs/w300_hourglass
 
-Data: 300W's 3,148 training faces, about a tenth of them kept for validation. 60 epochs at batch 16, focal
-loss on the last stack alone. Time on an accelerator: not measured.
+Data: 300W's 3,145 training faces (without the LFPW overlap), about a tenth of them kept for
+validation. 60 epochs at batch 16, focal loss on the last stack alone. Time on an accelerator: not
+measured.
 
 `:small` is for two CPU cores: one hourglass of width 64 at 128 px, 26 epochs
 (see `training.config.reduce_for_cpu`).

@@ -3,8 +3,9 @@
     lcgcn prepare 300w --src 300W --out data/w300
     lcgcn train --config configs/w300_lcgcn.py --workdir runs/w300_lcgcn
 
-Data: 300W's 3,148 training faces, about a tenth of them kept for validation. 60 epochs at batch 16.
-Time on an accelerator: not measured. Without the ImageNet weights that the paper starts from.
+Data: 300W's 3,145 training faces (without the LFPW overlap), about a tenth of them kept for
+validation. 60 epochs at batch 16. Time on an accelerator: not measured. Without the ImageNet
+weights that the paper starts from.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs
 (see `training.config.reduce_for_cpu`).

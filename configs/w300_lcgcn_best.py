@@ -4,9 +4,9 @@
     lcgcn train --config configs/w300_lcgcn_best.py --workdir runs/w300_lcgcn_best
 
 HRNet-W18 at 256 px from scratch, 300 epochs at batch 64 (see `training.config.use_best_recipe` and
-`train_from_scratch`). With all of 300W these are 13,279
-steps. Not run to the end yet. An H200 that also did other work took 150 steps at 8.6 a second, so all of
-them should take half an hour there.
+`train_from_scratch`). With all of 300W these are 13,265 steps. Not run to the end yet. An H200 that
+also did other work took 150 steps at 8.6 steps per second, so all of them should take half an hour
+there.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 192 px, 17 epochs on from the heatmap model
 of `w300_hrnet18:small` in `runs/w300_hrnet18_small` (another: `--config.init_from`). Figures: RESULTS.md.

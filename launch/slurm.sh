@@ -46,8 +46,12 @@ require_match --time "$time" '^([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}$' 'a time as sba
 cd "$root"
 "$dry_run" || [[ -x $environment/bin/lcgcn ]] ||
   refuse "$environment: no lcgcn in it; python3 -m venv $environment && $environment/bin/pip install '.[cuda]'"
+# A failed process ends the others, which would wait for it. One that was stopped and saved (128 + signal)
+# doesn't: srun cannot tell these apart. Slurm signals this shell too, which waits for the training.
+# shellcheck disable=SC2016 # for the shell of each process
+process='trap : HUP INT TERM; "$@"; code=$?; case $code in 0 | 129 | 130 | 143) ;; *) scancel --signal KILL "$SLURM_JOB_ID.$SLURM_STEP_ID" ;; esac; exit "$code"'
 # JAX gives each process of a Slurm step the device of its own number on the node.
-train=(srun --kill-on-bad-exit=1 --cpus-per-task "$cpus" "$environment/bin/lcgcn" train
+train=(srun --kill-on-bad-exit=0 --cpus-per-task "$cpus" bash -c "$process" lcgcn "$environment/bin/lcgcn" train
   --config "$config" --workdir "$workdir" --distributed "${overrides[@]}")
 submit=(sbatch --job-name "lcgcn-$(basename "$workdir")" --dependency singleton
   --nodes "$nodes" --ntasks-per-node "$devices" --gpus-per-node "$devices" --cpus-per-task "$cpus"

@@ -137,7 +137,7 @@ run git archive --format tar.gz --output "$archive" HEAD
 
 for ((attempt = 1; attempt <= attempts; attempt++)); do
   if obtain && install_everywhere && train_everywhere | tee "$log"; then
-    # A run that is told to stop saves, and ends well too.
+    # A run that was stopped saves and exits with 143; only a finished one prints this line.
     if "$dry_run" || grep -q 'done; best model' "$log"; then
       "$keep" || delete
       ! "$dry_run" || would "where it was preempted: delete it, and from the start, up to $attempts slices"

@@ -190,6 +190,33 @@ def test_a_chain_of_slurm_jobs_shares_a_name():
     assert {"--requeue", "singleton", "lcgcn-w300", "TERM@120"} <= set(jobs[0])
 
 
+@pytest.mark.parametrize(
+    ("code", "is_failure"),
+    [(0, False), (143, False), (130, False), (129, False), (1, True), (2, True), (137, True)],
+)
+def test_only_a_failed_process_of_a_slurm_step_ends_the_others(tmp_path, code, is_failure):
+    job = next(words for words in dry_run("slurm") if words[0] == "sbatch")
+    srun = shlex.split(job[job.index("--wrap") + 1])
+    assert "--kill-on-bad-exit=0" in srun
+    shell = srun[srun.index("bash") : srun.index("lcgcn") + 1]
+    scancel = tmp_path / "scancel"
+    scancel.write_text(f'#!/bin/sh\necho "$@" > {shlex.quote(str(tmp_path))}/canceled\n')
+    scancel.chmod(0o755)
+    # Slurm sends its signal to the shell as well as to the training, which takes a moment to save.
+    training = ["sh", "-c", f"kill -TERM $PPID; sleep 0.1; exit {code}"]
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SLURM_JOB_ID": "12",
+        "SLURM_STEP_ID": "0",
+    }
+    done = subprocess.run([*shell, *training], env=environment, timeout=60)
+    assert done.returncode == code
+    canceled = tmp_path / "canceled"
+    assert canceled.is_file() == is_failure
+    if is_failure:
+        assert canceled.read_text() == "--signal KILL 12.0\n"
+
+
 # A gcloud that keeps the state of one slice in a file, and a training that is preempted, fails or ends.
 GCLOUD = """#!/usr/bin/env bash
 echo "$@" >> "$LOG/calls"
@@ -205,7 +232,7 @@ case "$3 $4" in
         echo SUSPENDED > "$LOG/state"
         [[ $(wc -l < "$LOG/trainings") == 1 ]] || exit 1
         echo 'runs/w300: saved at step 7; the same command goes on'
-        exit
+        exit 143
       fi
       echo "$DONE"
     fi ;;

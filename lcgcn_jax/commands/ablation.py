@@ -54,11 +54,12 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     if args.seeds < 1:
         raise InputError(f"--seeds {args.seeds}: at least 1")
     config = load_config(args.config)
-    apply_overrides(config, parse_overrides(rest))
+    overrides = parse_overrides(rest)
+    apply_overrides(config, overrides)
     check_config(config)
     config.init_from = args.model
     use_compilation_cache()
-    results = run_ablation(config, args.out, rows=rows, seeds=args.seeds)
+    results = run_ablation(config, args.out, rows=rows, seeds=args.seeds, overridden=overrides)
     summary = summarize(results)
     table = markdown(summary)
     texts = {"table.json": json.dumps(summary, indent=1) + "\n", "table.md": table}

@@ -66,11 +66,14 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
       Interrupted: SIGINT, SIGTERM or SIGHUP ended it, after saving.
     """
     config = load_config(args.config)
-    apply_overrides(config, parse_overrides(rest))
+    overrides = parse_overrides(rest)
+    apply_overrides(config, overrides)
     check_config(config)
     use_compilation_cache()
     _join(args)
-    training = Training(config, args.workdir, accept_changes=args.accept_changes)
+    training = Training(
+        config, args.workdir, accept_changes=args.accept_changes, overridden=overrides
+    )
     if not is_main():
         training.run()
         return 0 if training.stopped_by is None else 128 + training.stopped_by

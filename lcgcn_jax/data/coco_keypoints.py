@@ -3,8 +3,6 @@
 import collections
 import dataclasses
 import difflib
-import json
-import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lcgcn_jax.data.csv_tables import refuse_normalizer
-from lcgcn_jax.data.raw_faces import ABSENT, MISSING_POINTS, RawFace
+from lcgcn_jax.data.formats.parsing import parse_size, read_json
+from lcgcn_jax.data.raw_faces import ABSENT, RawFace
+from lcgcn_jax.data.records import marked_missing
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -61,12 +61,7 @@ def read_annotations(
     Raises:
       InputError: the file cannot be read, is not of this form, or contradicts itself.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON in UTF-8: {error}") from error
+    content = read_json(path)
     try:
         images = _images(content["images"])
         annotations = list(content["annotations"])
@@ -101,14 +96,14 @@ def _id(value: Any) -> Hashable:
 def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Hashable, _Image]:
     images: dict[Hashable, _Image] = {}
     for entry in entries:
-        image = _Image(entry["file_name"], _size(entry.get("width"), entry.get("height")))
+        image = _Image(entry["file_name"], parse_size(entry.get("width"), entry.get("height")))
         other = images.setdefault(_id(entry["id"]), image)
         if other.file_name != image.file_name:
             raise InputError(
                 f"the images {other.file_name!r} and {image.file_name!r} both have the id "
                 f"{entry['id']!r}, so that faces cannot be assigned; number images anew when merging files"
             )
-        if other.size != image.size and None not in (other.size, image.size):
+        if other.size and image.size and other.size != image.size:
             raise InputError(
                 f"the image {image.file_name!r} (id {entry['id']!r}) is listed with two sizes, "
                 f"{other.size[0]} x {other.size[1]} and {image.size[0]} x {image.size[1]}"
@@ -116,17 +111,6 @@ def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Hashable, _Image]:
         if other.size is None:
             images[_id(entry["id"])] = image
     return images
-
-
-def _size(width: Any, height: Any) -> tuple[int, int] | None:
-    """A stated size in pixels; None where it is missing or no positive number."""
-    try:
-        size = [float(side) for side in (width, height) if not isinstance(side, bool)]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if len(size) < 2 or not all(math.isfinite(side) and side >= 1 for side in size):
-        return None
-    return round(size[0]), round(size[1])
 
 
 def _plain(name: str) -> str:
@@ -188,8 +172,7 @@ def _num_unlabeled(annotation: Any) -> int:
         points = np.array([float(v) for v in annotation["keypoints"]]).reshape(-1, 3)
     except (TypeError, KeyError, ValueError, OverflowError):
         return 0
-    placed = np.logical_and.reduce([(points[:, :2] != p).any(axis=1) for p in MISSING_POINTS])
-    return int((placed & (points[:, 2] == 0)).sum())
+    return int((~marked_missing(points[:, :2]) & (points[:, 2] == 0)).sum())
 
 
 def _faces(
@@ -287,11 +270,10 @@ def _category_notes(used: Sequence[_Category], scheme: LandmarkScheme) -> Iterat
 
 def _is_numbered(keypoints: Sequence[str]) -> bool:
     """Whether keypoints have numbers for names, in order."""
-    numbers = [re.fullmatch(r"\D*(\d+)", keypoint) for keypoint in keypoints]
-    if not all(numbers):
-        return False
-    first = int(numbers[0][1])
-    return all(int(number[1]) == first + i for i, number in enumerate(numbers))
+    matches = [match for text in keypoints if (match := re.fullmatch(r"\D*(\d+)", text))]
+    numbers = [int(match[1]) for match in matches]
+    is_whole = bool(numbers) and len(numbers) == len(keypoints)
+    return is_whole and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def _repeated_ids(annotations: Iterable[Any]) -> Iterator[str]:
@@ -351,7 +333,7 @@ def _points(
 ) -> tuple[Float[np.ndarray, "k 2"], Bool[np.ndarray, "k"]]:
     values = _numbers(keypoints)
     order = None if category is None else category.order
-    expected = scheme.num_landmarks if order is None else len(category.keypoints)
+    expected = len(category.keypoints) if category and order else scheme.num_landmarks
     if len(values) != 3 * expected:
         hint = "; each is x, y and visibility" if len(values) == 2 * expected else ""
         raise ValueError(f"{len(values)} numbers for the keypoints, expected {3 * expected}{hint}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, RawFace
+from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, UNSTATED, RawFace
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -164,7 +164,8 @@ class _RowReader:
         if scheme.normalizer != "given" and "normalizer" in self._places:
             refuse_normalizer(scheme)
         self._names = names
-        self._points = points
+        # None of them is missing, as was checked above.
+        self._points = [tuple(place for place in pair if place is not None) for pair in points]
         self._header = header
 
     def _check_unknown(
@@ -201,9 +202,11 @@ class _RowReader:
                 further[point].add(match["first"] or match["last"])
         for i in unknown:
             match = _POINT_COLUMN.fullmatch(_plain(header[i]).removeprefix("original_"))
-            point = match and (match["name"] or match["other"])
+            if match is None:
+                continue
+            point = match["name"] or match["other"]
             # A box of another form is ignored, like any other column.
-            if match and len(further[point]) == 2 and point not in ("min", "max"):
+            if len(further[point]) == 2 and point not in ("min", "max"):
                 hint = ", numbered from 0" if point.isdecimal() else ""
                 raise ValueError(
                     f"unknown column {header[i]!r}: {scheme.name} has no landmark {point!r} among its "
@@ -256,7 +259,14 @@ class _RowReader:
         has_normalizer = "normalizer" in self._places
         normalizer = self._number(cells, self._places["normalizer"]) if has_normalizer else ABSENT
         return RawFace(
-            cells[self._places["image"]], points, present, box, normalizer=normalizer, **texts
+            cells[self._places["image"]],
+            points,
+            present,
+            box,
+            normalizer=normalizer,
+            split=texts.get("split", UNSTATED),
+            group=texts.get("group", ""),
+            subset=texts.get("subset", ""),
         )
 
     def _number(self, cells: Sequence[str], place: int) -> float:

@@ -44,7 +44,7 @@ def mirror_pair_note(
         np.nan,
     )
     mean, num_faces = _mean_face(points)
-    known = np.isfinite(mean).all(axis=1)
+    known = np.all(np.isfinite(mean), axis=1)
     mirror = np.array(scheme.mirror)
     compared = known & known[mirror]
     if num_faces == 0 or compared.sum() < 3:

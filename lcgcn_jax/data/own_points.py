@@ -4,14 +4,15 @@ import collections
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 
 from lcgcn_jax.data import coco_keypoints, csv_tables, raw_faces
-from lcgcn_jax.data.formats import identify, require_format
+from lcgcn_jax.data.formats import identify, label_studio, require_format
+from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.raw_faces import SPLITS, UNSTATED, RawFace
-from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, image_inside
+from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _Row = tuple[int, str, Callable[[], RawFace]]
@@ -24,7 +25,7 @@ def read_csv(
     """Reads CSV files with a row a face.
 
     The separator may be a comma, semicolon, tab or vertical bar. The columns, in any order and without
-    regard to case: `image`, a path below `src`; `x_NAME` and `y_NAME` for each landmark, or,
+    regard to case: `image`, a path (see `ImageFinder`); `x_NAME` and `y_NAME` for each landmark, or,
     counting from 0, `x_0` and `y_0`, both empty where a point is missing; and, where wanted, `x0`, `y0`,
     `x1`, `y1`, a face box (or empty); `split`, one of `SPLITS`; `group`, such as a person, which
     validation keeps together (without it, the image); `subset`, a part of the data that is measured for
@@ -52,7 +53,7 @@ def read_csv(
         for line, read in csv_tables.read_table(path, scheme, notes):
             yield line, f"{path.name}:{line}", read
 
-    return _read("csv", rows, src, files, scheme, count_from)
+    return _read("csv", rows, ImageFinder(src), files, scheme, count_from)
 
 
 def read_coco(
@@ -80,18 +81,18 @@ def read_coco(
         for number, called, read in coco_keypoints.read_annotations(path, scheme, notes):
             yield number, f"{path.name}: annotation {called}", read
 
-    return _read("coco", rows, src, files, scheme, count_from)
+    # Label Studio exports COCO, too.
+    return _read("coco", rows, label_studio.image_finder(src), files, scheme, count_from)
 
 
 def _read(
     kind: str,
     rows_of: Callable[[Path, list[str]], Iterable[_Row]],
-    src: Path,
+    finder: ImageFinder,
     files: Mapping[str, Path],
     scheme: LandmarkScheme,
     count_from: int,
 ) -> AnnotationList:
-    src = src.absolute()
     faces, bad, notes = [], [], []
     for split, path in files.items():
         stated: list[tuple[int, str, RawFace | ValueError]] = []
@@ -106,7 +107,7 @@ def _read(
             try:
                 if isinstance(face, ValueError):
                     raise face
-                faces.append(_annotation(src, split, number, face, count_from))
+                faces.append(_annotation(finder, split, number, face, count_from))
                 images.append(faces[-1].image_path)
             except ValueError as error:
                 bad.append(BadRecord(called, str(error)))
@@ -145,7 +146,7 @@ def _checked(
 
 
 def _annotation(
-    src: Path, split: str, number: int, face: RawFace, count_from: int
+    finder: ImageFinder, split: str, number: int, face: RawFace, count_from: int
 ) -> FaceAnnotation:
     """The face as `builders` take it.
 
@@ -170,12 +171,13 @@ def _annotation(
     least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     if not (math.isnan(face.normalizer) or least <= face.normalizer <= most):
         raise ValueError(f"the normalizer {face.normalizer:g} is not a positive number of pixels")
-    image_path = _image_path(src, face.image)
+    image_path = _image_path(finder, face.image)
+    name = image_path.relative_to(finder.folder).as_posix()
     return FaceAnnotation(
-        name=f"{split}/{number:06d}:{image_path.relative_to(src).as_posix()}",
+        name=f"{split}/{number:06d}:{name}",
         subset=face.subset,
         split=split,
-        group=face.group or image_path.relative_to(src).as_posix(),
+        group=face.group or name,
         image_path=image_path,
         landmarks=np.where(face.visible[:, None], face.points - count_from, np.nan),
         visible=face.visible,
@@ -186,24 +188,15 @@ def _annotation(
     )
 
 
-def _image_path(src: Path, text: str) -> Path:
-    """The image that a path of an annotation file means.
-
-    Besides paths below `src`, which may have backslashes, full paths of images below it are found.
+def _image_path(finder: ImageFinder, text: str) -> Path:
+    """Find the image of a path, which must not lead out of the folder of the images.
 
     Raises:
-      ValueError: there is no such image, or it lies outside.
+      ValueError: no image, several images, or a path that leaves the folder.
     """
-    folder = Path(os.path.realpath(src))
-    # A NUL, which no file name has, would end the path for normpath.
-    forms = () if "\0" in text else dict.fromkeys((text, text.replace("\\", "/")))
-    for form in forms:
-        path = Path(os.path.normpath(folder / form))
-        for spelled in (folder, Path(os.path.normpath(src))):
-            if path.is_relative_to(spelled) and os.path.isfile(path):
-                return image_inside(src, path.relative_to(spelled).as_posix())
-    if PureWindowsPath(text).drive or (
-        PurePosixPath(text).is_absolute() and not os.path.isfile(text)
-    ):
-        raise ValueError(f"no image {text!r}; write its path from {src.name}/ (--src) on")
-    return image_inside(src, text.replace("\\", "/"))
+    slashed = text.replace("\\", "/")
+    path = Path(os.path.normpath(finder.folder / slashed))
+    # A full path of another machine names no file here.
+    if finder.root_of(path) is None and (not slashed.startswith("/") or os.path.isfile(path)):
+        raise ValueError(f"the image path {text!r} leaves {finder.folder.name}/")
+    return finder.find(text)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from lcgcn_jax.data.records import MISSING_POINTS, marked_missing
 from lcgcn_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -18,9 +19,6 @@ UNSTATED = ""
 """In the place of a split: the rows state theirs, or belong to train."""
 
 ABSENT = math.nan
-
-MISSING_POINTS = ((0.0, 0.0), (-1.0, -1.0))
-"""Coordinates that tools write for a missing point."""
 
 _MIN_SPAN = 2.0  # px; no annotated face is smaller
 _PERCENT = 100.0
@@ -79,11 +77,15 @@ def mark_missing(face: RawFace) -> tuple[RawFace, collections.Counter]:
     Raises:
       ValueError: many points lie at another single place, or they span too little for a face.
     """
-    visible, counts = face.visible.copy(), collections.Counter()
-    for place in MISSING_POINTS:
-        if (at_place := visible & (face.points == place).all(axis=1)).any():
-            counts[place] = int(at_place.sum())
-            visible &= ~at_place
+    missing = face.visible & marked_missing(face.points)
+    counts = collections.Counter(
+        {
+            place: count
+            for place in MISSING_POINTS
+            if (count := int((face.points[missing] == place).all(axis=1).sum()))
+        }
+    )
+    visible = face.visible & ~missing
     seen = face.points[visible]
     if len(seen) and np.isfinite(seen).all():
         _check_repeated(seen)
@@ -176,16 +178,16 @@ def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
     stated = faces[0].box_form if faces else "corners"
     num_boxes, num_cut, better = 0, 0, collections.Counter()
     for face in faces:
-        shown = _located(face)
-        if shown.sum() < 2 or face.box_corners is None or not np.isfinite(face.box).all():
+        shown, corners = _located(face), face.box_corners
+        if shown.sum() < 2 or face.box is None or corners is None or not np.isfinite(corners).all():
             continue
         points = face.points[shown]
         if not np.ptp(points, axis=0).all():
             continue
         num_boxes += 1
-        is_cut = _coverage(face.box_corners, points) < 0.5
+        is_cut = _coverage(corners, points) < 0.5
         num_cut += is_cut
-        margins = _margins(face.box_corners, points)
+        margins = _margins(corners, points)
         for form in BOX_FORMS:
             other = _margins(_corners(face.box, form), points)
             better[form] += _fits_better(other, margins, is_cut=is_cut)

@@ -17,6 +17,9 @@ from lcgcn_jax.landmarks import LandmarkScheme
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|rar|7z)(\.\d+)?$", re.IGNORECASE)
 _SYSTEM_FILES = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
 
+MISSING_POINTS = ((0.0, 0.0), (-1.0, -1.0))
+"""Coordinates that tools write for a missing point."""
+
 
 class Visibility(enum.IntEnum):
     """Whether a landmark can be seen in the image."""
@@ -149,12 +152,12 @@ def archives(folder: Path) -> list[str]:
 
 
 def marked_missing(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
-    """Which points are at exactly (0, 0) or (-1, -1), where many tools put points without a location.
+    """Which points are at exactly one of `MISSING_POINTS`.
 
     Args:
       points: as an annotation file states them.
     """
-    return (points == 0).all(axis=1) | (points == -1).all(axis=1)
+    return np.logical_or.reduce([(points == place).all(axis=1) for place in MISSING_POINTS])
 
 
 def note_of_missing_points(faces: Iterable[FaceAnnotation]) -> list[str]:

@@ -105,7 +105,12 @@ class RowErrors:
 
 
 def run_ablation(
-    config: ml_collections.ConfigDict, out: Path, *, rows: Sequence[str], seeds: int
+    config: ml_collections.ConfigDict,
+    out: Path,
+    *,
+    rows: Sequence[str],
+    seeds: int,
+    overridden: Collection[str] = (),
 ) -> dict[str, RowErrors]:
     """Trains and measures rows of the table; those that are finished in `out` are read from there.
 
@@ -114,6 +119,7 @@ def run_ablation(
       out: folder of the training runs, `ROW/seedN`.
       rows: keys of `ROWS`; those of one `decode` side by side share what the heatmap model says.
       seeds: how many of each.
+      overridden: names of the config fields that were set on the command line.
 
     Raises:
       InputError: the configuration, the data or the folder cannot be used.
@@ -128,7 +134,7 @@ def run_ablation(
                 run = row_config(config, ROWS[name], seed)
                 if evidence_of != _seen_by_graph(run):
                     evidence, evidence_of = None, _seen_by_graph(run)  # one in memory at a time
-                training = Training(run, workdir, evidence=evidence)
+                training = Training(run, workdir, evidence=evidence, overridden=overridden)
                 evidence = training.evidence
                 if not training.run():
                     raise training.interruption()

@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,7 @@ def resolve_steps(
     config: ml_collections.ConfigDict,
     num_faces: int,
     started_with: Mapping[str, Any] | None = None,
+    overridden: Collection[str] = (),
 ) -> ml_collections.ConfigDict:
     """A copy of a configuration with the number of steps in every field of `EPOCHS`.
 
@@ -232,6 +233,8 @@ def resolve_steps(
       num_faces: faces in the training split, over which an epoch goes once.
       started_with: the configuration that the run was started with, if it was started before. Versions of
         before `train.epochs` wrote the steps only: the run keeps those.
+      overridden: names of the fields that were set on the command line. A length in epochs among them
+        takes the place of the steps that the run was started with.
     """
     old = (started_with or {}).get("train", {})
     kept = old if "epochs" not in old else {}
@@ -240,7 +243,9 @@ def resolve_steps(
         if config.train[steps] is None:
             # Rounded, so that 0.1 epochs of 30 faces are 3 and not 3.0000000000000004.
             batches = round(config.train[epochs] * num_faces / config.train.batch_size, 6)
-            resolved.train[steps] = kept.get(steps) or max(1, math.floor(batches))
+            in_epochs = max(1, math.floor(batches))
+            is_overridden = f"train.{epochs}" in overridden
+            resolved.train[steps] = in_epochs if is_overridden else kept.get(steps) or in_epochs
     return resolved
 
 

@@ -25,9 +25,11 @@ class Constraint(Protocol):
 
     def accepts(self, value: Any) -> bool:
         """Whether the field can have this value."""
+        ...
 
     def __str__(self) -> str:
         """What the field expects, for an error message."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -68,6 +68,7 @@ class Training:
       mesh: devices to train on; all of them by default.
       evidence: with `train.cache`, what another run with the same heatmap model has computed already.
       accept_changes: go on also where configuration or data are not those that the run began with.
+      overridden: names of the config fields that were set on the command line; see `resolve_steps`.
 
     Raises:
       InputError: data, configuration or folder cannot be used.
@@ -81,6 +82,7 @@ class Training:
         *,
         evidence: EvidenceCache | None = None,
         accept_changes: bool = False,
+        overridden: Collection[str] = (),
     ):
         check_config(config)
         self.workdir = Path(workdir)
@@ -96,6 +98,7 @@ class Training:
             config,
             self.num_faces,
             None if accept_changes else agreed(lambda: read_run_config(self.workdir)),
+            overridden,
         )
         model = create_model(
             config.model.to_dict(),

@@ -106,7 +106,7 @@ def test_lists_of_hrnet_facial(images):
     ("cells", "reason"),
     [
         ({"image": "one/none.png"}, "no image 'one/none.png' in images/"),
-        ({"image": ""}, "no image ''"),
+        ({"image": ""}, "no image path"),
         ({"image": "../outside.png"}, "leaves images/"),
         ({"image": "one/../../outside.png"}, "leaves images/"),
         ({"image": "/etc/passwd"}, "leaves images/"),
@@ -122,7 +122,7 @@ def test_lists_of_hrnet_facial(images):
         ({f"{axis}_{name}": -2 for name in NAMES[:2] for axis in "xy"}, "lie at (-2, -2)"),
         ({f"{axis}_{name}": 20.5 for name in NAMES[:3] for axis in "xy"}, "lie at (20.5, 20.5)"),
         ({f"{axis}_{n}": 5 + i / 9 for i, n in enumerate(NAMES) for axis in "xy"}, "span 0.33 px"),
-        ({"image": r"C:\photos\a.png"}, "write its path from images/ (--src) on"),
+        ({"image": r"C:\photos\none.png"}, "no image"),
         ({"image": r"..\outside.png"}, "leaves images/"),
         ({"x_tip": "1e999"}, "what is missing is left empty"),
         (without(*NAMES), "not one point is there"),
@@ -212,6 +212,32 @@ def read_coco(images, content, normalizer=("left", "right"), **options):
     path = images.parent / "points.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return own_points.read_coco(images, {"train": path}, scheme(normalizer), **options)
+
+
+@pytest.mark.parametrize(
+    "file_name",
+    [
+        "b.png",
+        "/home/me/project/images/b.png",
+        r"D:\faces\b.png",
+        "upload/1/b.png",
+        "images/0a1b2c3d-b.png",
+        "images%2Fb.png",
+    ],
+)
+def test_coco_with_the_paths_of_another_machine(images, file_name):
+    content = coco_of({}, images=[{"id": 3, "file_name": file_name}])
+    (face,) = read_coco(images, content).faces
+    assert (face.image_path, face.group) == (images / "b.png", "b.png")
+
+
+def test_coco_with_a_path_that_fits_two_images(images):
+    (images / "two").mkdir()
+    (images / "two/a.png").write_bytes((images / "one/a.png").read_bytes())
+    content = coco_of({}, images=[{"id": 3, "file_name": "/home/me/a.png"}])
+    found = read_coco(images, content)
+    assert found.faces == []
+    assert "'one/a.png' or 'two/a.png'" in found.bad[0].reason
 
 
 def test_annotation_of_coco(images):

@@ -1,5 +1,7 @@
 """Epochs, and the steps that they are on given data."""
 
+import itertools
+
 import pytest
 
 from lcgcn_jax.errors import InputError
@@ -84,3 +86,16 @@ def test_run_of_an_older_version_keeps_its_steps():
     assert steps_of(resolve_steps(config, 2833, old)) == (10, 225, 225)
     new = resolve_steps(load_config("w300_lcgcn:small"), 1802).to_dict()
     assert steps_of(resolve_steps(load_config("w300_lcgcn:small"), 2833, new))[0] == 4603
+
+
+def test_epochs_from_the_command_line_replace_the_steps_of_an_older_run():
+    old = {"train": {"steps": 2928, "eval_every": 225, "checkpoint_every": 225}}
+    for fields in itertools.combinations(EPOCHS, 2):
+        config = load_config("w300_lcgcn:small")
+        overrides = {f"train.{EPOCHS[name]}": "1" for name in fields}
+        apply_overrides(config, overrides)
+        train = resolve_steps(config, 1600, old, overrides).train
+        assert {name: train[name] for name in EPOCHS} == {
+            **old["train"],
+            **dict.fromkeys(fields, 100),
+        }

@@ -89,11 +89,11 @@ def _read_image(
             case "points":
                 points += _read_points(shape, group, scheme, face=("points", number))
             case "box":
-                corners = tuple(
+                x0, y0, x1, y1 = (
                     parse_number(shape.get(side), f"{side} of a box")
                     for side in ("xtl", "ytl", "xbr", "ybr")
                 )
-                boxes.append(LabeledBox(corners, group))
+                boxes.append(LabeledBox((x0, y0, x1, y1), group))
     return LabeledImage(
         called,
         finder.find(image.get("name", "")),
@@ -126,7 +126,8 @@ def _read_points(
     pairs = [pair.split(",") for pair in shape.get("points", "").split(";")]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"the points {shape.get('points')!r} of {label!r} are not x,y;x,y;...")
-    xys = [tuple(parse_number(value, f"a coordinate of {label!r}") for value in p) for p in pairs]
+    what = f"a coordinate of {label!r}"
+    xys = [(parse_number(x, what), parse_number(y, what)) for x, y in pairs]
     if len(xys) == 1:
         yield LabeledPoint(label, xys[0], is_occluded, group)
     elif len(xys) == scheme.num_landmarks and face is not None:

@@ -125,7 +125,7 @@ def _identify_xml(text: str) -> str:
 
 def _identify_json(path: Path) -> str:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return OTHER_JSON
     return _identify_json_content(content)

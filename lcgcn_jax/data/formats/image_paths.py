@@ -22,11 +22,19 @@ class ImageFinder:
     Args:
       folder: the folder of the images. No image outside of it is given.
       stored_name: how the tool changes the name of a file when it takes it in.
+      original_name: removes what the tool adds to the name of a file.
     """
 
-    def __init__(self, folder: Path, stored_name: Callable[[str], str] = str):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        stored_name: Callable[[str], str] = str,
+        original_name: Callable[[str], str] = str,
+    ):
         self.folder = folder.absolute()
         self._stored_name = stored_name
+        self._original_name = original_name
         self._by_name: dict[str, list[Path]] | None = None
         self._claims: dict[Path, tuple[str, bool]] = {}
 
@@ -45,9 +53,12 @@ class ImageFinder:
         """
         if not text:
             raise ValueError("no image path")
+        # Paths with a NUL, which no file name has, end there for normpath of some Python versions.
+        if "\0" in text:
+            raise ValueError(f"no image {text!r} in {self.folder.name}/ or below")
         path = self._find_exact(text, relative_to)
         is_exact = path is not None
-        path = path or self._find_tail(text) or self._find_name([_basename(text), *names])
+        path = path or self._find_tail(text) or self._find_name(text, names)
         if not lies_within(path, self.folder):
             raise ValueError(f"the image {text!r} is a link that leaves {self.folder.name}/")
         other, other_is_exact = self._claims.setdefault(path, (text, is_exact))
@@ -58,14 +69,19 @@ class ImageFinder:
             )
         return path
 
+    def root_of(self, path: Path) -> Path | None:
+        """The spelling of the folder, as given or without links, that a path starts with."""
+        roots = (Path(form(self.folder)) for form in (os.path.normpath, os.path.realpath))
+        return next((root for root in roots if path.is_relative_to(root)), None)
+
     def _find_exact(self, text: str, relative_to: Path | None) -> Path | None:
         for form in _forms(text):
             bases = [self.folder] if relative_to is None else [relative_to.absolute(), self.folder]
             for base in bases:
                 path = Path(os.path.normpath(base / form))
-                for root in (self.folder, Path(os.path.realpath(self.folder))):
-                    if path.is_relative_to(root) and os.path.isfile(path):
-                        return self.folder / path.relative_to(root)
+                root = self.root_of(path)
+                if root is not None and os.path.isfile(path):
+                    return self.folder / path.relative_to(root)
         return None
 
     def _find_tail(self, text: str) -> Path | None:
@@ -77,14 +93,15 @@ class ImageFinder:
                     return path
         return None
 
-    def _find_name(self, names: list[str]) -> Path:
+    def _find_name(self, text: str, names: Iterable[str]) -> Path:
         if self._by_name is None:
             self._by_name = defaultdict(list)
             for path in _images_below(self.folder):
                 self._by_name[self._stored_name(path.name)].append(path)
                 # Frames of a video have names without a suffix in CVAT.
                 self._by_name[self._stored_name(path.stem)].append(path)
-        for name in names:
+        exported = [_basename(text), *names]
+        for name in (*exported, *map(self._original_name, exported)):
             for form in _forms(name):
                 found = self._by_name.get(form) or self._by_name.get(self._stored_name(form), [])
                 if len(found) == 1:
@@ -95,7 +112,7 @@ class ImageFinder:
                         f"the image {name!r} is {first!r} or {second!r} in {self.folder.name}/; "
                         "--src must be the folder that the paths of the file start from"
                     )
-        raise ValueError(f"no image {names[0]!r} in {self.folder.name}/ or below")
+        raise ValueError(f"no image {text!r} in {self.folder.name}/ or below")
 
 
 def _forms(text: str) -> Iterator[str]:

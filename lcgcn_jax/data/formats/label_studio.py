@@ -10,7 +10,6 @@ import binascii
 import cmath
 import functools
 import math
-import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,7 +56,7 @@ def read(
       InputError: a file is not a Label Studio export, or its labels do not fit the scheme.
     """
     require_scheme_without_normalizer(scheme, "Label Studio")
-    finder = ImageFinder(src, stored_name=_stored_name)
+    finder = image_finder(src)
     content = {split: _read_file(path, finder) for split, path in files.items()}
     return to_annotations(
         "label-studio", content, finder, scheme, count_from=count_from, grouping=_GROUPING
@@ -202,9 +201,8 @@ def _find_image(data: Mapping[str, Any], task: Mapping[str, Any], finder: ImageF
     if location.startswith("data:"):
         raise ValueError("the image is embedded in the task; give image files")
     path = _path_of_location(location)
-    names = [os.path.basename(path), *filter(None, [task.get("file_upload")])]
-    names += [_UPLOAD_PREFIX.sub("", str(name)) for name in names]
-    return finder.find(path, names=map(str, names))
+    upload = task.get("file_upload")
+    return finder.find(path, names=[str(upload)] if upload else [])
 
 
 def _image_location(data: Mapping[str, Any]) -> str:
@@ -220,7 +218,8 @@ def _image_location(data: Mapping[str, Any]) -> str:
 def _path_of_location(location: str) -> str:
     """The path in a URL, e.g. `a/b.jpg` in `/data/local-files/?d=a/b.jpg` and `s3://bucket/a/b.jpg`."""
     path, _, query = location.partition("?")
-    parameters = dict(part.partition("=")[::2] for part in query.split("&"))
+    parts = (part.partition("=") for part in query.split("&"))
+    parameters = {key: value for key, _, value in parts}
     if path.rstrip("/").endswith("local-files") and parameters.get("d"):
         return unquote(parameters["d"])
     if parameters.get("fileuri"):
@@ -230,6 +229,15 @@ def _path_of_location(location: str) -> str:
             return location
     # One letter and a colon are a drive.
     return re.sub(r"^[A-Za-z][\w+.-]+://[^/]*", "", path)
+
+
+def image_finder(src: Path) -> ImageFinder:
+    """Finder of images by the names that Label Studio gives to uploaded files."""
+    return ImageFinder(
+        src,
+        stored_name=_stored_name,
+        original_name=lambda name: _UPLOAD_PREFIX.sub("", name),
+    )
 
 
 def _stored_name(name: str) -> str:

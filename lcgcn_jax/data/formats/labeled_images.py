@@ -165,7 +165,7 @@ def to_annotations(
         if not places and not file.bad:
             raise InputError(f"{file.path}: no points in it; label some faces and export it again")
         indices = landmarks_of_labels(places, scheme, file.path) if places else {}
-        stated: list[tuple[LabeledImage, RawFace, Int8[np.ndarray, k]]] = []
+        stated: list[tuple[LabeledImage, RawFace, np.ndarray]] = []
         for image in file.images:
             try:
                 groups = group_faces(image, indices, grouping)
@@ -231,7 +231,7 @@ def _raw_face(
     face = RawFace(
         image=str(image.image_path),
         points=landmarks,
-        visible=np.isfinite(landmarks).all(axis=1),
+        visible=np.all(np.isfinite(landmarks), axis=1),
         box=None if box is None else np.array(box.corners),
         split=image.split,
         stated_size=image.stated_size,
@@ -265,7 +265,7 @@ def _annotation(
         image_path=image.image_path,
         landmarks=np.where(face.visible[:, None], face.points - count_from, np.nan),
         visible=face.visible,
-        provided_box=None if face.box is None else face.box - count_from,
+        provided_box=None if (box := face.box_corners) is None else box - count_from,
         attributes=attributes,
         stated_size=image.stated_size,
         visibility=np.where(face.visible, visibility, Visibility.UNKNOWN).astype(np.int8),

@@ -132,14 +132,16 @@ def _vertices(
     shape: Mapping[str, Any], label: str, count: int | None = None
 ) -> list[tuple[float, float]]:
     vertices = shape.get("points")
-    is_list = isinstance(vertices, list) and bool(vertices)
-    if not is_list or any(not isinstance(v, list) or len(v) != 2 for v in vertices):
+    if (
+        not isinstance(vertices, list)
+        or not vertices
+        or any(not isinstance(vertex, list) or len(vertex) != 2 for vertex in vertices)
+    ):
         raise ValueError(f"the points of {label!r} are not a list of x and y")
     if count is not None and len(vertices) != count:
         raise ValueError(f"the point {label!r} has {len(vertices)} places")
-    return [
-        tuple(parse_number(value, f"a coordinate of {label!r}") for value in v) for v in vertices
-    ]
+    what = f"a coordinate of {label!r}"
+    return [(parse_number(x, what), parse_number(y, what)) for x, y in vertices]
 
 
 def _is_occluded(shape: Mapping[str, Any]) -> bool | None:

@@ -85,7 +85,7 @@ def _read_face(
         group=photograph_of(path.stem),
         image_path=image_path,
         landmarks=points - 1.0,
-        visible=np.isfinite(points).all(axis=1),
+        visible=np.all(np.isfinite(points), axis=1),
         provided_box=None,
         attributes=tuple(pose == name for name in POSES),
         visibility=visibility,

@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
       InputError: the file cannot be read, or is not JSON in UTF-8.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -74,9 +74,9 @@ def parse_number(value: Any, what: str) -> float:
 
 
 def parse_size(width: Any, height: Any) -> tuple[int, int] | None:
-    """Convert a stated image size to integers; None if the file states no size."""
+    """Convert a stated image size to integers; None if one side is missing or not a positive number."""
     try:
-        size = int(float(width)), int(float(height))
-    except (TypeError, ValueError, OverflowError):
+        sides = parse_number(width, "width"), parse_number(height, "height")
+    except ValueError:
         return None
-    return size if min(size) > 0 else None
+    return (round(sides[0]), round(sides[1])) if min(sides) >= 1 else None

@@ -91,6 +91,14 @@ def test_points_of_an_image_or_of_a_group(images, four_points):
     np.testing.assert_array_equal(found.faces[2].provided_box, [100, 0, 200, 99])
 
 
+@pytest.mark.parametrize("corner", [0, -1])
+def test_box_of_zeros_is_no_box(images, four_points, corner):
+    scheme, points = four_points
+    box = box_of(corner, corner, corner, corner)
+    found = read(images, ("name='a.jpg'", points_of(points) + box), scheme=scheme)
+    assert [face.provided_box for face in found.faces] == [None]
+
+
 def test_points_in_boxes(images, four_points):
     scheme, points = four_points
     boxes = box_of(0, 0, 60, 60) + box_of(100, 0, 160, 60)

@@ -44,7 +44,7 @@ def test_the_folder_of_the_annotation_file_comes_first(images):
     ("text", "reason"),
     [
         ("nothing.jpg", "no image 'nothing.jpg' in images/ or below"),
-        ("../outside.jpg", "no image 'outside.jpg'"),
+        ("../outside.jpg", "no image '../outside.jpg'"),
         ("p.jpg", "'three/p.jpg' or 'two/p.jpg'"),
         ("link.jpg", "a link that leaves images/"),
         ("", "no image path"),

@@ -54,6 +54,13 @@ def test_json_that_is_refused(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_of_json(tmp_path, encoding):
+    path = tmp_path / "a.json"
+    path.write_bytes('["é"]'.encode(encoding))
+    assert read_json(path) == ["é"]
+
+
 def test_files_that_cannot_be_read(tmp_path):
     for read in (read_xml, read_json):
         for path in (tmp_path, tmp_path / "nothing"):
@@ -68,5 +75,15 @@ def test_numbers():
         with pytest.raises(ValueError, match="x is"):
             parse_number(value, "x")
     assert parse_size("640", 480.0) == (640, 480)
-    for size in ((None, 3), ("a", 3), (0, 3), (-1, 3), (float("nan"), 3), (float("inf"), 3)):
+    assert parse_size(639.9, "480.2") == (640, 480)
+    for size in (
+        (True, 3),
+        (0.6, 3),
+        (None, 3),
+        ("a", 3),
+        (0, 3),
+        (-1, 3),
+        (float("nan"), 3),
+        (float("inf"), 3),
+    ):
         assert parse_size(*size) is None

@@ -46,7 +46,7 @@ def _extra_for_gpu() -> str | None:
             query, capture_output=True, check=True, text=True, timeout=20
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        # Older drivers cannot tell the compute capability; containers often lack nvidia-smi.
+        # Older drivers do not report the compute capability; containers often lack nvidia-smi.
         return "cuda12" if any(_DEVICE_FOLDER.glob("nvidia[0-9]*")) else None
     if not answer.strip():
         return None

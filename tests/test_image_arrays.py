@@ -234,7 +234,7 @@ def test_other_crops_are_refused_in_one_line(given, message):
 
 
 def test_bgr_of_opencv_is_taken_as_it_is():
-    """BGR bytes cannot be told from RGB; the documentation says so."""
+    """BGR bytes cannot be distinguished from RGB; the documentation says so."""
     np.testing.assert_array_equal(
         rgb_image(cv2.cvtColor(IMAGE, cv2.COLOR_RGB2BGR)), IMAGE[..., ::-1]
     )

@@ -106,7 +106,7 @@ def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Hashable, _Image]:
         if other.file_name != image.file_name:
             raise InputError(
                 f"the images {other.file_name!r} and {image.file_name!r} both have the id "
-                f"{entry['id']!r}, so that faces cannot be assigned; number images anew when merging files"
+                f"{entry['id']!r}, so that faces cannot be assigned; renumber images when merging files"
             )
         if other.size != image.size and None not in (other.size, image.size):
             raise InputError(
@@ -144,7 +144,7 @@ def _categories(
         if other != category:
             raise InputError(
                 f"the categories {other.name!r} and {category.name!r} both have the id "
-                f"{entry['id']!r}; number categories anew when merging files"
+                f"{entry['id']!r}; renumber categories when merging files"
             )
     return categories
 

@@ -17,7 +17,7 @@ from lcgcn_jax.landmarks import LandmarkScheme
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 COLUMNS = ("image", "split", "group", "subset", *BOX_COLUMNS, "normalizer")
-"""Columns of a CSV beside its points; all but `image` may be missing."""
+"""Columns of a CSV besides its points; all but `image` may be missing."""
 
 NOT_AVAILABLE = frozenset(
     ("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none", "nil", "nat", "-", "?")

@@ -1,6 +1,6 @@
 """Reader of CVAT's XML ("CVAT for images 1.1"): skeletons and points.
 
-CVAT shows images upright (EXIF orientation applied). Coordinates are taken as they stand: like COCO's,
+CVAT shows images upright (EXIF orientation applied). Coordinates are used unchanged: like COCO's,
 they are pixels that count from 0.
 """
 

@@ -1,6 +1,6 @@
 """Reader of dlib's XML, as imglab writes it: images with boxes, and parts (points) of each box.
 
-A part is a pixel, counting from 0: its center is a point of this project as it stands.
+A part is a pixel, counting from 0: its center is a point of this project without an offset.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Reader of LabelMe's JSON, a file per image: point shapes.
 
-LabelMe shows images upright (EXIF orientation applied). Coordinates are taken as they stand: pixels that
+LabelMe shows images upright (EXIF orientation applied). Coordinates are used unchanged: pixels that
 count from 0.
 """
 

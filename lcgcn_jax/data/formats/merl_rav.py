@@ -99,8 +99,8 @@ def decode_signs(
 
     A pair with one negative number is beyond the left or upper border of the image; visible as
     (x, y) or occluded as (-x, -y), whichever is nearer to the other landmarks. A pair with two negative
-    numbers always counts as occluded: the files do not tell it from a visible landmark beyond both
-    borders. A pair (0, 0) has neither a location nor a label.
+    numbers always counts as occluded: the files do not distinguish it from a visible landmark
+    beyond both borders. A pair (0, 0) has neither a location nor a label.
 
     Args:
       points: as a file states them.

@@ -89,7 +89,7 @@ def test_bad_files_are_listed(tmp_path):
     reasons = {bad.name: bad.reason for bad in found.bad}
     assert reasons["frontal/trainset/image2.pts"] == "no landmark has a location"
     assert "67 points, expected 68" in reasons["frontal/trainset/image3.pts"]
-    assert "no image beside it" in reasons["frontal/trainset/image4.pts"]
+    assert "no image next to it" in reasons["frontal/trainset/image4.pts"]
 
 
 def test_a_folder_without_the_layout(tmp_path):

@@ -76,7 +76,7 @@ def _read_file(path: Path, finder: ImageFinder, scheme: LandmarkScheme) -> Label
 
 
 def _read_image(
-    called: str, image: ET.Element, *, finder: ImageFinder, scheme: LandmarkScheme
+    image_name: str, image: ET.Element, *, finder: ImageFinder, scheme: LandmarkScheme
 ) -> LabeledImage:
     points, boxes = [], []
     for number, shape in enumerate(image):
@@ -95,7 +95,7 @@ def _read_image(
                 )
                 boxes.append(LabeledBox(corners, group))
     return LabeledImage(
-        called,
+        image_name,
         finder.find(image.get("name", "")),
         points,
         boxes,

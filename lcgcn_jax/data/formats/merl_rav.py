@@ -50,8 +50,8 @@ def read(src: Path, *, has_validation: bool = True) -> AnnotationList:
     for pose in POSES:
         for part in SPLITS:
             folder = f"{pose}/{part}"
-            found = subfolder(src, folder)
-            files = [] if found is None else files_in(found)
+            subset_folder = subfolder(src, folder)
+            files = [] if subset_folder is None else files_in(subset_folder)
             points_files = [path for path in files if path.suffix.lower() == ".pts"]
             if not points_files:
                 absent.append(folder)

@@ -74,7 +74,7 @@ def read_state_dict(path: Path) -> StateDict:
 def read_torch_file(path: Path) -> TorchFile:
     """Reads a state dict: plain, or wherever a checkpoint has it, such as under `model` or `state_dict`.
 
-    Optimizer states are passed over, and so are moving averages beside the model itself.
+    Optimizer states are passed over, and so are moving averages besides the model itself.
 
     A pickle is a program. `torch.load` is told to run none of it but the making of tensors
     (`weights_only`), and `.safetensors` cannot hold any.

@@ -73,7 +73,7 @@ def _read_face(
 ) -> FaceAnnotation:
     require_own_file(src, path)
     points, visibility = decode_signs(read_pts(path, IBUG68.num_landmarks))
-    # Faces of one image may be numbered: `image00042_1.pts` beside `image00042.jpg`.
+    # Faces of one image may be numbered: `image00042_1.pts` next to `image00042.jpg`.
     own = images.get(path.stem.lower())
     image_path = image_of(path if own else path.with_stem(photograph_of(path.stem)), images)
     require_own_file(src, image_path)

@@ -21,8 +21,8 @@ def warn_if_gpu_is_unused() -> None:
     never before `jax.distributed.initialize`. Silent if `JAX_PLATFORMS` selects the platforms or
     `CUDA_VISIBLE_DEVICES` hides the GPUs.
     """
-    chosen = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
-    if chosen or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if platforms or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return
     extra = _extra_for_gpu()
     if extra is None or jax.default_backend() != "cpu":
@@ -46,7 +46,7 @@ def _extra_for_gpu() -> str | None:
             query, capture_output=True, check=True, text=True, timeout=20
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        # Older drivers cannot tell the compute capability; containers often lack nvidia-smi.
+        # Older drivers do not report the compute capability; containers often lack nvidia-smi.
         return "cuda12" if any(_DEVICE_FOLDER.glob("nvidia[0-9]*")) else None
     if not answer.strip():
         return None

@@ -3,7 +3,7 @@
 Every function of the Python interface that takes pixels reads them by these rules:
 
 - `uint8` RGB `[h w 3]` is used as it is, whatever its memory layout. OpenCV's `cv2.imread` returns BGR, which
-  cannot be told from RGB: convert it first.
+  cannot be distinguished from RGB: convert it first.
 - Grayscale `[h w]` or `[h w 1]`, RGBA `[h w 4]` (alpha is dropped) and PIL images of any mode (turned by
   their EXIF orientation) are converted as the same image in a file is.
 - Other integer types are converted if all values are in 0..255. `uint16` is not: it usually holds 16-bit

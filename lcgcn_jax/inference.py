@@ -245,7 +245,7 @@ class LandmarkModel:
           A face for each box, in order.
 
         Raises:
-          InputError: the image cannot be read or is ambiguous, a box is empty or outside the picture, or
+          InputError: the image cannot be read or is ambiguous, a box is empty or outside the image, or
             there is no face detector.
           RuntimeError: the process was forked after JAX had started.
         """
@@ -260,14 +260,14 @@ class LandmarkModel:
 
         Args:
           images: photographs of any sizes, as `predict` takes them.
-          boxes: for each photograph its face boxes, as `predict` takes them; None for those in which the
+          boxes: for each image its face boxes, as `predict` takes them; None for those in which the
             face detector is to find them.
 
         Returns:
           For each photograph its faces.
 
         Raises:
-          InputError: as `predict`, or there are not as many lists of boxes as photographs.
+          InputError: as `predict`, or there are not as many lists of boxes as images.
           RuntimeError: as `predict`.
         """
         ndim = getattr(images, "ndim", 4)
@@ -446,7 +446,7 @@ def check_boxes(
       name: of the picture, for the message.
 
     Raises:
-      InputError: these are no boxes, or a box can be no face's in the picture (`geometry.check_box`).
+      InputError: these are no boxes, or a box can be no face's in the image (`geometry.check_box`).
     """
     boxes = _as_list(f"{name}: boxes", boxes)
     if boxes and all(isinstance(v, int | float) or getattr(v, "ndim", 1) == 0 for v in boxes):

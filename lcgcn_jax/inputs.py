@@ -31,10 +31,10 @@ VIDEO_SUFFIXES = (
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 """Suffixes of images that have to be converted first."""
 
+# Files that usually lie next to images; skipping them is not reported.
 _SIDECARS = (
     ".pts", ".txt", ".json", ".jsonl", ".csv", ".xml", ".yaml", ".yml", ".md", ".ini", ".db", ".py",
 )  # fmt: skip
-# Files that lie beside images as a rule; that they are left out is no news.
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # at least two letters: `C:` is a drive
 _SHOWN_TEXT = 100  # characters of an input in a message; a `data:` URL can have millions
@@ -91,8 +91,8 @@ class Inputs:
 def find_inputs(texts: Iterable[str]) -> Inputs:
     """The files that are meant, in order, each once.
 
-    A folder stands for the photographs and videos in it and below it, by their suffixes, without the
-    `._` files of macOS; a pattern (`*`, `?`, `[...]`, `**`) stands for what it matches. A file that is
+    A folder means the images and videos below it, by their suffixes, without the `._` files of macOS;
+    a pattern (`*`, `?`, `[...]`, `**`) means the files that it matches. A file that is
     named is taken whatever its suffix.
 
     Raises:
@@ -160,7 +160,7 @@ def _below(folder: Path) -> tuple[list[InputFile], list[Path]]:
 
 def _describe_empty(folder: str, others: list[Path]) -> str:
     suffixes = collections.Counter(path.suffix.lower() for path in others)
-    message = f"{folder}: no photograph or video in this folder"
+    message = f"{folder}: no image or video in this folder"
     if suffixes:
         message += f" that can be read, only {_list_suffixes(suffixes)}{_heic_advice(suffixes)}"
     return message

@@ -314,7 +314,7 @@ def _index(names: Sequence[str], point: Any) -> int:
     if point in names:
         return names.index(point)
     if re.fullmatch(r"-?\d+", point):
-        # An index beside names that are numbers would be taken for the wrong point without notice.
+        # An index next to names that are numbers would be taken for the wrong point without notice.
         if number := next((name for name in names if re.fullmatch(r"-?\d+", name)), None):
             raise ValueError(
                 f"no landmark is named {point!r}; where names are whole numbers (as {number!r}), "

@@ -92,8 +92,8 @@ class BoxFile:
 
     JSON: `{"photo.jpg": [[x0, y0, x1, y1], ...], ...}`, with an empty list where there is no face. CSV,
     with commas, semicolons or tabs: a header `image,x0,y0,x1,y1` and a row for each face; the four cells
-    are empty where there is no face. A photograph is named by its path as it is given, below its folder,
-    or from the root, or by the end of its path if only one photograph has that end.
+    are empty where there is no face. An image is named by its path as it is given, below its folder,
+    or from the root, or by the end of its path if only one image has that end.
     """
 
     def __init__(self, path: Path):
@@ -123,10 +123,10 @@ class BoxFile:
         self.unused: list[str] = list(self._names.values())
 
     def assign(self, photographs: Iterable[InputFile]) -> None:
-        """Finds the photograph that each name in the file means; `unused` keeps those that mean none.
+        """Finds the image that each name in the file means; `unused` keeps those that mean none.
 
         Raises:
-          InputError: a name means several photographs.
+          InputError: a name means several images.
         """
         files = list(photographs)
         by_end: dict[tuple[str, ...], list[InputFile]] = collections.defaultdict(list)
@@ -155,10 +155,10 @@ class BoxFile:
         self.unused = [name for parts, name in self._names.items() if parts in unused]
 
     def of(self, photograph: Path) -> list[list[float]]:
-        """The boxes of a photograph, after `assign`.
+        """The boxes of an image, after `assign`.
 
         Raises:
-          InputError: the file does not name the photograph.
+          InputError: the file does not name the image.
         """
         if photograph not in self._of:
             raise InputError(f"{photograph}: no face box in {self._path}")

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from lcgcn_jax.errors import InputError
 
 MAX_RATE = 240.0
-"""Frames a second above which a file's rate is a time base (1000 in WebM of browsers), and no rate."""
+"""Frames per second above which a file's rate is a time base (1000 in WebM of browsers), and no rate."""
 
 CODEC = "mp4v"
 

@@ -31,8 +31,8 @@ def machine(monkeypatch, tmp_path):
     devices.mkdir()
     programs.mkdir()
 
-    def make(smi, code=0, files=(), plugins=(), chosen=""):
-        jax.config.update("jax_platforms", chosen)
+    def make(smi, code=0, files=(), plugins=(), platform_names=""):
+        jax.config.update("jax_platforms", platform_names)
         monkeypatch.setattr(accelerators, "_DEVICE_FOLDER", devices)
         monkeypatch.setenv("PATH", str(programs))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -94,8 +94,8 @@ def test_an_installed_plugin_that_does_not_start_points_to_the_driver(machine, c
         {"smi": None, "files": ["nvidiactl", "nvidia-uvm"]},  # a driver without a GPU
         {"smi": ""},
         {"smi": "NVIDIA-SMI has failed\n", "code": 9},
-        {"smi": MODERN, "chosen": "cpu"},
-        {"smi": MODERN, "files": ["nvidia0"], "chosen": "cpu,tpu"},
+        {"smi": MODERN, "platform_names": "cpu"},
+        {"smi": MODERN, "files": ["nvidia0"], "platform_names": "cpu,tpu"},
     ],
 )
 def test_no_warning_without_a_gpu_or_on_a_chosen_platform(machine, caplog, kind):

@@ -21,7 +21,7 @@ READ_ONLY.setflags(write=False)
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("source", "expected"),
     [
         (IMAGE, IMAGE),
         (READ_ONLY, IMAGE),
@@ -43,15 +43,15 @@ READ_ONLY.setflags(write=False)
         (np.zeros((4, 5, 3), np.int64), np.zeros((4, 5, 3), np.uint8)),
     ],
 )
-def test_unambiguous_array_becomes_rgb_bytes(given, expected):
-    image = rgb_image(given)
+def test_unambiguous_array_becomes_rgb_bytes(source, expected):
+    image = rgb_image(source)
     np.testing.assert_array_equal(image, expected)
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("source", "message"),
     [
         (None, "None; give .*cv2.imread returns None"),
         (IMAGE.astype(np.uint16), r"uint16 array \[20 30 3\] with values 0 to 255; .*image.astype"),
@@ -92,9 +92,9 @@ def test_unambiguous_array_becomes_rgb_bytes(given, expected):
         (np.ma.masked_array(IMAGE, mask=IMAGE > 100), "a masked array"),
     ],
 )
-def test_ambiguous_input_is_refused_in_one_line(given, message):
+def test_ambiguous_input_is_refused_in_one_line(source, message):
     with pytest.raises(InputError, match=f"^image 7: .*{message}") as error:
-        rgb_image(given, "image 7")
+        rgb_image(source, "image 7")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
 
@@ -191,7 +191,7 @@ CROPS = RNG.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("source", "expected"),
     [
         (CROPS, CROPS),
         (list(CROPS), CROPS),
@@ -206,14 +206,14 @@ CROPS = RNG.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
         (np.zeros((0, 5, 5, 3), np.float32), CROPS[:0]),
     ],
 )
-def test_unambiguous_crops_become_rgb_bytes(given, expected):
-    crops = rgb_crops(given, 8)
+def test_unambiguous_crops_become_rgb_bytes(source, expected):
+    crops = rgb_crops(source, 8)
     np.testing.assert_array_equal(crops, expected)
     assert crops.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("source", "message"),
     [
         (CROPS[:, :7], r"crops: uint8 array \[2 7 8 3\]; give RGB uint8 crops \[b 8 8 3\]"),
         (CROPS[0], r"is one crop; give .*crops\[None\]"),
@@ -227,14 +227,14 @@ def test_unambiguous_crops_become_rgb_bytes(given, expected):
         ("faces", "'faces'; give"),
     ],
 )
-def test_other_crops_are_refused_in_one_line(given, message):
+def test_other_crops_are_refused_in_one_line(source, message):
     with pytest.raises(InputError, match=message) as error:
-        rgb_crops(given, 8)
+        rgb_crops(source, 8)
     assert "\n" not in str(error.value)
 
 
 def test_bgr_of_opencv_is_taken_as_it_is():
-    """BGR bytes cannot be told from RGB; the documentation says so."""
+    """BGR bytes cannot be distinguished from RGB; the documentation says so."""
     np.testing.assert_array_equal(
         rgb_image(cv2.cvtColor(IMAGE, cv2.COLOR_RGB2BGR)), IMAGE[..., ::-1]
     )

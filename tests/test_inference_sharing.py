@@ -292,8 +292,8 @@ def test_nothing_in_nothing_out(model):
 def test_images_without_boxes_are_left_to_the_detector(bundle, shared, detector_model):
     model = LandmarkModel(bundle, detector_model)
     photo = read_photograph(shared / "data/photos/2009_004587.jpg")
-    found = model.predict_batch([photo, IMAGE], [None, [BOX]])
-    assert [len(faces) for faces in found] == [2, 1]
+    faces_of_images = model.predict_batch([photo, IMAGE], [None, [BOX]])
+    assert [len(faces) for faces in faces_of_images] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -331,9 +331,9 @@ def test_uncertain_face_is_tried_again_in_turned_crops(bundle, monkeypatch):
     estimate = calibrated._estimate
 
     def spy(crops, affines):
-        found = estimate(crops, affines)
-        seen.extend(found)
-        return found
+        estimates = estimate(crops, affines)
+        seen.extend(estimates)
+        return estimates
 
     monkeypatch.setattr(calibrated, "_estimate", spy)
     monkeypatch.setattr(inference.robust_crops, "is_uncertain", lambda *args: False)
@@ -344,7 +344,7 @@ def test_uncertain_face_is_tried_again_in_turned_crops(bundle, monkeypatch):
     monkeypatch.setattr(inference.robust_crops, "is_uncertain", lambda *args: True)
     (face,) = calibrated.predict(IMAGE, [BOX])
     assert 4 <= len(seen) <= 5
-    surest = min(seen, key=lambda found: found.expected_error.mean())
+    surest = min(seen, key=lambda candidate: candidate.expected_error.mean())
     np.testing.assert_array_equal(face.landmarks, surest.landmarks)
     np.testing.assert_array_equal(face.box, BOX)
 

@@ -56,7 +56,7 @@ def test_results_of_files_that_differ_in_their_suffix_keep_it(folder):
     ("texts", "message"),
     [
         (["*.webp"], "no file matches this pattern"),
-        (["empty"], "no photograph or video in this folder"),
+        (["empty"], "no image or video in this folder"),
         (["a.png", "sub/deep/a.png"], "run them apart"),
     ],
 )
@@ -108,14 +108,14 @@ def test_nothing_is_said_where_all_is_read(tmp_path):
         (["1.heic"], "only 1 .heic; convert HEIC to JPEG first"),
         (["1.HIF", "2.txt"], "only 1 .hif, 1 .txt; convert HEIC"),
         (["2.txt"], "only 1 .txt"),
-        (["._1.jpg"], "no photograph or video in this folder"),
+        (["._1.jpg"], "no image or video in this folder"),
     ],
 )
 def test_folder_without_a_file_that_can_be_read(tmp_path, files, message):
     folder = touch(tmp_path, *files)
     with pytest.raises(InputError) as caught:
         find_inputs([folder])
-    assert str(caught.value).startswith(f"{folder}: no photograph or video in this folder")
+    assert str(caught.value).startswith(f"{folder}: no image or video in this folder")
     assert str(caught.value).endswith(message) or "HEIC" in message
 
 

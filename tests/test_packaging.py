@@ -20,8 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 )
 def test_every_file_is_installed(source, installed):
     def files(folder):
-        found = (path for path in folder.rglob("*") if path.is_file())
-        return {p.relative_to(folder) for p in found if "__pycache__" not in p.parts}
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        return {p.relative_to(folder) for p in paths if "__pycache__" not in p.parts}
 
     # An installed package holds the configs too, which lie beside it in the repository.
     assert files(ROOT / source) <= files(Path(installed.__file__).parent)

@@ -24,8 +24,8 @@ def turn(points, degrees):
 @pytest.mark.parametrize("degrees", [-170.0, -90.0, -40.0, 0.0, 20.0, 90.0, 135.0])
 @pytest.mark.parametrize("off", [-50.0, 0.0, 50.0])
 def test_roll_is_the_angle_of_the_mirror_pairs(degrees, off):
-    found = robust_crops.roll(turn(FACE, degrees), SCHEME, near=degrees + off)
-    assert abs((found - degrees + 180) % 360 - 180) < 1e-6
+    angle = robust_crops.roll(turn(FACE, degrees), SCHEME, near=degrees + off)
+    assert abs((angle - degrees + 180) % 360 - 180) < 1e-6
 
 
 def test_roll_without_mirror_pairs_is_the_rough_one():

@@ -165,8 +165,8 @@ def use_compilation_cache() -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         print(
-            f"lcgcn: {folder}: cannot be written: {error.strerror}; programs are compiled anew by each "
-            "command; set XDG_CACHE_HOME to a folder that can be written",
+            f"lcgcn: {folder}: cannot be written: {error.strerror}; each command compiles its "
+            "programs again; set XDG_CACHE_HOME to a folder that can be written",
             file=sys.stderr,
         )
         return

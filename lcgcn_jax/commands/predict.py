@@ -402,7 +402,7 @@ class _Run:
         print(
             printable(
                 f"{file.path}: {bar.n} frames, {num_faces} faces, "
-                f"{bar.n / bar.format_dict['elapsed']:.1f} frames a second; "
+                f"{bar.n / bar.format_dict['elapsed']:.1f} frames per second; "
                 f"{', '.join(map(str, outputs))}"
             )
         )
@@ -410,7 +410,7 @@ class _Run:
             print(
                 printable(
                     f"{file.path}: its frame rate varies; {outputs[1]} plays at a constant {rate:.4g} "
-                    f"frames a second, and {outputs[0]} has the true times"
+                    f"frames per second, and {outputs[0]} has the true times"
                 )
             )
         if not num_faces:

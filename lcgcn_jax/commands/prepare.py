@@ -43,9 +43,9 @@ Reads a CSV with a header and a row a face. Columns, in any order:
   subset          optional: a part of the data that eval measures for itself
   normalizer      pixels that NME divides by; where the scheme says `normalizer: given`
 
-The separator is a comma, semicolon or tab; names are found in any case, and as NAME_x, too. Other
-columns are ignored. Coordinates are pixels; paths may have backslashes, or be full paths of files
-below --src.
+The separator is a comma, semicolon, tab or vertical bar; names are found in any case, and as NAME_x,
+too. Other columns are ignored. Coordinates are pixels; paths may have backslashes, or be full paths
+of files below --src.
 
 HRNet-Facial's lists (image_name, scale, center_w, center_h, original_0_x, ...) are read too.""",
         "points.csv",

@@ -396,7 +396,7 @@ class _WrittenImages:
                 self._stated_as_stored.add(path)
 
     def notes(self, *, stored_pixels: bool) -> list[str]:
-        """What the user should know of the images, a line each."""
+        """What the user should know of the images, one line each."""
         notes = []
         if count := len(self._rotated - self._stated_as_stored):
             if stored_pixels:

@@ -101,7 +101,7 @@ def _images(entries: Sequence[Mapping[str, Any]]) -> dict[Hashable, _Image]:
         if other.file_name != image.file_name:
             raise InputError(
                 f"the images {other.file_name!r} and {image.file_name!r} both have the id "
-                f"{entry['id']!r}, so that faces cannot be assigned; number images anew when merging files"
+                f"{entry['id']!r}, so that faces cannot be assigned; renumber images when merging files"
             )
         if other.size and image.size and other.size != image.size:
             raise InputError(
@@ -128,7 +128,7 @@ def _categories(
         if other != category:
             raise InputError(
                 f"the categories {other.name!r} and {category.name!r} both have the id "
-                f"{entry['id']!r}; number categories anew when merging files"
+                f"{entry['id']!r}; renumber categories when merging files"
             )
     return categories
 

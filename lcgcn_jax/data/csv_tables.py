@@ -17,7 +17,7 @@ from lcgcn_jax.landmarks import LandmarkScheme
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 COLUMNS = ("image", "split", "group", "subset", *BOX_COLUMNS, "normalizer")
-"""Columns of a CSV beside its points; all but `image` may be missing."""
+"""Columns of a CSV besides its points; all but `image` may be missing."""
 
 NOT_AVAILABLE = frozenset(
     ("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none", "nil", "nat", "-", "?")
@@ -83,18 +83,18 @@ def _decode(content: bytes) -> str:
 def _split(text: str) -> tuple[str, list[str], Iterator[Row]]:
     """The separator, the header and the rows of a table."""
     # Excel states its separator in a first line such as `sep=;`.
-    stated = re.match(r'"?sep=(.)"?[^\S\n]*\r?\n', text)
+    separator_line = re.match(r'"?sep=(.)"?[^\S\n]*\r?\n', text)
     lines = io.StringIO(text, newline="")
     num_skipped, start, header_text, commented = 0, 0, "", ""
     while line := lines.readline():
         bare = line.strip().strip(_DELIMITERS)
         if bare.startswith("#"):
             commented = line.lstrip().lstrip("#").lstrip(" ")
-        elif bare and not (stated and num_skipped == 0):
+        elif bare and not (separator_line and num_skipped == 0):
             header_text = line
             break
         start, num_skipped = lines.tell(), num_skipped + 1
-    delimiters = stated.group(1) if stated else _DELIMITERS
+    delimiters = separator_line.group(1) if separator_line else _DELIMITERS
     # NumPy and others write the header itself as a comment.
     is_comment = not _has_image(header_text, delimiters) and _has_image(commented, delimiters)
     if is_comment:
@@ -178,11 +178,11 @@ class _RowReader:
         notes: list[str],
     ) -> None:
         """Refuses columns that are likely misspelled or further points; notes that others are ignored."""
-        found = {
+        known_places = {
             place for pair in names for name in pair if (place := columns.find(name)) is not None
         }
-        found |= set(self._places.values())
-        unknown = [i for i, name in enumerate(header) if name and i not in found]
+        known_places |= set(self._places.values())
+        unknown = [i for i, name in enumerate(header) if name and i not in known_places]
         known = [
             *(_HRNET_COLUMNS if self._is_hrnet else COLUMNS),
             *(n for pair in names for n in pair),

@@ -37,10 +37,10 @@ def mirror_pair_note(
     if not landmarks or scheme.mirror == tuple(range(scheme.num_landmarks)):
         return None
     # Evenly over the list, whose parts may be of different kinds.
-    chosen = np.linspace(0, len(landmarks) - 1, min(len(landmarks), _MAX_FACES)).astype(int)
+    indices = np.linspace(0, len(landmarks) - 1, min(len(landmarks), _MAX_FACES)).astype(int)
     points = np.where(
-        np.stack([visible[i] for i in chosen])[..., None],
-        np.stack([landmarks[i] for i in chosen]),
+        np.stack([visible[i] for i in indices])[..., None],
+        np.stack([landmarks[i] for i in indices]),
         np.nan,
     )
     mean, num_faces = _mean_face(points)

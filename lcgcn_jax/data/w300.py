@@ -144,7 +144,7 @@ def _split_point(line: str) -> list[str]:
     if re.search(r",(?=[\s;])", line):
         return re.split(r"[\s;]*,[\s;]+", line.strip())  # "x, y"
     numbers = re.split(r"[\s;]+", line.strip())
-    if "." in line:  # a comma beside decimal points is a slip, and no number is made of it
+    if "." in line:  # a comma next to decimal points is an error and is not converted
         return numbers
     return [number.replace(",", ".") for number in numbers]
 
@@ -248,22 +248,23 @@ def _nothing_here(src: Path) -> str:
 
 
 def image_of(points_file: Path, images: Mapping[str, Sequence[Path]]) -> Path:
-    """The image beside a `.pts` file.
+    """The image next to a `.pts` file.
 
     Raises:
       ValueError: there is none, or more than one.
     """
     candidates = images.get(points_file.stem.lower(), ())
-    beside = [path for path in candidates if path.suffix.lower() in PHOTOGRAPH_SUFFIXES]
-    # On a file system with upper and lower case, names may differ in it alone.
-    beside = [path for path in beside if path.stem == points_file.stem] or beside
-    if not beside:
+    matches = [path for path in candidates if path.suffix.lower() in PHOTOGRAPH_SUFFIXES]
+    # On a case-sensitive file system, names may differ only in case.
+    matches = [path for path in matches if path.stem == points_file.stem] or matches
+    if not matches:
         others = [path.name for path in candidates if path.suffix]
         hint = f"; {others[0]} is not one: convert it to JPEG or PNG" if others else ""
-        raise ValueError(f"no image beside it ({', '.join(PHOTOGRAPH_SUFFIXES)}){hint}")
-    if len(beside) > 1:
-        raise ValueError(f"two images beside it, {beside[0].name} and {beside[1].name}; remove one")
-    return beside[0]
+        raise ValueError(f"no image next to it ({', '.join(PHOTOGRAPH_SUFFIXES)}){hint}")
+    if len(matches) > 1:
+        first, second, *_ = (path.name for path in matches)
+        raise ValueError(f"two images next to it, {first} and {second}; remove one")
+    return matches[0]
 
 
 def _read_face(

@@ -74,7 +74,7 @@ def read_state_dict(path: Path) -> StateDict:
 def read_torch_file(path: Path) -> TorchFile:
     """Reads a state dict: plain, or wherever a checkpoint has it, such as under `model` or `state_dict`.
 
-    Optimizer states are passed over, and so are moving averages beside the model itself.
+    Optimizer states are passed over, and so are moving averages besides the model itself.
 
     A pickle is a program. `torch.load` is told to run none of it but the making of tensors
     (`weights_only`), and `.safetensors` cannot hold any.
@@ -127,7 +127,7 @@ def _find_model(path: Path, found: Mapping) -> tuple[tuple[str, ...], tuple[str,
     if not dicts:
         raise InputError(
             f"{path}: not a state dict: {len(others)} entries are not arrays: {', '.join(others)}; save "
-            "the model's state_dict() to a file of its own"
+            "the model's state_dict() to a separate file"
         )
     models = [keys for keys in dicts if not any(map(_AVERAGES.search, keys))] or list(dicts)
     if len(models) > 1:
@@ -138,7 +138,7 @@ def _find_model(path: Path, found: Mapping) -> tuple[tuple[str, ...], tuple[str,
         named = ", ".join(f"{'.'.join(keys)} ({len(dicts[keys])} arrays)" for keys in models)
         raise InputError(
             f"{path}: holds {len(models)} dicts of arrays, and any of them may be the model: {named}; save "
-            "the model's state_dict() to a file of its own"
+            "the model's state_dict() to a separate file"
         )
     left = tuple(".".join(keys) for keys in dicts if keys != models[0])
     return models[0], left
@@ -174,7 +174,7 @@ def _at(found: Mapping, keys: tuple[str, ...]) -> Mapping:
 
 
 def _unwrapped(found: Mapping) -> dict[str, Any]:
-    """A state dict without what stands before all of its keys."""
+    """A state dict without the prefix of all of its keys."""
     state = {str(key): value for key, value in found.items()}
     while wrapper := next((w for w in _WRAPPERS if all(k.startswith(w) for k in state)), None):
         state = {key.removeprefix(wrapper): value for key, value in state.items()}

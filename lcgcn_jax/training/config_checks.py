@@ -348,10 +348,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         ("heatmap", HEATMAP_MODEL_FIELDS, None),
         ("graph", GRAPH_FIELDS, "lcgcn"),
     ):
-        given = options.get(part) or {}
-        for option, constraint in known.get(given.get("name", default), {}).items():
-            if option in given:
-                _check(f"model.{part}.{option}", given[option], constraint)
+        part_options = options.get(part) or {}
+        for option, constraint in known.get(part_options.get("name", default), {}).items():
+            if option in part_options:
+                _check(f"model.{part}.{option}", part_options[option], constraint)
     _check_together(config)
 
 

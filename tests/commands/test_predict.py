@@ -308,7 +308,7 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
     assert frames[0].pixels.shape[0] >= 500
     said = capsys.readouterr()
     assert f"{clip}: 12 frames, 24 faces, " in said.out
-    assert "frames a second" in said.out
+    assert "frames per second" in said.out
     assert "frame/s" in said.err
     assert not list(out.glob(".*")), "nothing half-written is left"
 

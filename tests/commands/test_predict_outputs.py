@@ -42,7 +42,7 @@ class Model(LandmarkModel):
             points = box[:2] + parts * (box[2:] - box[:2])
             return Face(box, points, np.ones(3, np.float32), points)
 
-        return [[face(box) for box in found] for found in boxes]
+        return [[face(box) for box in image_boxes] for image_boxes in boxes]
 
 
 @pytest.fixture
@@ -101,16 +101,16 @@ def test_finished_frames_of_a_video_are_kept(run, model, clip, tmp_path, number)
     code, errors = run(clip)
     assert code == CODES[number]
     out = tmp_path / "out"
-    kept = [out / "clip.interrupted.jsonl", out / "clip.interrupted.mp4"]
+    partial = [out / "clip.interrupted.jsonl", out / "clip.interrupted.mp4"]
     assert errors[-1] == (
         f"lcgcn: stopped by {number.name}; 0 of 1 inputs are finished; the first 8 frames of {clip} are "
-        f"in {kept[0]} and {kept[1]}"
+        f"in {partial[0]} and {partial[1]}"
     )
     assert "Traceback" not in "".join(errors)
-    assert files_in(out) == [path.name for path in kept]
-    lines = [json.loads(line) for line in kept[0].read_text().splitlines()]
+    assert files_in(out) == [path.name for path in partial]
+    lines = [json.loads(line) for line in partial[0].read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(8))
-    with open_video(kept[1]) as video:
+    with open_video(partial[1]) as video:
         assert len(list(video.frames)) == 8
     model.stop_at = None
     assert run(clip)[0] == 0, "and the next run is not in the way of what was kept"

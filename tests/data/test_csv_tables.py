@@ -28,9 +28,9 @@ def read(images, content, scheme=SCHEME):
     return own_points.read_csv(images, {"": path}, scheme)
 
 
-def only_face(found):
-    assert found.bad == []
-    (face,) = found.faces
+def only_face(result):
+    assert result.bad == []
+    (face,) = result.faces
     return face
 
 
@@ -68,9 +68,9 @@ DECIMAL = "one/a b.png;15,5;20;45;21;30,0;35,25"
     ],
 )
 def test_dialects(images, content):
-    found = read(images, content)
-    np.testing.assert_array_equal(only_face(found).landmarks, POINTS)
-    assert found.notes == []
+    result = read(images, content)
+    np.testing.assert_array_equal(only_face(result).landmarks, POINTS)
+    assert result.notes == []
 
 
 @pytest.mark.parametrize("mark", ["", "NA", "N/A", "nan", "NaN", "null", "None", "#N/A", "-"])
@@ -81,17 +81,17 @@ def test_cells_that_are_not_available(images, mark):
 
 @pytest.mark.parametrize("place", [(0, 0), (-1, -1), ("0.0", "-0"), ("-1.00", "-1")])
 def test_points_at_the_places_of_missing_ones(images, place):
-    found = read(images, f"{HEADER}\n{ROW.replace('15.5,20', '{},{}'.format(*place))}\n")
-    assert only_face(found).visible.tolist() == [False, True, True]
-    (note,) = found.notes
+    result = read(images, f"{HEADER}\n{ROW.replace('15.5,20', '{},{}'.format(*place))}\n")
+    assert only_face(result).visible.tolist() == [False, True, True]
+    (note,) = result.notes
     assert "1 points at (" in note
     assert "count as missing" in note
 
 
 def test_other_columns_are_ignored_with_a_note(images):
-    found = read(images, f"{HEADER},comment,Unnamed: 0\n{ROW},good,3\n")
-    np.testing.assert_array_equal(only_face(found).landmarks, POINTS)
-    assert found.notes == [
+    result = read(images, f"{HEADER},comment,Unnamed: 0\n{ROW},good,3\n")
+    np.testing.assert_array_equal(only_face(result).landmarks, POINTS)
+    assert result.notes == [
         f"{images.parent / 'points.csv'}: ignored columns: 'comment', 'Unnamed: 0'"
     ]
 

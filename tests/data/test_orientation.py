@@ -38,13 +38,13 @@ def transposed(image, orientation):
 
 def stored_points(points, orientation):
     """Where pixels of the upright image are in the stored one."""
-    found = []
+    places = []
     for x, y in points.astype(int):
         marked = np.zeros((HEIGHT, WIDTH), np.uint8)
         marked[y, x] = 1
         stored = np.asarray(transposed(PIL.Image.fromarray(marked), orientation))
-        found.append(np.argwhere(stored)[0][::-1])
-    return np.array(found, float)
+        places.append(np.argwhere(stored)[0][::-1])
+    return np.array(places, float)
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_a_whole_image_is_stored_without_its_orientation(maker, oriented):
 
 
 @pytest.mark.parametrize(
-    ("orientation", "stated", "options", "reason"),
+    ("orientation", "size", "options", "reason"),
     [
         (1, (464, 464), {}, "annotated at 464 x 464, but the image is 120 x 80; scale the points"),
         (1, (80, 120), {}, "annotated at 80 x 120, but the image is 120 x 80"),
@@ -181,8 +181,8 @@ def test_a_whole_image_is_stored_without_its_orientation(maker, oriented):
         (6, (120, 80), {"stored_pixels": True}, "leave out --stored-pixels"),
     ],
 )
-def test_other_sizes_are_refused(maker, oriented, orientation, stated, options, reason):
-    wrong, _ = oriented(orientation, name="wrong", stated_size=stated)
+def test_other_sizes_are_refused(maker, oriented, orientation, size, options, reason):
+    wrong, _ = oriented(orientation, name="wrong", stated_size=size)
     good, _ = oriented(1, name="good")
     annotations = maker.annotations([wrong, good])
     report = builders.prepare(annotations, maker.folder / "some", **options)

@@ -95,7 +95,7 @@ def test_points_without_image_are_reported(tmp_path):
     write_face(tmp_path / "ibug", "image_003_1", suffix="")
     annotations = w300.read(tmp_path)
     assert not annotations.faces
-    assert "no image beside it" in annotations.bad[0].reason
+    assert "no image next to it" in annotations.bad[0].reason
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_an_ambiguous_or_unreadable_image_is_reported(tmp_path):
     (tmp_path / "afw/3_1.PTS").write_text(HEADED)
     annotations = w300.read(tmp_path)
     reasons = {bad.name: bad.reason for bad in annotations.bad}
-    assert "two images beside it, 1_1.jpg and 1_1.png" in reasons["afw/1_1.pts"]
+    assert "two images next to it, 1_1.jpg and 1_1.png" in reasons["afw/1_1.pts"]
     assert "2_1.heic is not one: convert it to JPEG or PNG" in reasons["afw/2_1.pts"]
     assert "afw/3_1.jpg has another .pts file" in reasons["afw/3_1.pts"]
     assert [face.name for face in annotations.faces] == ["afw/3_1.jpg"]

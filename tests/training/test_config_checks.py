@@ -45,8 +45,8 @@ def test_every_field_of_a_graph_has_a_range(name):
 
 @pytest.mark.parametrize(("name", "kind"), [("hrnet", HRNet), ("hourglass", StackedHourglass)])
 def test_every_option_of_a_heatmap_model_has_a_range(name, kind):
-    given = {"self", "num_landmarks", "bn_momentum", "dtype", "rngs"}
-    options = set(inspect.signature(kind.__init__).parameters) - given
+    other_parameters = {"self", "num_landmarks", "bn_momentum", "dtype", "rngs"}
+    options = set(inspect.signature(kind.__init__).parameters) - other_parameters
     assert options == HEATMAP_MODEL_FIELDS[name].keys()
 
 

@@ -1,6 +1,6 @@
 """Reader of CVAT's XML ("CVAT for images 1.1"): skeletons and points.
 
-CVAT shows images upright (EXIF orientation applied). Coordinates are taken as they stand: like COCO's,
+CVAT shows images upright (EXIF orientation applied). Coordinates are used unchanged: like COCO's,
 they are pixels that count from 0.
 """
 
@@ -76,7 +76,7 @@ def _read_file(path: Path, finder: ImageFinder, scheme: LandmarkScheme) -> Label
 
 
 def _read_image(
-    called: str, image: ET.Element, *, finder: ImageFinder, scheme: LandmarkScheme
+    image_name: str, image: ET.Element, *, finder: ImageFinder, scheme: LandmarkScheme
 ) -> LabeledImage:
     points, boxes = [], []
     for number, shape in enumerate(image):
@@ -95,7 +95,7 @@ def _read_image(
                 )
                 boxes.append(LabeledBox((x0, y0, x1, y1), group))
     return LabeledImage(
-        called,
+        image_name,
         finder.find(image.get("name", "")),
         points,
         boxes,

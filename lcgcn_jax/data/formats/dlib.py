@@ -1,6 +1,6 @@
 """Reader of dlib's XML, as imglab writes it: images with boxes, and parts (points) of each box.
 
-A part is a pixel, counting from 0: its center is a point of this project as it stands.
+A part is a pixel, counting from 0: its center is a point of this project without an offset.
 """
 
 import functools
@@ -65,7 +65,7 @@ def _read_file(path: Path, finder: ImageFinder) -> LabeledFile:
 
 
 def _read_image(
-    called: str, image: ET.Element, *, finder: ImageFinder, folder: Path
+    image_name: str, image: ET.Element, *, finder: ImageFinder, folder: Path
 ) -> LabeledImage:
     points, boxes, num_skipped = [], [], 0
     for number, box in enumerate(image.iterfind("box")):
@@ -83,7 +83,7 @@ def _read_image(
             x, y = (parse_number(part.get(axis), f"{axis} of the part {name!r}") for axis in "xy")
             points.append(LabeledPoint(name, (x, y), group=number))
     return LabeledImage(
-        called,
+        image_name,
         _find_image(image.get("file", ""), finder, folder),
         points,
         boxes,

@@ -91,16 +91,16 @@ def require_format(path: Path, wanted: str) -> None:
     Raises:
       InputError: the file is of another format; the message names the command that reads it.
     """
-    found = identify_format(path)
-    if found is None or found == wanted:
+    file_format = identify_format(path)
+    if file_format is None or file_format == wanted:
         return
-    if found in (OTHER_JSON, OTHER_XML) and wanted.split(" (")[0].endswith(found):
+    if file_format in (OTHER_JSON, OTHER_XML) and wanted.split(" (")[0].endswith(file_format):
         return  # Damaged or unusual: the reader of `wanted` says what it misses.
-    if layout := _COMMANDS.get(found):
+    if layout := _COMMANDS.get(file_format):
         advice = f"run 'lcgcn prepare {layout}' with the same options"
     else:
-        advice = _ADVICE[found]
-    raise InputError(f"{path}: the format is {found}, not {wanted}; {advice}")
+        advice = _ADVICE[file_format]
+    raise InputError(f"{path}: the format is {file_format}, not {wanted}; {advice}")
 
 
 def _identify_xml(text: str) -> str:

@@ -103,11 +103,13 @@ class ImageFinder:
         exported = [_basename(text), *names]
         for name in (*exported, *map(self._original_name, exported)):
             for form in _forms(name):
-                found = self._by_name.get(form) or self._by_name.get(self._stored_name(form), [])
-                if len(found) == 1:
-                    return found[0]
-                if found:
-                    first, second, *_ = (p.relative_to(self.folder).as_posix() for p in found)
+                candidates = self._by_name.get(form) or self._by_name.get(
+                    self._stored_name(form), []
+                )
+                if len(candidates) == 1:
+                    return candidates[0]
+                if candidates:
+                    first, second, *_ = (p.relative_to(self.folder).as_posix() for p in candidates)
                     raise ValueError(
                         f"the image {name!r} is {first!r} or {second!r} in {self.folder.name}/; "
                         "--src must be the folder that the paths of the file start from"

@@ -77,7 +77,7 @@ def _task_name(task: Any, number: int) -> str:
 
 
 def _read_task(
-    called: str, task: Any, *, finder: ImageFinder, seen: set[tuple[str, Path]]
+    task_name: str, task: Any, *, finder: ImageFinder, seen: set[tuple[str, Path]]
 ) -> LabeledImage:
     if not isinstance(task, Mapping):
         raise ValueError("not a task of Label Studio")
@@ -108,12 +108,12 @@ def _read_task(
         raise ValueError(f"the image is {first[0]} x {first[1]} and {second[0]} x {second[1]}")
     image_path = _find_image(task if is_minimal else data, task, finder)
     # JSON-MIN has an entry for each annotation of a task.
-    if (key := (str(task.get("id", called)), image_path)) in seen:
+    if (key := (str(task.get("id", task_name)), image_path)) in seen:
         raise ValueError("another annotation of this task; keep one of them")
     seen.add(key)
     parents: set[Hashable] = {point.group for point in points} - {None}
     return LabeledImage(
-        called,
+        task_name,
         image_path,
         points,
         [LabeledBox(corners, name if name in parents else None) for name, corners in boxes],

@@ -1,6 +1,6 @@
 """Reader of LabelMe's JSON, a file per image: point shapes.
 
-LabelMe shows images upright (EXIF orientation applied). Coordinates are taken as they stand: pixels that
+LabelMe shows images upright (EXIF orientation applied). Coordinates are used unchanged: pixels that
 count from 0.
 """
 
@@ -86,14 +86,14 @@ def _read_files(paths: Sequence[Path], finder: ImageFinder, flags: set[str]) -> 
 
 def _json_files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*.json") if not is_system_file(p.name))
+        paths = sorted(p for p in path.rglob("*.json") if not is_system_file(p.name))
     elif glob.has_magic(str(path)) and not path.exists():
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     else:
-        found = [path]
-    if not found:
+        paths = [path]
+    if not paths:
         raise InputError(f"{path}: no JSON files here; give a LabelMe file, or a folder of them")
-    yield from found
+    yield from paths
 
 
 def _read_image(path: Path, finder: ImageFinder, flags: set[str]) -> LabeledImage:

@@ -50,8 +50,8 @@ def read(src: Path, *, has_validation: bool = True) -> AnnotationList:
     for pose in POSES:
         for part in SPLITS:
             folder = f"{pose}/{part}"
-            found = subfolder(src, folder)
-            files = [] if found is None else files_in(found)
+            subset_folder = subfolder(src, folder)
+            files = [] if subset_folder is None else files_in(subset_folder)
             points_files = [path for path in files if path.suffix.lower() == ".pts"]
             if not points_files:
                 absent.append(folder)
@@ -73,7 +73,7 @@ def _read_face(
 ) -> FaceAnnotation:
     require_own_file(src, path)
     points, visibility = decode_signs(read_pts(path, IBUG68.num_landmarks))
-    # Faces of one image may be numbered: `image00042_1.pts` beside `image00042.jpg`.
+    # Faces of one image may be numbered: `image00042_1.pts` next to `image00042.jpg`.
     own = images.get(path.stem.lower())
     image_path = image_of(path if own else path.with_stem(photograph_of(path.stem)), images)
     require_own_file(src, image_path)
@@ -99,8 +99,8 @@ def decode_signs(
 
     A pair with one negative number is beyond the left or upper border of the image; visible as
     (x, y) or occluded as (-x, -y), whichever is nearer to the other landmarks. A pair with two negative
-    numbers always counts as occluded: the files do not tell it from a visible landmark beyond both
-    borders. A pair (0, 0) has neither a location nor a label.
+    numbers always counts as occluded: the files do not distinguish it from a visible landmark
+    beyond both borders. A pair (0, 0) has neither a location nor a label.
 
     Args:
       points: as a file states them.

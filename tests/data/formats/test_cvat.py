@@ -12,9 +12,9 @@ NOT_A_FACE = "<tag label='x'/><polygon label='x' points='1,2;3,4;5,6'/><mask lab
 
 
 def point_of(label, *points, **attributes):
-    stated = " ".join(f"{name}='{value}'" for name, value in attributes.items())
+    attribute_text = " ".join(f"{name}='{value}'" for name, value in attributes.items())
     places = ";".join(f"{x:.2f},{y:.2f}" for x, y in points)
-    return f"<points label='{label}' source='manual' {stated} points='{places}'></points>"
+    return f"<points label='{label}' source='manual' {attribute_text} points='{places}'></points>"
 
 
 def points_of(points, **attributes):
@@ -30,13 +30,15 @@ def skeleton_of(points, missing=(), occluded=()):
 
 
 def box_of(x0, y0, x1, y1, **attributes):
-    stated = " ".join(f"{name}='{value}'" for name, value in attributes.items())
-    return f"<box label='head' {stated} xtl='{x0}' ytl='{y0}' xbr='{x1}' ybr='{y1}'></box>"
+    attribute_text = " ".join(f"{name}='{value}'" for name, value in attributes.items())
+    return f"<box label='head' {attribute_text} xtl='{x0}' ytl='{y0}' xbr='{x1}' ybr='{y1}'></box>"
 
 
 def read(images, *entries, scheme, split="", **options):
     path = images.parent / "annotations.xml"
-    body = "".join(f"<image id='0' {stated}>{shapes}</image>" for stated, shapes in entries)
+    body = "".join(
+        f"<image id='0' {attribute_text}>{shapes}</image>" for attribute_text, shapes in entries
+    )
     path.write_text(
         "<?xml version='1.0' encoding='utf-8'?><annotations><version>1.1</version><meta/>"
         f"{body}</annotations>"
@@ -55,16 +57,16 @@ def array(points):
 def test_skeletons(images, four_points):
     scheme, points = four_points
     shapes = skeleton_of(dict(reversed(points.items())), missing=["tip"], occluded=["chin"])
-    found = read(
+    result = read(
         images,
         ("name='a.jpg' width='640' height='480'", NOT_A_FACE + shapes),
         ("name='images/one/b.jpg'", skeleton_of(points) + skeleton_of(shifted(points, 100))),
         ("name='two/p.jpg'", ""),
         scheme=scheme,
     )
-    assert (found.kind, found.bad) == ("cvat", [])
-    assert found.notes == [f"{images.parent / 'annotations.xml'}: 1 images without points"]
-    first, second, third = found.faces
+    assert (result.kind, result.bad) == ("cvat", [])
+    assert result.notes == [f"{images.parent / 'annotations.xml'}: 1 images without points"]
+    first, second, third = result.faces
     assert first.visible.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(first.landmarks[[0, 1, 3]], array(points)[[0, 1, 3]])
     assert first.visibility.tolist() == [0, 0, -1, 1]
@@ -78,17 +80,17 @@ def test_points_of_an_image_or_of_a_group(images, four_points):
     other = shifted(points, 100)
     grouped = points_of(points, group_id=1) + points_of(other, group_id=2)
     grouped += box_of(100, 0, 200, 99, group_id=2)
-    found = read(
+    result = read(
         images,
         ("name='a.jpg'", points_of(points, group_id=0) + box_of(1, 2, 60, 70)),
         ("name='one/b.jpg'", grouped),
         scheme=scheme,
     )
-    for face, want in zip(found.faces, (points, points, other), strict=True):
+    for face, want in zip(result.faces, (points, points, other), strict=True):
         np.testing.assert_array_equal(face.landmarks, array(want))
-    np.testing.assert_array_equal(found.faces[0].provided_box, [1, 2, 60, 70])
-    assert found.faces[1].provided_box is None
-    np.testing.assert_array_equal(found.faces[2].provided_box, [100, 0, 200, 99])
+    np.testing.assert_array_equal(result.faces[0].provided_box, [1, 2, 60, 70])
+    assert result.faces[1].provided_box is None
+    np.testing.assert_array_equal(result.faces[2].provided_box, [100, 0, 200, 99])
 
 
 @pytest.mark.parametrize("corner", [0, -1])
@@ -102,31 +104,31 @@ def test_box_of_zeros_is_no_box(images, four_points, corner):
 def test_points_in_boxes(images, four_points):
     scheme, points = four_points
     boxes = box_of(0, 0, 60, 60) + box_of(100, 0, 160, 60)
-    found = read(
+    result = read(
         images,
         ("name='a.jpg'", boxes + points_of(points) + points_of(shifted(points, 100))),
         ("name='one/b.jpg'", boxes + points_of(points)),
         ("name='two/p.jpg'", boxes + points_of(shifted(points, 30))),
         scheme=scheme,
     )
-    assert [face.provided_box[0] for face in found.faces] == [0, 100, 0]
-    np.testing.assert_array_equal(found.faces[1].landmarks, array(shifted(points, 100)))
-    assert "'right' at (75, 21) lies in 0 of 2 face boxes; in CVAT, draw" in found.bad[0].reason
+    assert [face.provided_box[0] for face in result.faces] == [0, 100, 0]
+    np.testing.assert_array_equal(result.faces[1].landmarks, array(shifted(points, 100)))
+    assert "'right' at (75, 21) lies in 0 of 2 face boxes; in CVAT, draw" in result.bad[0].reason
 
 
 def test_all_landmarks_in_one_shape(images):
     points = [(10 + i, 2 * i) for i in range(68)]
     shapes = point_of("face", *points) + point_of("face", *reversed(points))
-    found = read(images, ("name='a.jpg'", shapes), scheme=IBUG68)
-    np.testing.assert_array_equal(found.faces[0].landmarks, points)
-    np.testing.assert_array_equal(found.faces[1].landmarks, points[::-1])
+    result = read(images, ("name='a.jpg'", shapes), scheme=IBUG68)
+    np.testing.assert_array_equal(result.faces[0].landmarks, points)
+    np.testing.assert_array_equal(result.faces[1].landmarks, points[::-1])
 
 
 def test_skeletons_with_numbers_count_from_one(images, four_points):
     scheme, points = four_points
     numbered = {str(i): xy for i, xy in enumerate(points.values(), start=1)}
-    found = read(images, ("name='a.jpg'", skeleton_of(numbered, missing="4")), scheme=scheme)
-    np.testing.assert_array_equal(found.faces[0].landmarks[:3], array(points)[:3])
+    result = read(images, ("name='a.jpg'", skeleton_of(numbered, missing="4")), scheme=scheme)
+    np.testing.assert_array_equal(result.faces[0].landmarks[:3], array(points)[:3])
 
 
 def test_subsets_of_a_project_are_splits(images, four_points):
@@ -135,10 +137,10 @@ def test_subsets_of_a_project_are_splits(images, four_points):
         (f"name='a.jpg' subset='{subset}'", skeleton_of(points))
         for subset in ("Train", "Validation", "test", "default")
     ]
-    found = read(images, *entries, scheme=scheme)
-    assert [face.split for face in found.faces] == ["train", "validation", "test", "train"]
-    found = read(images, *entries, scheme=scheme, split="test")
-    assert {face.split for face in found.faces} == {"test"}
+    result = read(images, *entries, scheme=scheme)
+    assert [face.split for face in result.faces] == ["train", "validation", "test", "train"]
+    result = read(images, *entries, scheme=scheme, split="test")
+    assert {face.split for face in result.faces} == {"test"}
 
 
 @pytest.mark.parametrize(
@@ -158,15 +160,15 @@ def test_subsets_of_a_project_are_splits(images, four_points):
 )
 def test_bad_images_are_listed(images, four_points, shapes, reason):
     scheme, points = four_points
-    found = read(
+    result = read(
         images,
         ("name='a.jpg'", skeleton_of(points)),
         ("name='one/b.jpg'", shapes(points)),
         scheme=scheme,
     )
-    assert len(found.faces) == 1
-    assert found.bad[0].name == "annotations.xml: one/b.jpg"
-    assert reason in found.bad[0].reason
+    assert len(result.faces) == 1
+    assert result.bad[0].name == "annotations.xml: one/b.jpg"
+    assert reason in result.bad[0].reason
 
 
 def test_labels_and_files_that_do_not_fit(images, four_points):
@@ -180,9 +182,9 @@ def test_labels_and_files_that_do_not_fit(images, four_points):
 def test_case_of_the_issue(shared):
     case = shared / "cases/foreign_exports"
     scheme = get_scheme(case.parent / "five_points.yaml")
-    found = cvat.read(shared / "data/300w/lfpw/trainset", {"test": case / "cvat.xml"}, scheme)
+    result = cvat.read(shared / "data/300w/lfpw/trainset", {"test": case / "cvat.xml"}, scheme)
     with (case / "points.csv").open() as file:
-        for row, face in zip(csv.DictReader(file), found.faces, strict=True):
+        for row, face in zip(csv.DictReader(file), result.faces, strict=True):
             points = [[float(row[f"{axis}_{name}"]) for axis in "xy"] for name in scheme.names]
             np.testing.assert_allclose(face.landmarks, points, atol=0.01)
             assert face.group == row["image"]

@@ -11,8 +11,8 @@ from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 def box_of(points, **attributes):
     attributes = {"top": 12, "left": 10, "width": 40, "height": 45} | attributes
     parts = "".join(f"<part name='{name}' x='{x}' y='{y}'/>" for name, (x, y) in points.items())
-    stated = " ".join(f"{name}='{value}'" for name, value in attributes.items())
-    return f"<box {stated}>{parts}</box>"
+    attribute_text = " ".join(f"{name}='{value}'" for name, value in attributes.items())
+    return f"<box {attribute_text}>{parts}</box>"
 
 
 def document(*images):
@@ -30,14 +30,14 @@ def test_faces_of_several_images(images, four_points):
     scheme, points = four_points
     second = {name: (x + 100, y) for name, (x, y) in reversed(points.items())}
     del second["tip"]
-    found = read(
+    result = read(
         images,
         ("file='a.jpg' width='640' height='480'", box_of(points) + box_of(second, left=110)),
         ("file='one/b.jpg'", box_of(points)),
         scheme=scheme,
     )
-    assert (found.kind, found.bad, found.notes, found.scheme) == ("dlib", [], [], scheme)
-    first, other, third = found.faces
+    assert (result.kind, result.bad, result.notes, result.scheme) == ("dlib", [], [], scheme)
+    first, other, third = result.faces
     np.testing.assert_array_equal(first.landmarks, list(points.values()))
     np.testing.assert_array_equal(first.provided_box, [10, 12, 50, 57])
     assert first.visibility.tolist() == [-1, -1, -1, -1]
@@ -53,34 +53,34 @@ def test_faces_of_several_images(images, four_points):
 @pytest.mark.parametrize("spelling", ["{}", "{:02d}", "{:03d}"])
 def test_parts_with_numbers(images, first, spelling):
     points = {spelling.format(i + first): (10 + i, 2 * i) for i in range(68)}
-    found = read(images, ("file='a.jpg'", box_of(points)), scheme=IBUG68)
-    np.testing.assert_array_equal(found.faces[0].landmarks, list(points.values()))
+    result = read(images, ("file='a.jpg'", box_of(points)), scheme=IBUG68)
+    np.testing.assert_array_equal(result.faces[0].landmarks, list(points.values()))
 
 
 def test_names_that_are_numbers(images):
     fields = {"name": "numbers", "names": ["4", "3", "2"], "normalizer": [0, 1]}
     points = {"02": (1, 2), "3": (3, 4), "4": (5, 6)}
-    found = read(images, ("file='a.jpg'", box_of(points)), scheme=LandmarkScheme.from_dict(fields))
-    np.testing.assert_array_equal(found.faces[0].landmarks, [[5, 6], [3, 4], [1, 2]])
+    result = read(images, ("file='a.jpg'", box_of(points)), scheme=LandmarkScheme.from_dict(fields))
+    np.testing.assert_array_equal(result.faces[0].landmarks, [[5, 6], [3, 4], [1, 2]])
 
 
 def test_options(images, four_points):
     scheme, points = four_points
-    found = read(
+    result = read(
         images, ("file='a.jpg'", box_of(points)), scheme=scheme, split="test", count_from=1
     )
-    assert found.faces[0].split == "test"
-    np.testing.assert_array_equal(found.faces[0].landmarks, np.array(list(points.values())) - 1)
-    np.testing.assert_array_equal(found.faces[0].provided_box, [9, 11, 49, 56])
+    assert result.faces[0].split == "test"
+    np.testing.assert_array_equal(result.faces[0].landmarks, np.array(list(points.values())) - 1)
+    np.testing.assert_array_equal(result.faces[0].provided_box, [9, 11, 49, 56])
 
 
 def test_boxes_that_are_no_faces_are_counted(images, four_points):
     scheme, points = four_points
     boxes = box_of(points, ignore=1) + box_of({}) + box_of(points)
-    found = read(images, ("file='a.jpg'", boxes), ("file='one/b.jpg'", ""), scheme=scheme)
-    assert len(found.faces) == 1
+    result = read(images, ("file='a.jpg'", boxes), ("file='one/b.jpg'", ""), scheme=scheme)
+    assert len(result.faces) == 1
     path = images.parent / "labels.xml"
-    assert found.notes == [
+    assert result.notes == [
         f"{path}: 1 images without points",
         f"{path}: 2 face boxes without points",
     ]
@@ -90,20 +90,20 @@ def test_boxes_that_are_no_faces_are_counted(images, four_points):
 def test_points_in_the_corner_are_missing(images, four_points, count_from):
     scheme, points = four_points
     boxes = box_of(points | {"tip": (-1, -1)}) + box_of(points | {"left": (0, 0), "tip": (0, 5)})
-    found = read(images, ("file='a.jpg'", boxes), scheme=scheme, count_from=count_from)
-    first, second = found.faces
+    result = read(images, ("file='a.jpg'", boxes), scheme=scheme, count_from=count_from)
+    first, second = result.faces
     assert first.visible.tolist() == [True, True, False, True]
     assert second.visible.tolist() == [False, True, True, True]
     np.testing.assert_array_equal(second.landmarks[2], np.array([0, 5]) - count_from)
     note = f"{images.parent / 'labels.xml'}: 1 points at (-1, -1) and 1 points at (0, 0)"
-    assert f"{note} count as missing" in found.notes
+    assert f"{note} count as missing" in result.notes
 
 
 def test_a_name_in_utf8_under_a_latin_1_declaration(images, four_points):
     scheme, points = four_points
     (images / "één.jpg").write_bytes(b"")
-    found = read(images, ("file='één.jpg'", box_of(points)), scheme=scheme)
-    assert found.faces[0].image_path == images / "één.jpg"
+    result = read(images, ("file='één.jpg'", box_of(points)), scheme=scheme)
+    assert result.faces[0].image_path == images / "één.jpg"
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_a_name_in_utf8_under_a_latin_1_declaration(images, four_points):
 )
 def test_bad_entries_are_listed(images, four_points, entry, reason):
     scheme, points = four_points
-    found = read(images, ("file='a.jpg'", box_of(points)), entry(points), scheme=scheme)
-    assert len(found.faces) == 1
-    (bad,) = found.bad
+    result = read(images, ("file='a.jpg'", box_of(points)), entry(points), scheme=scheme)
+    assert len(result.faces) == 1
+    (bad,) = result.bad
     assert bad.name.startswith("labels.xml: ")
     assert reason in bad.reason
 
@@ -169,9 +169,9 @@ def test_a_scheme_with_given_distances(images):
 
 def test_case_of_the_issue(shared):
     case = shared / "cases/foreign_exports"
-    found = dlib.read(shared / "data/300w/lfpw/trainset", {"": case / "dlib.xml"}, IBUG68)
-    assert [face.group for face in found.faces] == ["image_0001.jpg", "image_0002.jpg"]
-    for face in found.faces:
+    result = dlib.read(shared / "data/300w/lfpw/trainset", {"": case / "dlib.xml"}, IBUG68)
+    assert [face.group for face in result.faces] == ["image_0001.jpg", "image_0002.jpg"]
+    for face in result.faces:
         pts = face.image_path.with_suffix(".pts").read_text().split("{")[1].split("}")[0]
         true = np.array(pts.split(), float).reshape(68, 2) - 1
         assert abs(face.landmarks - true).max() < 0.5001  # whole pixels

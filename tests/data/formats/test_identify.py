@@ -69,20 +69,20 @@ READERS = {
 
 
 @pytest.mark.parametrize("wanted", READERS)
-@pytest.mark.parametrize("found", [name for name in CONTENT if name])
-def test_readers_name_a_foreign_format_and_its_command(tmp_path, four_points, wanted, found):
-    if wanted == found or found in (identify.OTHER_JSON, identify.OTHER_XML):
+@pytest.mark.parametrize("file_format", [name for name in CONTENT if name])
+def test_readers_name_a_foreign_format_and_its_command(tmp_path, four_points, wanted, file_format):
+    if wanted == file_format or file_format in (identify.OTHER_JSON, identify.OTHER_XML):
         return
     path = tmp_path / "annotations"
-    path.write_text(CONTENT[found][0], encoding="utf-8")
+    path.write_text(CONTENT[file_format][0], encoding="utf-8")
     with pytest.raises(InputError) as error:
         READERS[wanted](tmp_path, {"": path}, four_points[0])
     message = str(error.value)
-    assert message.startswith(f"{path}: the format is {found}, not {wanted}; ")
+    assert message.startswith(f"{path}: the format is {file_format}, not {wanted}; ")
     assert "\n" not in message
-    if found in READERS:
-        layout = READERS[found].__module__.rpartition(".")[2].replace("_", "-")
-        layout = {identify.CSV: "csv", identify.COCO: "coco"}.get(found, layout)
+    if file_format in READERS:
+        layout = READERS[file_format].__module__.rpartition(".")[2].replace("_", "-")
+        layout = {identify.CSV: "csv", identify.COCO: "coco"}.get(file_format, layout)
         assert message.endswith(f"run 'lcgcn prepare {layout}' with the same options")
 
 

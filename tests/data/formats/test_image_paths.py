@@ -7,7 +7,7 @@ from lcgcn_jax.data.formats.image_paths import ImageFinder
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("a.jpg", "a.jpg"),
         ("./one//b.jpg", "one/b.jpg"),
@@ -23,8 +23,8 @@ from lcgcn_jax.data.formats.image_paths import ImageFinder
         ("one/b", "one/b.jpg"),
     ],
 )
-def test_a_path_of_another_machine_is_found(images, text, found):
-    assert ImageFinder(images).find(text) == images / found
+def test_a_path_of_another_machine_is_found(images, text, expected):
+    assert ImageFinder(images).find(text) == images / expected
 
 
 def test_absolute_path_below_the_folder(images):

@@ -61,14 +61,14 @@ def check(face, points):
 
 def test_percent_of_the_image(images, four_points):
     scheme, points = four_points
-    found = read(images, task_of(key_points(dict(reversed(points.items())))), scheme=scheme)
-    assert (found.kind, found.bad, found.notes) == ("label-studio", [], [])
-    check(found.faces[0], points)
-    assert (found.faces[0].stated_size, found.faces[0].group) == (SIZE, "a.jpg")
+    result = read(images, task_of(key_points(dict(reversed(points.items())))), scheme=scheme)
+    assert (result.kind, result.bad, result.notes) == ("label-studio", [], [])
+    check(result.faces[0], points)
+    assert (result.faces[0].stated_size, result.faces[0].group) == (SIZE, "a.jpg")
     del points["tip"]
-    found = read(images, task_of(key_points(points)), scheme=scheme, count_from=1)
-    assert found.faces[0].visible.tolist() == [True, True, False, True]
-    np.testing.assert_allclose(found.faces[0].landmarks[0], np.array(points["left"]) - 1)
+    result = read(images, task_of(key_points(points)), scheme=scheme, count_from=1)
+    assert result.faces[0].visible.tolist() == [True, True, False, True]
+    np.testing.assert_allclose(result.faces[0].landmarks[0], np.array(points["left"]) - 1)
 
 
 def test_the_view_of_the_annotator_does_not_move_points(images, four_points):
@@ -83,8 +83,8 @@ def test_faces_are_boxes_with_children(images, four_points):
     other = shifted(points, 20)
     results = [box_of("A", 0, 0, 60, 60), box_of("B", 20, 0, 60, 60)]
     results += key_points(points, parentID="A") + key_points(other, parentID="B")
-    found = read(images, task_of(results[::-1]), scheme=scheme)
-    by_box = {face.provided_box[0]: face for face in found.faces}
+    result = read(images, task_of(results[::-1]), scheme=scheme)
+    by_box = {face.provided_box[0]: face for face in result.faces}
     check(by_box[0], points)
     check(by_box[20], other)
     np.testing.assert_allclose(by_box[20].provided_box, [20, 0, 80, 60])
@@ -94,16 +94,16 @@ def test_faces_are_key_points_in_boxes(images, four_points):
     scheme, points = four_points
     other = shifted(points, 100)
     boxes = [box_of("A", 10, 10, 50, 60), box_of("B", 110, 10, 50, 60)]
-    found = read(images, task_of(boxes + key_points(points) + key_points(other)), scheme=scheme)
-    check(found.faces[0], points)
-    check(found.faces[1], other)
+    result = read(images, task_of(boxes + key_points(points) + key_points(other)), scheme=scheme)
+    check(result.faces[0], points)
+    check(result.faces[1], other)
 
 
 def test_a_turned_box(images, four_points):
     scheme, points = four_points
     results = [box_of("A", 60, 10, 40, 50, rotation=90), *key_points(points)]
-    found = read(images, task_of(results), scheme=scheme)
-    np.testing.assert_allclose(found.faces[0].provided_box, [10, 10, 60, 50])
+    result = read(images, task_of(results), scheme=scheme)
+    np.testing.assert_allclose(result.faces[0].provided_box, [10, 10, 60, 50])
 
 
 def test_labels_and_choices_that_come_apart_from_the_point(images, four_points):
@@ -117,17 +117,17 @@ def test_labels_and_choices_that_come_apart_from_the_point(images, four_points):
     polygon = region_of("P", type="polygonlabels", value={"points": [[1, 2]], "closed": True})
     ellipse = region_of("E", type="ellipselabels", value={"x": 1, "y": 2, "radiusX": 3})
     choice = {"id": "c", "type": "choices", "value": {"choices": ["good"]}}
-    found = read(images, task_of([*results, polygon, ellipse, choice]), scheme=scheme)
-    check(found.faces[0], points)
+    result = read(images, task_of([*results, polygon, ellipse, choice]), scheme=scheme)
+    check(result.faces[0], points)
 
 
 def test_a_choice_of_a_point_is_its_visibility(images, four_points):
     scheme, points = four_points
     results = key_points(points)
     choice = results[0] | {"type": "choices", "value": {"choices": ["Occluded"]}}
-    found = read(images, task_of([*results, choice]), scheme=scheme)
-    check(found.faces[0], points)
-    assert found.faces[0].visibility.tolist() == [1, -1, -1, -1]
+    result = read(images, task_of([*results, choice]), scheme=scheme)
+    check(result.faces[0], points)
+    assert result.faces[0].visibility.tolist() == [1, -1, -1, -1]
 
 
 def test_json_min(images, four_points):
@@ -142,18 +142,18 @@ def test_json_min(images, four_points):
         "created_at": "2026-01-01",
     }
     other = {"id": 2, "photo": "b.jpg", "kp": values, "note": "blurred"}
-    found = read(images, record, other, record, scheme=scheme)
-    check(found.faces[0], points)
-    check(found.faces[1], points)
-    assert [face.group for face in found.faces] == ["a.jpg", "one/b.jpg"]
-    assert found.bad[0].reason == "another annotation of this task; keep one of them"
+    result = read(images, record, other, record, scheme=scheme)
+    check(result.faces[0], points)
+    check(result.faces[1], points)
+    assert [face.group for face in result.faces] == ["a.jpg", "one/b.jpg"]
+    assert result.bad[0].reason == "another annotation of this task; keep one of them"
 
 
 S3 = base64.b64encode(b"s3://bucket/one/b.jpg").decode()
 
 
 @pytest.mark.parametrize(
-    ("location", "found"),
+    ("location", "expected"),
     [
         ("/data/upload/1/a.jpg", "a.jpg"),
         ("/data/upload/12/0123abcd-a.jpg", "a.jpg"),
@@ -170,12 +170,12 @@ S3 = base64.b64encode(b"s3://bucket/one/b.jpg").decode()
         ("0123abcd-e.jpg", "0123abcd-e.jpg"),
     ],
 )
-def test_where_the_image_is(images, four_points, location, found):
+def test_where_the_image_is(images, four_points, location, expected):
     scheme, points = four_points
     (images / "0123abcd-e.jpg").write_bytes(b"")
     task = task_of(key_points(points), location)
     face = read(images, task, scheme=scheme).faces[0]
-    assert face.image_path == images / found
+    assert face.image_path == images / expected
 
 
 def test_annotations_that_do_not_count(images, four_points):
@@ -187,7 +187,7 @@ def test_annotations_that_do_not_count(images, four_points):
     for annotations in ([skipped, done], [other, truth]):
         task = task_of([], annotations=annotations, predictions=[other])
         check(read(images, task, scheme=scheme).faces[0], points)
-    found = read(
+    result = read(
         images,
         task_of([], annotations=[done, other]),
         task_of([], annotations=[skipped], id=2),
@@ -195,9 +195,9 @@ def test_annotations_that_do_not_count(images, four_points):
         task_of(key_points(points), id=4),
         scheme=scheme,
     )
-    assert "2 annotations of one task; keep one" in found.bad[0].reason
-    assert found.notes == [f"{images.parent / 'project.json'}: 2 images without points"]
-    assert len(found.faces) == 1
+    assert "2 annotations of one task; keep one" in result.bad[0].reason
+    assert result.notes == [f"{images.parent / 'project.json'}: 2 images without points"]
+    assert len(result.faces) == 1
 
 
 @pytest.mark.parametrize(
@@ -227,13 +227,13 @@ def test_bad_tasks_are_listed(images, four_points, change, reason):
     scheme, points = four_points
     task = task_of(key_points(points), id=2)
     change(task)
-    found = read(images, task_of(key_points(points)), task, "x", scheme=scheme)
-    reasons = {bad.name: bad.reason for bad in found.bad}
+    result = read(images, task_of(key_points(points)), task, "x", scheme=scheme)
+    reasons = {bad.name: bad.reason for bad in result.bad}
     assert reasons.pop("project.json: task number 3") == "not a task of Label Studio"
     if reason is None:
-        assert (len(found.faces), reasons) == (2, {})
+        assert (len(result.faces), reasons) == (2, {})
     else:
-        assert len(found.faces) == 1
+        assert len(result.faces) == 1
         assert reason in reasons["project.json: task 2"]
 
 
@@ -251,9 +251,9 @@ def test_case_of_the_issue(shared):
     case = shared / "cases/foreign_exports"
     scheme = get_scheme(case.parent / "five_points.yaml")
     images = shared / "data/300w/lfpw/trainset"
-    found = label_studio.read(images, {"": case / "label_studio.json"}, scheme)
+    result = label_studio.read(images, {"": case / "label_studio.json"}, scheme)
     with (case / "points.csv").open() as file:
-        for row, face in zip(csv.DictReader(file), found.faces, strict=True):
+        for row, face in zip(csv.DictReader(file), result.faces, strict=True):
             points = [[float(row[f"{axis}_{name}"]) for axis in "xy"] for name in scheme.names]
             np.testing.assert_allclose(face.landmarks, points, atol=0.01)
             assert face.group == row["image"]

@@ -40,9 +40,9 @@ def test_one_file(images, labels, four_points):
     shapes += shapes_of(dict(reversed(points.items())))
     shapes += [shape_of("hair", (1, 2), (3, 4), (5, 6), kind="polygon")]
     path = write(labels / "a.json", shapes, imageWidth=640, imageHeight=480)
-    found = labelme.read(images, {"test": path}, scheme, count_from=1)
-    assert (found.kind, found.bad, found.notes) == ("labelme", [], [])
-    (face,) = found.faces
+    result = labelme.read(images, {"test": path}, scheme, count_from=1)
+    assert (result.kind, result.bad, result.notes) == ("labelme", [], [])
+    (face,) = result.faces
     np.testing.assert_array_equal(face.landmarks, array(points) - 1)
     np.testing.assert_array_equal(face.provided_box, [4, 7, 59, 49])
     assert (face.stated_size, face.split) == ((640, 480), "test")
@@ -56,29 +56,29 @@ def test_a_file_per_image(images, labels, four_points, form):
     write(labels / "1.json", shapes_of(points), "../images/a.jpg")
     write(labels / "._1.json", [])
     write(labels / "3.json", [], "two/p.jpg")
-    given = {"folder": labels, "pattern": labels / "[0-9].json"}
-    given["files"] = [labels / f"{i}.json" for i in (1, 2, 3)]
-    found = labelme.read(images, {"": given[form]}, scheme)
-    assert [face.group for face in found.faces] == ["a.jpg", "one/b.jpg"]
-    assert len(found.notes) == 1
-    assert "1 images without points" in found.notes[0]
+    arguments = {"folder": labels, "pattern": labels / "[0-9].json"}
+    arguments["files"] = [labels / f"{i}.json" for i in (1, 2, 3)]
+    result = labelme.read(images, {"": arguments[form]}, scheme)
+    assert [face.group for face in result.faces] == ["a.jpg", "one/b.jpg"]
+    assert len(result.notes) == 1
+    assert "1 images without points" in result.notes[0]
 
 
 def test_files_beside_their_images(images, four_points):
     scheme, points = four_points
     for folder in ("two", "three"):
         write(images / folder / "p.json", shapes_of(points), "p.jpg")
-    found = labelme.read(images, {"": images}, scheme)
-    assert [face.group for face in found.faces] == ["three/p.jpg", "two/p.jpg"]
+    result = labelme.read(images, {"": images}, scheme)
+    assert [face.group for face in result.faces] == ["three/p.jpg", "two/p.jpg"]
 
 
 def test_a_flag_of_a_point_is_its_visibility(images, labels, four_points):
     scheme, points = four_points
     flags = {"left": {"occluded": True}, "right": {"occluded": False}}
     shapes = [shape_of(name, xy, **flags.get(name, {})) for name, xy in points.items()]
-    found = labelme.read(images, {"": write(labels / "a.json", shapes)}, scheme)
-    assert found.faces[0].visibility.tolist() == [1, 0, -1, -1]
-    assert found.faces[0].visible.all()
+    result = labelme.read(images, {"": write(labels / "a.json", shapes)}, scheme)
+    assert result.faces[0].visibility.tolist() == [1, 0, -1, -1]
+    assert result.faces[0].visible.all()
 
 
 def test_groups_are_faces(images, labels, four_points):
@@ -86,8 +86,8 @@ def test_groups_are_faces(images, labels, four_points):
     other = {name: (x + 100, y) for name, (x, y) in points.items() if name != "tip"}
     shapes = shapes_of(points, group=0) + shapes_of(other, group=5)
     shapes.append(shape_of("face", (110, 10), (160, 70), kind="rectangle", group=5))
-    found = labelme.read(images, {"": write(labels / "a.json", shapes)}, scheme)
-    first, second = found.faces
+    result = labelme.read(images, {"": write(labels / "a.json", shapes)}, scheme)
+    first, second = result.faces
     np.testing.assert_array_equal(first.landmarks, array(points))
     assert first.provided_box is None
     assert second.visible.tolist() == [True, True, False, True]
@@ -99,9 +99,9 @@ def test_flags_of_images_are_attributes(images, labels, four_points):
     write(labels / "1.json", shapes_of(points), flags={"blur": True, "dark": False})
     write(labels / "2.json", shapes_of(points), "b.jpg", flags={"hat": True})
     write(labels / "3.json", shapes_of(points), "two/p.jpg", flags=None)
-    found = labelme.read(images, {"": labels}, scheme)
-    assert found.attribute_names == ("blur", "dark", "hat")
-    assert [face.attributes for face in found.faces] == [
+    result = labelme.read(images, {"": labels}, scheme)
+    assert result.attribute_names == ("blur", "dark", "hat")
+    assert [face.attributes for face in result.faces] == [
         (True, False, False),
         (False, False, True),
         (False, False, False),
@@ -129,10 +129,10 @@ def test_bad_files_are_listed(images, labels, four_points, change, reason):
     write(labels / "2.json", **fields)
     (labels / "3.json").write_text("{")
     (labels / "4.json").write_text('{"images": [], "annotations": []}')
-    found = labelme.read(images, {"": labels}, scheme)
-    assert len(found.faces) == 1
-    assert {bad.name for bad in found.bad} == {"2.json", "3.json", "4.json"}
-    reasons = {bad.name: bad.reason for bad in found.bad}
+    result = labelme.read(images, {"": labels}, scheme)
+    assert len(result.faces) == 1
+    assert {bad.name for bad in result.bad} == {"2.json", "3.json", "4.json"}
+    reasons = {bad.name: bad.reason for bad in result.bad}
     assert reason in reasons["2.json"]
     assert reasons["3.json"].startswith("not JSON in UTF-8")
     assert reasons["4.json"].startswith("the format is COCO keypoints JSON")
@@ -145,9 +145,9 @@ def test_a_file_name_in_another_encoding(images, labels, four_points):
     except (OSError, UnicodeError):
         pytest.skip("this file system has names in UTF-8 only")
     path = write(labels / "1.json", shapes_of(points), "\udce9.jpg")
-    found = labelme.read(images, {"": path}, scheme)
-    assert found.faces == []
-    assert "is not a name in UTF-8" in found.bad[0].reason
+    result = labelme.read(images, {"": path}, scheme)
+    assert result.faces == []
+    assert "is not a name in UTF-8" in result.bad[0].reason
 
 
 def test_files_that_do_not_fit(images, labels, four_points):
@@ -169,9 +169,9 @@ def test_case_of_the_issue(shared):
     case = shared / "cases/foreign_exports"
     scheme = get_scheme(case.parent / "five_points.yaml")
     images = shared / "data/300w/lfpw/trainset"
-    found = labelme.read(images, {"": case / "labelme_*.json"}, scheme)
+    result = labelme.read(images, {"": case / "labelme_*.json"}, scheme)
     with (case / "points.csv").open() as file:
-        for row, face in zip(csv.DictReader(file), found.faces, strict=True):
+        for row, face in zip(csv.DictReader(file), result.faces, strict=True):
             points = [[float(row[f"{axis}_{name}"]) for axis in "xy"] for name in scheme.names]
             np.testing.assert_allclose(face.landmarks, points, atol=0.01)
             assert face.group == row["image"]

@@ -35,10 +35,10 @@ def test_official_layout(tmp_path):
     write_face(tmp_path / "left/testset", "image00002_1", image="image00002.jpg")
     write_face(tmp_path / "righthalf/trainset", "image00030", suffix=".PTS")
     (tmp_path / "righthalf/trainset/._image00030.pts").write_bytes(b"\0")
-    found = merl_rav.read(tmp_path)
-    assert (found.kind, found.scheme, found.bad) == ("merl-rav", IBUG68, [])
-    assert found.attribute_names == ("frontal", "left", "lefthalf", "right", "righthalf")
-    first, second, third = found.faces
+    result = merl_rav.read(tmp_path)
+    assert (result.kind, result.scheme, result.bad) == ("merl-rav", IBUG68, [])
+    assert result.attribute_names == ("frontal", "left", "lefthalf", "right", "righthalf")
+    first, second, third = result.faces
     np.testing.assert_allclose(first.landmarks, POINTS - 1)
     assert first.visible.all()
     assert not first.visibility.any()
@@ -48,7 +48,7 @@ def test_official_layout(tmp_path):
     # Faces of one photograph stay together, whatever their poses.
     assert first.group == second.group == "image00002"
     assert third.attributes == (False, False, False, False, True)
-    assert "lefthalf/trainset" in found.absent
+    assert "lefthalf/trainset" in result.absent
 
 
 def test_signs_are_visibility_labels():
@@ -60,7 +60,7 @@ def test_signs_are_visibility_labels():
 
 
 @pytest.mark.parametrize(
-    ("stated", "location", "label"),
+    ("point", "location", "label"),
     [
         ((-2.5, 50), (-2.5, 50), 0),
         ((50, -2.5), (50, -2.5), 0),
@@ -72,8 +72,8 @@ def test_signs_are_visibility_labels():
         ((-130, -50), (130, 50), 1),
     ],
 )
-def test_landmarks_beyond_the_border(stated, location, label):
-    locations, visibility = merl_rav.decode_signs(with_points(p7=stated))
+def test_landmarks_beyond_the_border(point, location, label):
+    locations, visibility = merl_rav.decode_signs(with_points(p7=point))
     np.testing.assert_array_equal(locations[7], location)
     assert visibility[7] == label
 
@@ -84,12 +84,12 @@ def test_bad_files_are_listed(tmp_path):
     write_face(folder, "image2", np.full((68, 2), -1.0))
     write_face(folder, "image3", POINTS[:67])
     write_face(folder, "image4", image="other.jpg")
-    found = merl_rav.read(tmp_path)
-    assert [face.group for face in found.faces] == ["image1"]
-    reasons = {bad.name: bad.reason for bad in found.bad}
+    result = merl_rav.read(tmp_path)
+    assert [face.group for face in result.faces] == ["image1"]
+    reasons = {bad.name: bad.reason for bad in result.bad}
     assert reasons["frontal/trainset/image2.pts"] == "no landmark has a location"
     assert "67 points, expected 68" in reasons["frontal/trainset/image3.pts"]
-    assert "no image beside it" in reasons["frontal/trainset/image4.pts"]
+    assert "no image next to it" in reasons["frontal/trainset/image4.pts"]
 
 
 def test_a_folder_without_the_layout(tmp_path):

@@ -279,7 +279,7 @@ def _orientation(image: PIL.Image.Image, encoded: bytes) -> int:
         # Not `getexif`, which also reads XMP: viewers do not.
         exif = PIL.Image.Exif()
         try:
-            exif.load(content)
+            exif.load(content or b"")
             value = exif.get(_ORIENTATION)
         except Exception:  # damaged EXIF data raise errors of many types; the pixels are whole
             value = None

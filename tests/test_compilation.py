@@ -94,6 +94,7 @@ def test_what_a_user_sets_stays(monkeypatch):
     assert compiler_options("cpu") == {}
 
 
+@pytest.mark.slow
 @in_each
 def test_the_training_step_is_the_same(toy, name):
     state, batch = made(name)[2:]

@@ -12,7 +12,6 @@ from lcgcn_jax.commands.visualize import compare_stages, predict_faces
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import load
-from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.training.config import load_config
 from lcgcn_jax.training.evaluation import mean_face_errors, report, split_errors
 from lcgcn_jax.training.loop import Training
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         f"2/4 training {training.config.train.steps:,} steps (the first compiles, about a minute)"
     )
     if not training.run(on_validation=train.print_figures):
-        stop = Interrupted(training.stopped_by)
+        stop = training.interruption()
         stop.kept = f"remove {args.out}, or choose another --out"
         raise stop
 

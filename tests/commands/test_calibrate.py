@@ -149,6 +149,7 @@ def predicted_face(model, case, out):
     return face
 
 
+@pytest.mark.slow
 def test_predict_reports_it(calibrated, case, tmp_path):
     face = predicted_face(calibrated[0], case, tmp_path / "out")
     # The whole picture is the crop of this box.

@@ -54,6 +54,7 @@ def test_flip_test_and_provided_boxes_change_the_result(
     assert len(figures) == 3
 
 
+@pytest.mark.slow
 def test_degraded_faces_are_said_to_be_so(evaluated, small_run, synthetic98, tmp_path, capsys):
     _, plain = evaluated
     assert "degrade" not in plain

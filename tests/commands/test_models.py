@@ -15,6 +15,7 @@ def test_lists_what_is_shipped(capsys):
     assert all(re.search(r"\d+ landmarks \(\w+\), crops of \d+ px, [\d.]+ MB", x) for x in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_a_shipped_model_is_found_by_name_and_places_a_face(name, capsys):
     assert (SHIPPED / name / WEIGHTS).stat().st_size < 25e6

@@ -134,6 +134,7 @@ def faces_in(path):
     return json.loads(path.read_text())["faces"]
 
 
+@pytest.mark.slow
 def test_faces_of_real_photographs_are_found(predict, shared, detector_model, tmp_path, capsys):
     photos = shared / "data/photos"
     assert (
@@ -269,6 +270,7 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_video_gives_a_line_a_frame_and_an_annotated_video(
     predict, clip, detector_model, tmp_path, capsys
 ):

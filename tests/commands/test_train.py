@@ -38,6 +38,7 @@ def test_finished_run_is_left_as_it_is(run, synthetic98, capsys):
     assert (run / "best" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_begins_with(small_run, synthetic98, tmp_path, capsys):
     overrides = [f"--config.data.dir={synthetic98}", f"--config.init_from={small_run}"]
     code = main(["train", "--config", "demo:small", "--workdir", str(tmp_path / "run"), *overrides])
@@ -97,6 +98,7 @@ def test_workdir_of_another_run_is_refused(refused, run, synthetic98):
     assert "another config (seed: 0 -> 5)" in said
 
 
+@pytest.mark.slow
 def test_training_that_diverges_ends_in_one_line(run, synthetic98, capsys):
     """Of a run that goes on with another config, since it was asked to; its checkpoint stays."""
     code = main(

@@ -22,6 +22,7 @@ def test_stages_edges_and_curves_of_a_run(small_run, synthetic98, tmp_path, caps
     assert all(cv2.imread(str(out / name)) is not None for name in names)
 
 
+@pytest.mark.slow
 def test_edges_of_one_part_above_a_threshold(small_run, synthetic98, tmp_path):
     options = {
         "all": [],

@@ -108,6 +108,7 @@ def hrnet_example(rng):
     return place_of(resized(crop, (CROP, CROP))), cell, 0.5 * CROP / width
 
 
+@pytest.mark.slow
 def test_hrnet_facial_truncates_and_cuts_at_whole_pixels():
     rng = np.random.default_rng(0)
     seen, cells, cuts = map(np.array, zip(*[hrnet_example(rng) for _ in range(400)], strict=True))

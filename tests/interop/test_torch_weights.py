@@ -209,6 +209,7 @@ def classifier():
     return dict.fromkeys(keys, ones)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, classifier()])
 def test_of_an_imagenet_model_the_backbone_is_taken_and_the_head_is_fresh(face, hrnet98, extra):
     backbone = {key: value for key, value in hrnet98.items() if not key.startswith("head.")}

@@ -69,6 +69,7 @@ def homography_residual(before, after):
     return np.linalg.svd(np.array(rows))[1][-1]
 
 
+@pytest.mark.slow
 def test_peaks_are_not_used_and_features_are_read_again_at_every_turn():
     model = stirred(make())
     np.testing.assert_array_equal(run(model)[0], run(model, peaks=PEAKS + 0.1)[0])

@@ -149,6 +149,7 @@ def torch_shapes(shared, k):
     return {key: tuple(shape) for key, shape in keys if not key.endswith("num_batches_tracked")}
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_public_code_one_to_one(shared):
     _, params, batch_stats = w18_weights(98)
     ours = {

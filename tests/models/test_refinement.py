@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from lcgcn_jax.heatmaps import sample
@@ -94,6 +95,7 @@ def test_only_the_window_is_read_and_of_the_heat_only_its_own():
     np.testing.assert_array_equal(heat[..., 1:], 0)
 
 
+@pytest.mark.slow
 def test_turns_read_again_where_the_last_one_ended():
     config = GraphConfig(
         output="residual",

@@ -42,6 +42,7 @@ def test_rows_train_are_measured_and_are_not_trained_again(frozen_config, tmp_pa
     np.testing.assert_array_equal(again["dag"].graph["blur"], results["dag"].graph["blur"])
 
 
+@pytest.mark.slow
 def test_a_row_is_measured_as_evaluation_measures_its_model(frozen_config, tmp_path):
     config = row_config(frozen_config, ROWS["residual"], 0)
     ablation.run_ablation(frozen_config, tmp_path / "out", rows=["residual"], seeds=1)
@@ -113,6 +114,7 @@ def test_pairs_are_of_rows():
     assert {name for pair in PAIRS for name in pair} <= set(ROWS)
 
 
+@pytest.mark.slow
 def test_a_stopped_row_is_told(frozen_config, tmp_path, monkeypatch):
     def run(self):
         self.stopped_by = signal.SIGHUP

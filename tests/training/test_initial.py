@@ -338,6 +338,7 @@ def test_another_size_of_bundle_is_refused_with_what_differs(from_bundle, tiny_b
     assert said.endswith("its config is another one (model.heatmap.width: 6 -> 8)")
 
 
+@pytest.mark.slow
 def test_another_size_of_file_is_refused_with_all_of_its_keys(face, tmp_path):
     config = hrnet_config()
     config.model.heatmap.arch = "w18-small-v2"

@@ -59,6 +59,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_pa
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_loss_falls(tiny_config, tmp_path):
     tiny_config.train.steps = 40
     tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 40
@@ -300,6 +301,7 @@ def test_state_is_complete_in_a_checkpoint(tiny_config, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 2
 
 
+@pytest.mark.slow
 def test_mean_shape_of_the_training_faces_is_set_and_kept(tiny_config, tmp_path):
     tiny_config.model.graph.message = "offsets"
     tiny_config.model.graph.output = "residual"
@@ -330,6 +332,7 @@ def frozen_config(tiny_config, tmp_path):
     return tiny_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lcgcn", "dag"])
 def test_training_from_the_cache_equals_training_from_pictures(frozen_config, tmp_path, name):
     if name == "dag":
@@ -381,6 +384,7 @@ def test_a_cache_of_what_changes_is_refused(tiny_config, tmp_path, field, value)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(tiny_config, tmp_path):
     tiny_config.train.dtype = "bfloat16"
     tiny_config.train.steps = 2

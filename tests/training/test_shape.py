@@ -40,6 +40,7 @@ def run(make_tiny_config, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_shape_turn_takes_off_what_its_faces_have_in_common(run, synthetic98):
     dataset, before = open_dataset(synthetic98), load_bundle(run)
     after = fit_shape_turn(
@@ -55,6 +56,7 @@ def test_a_shape_turn_takes_off_what_its_faces_have_in_common(run, synthetic98):
     assert errors[1]["graph"] < 0.9 * errors[0]["graph"]
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_bundle_of_the_run(run, synthetic98, tmp_path, capsys):
     out = tmp_path / "with_turn"
     command = ["fit-shape", "--workdir", str(run), "--data", str(synthetic98), "--out", str(out)]

@@ -79,7 +79,9 @@ def calibrated(plain, case, tmp_path_factory):
 def measured(calibrated, case):
     """Expected and true errors of the test faces in percent, and which points something covers."""
     dataset, model = open_dataset(case.data), load(calibrated[0])
-    found = split_errors(model.predict_crops, dataset, case.test, image_size=128, batch_size=8)
+    found = split_errors(
+        model.predict_crops, dataset, case.test, image_size=model.image_size, batch_size=8
+    )
     expected = model.calibration.expected_error(found.confidence, found.spread)
     names = [record["name"] for record in dataset.source(case.test)]
     seeds = [int(name.rsplit("_")[-1].split(".")[0]) for name in names]
@@ -168,8 +170,10 @@ def test_predict_reports_nothing_of_an_uncalibrated_model(plain, case, tmp_path)
 def test_expected_error_of_a_flip_test(calibrated, case):
     dataset, model = open_dataset(case.data), load(calibrated[0])
     predict = with_flip_test(model.predict_crops, model.scheme)
-    both = split_errors(predict, dataset, "test", image_size=128, batch_size=8)
-    one = split_errors(model.predict_crops, dataset, "test", image_size=128, batch_size=8)
+    both = split_errors(predict, dataset, "test", image_size=model.image_size, batch_size=8)
+    one = split_errors(
+        model.predict_crops, dataset, "test", image_size=model.image_size, batch_size=8
+    )
     assert np.corrcoef(both.spread.ravel(), one.spread.ravel())[0, 1] > 0.6
     assert (both.spread != one.spread).mean() > 0.9
 

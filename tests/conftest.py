@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -50,6 +51,14 @@ def pytest_configure(config):
     Only the device tier uses an accelerator. Unit tests compile at XLA's lowest optimization level, which
     halves the time of the suite; integration tests compile as users do.
     """
+    # A shell starts background jobs with signals ignored, which tests of signals and their processes inherit.
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
     selected = config.option.markexpr
     if selected != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"

@@ -81,6 +81,7 @@ def test_peaks_are_not_used_and_features_are_read_again_at_every_turn():
     assert not np.allclose(turns[:, 1], turns[:, 2])
 
 
+@pytest.mark.slow
 def test_edges_are_the_same_for_all_images_and_learned_in_both_stages():
     model = stirred(make())
     edges = run(model)[1]

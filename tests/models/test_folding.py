@@ -35,6 +35,7 @@ def norms_of(weights):
     return [m for _, m in nnx.iter_modules(merge_weights(*weights)) if isinstance(m, BatchNorm)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heatmap", HEATMAP_MODELS, ids=lambda heatmap: heatmap["name"])
 def test_a_folded_model_says_the_same(toy, random_bundle, heatmap):
     config = config_of(heatmap, message="offsets", mlp_output="activated")

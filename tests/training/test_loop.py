@@ -354,6 +354,7 @@ def test_training_from_the_cache_equals_training_from_pictures(frozen_config, tm
             assert a[key] == pytest.approx(b[key], rel=1e-4), key
 
 
+@pytest.mark.slow
 def test_cached_training_resumes_bit_for_bit(frozen_config, tmp_path, stop_at_three):
     frozen_config.train.cache = True
     whole, _ = train(frozen_config, tmp_path / "whole")

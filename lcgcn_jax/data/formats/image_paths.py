@@ -139,5 +139,8 @@ def _images_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            if name.lower().endswith(PHOTOGRAPH_SUFFIXES) and not is_system_file(name):
-                yield Path(parent, name)
+            path = Path(parent, name)
+            if not name.lower().endswith(PHOTOGRAPH_SUFFIXES) or is_system_file(name):
+                continue
+            if os.path.isfile(path):  # a pipe never ends
+                yield path

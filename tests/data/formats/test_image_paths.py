@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 
@@ -67,3 +68,10 @@ def test_two_paths_do_not_share_an_image(images):
 def test_files_of_macos_are_not_images(images):
     (images / "two/._b.jpg").write_bytes(b"")
     assert ImageFinder(images).find("b.jpg") == images / "one/b.jpg"
+
+
+def test_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for text in ("pipe.jpg", "elsewhere/pipe.jpg", "C:\\faces\\pipe.jpg"):
+        with pytest.raises(ValueError, match="no image"):
+            ImageFinder(tmp_path).find(text)

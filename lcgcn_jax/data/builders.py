@@ -607,7 +607,7 @@ class _SourceImage:
 # Faces of one image follow each other: it is read once for all of them.
 @functools.lru_cache(maxsize=1)
 def _read_image(path: Path) -> _SourceImage:
-    if not path.is_file():  # pipes and devices may never end
+    if path.exists() and not path.is_file():  # pipes and devices may never end
         raise ValueError(f"the image {path.name!r} is not a file")
     try:
         encoded = path.read_bytes()

@@ -34,19 +34,19 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lcgcn_jax.benchmark.timing import Timing, measure
 from lcgcn_jax.commands.bench import format_seconds
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference import LandmarkModel
+from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.interop.serving import INPUT, write_onnx
 from lcgcn_jax.interop.torch_weights import export_weights
 from lcgcn_jax.landmarks import IBUG68
+from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle
-from lcgcn_jax.models.folding import fold_batch_norm
 from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weights
+from lcgcn_jax.profiling.timing import Timing, measure
 
 try:
     import torch

@@ -7,7 +7,7 @@ weights and images that are drawn. A gain is how much faster a face is; the pred
 from the bytes alone that XLA counts. With a topology
 
     python benchmarks/step_variants.py --config configs/w300_lcgcn_best.py:small --topology v5e:2x2 \
-        --batch_size 16
+        --batch-size 16
 
 nothing runs: the step is compiled for a TPU slice that need not be there, and the figures are its
 compiler's.
@@ -36,16 +36,16 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from lcgcn_jax.benchmark.timing import measure
 from lcgcn_jax.commands.bench import format_seconds
 from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models import hrnet, layers
-from lcgcn_jax.training import ahead_of_time
+from lcgcn_jax.profiling import tpu_compile
+from lcgcn_jax.profiling.timing import measure
 from lcgcn_jax.training.config import apply_overrides, load_config
-from lcgcn_jax.training.loop import compute_dtype
+from lcgcn_jax.training.trainer import compute_dtype
 
-GIB = ahead_of_time.GIB
+GIB = tpu_compile.GIB
 PROFILED_STEPS = 3
 PROFILED_ROWS = 15
 
@@ -62,7 +62,7 @@ def main() -> None:
         "several at a time are joined by +. --config.NAME=VALUE sets a field for all.",
     )
     parser.add_argument("--config", default="w300_lcgcn_best", help="(%(default)s)")
-    parser.add_argument("--batch_size", type=int, help="faces in a step (the config's)")
+    parser.add_argument("--batch-size", type=int, help="faces in a step (the config's)")
     parser.add_argument(
         "--variants", default=",".join([*VARIANTS, "train.remat=True"]), help="(%(default)s)"
     )
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
         config.train.batch_size = args.batch_size
     if args.topology:
         jax.config.update("jax_platforms", "cpu")  # chips of this machine, if any, stay free
-        devices = ahead_of_time.tpu_devices(args.topology)
+        devices = tpu_compile.tpu_devices(args.topology)
     else:
         devices = jax.devices()
         config.train.dtype = compute_dtype(config.train.dtype).name
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
     for variant in variants:
         start = time.perf_counter()
         with variant.applied():
-            lowered[variant.name] = ahead_of_time.lower_train_step(
+            lowered[variant.name] = tpu_compile.lower_train_step(
                 variant.config, devices, variant.batch_size
             )
         variant.figures["trace_seconds"] = time.perf_counter() - start
@@ -190,7 +190,7 @@ class Variant:
         program = lowered.compile(compiler_options=self.options or None)
         seconds = time.perf_counter() - start
         memory, cost = program.memory_analysis(), program.cost_analysis()
-        collectives = ahead_of_time.collectives(program.as_text())
+        collectives = tpu_compile.collectives(program.as_text())
         self.figures |= {
             "batch_size": self.batch_size,
             "compile_seconds": seconds,

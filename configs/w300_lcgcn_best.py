@@ -1,4 +1,4 @@
-"""What won on 300W's faces: neighbours' guesses, then windows of the maps read again, end to end.
+"""What won on 300W's faces: neighbors' guesses, then windows of the maps read again, end to end.
 
     lcgcn prepare 300w --src 300W --out data/w300
     lcgcn train --config configs/w300_lcgcn_best.py --workdir runs/w300_lcgcn_best
@@ -37,5 +37,5 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
         train_from_scratch(config, epochs=300)
     use_best_recipe(config)
     # So far to the right of where a model of mirrored faces has them lie the points of the training faces.
-    config.data.augment.mirror_offset = 0.0038
+    config.data.augment.flip_bias = 0.0038
     return config

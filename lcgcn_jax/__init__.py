@@ -20,7 +20,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from lcgcn_jax.errors import InputError
-    from lcgcn_jax.inference import Face, LandmarkModel, load
+    from lcgcn_jax.inference.model import Face, LandmarkModel, load
     from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
     from lcgcn_jax.training.sharding import describe_devices
 

@@ -1,6 +1,6 @@
-"""Boxes, crop transforms and mirroring, in one pixel-centre convention.
+"""Boxes, crop transforms and mirroring, in one pixel-center convention.
 
-A point is (x, y) in pixels and the centre of the top-left pixel is (0, 0), as in OpenCV. A picture of
+A point is (x, y) in pixels and the center of the top-left pixel is (0, 0), as in OpenCV. A picture of
 width `w` therefore spans -0.5 to w - 0.5. An affine is a `[2 3]` float64 matrix that maps points of one
 picture to points of another. A box is (x0, y0, x1, y1).
 """
@@ -33,9 +33,9 @@ def box_of_landmarks(landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarr
 
 def box_of_crop(width: int, height: int) -> Box:
     """The box whose crop is all of a picture, for a picture that is a face's crop already."""
-    centre = np.array([width - 1, height - 1]) / 2
+    center = np.array([width - 1, height - 1]) / 2
     half = np.array([width, height]) / CROP_SCALE / 2
-    return np.concatenate([centre - half, centre + half])
+    return np.concatenate([center - half, center + half])
 
 
 def box_overlaps(box: Box, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
@@ -55,7 +55,7 @@ def check_box(box: Box, width: int, height: int) -> None:
     """Refuses what can be no face's box in a picture.
 
     Raises:
-      ValueError: it is not finite, inside out or next to nothing, its centre is outside the picture, or
+      ValueError: it is not finite, inside out or next to nothing, its center is outside the picture, or
         it reaches further outside than the picture is large.
     """
     x0, y0, x1, y1 = box
@@ -69,7 +69,7 @@ def check_box(box: Box, width: int, height: int) -> None:
     if outside > max(width, height):
         raise ValueError(f"it reaches {outside:.4g} px outside {size}")
     if not (0 <= (x0 + x1) / 2 < width and 0 <= (y0 + y1) / 2 < height):
-        raise ValueError(f"its centre is outside {size}")
+        raise ValueError(f"its center is outside {size}")
     if max(x1 - x0, y1 - y0) < _MIN_BOX_SIDE:
         raise ValueError("it is less than half a pixel large")
 
@@ -134,7 +134,7 @@ def crop_transform(
       box: the face's box, in pixels of the picture.
       size: side of the crop, in pixels.
       scale: side of the region over max(box width, box height).
-      rotation: degrees by which the face turns clockwise in the crop, about its centre.
+      rotation: degrees by which the face turns clockwise in the crop, about its center.
       zoom: factor by which the face grows in the crop.
       shift: (x, y) by which the face moves in the crop, as a part of the crop's side.
 
@@ -148,9 +148,9 @@ def crop_transform(
     factor = zoom * size / side
     cos, sin = factor * np.cos(np.deg2rad(rotation)), factor * np.sin(np.deg2rad(rotation))
     linear = np.array([[cos, -sin], [sin, cos]])
-    centre = np.array([x0 + x1, y0 + y1]) / 2
+    center = np.array([x0 + x1, y0 + y1]) / 2
     target = (size - 1) / 2 + size * np.asarray(shift)
-    return np.concatenate([linear, (target - linear @ centre)[:, None]], axis=1)
+    return np.concatenate([linear, (target - linear @ center)[:, None]], axis=1)
 
 
 def mirror_transform(width: int) -> Affine:
@@ -164,7 +164,7 @@ def warp(
     """Warps a picture to a `size` x `size` crop in one bilinear step; outside the picture is black.
 
     Where the crop is less than half as fine as the picture, the picture is first halved by OpenCV's
-    Gaussian pyramid (whose pixel i is centred on pixel 2i), or thin structures would alias.
+    Gaussian pyramid (whose pixel i is centerd on pixel 2i), or thin structures would alias.
     """
     scale = np.sqrt(abs(np.linalg.det(affine[:, :2])))
     while scale <= 0.5 and min(image.shape[:2]) > 2:
@@ -176,7 +176,7 @@ def warp(
     )
 
 
-def centered_origin(stride: int | float) -> float:
+def centered_offset(stride: int | float) -> float:
     """Input pixel, in x and in y, of the middle of cell (0, 0) where cells cover the input evenly.
 
     It is the middle of the `stride` pixels that the cell covers: 1.5 for a stride of 4. Other codes place
@@ -191,12 +191,12 @@ def input_to_heatmap(points, stride: int | float, origin: float | None = None):
     Args:
       points: (x, y) in input pixels.
       stride: input pixels a cell.
-      origin: input pixel of the middle of cell (0, 0); None: `centered_origin(stride)`, with which
+      origin: input pixel of the middle of cell (0, 0); None: `centered_offset(stride)`, with which
         `u = (x + 0.5) / stride - 0.5`.
     """
-    return (points - (centered_origin(stride) if origin is None else origin)) / stride
+    return (points - (centered_offset(stride) if origin is None else origin)) / stride
 
 
 def heatmap_to_input(points, stride: int | float, origin: float | None = None):
     """Heatmap cells to input pixels, the inverse of `input_to_heatmap`."""
-    return points * stride + (centered_origin(stride) if origin is None else origin)
+    return points * stride + (centered_offset(stride) if origin is None else origin)

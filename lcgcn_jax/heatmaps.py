@@ -1,6 +1,6 @@
 """Landmarks to heatmaps and back.
 
-Heatmaps are `[b hh hw k]`; points here are (x, y) in heatmap cells, the centre of cell (0, 0) at (0, 0).
+Heatmaps are `[b hh hw k]`; points here are (x, y) in heatmap cells, the center of cell (0, 0) at (0, 0).
 `geometry.input_to_heatmap` and `heatmap_to_input` change between cells and input pixels.
 """
 
@@ -35,16 +35,16 @@ def encode(
       landmarks: points in heatmap cells.
       shape: (hh, hw).
       sigma: standard deviation in cells.
-      subpixel: centre the Gaussian on the point itself. Otherwise it is centred on the nearest cell, so
+      subpixel: center the Gaussian on the point itself. Otherwise it is centerd on the nearest cell, so
         that its peak is exactly 1: what the focal loss takes as its positive.
 
     Returns:
       Targets in 0..1. A landmark outside the map leaves at most the tail of its Gaussian in it.
     """
-    centre = landmarks if subpixel else jnp.round(landmarks)
+    center = landmarks if subpixel else jnp.round(landmarks)
     y, x = (jnp.arange(n, dtype=landmarks.dtype)[None, None] for n in shape)
-    gauss_x = jnp.exp(-((x - centre[..., :1]) ** 2) / (2 * sigma**2))
-    gauss_y = jnp.exp(-((y - centre[..., 1:]) ** 2) / (2 * sigma**2))
+    gauss_x = jnp.exp(-((x - center[..., :1]) ** 2) / (2 * sigma**2))
+    gauss_y = jnp.exp(-((y - center[..., 1:]) ** 2) / (2 * sigma**2))
     return jnp.einsum("bky,bkx->byxk", gauss_y, gauss_x)
 
 
@@ -62,8 +62,8 @@ def decode(
 
     Args:
       logits: heatmaps before the activation.
-      method: `argmax` (the paper): centre of the highest cell. `quarter`: moved a quarter cell towards
-        the higher neighbour on each axis. `dark`: a Newton step on the smoothed log-heatmap (Zhang et
+      method: `argmax` (the paper): center of the highest cell. `quarter`: moved a quarter cell towards
+        the higher neighbor on each axis. `dark`: a Newton step on the smoothed log-heatmap (Zhang et
         al. 2020, eq. 7). `soft`: mean of the 5 x 5 cells around the peak weighted by their
         probabilities; gradients flow through it.
       activation: one of `ACTIVATIONS`; linear heat counts as a probability, cut to 0..1.
@@ -76,28 +76,28 @@ def decode(
     logits = logits.astype(jnp.float32)
     _, hh, hw, _ = logits.shape
     cell = _highest_cell(logits)
-    centre = cell.astype(jnp.float32)
+    center = cell.astype(jnp.float32)
     heat = activate(logits, activation)
     if activation == "linear":
         heat = jnp.maximum(heat, 0.0)  # above 1 the peak keeps its shape
     confidence = jnp.minimum(_cells_at(heat, cell)[..., 0], 1.0)
     if method == "argmax":
-        return centre, confidence
+        return center, confidence
     if method == "dark":
         # Smoothing once more takes the noise out of the second derivatives.
         heat = jnp.log(jnp.maximum(_smooth(heat), 1e-10))
     window = _window_at(heat, cell)
     if method == "soft":
-        return centre + _mean_offset(window, cell, (hh, hw)), confidence
+        return center + _mean_offset(window, cell, (hh, hw)), confidence
     gradient, hessian = _derivatives(window)
     offset = jnp.sign(gradient) * 0.25 if method == "quarter" else _newton_step(gradient, hessian)
     # Next to the border the window is not all on the map.
     limit = jnp.array([[[hw, hh]]]) - 1 - _WINDOW
     inside = ((cell >= _WINDOW) & (cell <= limit)).all(axis=-1, keepdims=True)
-    return centre + jnp.where(inside, offset, 0.0), confidence
+    return center + jnp.where(inside, offset, 0.0), confidence
 
 
-def spread(logits: Heatmaps, *, activation: str = "sigmoid") -> PerLandmark:
+def heatmap_std(logits: Heatmaps, *, activation: str = "sigmoid") -> PerLandmark:
     """How wide the heat about each peak is: its standard deviation, in parts of the map's side.
 
     That of the squared heat within an eighth of the side around the highest cell, both of which leave out

@@ -233,20 +233,21 @@ def synthetic68(make_once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def own_points_page() -> list[tuple[str, str]]:
+def custom_landmarks_page() -> list[tuple[str, str]]:
     """The blocks of code of the page on own points: what stands behind the three ticks, and the code."""
-    page = Path(__file__).parents[1] / "docs" / "own_points.md"
+    page = Path(__file__).parents[1] / "docs" / "custom_landmarks.md"
     return re.findall(r"^```(\w.*)\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="session")
-def own29(make_once, synthetic98, own_points_page) -> Path:
+def custom29(make_once, synthetic98, custom_landmarks_page) -> Path:
     """A prepared dataset of the page's 29 points: each face lacks some, and `left_pupil` is never there."""
-    from lcgcn_jax.data import builders, wflw
-    from lcgcn_jax.data.records import AnnotationList
+    from lcgcn_jax.data import records
+    from lcgcn_jax.data.annotations import AnnotationList
+    from lcgcn_jax.data.formats import wflw
     from lcgcn_jax.landmarks import LandmarkScheme
 
-    blocks = dict(own_points_page)
+    blocks = dict(custom_landmarks_page)
     scheme = LandmarkScheme.from_dict(yaml.safe_load(blocks["yaml face29.yaml"]))
     part = [
         int(n)
@@ -261,7 +262,7 @@ def own29(make_once, synthetic98, own_points_page) -> Path:
         points = np.where(visible[:, None], face.landmarks[part], np.nan)
         faces.append(dataclasses.replace(face, landmarks=points, visible=visible, attributes=()))
     annotations = AnnotationList("own", scheme, (), faces, [], [])
-    return make_once("own29", lambda out: builders.prepare(annotations, out))
+    return make_once("custom29", lambda out: records.prepare(annotations, out))
 
 
 @pytest.fixture(scope="session")
@@ -275,7 +276,7 @@ def journey(make_once) -> Path:
     def fill(folder):
         folder.mkdir()
         demo, config = folder / "demo", ["--config", "demo:small"]
-        faces = ["--faces", "40", "--test_faces", "24"]
+        faces = ["--faces", "40", "--test-faces", "24"]
         train = [
             "train",
             *config,

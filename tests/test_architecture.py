@@ -18,7 +18,7 @@ LAYERS = [
     {"inference", "interop", "visualize"},
     {"models", "data", "robust_crops"},
     {"losses", "metrics", "calibration"},
-    {"heatmaps", "photographs", "detection", "tracking", "video", "inputs"},
+    {"heatmaps", "images", "detection", "tracking", "video", "inputs"},
     {"geometry", "landmarks", "cache", "compilation", "files", "forking", "image_arrays"},
     {"accelerators", "errors", "interrupts"},
 ]

@@ -131,7 +131,7 @@ def test_predictions_are_the_same(toy, name):
 
 @in_each
 def test_a_nan_that_the_loss_does_not_show_is_seen(toy, name):
-    """By the norms that `Training` looks at; see `compiler_options`."""
+    """By the norms that `Trainer` looks at; see `compiler_options`."""
     state, batch = made(name)[2:]
     step = compiled_step(name, True)
     hidden = 0

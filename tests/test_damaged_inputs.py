@@ -20,12 +20,13 @@ import PIL.Image
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data import builders, w300, wflw
-from lcgcn_jax.data.builders import decode_image
+from lcgcn_jax.data import records
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.data.synthetic import draw_face
+from lcgcn_jax.data.formats import w300, wflw
+from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
 from lcgcn_jax.models.bundles import save_bundle
+from lcgcn_jax.synthetic import draw_face
 
 LIMIT = 240  # seconds, for a test that takes ten on two idle cores
 NOT_UTF8 = os.fsdecode(b"caf\xe9 \xff")
@@ -102,7 +103,7 @@ HUGE = {
     "square.png": png_of(30_000, 30_000),
     "largest.png": png_of(2**31 - 1, 2**31 - 1),
     "huge.gif": gif_of(60_000, 20_000),
-    "as a photograph.jpg": gif_of(60_000, 60_000),
+    "as a image.jpg": gif_of(60_000, 60_000),
 }
 """Pictures of some KB that would take gigabytes."""
 
@@ -291,7 +292,7 @@ class Place:
         """Runs `lcgcn prepare`; gives names and reasons of the bad records, and names of the others."""
         code, *_ = self.run("prepare", layout, *arguments, "--out", self.out)
         assert code == 1
-        content = (self.out / builders.REPORT).read_text()
+        content = (self.out / records.REPORT).read_text()
         bad = {record["name"]: record["reason"] for record in json.loads(content)["bad"]}
         assert all(name.isprintable() and reason.isprintable() for name, reason in bad.items())
         dataset = open_dataset(self.out)
@@ -379,7 +380,7 @@ def test_prepare_300w(place):
     assert any("flipped" in name for name in used), "some still decode, or no flip was tried"
     for name in HUGE:
         stem, _, suffix = name.rpartition(".")
-        if name.endswith((".jpg", ".png")) and "photograph" not in name:
+        if name.endswith((".jpg", ".png")) and "image" not in name:
             assert "at most 268,435,456 are read" in bad[f"afw/{stem} {suffix}.{suffix}"]
     assert "NaN or infinite" in bad["afw/points value 1e400.pts"]
     assert "two negative coordinates" in bad["afw/points mostly far.pts"]
@@ -607,10 +608,10 @@ def test_predict(place, model):
     for name in odd_names:
         (photos / name).write_bytes(encoded(".jpg"))
     refused = {f"{photos}/{name}" for name in PICTURES}
-    assert (place.folder / "src/photos/pipe.jpg").is_fifo(), "and is passed over, as no photograph"
+    assert (place.folder / "src/photos/pipe.jpg").is_fifo(), "and is passed over, as no image"
 
     code, out, err = place.run(
-        "predict", "--model", model, photos, "--whole_image", "--out", place.out
+        "predict", "--model", model, photos, "--whole-image", "--out", place.out
     )
     assert code == 1
     left_out = {
@@ -642,7 +643,7 @@ def test_predict_of_files_that_are_named(place, model, name):
     if len(name) == 249:
         (place.folder / "src/photos" / name).write_bytes(encoded(".jpg"))
     path = place.folder / "src/photos" / name
-    line = place.refused("predict", "--model", model, path, "--whole_image", "--out", place.out)
+    line = place.refused("predict", "--model", model, path, "--whole-image", "--out", place.out)
     assert repr(str(path))[1:-1] in line
 
 

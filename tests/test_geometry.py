@@ -62,8 +62,8 @@ def test_rotation_zoom_and_shift_are_about_the_face(box, view):
     size = 100
     affine = geometry.crop_transform(box, size, **view)
     plain = geometry.crop_transform(box, size)
-    centre = corner_points(box).mean(axis=0, keepdims=True)
-    moved = geometry.transform_points(affine, centre) - geometry.transform_points(plain, centre)
+    center = corner_points(box).mean(axis=0, keepdims=True)
+    moved = geometry.transform_points(affine, center) - geometry.transform_points(plain, center)
     np.testing.assert_allclose(moved[0], size * np.array(view["shift"]), atol=1e-6)
     relative = affine[:, :2] @ np.linalg.inv(plain[:, :2])
     angle = np.deg2rad(view["rotation"])
@@ -80,9 +80,9 @@ def test_heatmap_cells_and_input_pixels_are_inverse(pts, stride):
         np.testing.assert_allclose(geometry.heatmap_to_input(cells, stride, origin), pts, atol=1e-6)
 
 
-def test_a_cell_is_centred_on_the_pixels_it_covers():
+def test_a_cell_is_centerd_on_the_pixels_it_covers():
     assert geometry.heatmap_to_input(np.array([0.0, 1.0]), 4).tolist() == [1.5, 5.5]
-    assert geometry.centered_origin(4) == np.arange(4).mean()
+    assert geometry.centered_offset(4) == np.arange(4).mean()
 
 
 def test_the_origin_is_where_the_first_cell_lies():
@@ -160,7 +160,7 @@ def test_a_box_that_passes_gives_a_crop_with_some_of_the_picture(box, width, hei
         ([5, 5, 5, 9], "have to be larger"),
         ([-500, 0, 20, 20], "reaches 500 px outside the picture, which is 100 x 80"),
         ([-1e308, -1e308, 1e308, 1e308], "reaches 1e\\+308 px outside"),
-        ([90, 0, 120, 20], "centre is outside"),
+        ([90, 0, 120, 20], "center is outside"),
         ([5, 5, 5.1, 5.1], "less than half a pixel"),
         ([0, 0, 1e-310, 1e-310], "less than half a pixel"),
     ],
@@ -206,11 +206,11 @@ def centroid(image):
 def test_what_is_in_the_picture_lands_where_the_points_do(shrink, rotation, point):
     size = 64
     side = shrink * size / geometry.CROP_SCALE
-    centre = np.array([430.2, 380.9])
-    box = np.concatenate([centre - side / 2, centre + side / 2])
+    center = np.array([430.2, 380.9])
+    box = np.concatenate([center - side / 2, center + side / 2])
     affine = geometry.crop_transform(box, size, rotation=rotation)
     if shrink < 2:  # so much of the picture is not in the crop
-        point = centre + (np.array(point) - centre) / 8
+        point = center + (np.array(point) - center) / 8
     image = blob(point, (800, 901), sigma=2.5 * max(shrink, 1.0))
     expected = geometry.transform_points(affine, np.array(point))
     crop = geometry.warp(image, affine, size)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lcgcn_jax.geometry import input_to_heatmap
-from lcgcn_jax.heatmaps import DECODERS, cells_at, decode, encode, sample, spread, windows
+from lcgcn_jax.heatmaps import DECODERS, cells_at, decode, encode, heatmap_std, sample, windows
 
 H, W = 20, 24
 RNG = np.random.default_rng(0)
@@ -39,10 +39,10 @@ def test_targets_peak_at_exactly_1_at_the_nearest_cell(point):
     assert (targets == 1.0).sum() == 1
 
 
-@pytest.mark.parametrize(("subpixel", "centre"), [(False, (8, 6)), (True, (7.7, 6.2))])
-def test_targets_are_gaussians_about_the_cell_or_the_point(subpixel, centre):
+@pytest.mark.parametrize(("subpixel", "center"), [(False, (8, 6)), (True, (7.7, 6.2))])
+def test_targets_are_gaussians_about_the_cell_or_the_point(subpixel, center):
     y, x = np.indices((H, W))
-    expected = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * 2.0**2))
+    expected = np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / (2 * 2.0**2))
     targets = targets_of((7.7, 6.2), sigma=2.0, subpixel=subpixel)
     np.testing.assert_allclose(targets, expected, atol=1e-6)
 
@@ -265,14 +265,14 @@ def test_windows_are_samples_around_the_points():
 @pytest.mark.parametrize("sigma", [1.0, 1.5])
 def test_spread_is_that_of_the_squared_heat_in_parts_of_the_side(sigma):
     points = np.random.default_rng(1).uniform(10, 22, (20, 2))
-    found = spread(gaussian_logits(points, sigma, shape=(32, 32)))
+    found = heatmap_std(gaussian_logits(points, sigma, shape=(32, 32)))
     # A squared Gaussian is one of sigma / sqrt(2); the window ends 4 cells from its peak.
     np.testing.assert_allclose(found[0], sigma / np.sqrt(2) / 32, rtol=0.03)
 
 
 def test_spread_does_not_depend_on_the_height_of_the_peak():
     points = np.array([[12.3, 15.8]])
-    high, low = (spread(gaussian_logits(points, 1.2, (32, 32), peak)) for peak in (0.9, 0.05))
+    high, low = (heatmap_std(gaussian_logits(points, 1.2, (32, 32), peak)) for peak in (0.9, 0.05))
     np.testing.assert_allclose(high, low, rtol=1e-3)
 
 
@@ -282,20 +282,20 @@ def test_only_heat_near_the_peak_spreads_it():
                + np.exp(gaussian_logits(np.array([[x, 12.0]]), 1.0, (32, 32), peak=0.8)))
         for x in (15.0, 25.0)
     )  # fmt: skip
-    alone = spread(gaussian_logits(np.array([[12.0, 12.0]]), 1.0, (32, 32)))
-    np.testing.assert_allclose(spread(jnp.asarray(far)), alone, rtol=1e-3)
-    assert spread(jnp.asarray(near))[0, 0] > 1.4 * alone[0, 0]
+    alone = heatmap_std(gaussian_logits(np.array([[12.0, 12.0]]), 1.0, (32, 32)))
+    np.testing.assert_allclose(heatmap_std(jnp.asarray(far)), alone, rtol=1e-3)
+    assert heatmap_std(jnp.asarray(near))[0, 0] > 1.4 * alone[0, 0]
 
 
 @pytest.mark.parametrize("point", [(0.0, 0.0), (23.0, 19.0), (-0.4, 7.0)])
 def test_spread_at_the_border_is_finite(point):
-    found = spread(gaussian_logits(np.array([point]), 1.0))
+    found = heatmap_std(gaussian_logits(np.array([point]), 1.0))
     assert 0 < found[0, 0] < 0.05
 
 
 def test_spread_of_linear_heat():
     heat = np.full((1, H, W, 2), -0.5, np.float32)
     heat[0, 7, 9, 0] = 1.3
-    found = spread(jnp.asarray(heat), activation="linear")
+    found = heatmap_std(jnp.asarray(heat), activation="linear")
     # One cell alone, and no heat at all.
     np.testing.assert_allclose(found, 0, atol=1e-3)

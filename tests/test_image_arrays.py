@@ -9,7 +9,7 @@ from PIL import Image
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.image_arrays import rgb_crops, rgb_image
-from lcgcn_jax.photographs import read_photograph
+from lcgcn_jax.image_io import read_image
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -148,7 +148,7 @@ def test_pil_image_is_what_its_file_is(tmp_path, mode, kind):
         pixels = rgb_image(opened)
     # CMYK to RGB is rounded otherwise.
     tolerance = 1 if mode == "CMYK" else 0
-    np.testing.assert_allclose(pixels.astype(int), read_photograph(path), atol=tolerance)
+    np.testing.assert_allclose(pixels.astype(int), read_image(path), atol=tolerance)
     if kind == "PNG":
         np.testing.assert_array_equal(rgb_image(image), pixels)
 
@@ -158,7 +158,7 @@ def test_transparent_colors_are_those_of_the_file(tmp_path):
     path = tmp_path / "palette.png"
     path.write_bytes(encode(palette, "PNG", transparency=0))
     with Image.open(path) as opened:
-        np.testing.assert_array_equal(rgb_image(opened), read_photograph(path))
+        np.testing.assert_array_equal(rgb_image(opened), read_image(path))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -168,7 +168,7 @@ def test_pil_image_is_turned_by_its_orientation(tmp_path, orientation):
     path = tmp_path / "image.jpg"
     path.write_bytes(encode(Image.fromarray(IMAGE), "JPEG", exif=exif))
     with Image.open(path) as opened:
-        np.testing.assert_array_equal(rgb_image(opened), read_photograph(path))
+        np.testing.assert_array_equal(rgb_image(opened), read_image(path))
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])

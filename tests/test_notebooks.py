@@ -16,10 +16,10 @@ nbformat = pytest.importorskip("nbformat")
 COLAB = Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
 SMALL = {
-    "own_points": "FACES, TEST_FACES, SHOWN, STEPS, SIZE, BATCH = 24, 8, 2, 2, 64, 8",
+    "custom_landmarks": "FACES, TEST_FACES, SHOWN, STEPS, SIZE, BATCH = 24, 8, 2, 2, 64, 8",
     "lcgcn_demo": 'CONFIG, FACES, TEST_FACES, SHOWN, VALIDATIONS = "demo:small", 24, 8, 2, 1',
 }
-SHOWN = {"lcgcn_demo": 5, "own_points": 2}
+SHOWN = {"lcgcn_demo": 5, "custom_landmarks": 2}
 """How many pictures there are, at least."""
 
 in_each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
+from lcgcn_jax.atomic_io import write_whole, writing
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.files import write_whole, writing
 from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.ablation import ROWS, markdown, run_ablation, summarize
 from lcgcn_jax.training.config import apply_overrides, load_config
@@ -20,7 +20,7 @@ def add_parser(subparsers) -> None:
         "ablation",
         help="graphs against each other on one heatmap model (the paper's Table 3)",
         description="Trains graphs on one frozen heatmap model, several seeds each, and writes "
-        "table.md and table.json: validation NME on plain and degraded crops, spread over the seeds, "
+        "table.md and table.json: validation NME on plain and corrupted crops, spread over the seeds, "
         "and paired bootstrap intervals of the differences. Any field of the config can be set with "
         "--config.NAME=VALUE. The same command goes on where it stopped; Ctrl-C, SIGTERM and SIGHUP "
         "save first (exit codes 130, 143 and 129).",

@@ -12,16 +12,16 @@ from typing import Any
 
 import ml_collections
 
-from lcgcn_jax.benchmark.measurements import PARTS, Measurements, Row
+from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.commands import prepare
 from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.files import require_writable, write_whole, writing
 from lcgcn_jax.models.registry import require_known
+from lcgcn_jax.profiling.measurements import PARTS, Measurements, Row
 from lcgcn_jax.training.config import apply_overrides, load_config
 from lcgcn_jax.training.config_checks import check_config
-from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.sharding import describe_devices
+from lcgcn_jax.training.trainer import Trainer
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "grain", "numpy", "opencv-python-headless")
 _SYNTHETIC_FACES = 256
@@ -59,7 +59,7 @@ Any field of the config can be set with --config.NAME=VALUE.""",
     parser.add_argument(
         "--data", type=Path, help="folder that prepare wrote (synthetic faces, drawn for this)"
     )
-    parser.add_argument("--batch_size", type=int, help="faces in a batch (the config's)")
+    parser.add_argument("--batch-size", type=int, help="faces in a batch (the config's)")
     parser.add_argument(
         "--only", metavar="PART,...", default=",".join(PARTS), help="what to measure (everything)"
     )
@@ -98,7 +98,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         config.train.batch_size = args.batch_size
     with tempfile.TemporaryDirectory() as folder:
         config.data.dir = str(_data(config, args.data, Path(folder) / "data"))
-        training = Training(config, Path(folder) / "run")
+        training = Trainer(config, Path(folder) / "run")
         with contextlib.closing(training.batches):
             measurements = Measurements(training, repetitions=args.repetitions, workers=workers)
             rows = []

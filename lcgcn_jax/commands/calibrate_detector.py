@@ -7,9 +7,9 @@ import numpy as np
 
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.data.detected import detect_split
-from lcgcn_jax.detection import BOX_MAP, FaceDetector, crop_errors, fit_box_map
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.evaluation.detector_boxes import detect_split
+from lcgcn_jax.inference.face_detector import BOX_MAP, FaceDetector, crop_errors, fit_box_map
 
 
 def add_parser(subparsers) -> None:
@@ -24,8 +24,8 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare wrote")
     parser.add_argument("--split", default="train", help="faces to fit on (%(default)s)")
-    parser.add_argument("--test_split", default="validation", help="to measure on (%(default)s)")
-    parser.add_argument("--detector_model", **DETECTOR_MODEL_OPTION)
+    parser.add_argument("--test-split", default="validation", help="to measure on (%(default)s)")
+    parser.add_argument("--detector-model", **DETECTOR_MODEL_OPTION)
     parser.set_defaults(run=run)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 
+from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.commands.train import parse_overrides
-from lcgcn_jax.files import require_writable, write_whole, writing
-from lcgcn_jax.training.ahead_of_time import (
+from lcgcn_jax.profiling.tpu_compile import (
     CHIPS,
     GIB,
     StepCost,
@@ -32,7 +32,7 @@ def add_parser(subparsers) -> None:
         "Takes libtpu (pip install 'lcgcn-jax[tpu]') and some minutes. Any field of the config can be set "
         "with --config.NAME=VALUE.",
         epilog="example: lcgcn compile --config configs/w300_lcgcn_best.py --topology v5e:4x4 "
-        "--largest_batch",
+        "--largest-batch",
     )
     parser.add_argument("--config", required=True, help="config file, or file:argument")
     parser.add_argument(
@@ -41,10 +41,10 @@ def add_parser(subparsers) -> None:
         help=f"kind ({', '.join(CHIPS)}), a colon, and chips in each direction: v5e:4x4, v4:2x2x2",
     )
     parser.add_argument(
-        "--batch_size", type=int, help="faces in a step, over all chips; the config's by default"
+        "--batch-size", type=int, help="faces in a step, over all chips; the config's by default"
     )
     parser.add_argument(
-        "--largest_batch",
+        "--largest-batch",
         action="store_true",
         help="compute the largest batch that fits, from this one and one of twice the size (another compile)",
     )
@@ -74,7 +74,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         figures["largest_batch"] = largest_batch((cost, twice))
         print(
             f"largest batch  {figures['largest_batch']:,}, from the memory at {batch_size} and at "
-            f"{2 * batch_size}; --batch_size {figures['largest_batch']} compiles it"
+            f"{2 * batch_size}; --batch-size {figures['largest_batch']} compiles it"
         )
     if args.json is not None:
         text = json.dumps(figures, indent=1) + "\n"

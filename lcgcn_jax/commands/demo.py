@@ -11,11 +11,11 @@ from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.commands.visualize import compare_stages, predict_faces
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference import load
+from lcgcn_jax.evaluation.evaluator import mean_face_errors, report, split_errors
+from lcgcn_jax.inference.model import load
 from lcgcn_jax.training.config import load_config
-from lcgcn_jax.training.evaluation import mean_face_errors, report, split_errors
-from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.trainer import Trainer
 
 _SHOWN = 6
 
@@ -34,7 +34,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--config", default="demo", help="config to train (%(default)s)")
     parser.add_argument("--faces", type=int, default=1800, help="faces to train and validate with")
-    parser.add_argument("--test_faces", type=int, default=200, help="faces to test with")
+    parser.add_argument("--test-faces", type=int, default=200, help="faces to test with")
     parser.set_defaults(run=run)
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     prepare.prepare_synthetic(
         config.scheme, data, num_train=args.faces, num_test=args.test_faces, seed=0
     )
-    training = Training(config, workdir)
+    training = Trainer(config, workdir)
     print(
         f"2/4 training {training.config.train.steps:,} steps (the first compiles, about a minute)"
     )

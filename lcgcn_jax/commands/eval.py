@@ -5,21 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
-from lcgcn_jax.data.augment import DEGRADATIONS
+from lcgcn_jax.data.augment import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
-from lcgcn_jax.data.detected import detector_boxes
-from lcgcn_jax.data.published import METRICS, PublishedTable, published_table
-from lcgcn_jax.detection import FaceDetector
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.files import require_writable, write_whole, writing
-from lcgcn_jax.inference import load
-from lcgcn_jax.training.evaluation import (
-    report,
-    split_errors,
-    with_flip_test,
-    write_face_errors,
-)
+from lcgcn_jax.evaluation.detector_boxes import detector_boxes
+from lcgcn_jax.evaluation.evaluator import report, split_errors, with_flip_test, write_face_errors
+from lcgcn_jax.evaluation.reported_results import METRICS, ReportedTable, reported_table
+from lcgcn_jax.inference.face_detector import FaceDetector
+from lcgcn_jax.inference.model import load
 
 _HEADINGS = {"nme": "NME %", "fr10": "FR@0.1 %", "auc10": "AUC@0.1"}
 _DIGITS = {"nme": 2, "fr10": 2, "auc10": 3}
@@ -32,10 +27,10 @@ def add_parser(subparsers) -> None:
         help="measure a model on a split: NME, failure rate, AUC",
         description="Measures a model on faces prepared with `lcgcn prepare`. NME and the failure "
         "rate at 0.1 are in percent, the area under the error curve up to 0.1 is in 0..1. Of a model "
-        "that `lcgcn calibrate` fitted a map for, it also says how good the expected errors are: expected "
+        "that `lcgcn calibrate` fitted a map for, it also says how good the predicted errors are: expected "
         "beside measured for ten bins, and the area between the sparsification curve and the oracle's "
         "(AUSE).",
-        epilog="example: lcgcn eval --model runs/small --data data/w300 --split full --flip_test",
+        epilog="example: lcgcn eval --model runs/small --data data/w300 --split full --flip-test",
     )
     parser.add_argument("--model", required=True, help="bundle or training workdir")
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare wrote")
@@ -48,28 +43,28 @@ def add_parser(subparsers) -> None:
         "detector (on the undamaged picture; a face that it misses has the true box, and how many "
         "is said) (%(default)s)",
     )
-    parser.add_argument("--detector_model", **DETECTOR_MODEL_OPTION)
+    parser.add_argument("--detector-model", **DETECTOR_MODEL_OPTION)
     parser.add_argument(
-        "--flip_test", action="store_true", help="average over the crop and its mirror image"
+        "--flip-test", action="store_true", help="average over the crop and its mirror image"
     )
     parser.add_argument(
-        "--degrade",
-        choices=DEGRADATIONS,
+        "--corruption",
+        choices=CORRUPTIONS,
         default="none",
         help="damage every crop, by its name's seed: occlude (one or two rectangles with sides of "
-        "23-47 %% of the crop, one random colour with noise of sigma 15), blur (Gaussian, sigma "
-        "1.6-3.9 %% of the crop's side), dark (grey levels times 0.15-0.5), noise (Gaussian, sigma "
-        "5-25 grey levels); %(default)s",
+        "23-47 %% of the crop, one random color with noise of sigma 15), blur (Gaussian, sigma "
+        "1.6-3.9 %% of the crop's side), dark (gray levels times 0.15-0.5), noise (Gaussian, sigma "
+        "5-25 gray levels); %(default)s",
     )
     parser.add_argument(
-        "--compare_published",
+        "--compare-reported",
         action="store_true",
         help="print the result beside the figures that others published for WFLW's or 300W's test sets",
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="faces at a time (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="faces at a time (%(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument(
-        "--per_face",
+        "--per-face",
         type=Path,
         help="CSV to write every face's NME to: name, heatmap, graph; in %%",
     )
@@ -87,14 +82,14 @@ def run(args: argparse.Namespace) -> int:
     for path in outputs:
         require_writable(path, overwrite=args.overwrite)
     if args.batch_size < 1:
-        raise InputError(f"--batch_size {args.batch_size}: has to be at least 1")
+        raise InputError(f"--batch-size {args.batch_size}: has to be at least 1")
     use_compilation_cache()
     model = load(args.model)
     dataset = open_dataset(args.data)
     require_scheme(dataset, model.scheme)
-    published = published_table(dataset) if args.compare_published else None
+    published = reported_table(dataset) if args.compare_reported else None
     predict = (
-        with_flip_test(model.predict_crops, model.scheme, model.mirror_offset)
+        with_flip_test(model.predict_crops, model.scheme, model.flip_bias)
         if args.flip_test
         else model.predict_crops
     )
@@ -108,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         image_size=model.image_size,
         batch_size=args.batch_size,
         box=box,
-        degrade=args.degrade,
+        corruption=args.corruption,
     )
     result = report(
         dataset,
@@ -116,20 +111,20 @@ def run(args: argparse.Namespace) -> int:
         errors,
         boxes=args.boxes,
         missed=missed,
-        degrade=args.degrade,
+        corruption=args.corruption,
         calibration=model.calibration,
     )
     conditions = (
         f"{result['dataset']} {args.split}, boxes: {args.boxes}"
         + ("" if missed is None else f" ({missed} faces missed)")
         + f", flip test: {'yes' if args.flip_test else 'no'}"
-        + ("" if args.degrade == "none" else f", degraded: {args.degrade}")
+        + ("" if args.corruption == "none" else f", corrupted: {args.corruption}")
         + (f", {result['unmeasured']} faces not measured" if "unmeasured" in result else "")
     )
     print(conditions)
     print(format_table(result))
     if "calibration" in result:
-        print(format_calibration(result["calibration"]))
+        print(format_uncertainty(result["calibration"]))
     if published is not None:
         sets = published.measured_sets(dataset, args.split, result)
         print(format_comparison(published, sets, args.split, conditions))
@@ -165,13 +160,13 @@ def format_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def format_calibration(figures: dict[str, Any]) -> str:
+def format_uncertainty(figures: dict[str, Any]) -> str:
     """What `calibration.assess` says, as a table for the screen."""
     here = figures.get("fitted_here")
     lines = [
         "",
-        "expected error of each landmark, in %"
-        + (" (optimistic: fitted on faces of this split)" if here else ""),
+        "predicted error of each landmark, in %"
+        + (" (optimiztic: fitted on faces of this split)" if here else ""),
         "  landmarks  expected  measured",
     ]
     lines += [
@@ -187,13 +182,13 @@ def format_calibration(figures: dict[str, Any]) -> str:
 
 
 def format_comparison(
-    table: PublishedTable, measured: dict[str, dict[str, Any]], split: str, conditions: str
+    table: ReportedTable, measured: dict[str, dict[str, Any]], split: str, conditions: str
 ) -> str:
     """The measured figures beside the published ones, as a table for the screen.
 
     Args:
       table: the published rows.
-      measured: what was measured of the table's sets, by set (`PublishedTable.measured_sets`).
+      measured: what was measured of the table's sets, by set (`ReportedTable.measured_sets`).
       split: what was evaluated.
       conditions: how it was evaluated, in words.
     """

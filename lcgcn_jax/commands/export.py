@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from lcgcn_jax.atomic_io import require_writable, writing
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.files import require_writable, writing
 from lcgcn_jax.interop.serving import OUTPUTS, description_file, write_onnx, write_stablehlo
 from lcgcn_jax.interop.torch_files import require_format, write_state_dict
 from lcgcn_jax.interop.torch_weights import export_weights
@@ -33,7 +33,7 @@ def add_parser(subparsers) -> None:
         help="file: .stablehlo; .onnx; for torch .safetensors, .pth or .pt",
     )
     parser.add_argument(
-        "--heatmap_only", action="store_true", help="leave out the graph head, if there is one"
+        "--heatmap-only", action="store_true", help="leave out the graph head, if there is one"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace that file")
     parser.set_defaults(run=run)

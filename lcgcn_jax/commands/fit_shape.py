@@ -10,7 +10,7 @@ from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.models.bundles import CARD, find_bundle, load_bundle, save_bundle
 from lcgcn_jax.training.config import RUN_CONFIG
-from lcgcn_jax.training.shape import fit_shape_turn
+from lcgcn_jax.training.fit_shape_refiner import fit_shape_refiner
 
 
 def add_parser(subparsers) -> None:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_dataset(args.data)
     require_scheme(dataset, bundle.scheme)
     use_compilation_cache()
-    fitted = fit_shape_turn(
+    fitted = fit_shape_refiner(
         bundle, dataset, args.split, augment=augment, views=args.views, ridge=args.ridge
     )
     card = (find_bundle(args.workdir) / CARD).read_text(encoding="utf-8")

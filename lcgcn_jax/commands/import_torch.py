@@ -4,8 +4,8 @@ import argparse
 import hashlib
 from pathlib import Path
 
+from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.files import writing
 from lcgcn_jax.interop.torch_files import read_state_dict, read_torch_file
 from lcgcn_jax.interop.torch_weights import TORCH_ARCHS, Imported, import_weights
 from lcgcn_jax.landmarks import get_scheme
@@ -72,12 +72,12 @@ def model_card(imported: Imported, arch: str, files: list[Path]) -> str:
         for path in files
     )
     network = (
-        "Its code upsampled by nearest neighbours between the branches; here, as in the codes for faces "
+        "Its code upsampled by nearest neighbors between the branches; here, as in the codes for faces "
         "that start from such weights, it is bilinear."
         if imported.fresh
         else "The network computes what it computed there."
     )
-    origin = imported.bundle.model["heatmap_origin"]
+    origin = imported.bundle.model["heatmap_offset"]
     cells = (
         "cover the crop evenly"
         if origin is None

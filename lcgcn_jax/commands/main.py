@@ -24,7 +24,7 @@ COMMANDS = {
     "prepare": "write a dataset's official files, or your own points, as records",
     "train": "train a model from a config file, or go on with a run",
     "eval": "measure a model on a split: NME, failure rate, AUC",
-    "predict": "landmarks of the faces in photographs and videos",
+    "predict": "landmarks of the faces in images and videos",
     "models": "the models that come with the package",
     "visualize": "pictures of a run: the stages side by side, the graph's edges, training curves",
     "ablation": "graphs against each other on one heatmap model (the paper's Table 3)",
@@ -42,7 +42,7 @@ DETECTOR_MODEL_OPTION = {
     "metavar": "FILE",
     "help": "YuNet's ONNX file; without it, it is fetched once from the OpenCV zoo into the cache",
 }
-"""Fields of the option `--detector_model`, wherever faces are detected."""
+"""Fields of the option `--detector-model`, wherever faces are detected."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,7 +147,7 @@ def _run(arguments: list[str]) -> int:
     args, rest = parser.parse_known_args(arguments)
     takes_overrides = chosen is not None and hasattr(_import(chosen), "run_with_overrides")
     if rest and not takes_overrides:
-        parser.error(f"unrecognised: {' '.join(rest)}")
+        parser.error(f"unrecognized: {' '.join(rest)}")
     if takes_overrides:
         return _import(chosen).run_with_overrides(args, rest)
     return args.run(args)

@@ -1,4 +1,4 @@
-"""`lcgcn predict`: photographs and videos in, landmarks and overlays out."""
+"""`lcgcn predict`: images and videos in, landmarks and overlays out."""
 
 import argparse
 import collections
@@ -15,27 +15,28 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lcgcn_jax import predictions, visualize
+from lcgcn_jax import visualize
+from lcgcn_jax.atomic_io import replacing_all, write_all
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
-from lcgcn_jax.detection import quiet_opencv
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.files import replacing_all, write_all
 from lcgcn_jax.geometry import Box, box_of_crop
-from lcgcn_jax.inference import Face, LandmarkModel, check_boxes, load
-from lcgcn_jax.inputs import InputFile, find_inputs
+from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference import results
+from lcgcn_jax.inference.face_detector import quiet_opencv
+from lcgcn_jax.inference.model import Face, LandmarkModel, check_boxes, load
+from lcgcn_jax.inference.sources import InputFile, find_inputs
+from lcgcn_jax.inference.tracking import FaceTracker, OneEuroFilter
+from lcgcn_jax.inference.video import Frame, Video, VideoWriter, open_video, varies
 from lcgcn_jax.interrupts import Interrupted, deferred, received
-from lcgcn_jax.photographs import read_photograph
-from lcgcn_jax.tracking import FaceTracker, OneEuroFilter
-from lcgcn_jax.video import Frame, Video, VideoWriter, open_video, varies
 
 FORMATS = {"json": (".json",), "csv": (".csv",), "pts": ()}
-"""Format -> suffixes of the one file that a photograph gets; `.pts` is a file a face."""
+"""Format -> suffixes of the one file that a image gets; `.pts` is a file a face."""
 
 BoxesOf = Callable[[Path, np.ndarray], list[Box]]
 """The face boxes of a picture, of which the path is for messages."""
 
 _FACES = 32  # at least, before the model runs: its largest batch on an accelerator
-_PIXELS = 50_000_000  # or as many, of the photographs that wait
+_PIXELS = 50_000_000  # or as many, of the images that wait
 _SHOWN_NAMES = 5  # of a file of boxes, in a message
 _FRAMES = 8  # of a video, for the model at a time
 _NAME_BYTES = 225  # of a result's name: file systems take 255, and it is longer while it is written
@@ -45,14 +46,14 @@ def add_parser(subparsers) -> None:
     """Adds `predict` to the subcommands of `lcgcn`."""
     parser = subparsers.add_parser(
         "predict",
-        help="landmarks of the faces in photographs and videos",
+        help="landmarks of the faces in images and videos",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="""\
 Finds faces and their landmarks. All results are in pixels of the upright image (after its EXIF
 orientation, or the rotation of an AVIF), the center of the top-left pixel at (0, 0); only .pts files
 count from 1. With --stored-pixels they are in pixels of the image as it is stored.
 
-  photograph   OUT/NAME.json (or .csv, or NAME_face1.pts ...) and the overlay OUT/NAME.png
+  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...) and the overlay OUT/NAME.png
   video        OUT/NAME.jsonl, a line for each frame with its own time stamp, and the annotated
                OUT/NAME.mp4, which shows the same frames at a constant rate
 
@@ -70,7 +71,7 @@ examples:
     )
     parser.add_argument("--model", required=True, help="bundle or training workdir")
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="photograph, video, folder, or quoted pattern"
+        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, or quoted pattern"
     )
     boxes = parser.add_mutually_exclusive_group()
     boxes.add_argument(
@@ -81,9 +82,9 @@ examples:
     )
     boxes.add_argument("--boxes", type=Path, metavar="FILE", help="file of such boxes, see above")
     boxes.add_argument(
-        "--whole_image", action="store_true", help="each picture is the crop of one face"
+        "--whole-image", action="store_true", help="each picture is the crop of one face"
     )
-    boxes.add_argument("--detector_model", **DETECTOR_MODEL_OPTION)
+    boxes.add_argument("--detector-model", **DETECTOR_MODEL_OPTION)
     parser.add_argument(
         "--stored-pixels",
         action="store_true",
@@ -96,7 +97,7 @@ examples:
         "--format", choices=FORMATS, default="json", help="of the landmarks (%(default)s)"
     )
     parser.add_argument(
-        "--draw_edges", action="store_true", help="draw the strongest edges of the graph"
+        "--draw-edges", action="store_true", help="draw the strongest edges of the graph"
     )
     parser.add_argument(
         "--smooth", action="store_true", help="videos: steady the landmarks (One Euro filter)"
@@ -121,13 +122,13 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args, inputs.files)
     box_file = None
     if args.boxes is not None:
-        box_file = predictions.BoxFile(args.boxes)
+        box_file = results.BoxFile(args.boxes)
         box_file.assign(inputs.files)
     with quiet_opencv():
         use_compilation_cache()
         model = load(args.model, detector_model=args.detector_model)
         if args.draw_edges and model.config["graph"] is None:
-            raise InputError(f"{args.model}: the model has no graph; leave out --draw_edges")
+            raise InputError(f"{args.model}: the model has no graph; leave out --draw-edges")
         code = _Run(args, model, box_file).work_off(inputs.files)
     if unread := inputs.describe_unread():
         print(printable(unread), file=sys.stderr)
@@ -197,7 +198,7 @@ def _pts_files(args: argparse.Namespace, file: InputFile) -> list[Path]:
 
 
 def _boxes_of(
-    args: argparse.Namespace, model: LandmarkModel, box_file: predictions.BoxFile | None
+    args: argparse.Namespace, model: LandmarkModel, box_file: results.BoxFile | None
 ) -> BoxesOf:
     """Where the face boxes come from.
 
@@ -235,8 +236,8 @@ def parse_box(text: str) -> list[float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Photograph:
-    """A photograph that waits for the model."""
+class _ImageJob:
+    """A image that waits for the model."""
 
     file: InputFile
     pixels: np.ndarray
@@ -250,7 +251,7 @@ class _Run:
         self,
         args: argparse.Namespace,
         model: LandmarkModel,
-        box_file: predictions.BoxFile | None,
+        box_file: results.BoxFile | None,
     ):
         self._args = args
         self._model = model
@@ -290,7 +291,7 @@ class _Run:
         return 1 if self._failures else 0
 
     def _predict_all(self, inputs: Sequence[InputFile]) -> None:
-        waiting: list[_Photograph] = []
+        waiting: list[_ImageJob] = []
         for file in inputs:
             try:
                 if file.is_video:
@@ -305,44 +306,42 @@ class _Run:
                     stop.kept = f"{lost}{error}"
                     raise stop from error
                 self._failures.append(str(error))
-            faces = sum(len(photograph.boxes) for photograph in waiting)
+            faces = sum(len(image.boxes) for image in waiting)
             if faces >= _FACES or sum(photo.pixels.size for photo in waiting) >= 3 * _PIXELS:
-                self._predict_photographs(waiting)
+                self._predict_images(waiting)
                 waiting = []
-        self._predict_photographs(waiting)
+        self._predict_images(waiting)
 
-    def _read(self, file: InputFile) -> _Photograph:
-        pixels = read_photograph(file.path, upright=not self._args.stored_pixels)
-        return _Photograph(file, pixels, self._boxes_of(file.path, pixels))
+    def _read(self, file: InputFile) -> _ImageJob:
+        pixels = read_image(file.path, upright=not self._args.stored_pixels)
+        return _ImageJob(file, pixels, self._boxes_of(file.path, pixels))
 
-    def _predict_photographs(self, waiting: Sequence[_Photograph]) -> None:
+    def _predict_images(self, waiting: Sequence[_ImageJob]) -> None:
         found = self._model.predict_batch([p.pixels for p in waiting], [p.boxes for p in waiting])
-        for photograph, faces in zip(waiting, found, strict=True):
+        for image, faces in zip(waiting, found, strict=True):
             with _writing(self._args.out):
-                written = self._write_photograph(photograph, faces)
+                written = self._write_image(image, faces)
             self._finished += 1
-            path = photograph.file.path
+            path = image.file.path
             print(printable(f"{path}: {len(faces)} faces; {', '.join(map(str, written))}"))
             if not faces:
                 self._without_face.append(str(path))
 
-    def _write_photograph(self, photograph: _Photograph, faces: Sequence[Face]) -> list[Path]:
-        file, pixels = photograph.file, photograph.pixels
+    def _write_image(self, image: _ImageJob, faces: Sequence[Face]) -> list[Path]:
+        file, pixels = image.file, image.pixels
         *landmark_files, picture = _outputs(self._args, file)
         picture.parent.mkdir(parents=True, exist_ok=True)
         contents: dict[Path, str | bytes] = {}
         for path in landmark_files:
             if self._args.format == "csv":
-                contents[path] = predictions.format_csv(faces, self._model.scheme)
+                contents[path] = results.format_csv(faces, self._model.scheme)
             else:
-                result = predictions.describe_photograph(
-                    file.path, pixels.shape[1], pixels.shape[0], faces
-                )
+                result = results.describe_image(file.path, pixels.shape[1], pixels.shape[0], faces)
                 contents[path] = json.dumps(result) + "\n"
         if self._args.format == "pts":
             for number, face in enumerate(faces, start=1):
                 path = picture.with_name(f"{file.name.name}_face{number}.pts")
-                contents[path] = predictions.format_pts(face.landmarks)
+                contents[path] = results.format_pts(face.landmarks)
         contents[picture] = visualize.encode_image(picture, self._draw(pixels, faces))
         write_all(
             {p: c if isinstance(c, bytes) else c.encode("utf-8") for p, c in contents.items()}
@@ -385,7 +384,7 @@ class _Run:
                         for frame, faces, tracks in self._faces_of_frames(video):
                             drawn = self._draw(frame.pixels, faces)
                             with deferred():  # a frame is in both files or in none
-                                result = predictions.describe_frame(
+                                result = results.describe_frame(
                                     len(times), frame.time, faces, tracks
                                 )
                                 json_lines.write(json.dumps(result) + "\n")

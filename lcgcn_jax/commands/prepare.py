@@ -5,17 +5,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lcgcn_jax.data import builders, own_points, synthetic, w300, wflw
-from lcgcn_jax.data.builders import PrepareReport
-from lcgcn_jax.data.formats import cvat, dlib, label_studio, labelme, merl_rav
-from lcgcn_jax.data.records import AnnotationList
+from lcgcn_jax import synthetic
+from lcgcn_jax.data import records
+from lcgcn_jax.data.annotations import AnnotationList
+from lcgcn_jax.data.formats import custom, cvat, dlib, label_studio, labelme, merl_rav, w300, wflw
+from lcgcn_jax.data.records import PrepareReport
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme, get_scheme
 
 READERS = {"wflw": wflw.read, "300w": w300.read, "merl-rav": merl_rav.read}
 OWN_READERS = {
-    "csv": own_points.read_csv,
-    "coco": own_points.read_coco,
+    "csv": custom.read_csv,
+    "coco": custom.read_coco,
     "cvat": cvat.read,
     "dlib": dlib.read,
     "label-studio": label_studio.read,
@@ -158,7 +159,7 @@ def add_parser(subparsers) -> None:
             help=f"what the points mean: a .yaml or .json file, {' or '.join(SCHEMES)}",
         )
         own.add_argument(
-            "--count_from",
+            "--count-from",
             type=int,
             choices=(0, 1),
             default=0,
@@ -174,7 +175,7 @@ def add_parser(subparsers) -> None:
         "--faces", type=int, default=2000, help="faces to train and validate with (%(default)s)"
     )
     drawn.add_argument(
-        "--test_faces", type=int, default=500, help="faces to test with (%(default)s)"
+        "--test-faces", type=int, default=500, help="faces to test with (%(default)s)"
     )
     drawn.add_argument("--seed", type=int, default=0, help="which faces (%(default)s)")
     _add_output(drawn)
@@ -220,7 +221,7 @@ def run(args: argparse.Namespace) -> int:
                 _check_apart("--annotations", path, args.out)
         read = OWN_READERS[args.layout]
         annotations = read(args.src, files, scheme, count_from=args.count_from)
-        report = builders.prepare(
+        report = records.prepare(
             annotations, args.out, overwrite=args.overwrite, stored_pixels=args.stored_pixels
         )
         _warn_of_scheme(scheme)
@@ -232,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
             annotations = merl_rav.read(args.src, has_validation=not args.no_validation)
         else:
             annotations = READERS[args.layout](args.src)
-        report = builders.prepare(
+        report = records.prepare(
             annotations, args.out, overwrite=args.overwrite, stored_pixels=args.stored_pixels
         )
     _print_report(report, args.out)
@@ -248,12 +249,12 @@ def parse_annotations(texts: Sequence[str]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for text in texts:
         split, equals, path = text.partition("=")
-        if not (equals and split in own_points.SPLITS):
-            split, path = own_points.UNSTATED, text
-        if split in files or (files and own_points.UNSTATED in (split, *files)):
+        if not (equals and split in custom.SPLITS):
+            split, path = custom.UNSTATED, text
+        if split in files or (files and custom.UNSTATED in (split, *files)):
             raise InputError(
                 f"--annotations {' '.join(texts)}: of several files each is of one split; give "
-                f"{' '.join(f'{name}=FILE' for name in own_points.SPLITS)}"
+                f"{' '.join(f'{name}=FILE' for name in custom.SPLITS)}"
             )
         files[split] = Path(path)
     return files
@@ -265,9 +266,9 @@ def parse_folders(texts: Sequence[str]) -> dict[str, list[Path]]:
     Raises:
       InputError: a split occurs twice, or some have a split and others not.
     """
-    if any(text.startswith(tuple(f"{split}=" for split in own_points.SPLITS)) for text in texts):
+    if any(text.startswith(tuple(f"{split}=" for split in custom.SPLITS)) for text in texts):
         return {split: [path] for split, path in parse_annotations(texts).items()}
-    return {own_points.UNSTATED: [Path(text) for text in texts]}
+    return {custom.UNSTATED: [Path(text) for text in texts]}
 
 
 def _warn_of_scheme(scheme: LandmarkScheme) -> None:
@@ -289,13 +290,13 @@ def prepare_synthetic(
       InputError: `out` is there already, or there would be no faces.
     """
     if min(num_train, num_test) < 1:
-        raise InputError("--faces and --test_faces must be at least 1")
+        raise InputError("--faces and --test-faces must be at least 1")
     write, read = SYNTHETIC_LAYOUTS[scheme]
-    with builders.fresh_folder(out, overwrite=overwrite) as folder:
+    with records.fresh_folder(out, overwrite=overwrite) as folder:
         official = folder / OFFICIAL
         write(official, num_train=num_train, num_test=num_test, seed=seed)
         annotations: AnnotationList = dataclasses.replace(read(official), kind="synthetic")
-        return builders.write_records(annotations, folder)
+        return records.write_records(annotations, folder)
 
 
 def _check_source(src: Path, out: Path) -> None:
@@ -322,7 +323,7 @@ def _print_report(report: PrepareReport, out: Path) -> None:
     for bad in report.bad[:_BAD_SHOWN]:
         print(f"bad: {bad}")
     if len(report.bad) > _BAD_SHOWN:
-        print(f"... and {len(report.bad) - _BAD_SHOWN:,} more in {builders.REPORT}")
+        print(f"... and {len(report.bad) - _BAD_SHOWN:,} more in {records.REPORT}")
     print(f"{out}: {_counts(report.num_faces)}")
 
 

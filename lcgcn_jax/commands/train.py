@@ -6,16 +6,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lcgcn_jax import visualize
+from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.commands.main import use_compilation_cache
+from lcgcn_jax.distributed import initialize_distributed, is_primary_process
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.files import write_whole
 from lcgcn_jax.training.config import apply_overrides, describe_steps, load_config
 from lcgcn_jax.training.config_checks import check_config
-from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
-from lcgcn_jax.training.processes import is_main, join_processes
+from lcgcn_jax.training.run_lock import needs_writing
 from lcgcn_jax.training.sharding import describe_devices
-from lcgcn_jax.training.workdir import needs_writing
+from lcgcn_jax.training.trainer import Trainer
 
 CURVES = "curves.png"
 _PREFIX = "--config."
@@ -35,7 +35,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--config", required=True, help="config file, or file:argument")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     parser.add_argument(
-        "--accept_changes",
+        "--accept-changes",
         action="store_true",
         help="go on with a run although the config or the data are not those that it began with; "
         "the old config stays in the folder under a number",
@@ -51,8 +51,8 @@ def add_parser(subparsers) -> None:
         help="one of the processes of a TPU slice, of a Slurm step or of Open MPI",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is")
-    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
 
 
 def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
@@ -71,10 +71,10 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     check_config(config)
     use_compilation_cache()
     _join(args)
-    training = Training(
+    training = Trainer(
         config, args.workdir, accept_changes=args.accept_changes, overridden=overrides
     )
-    if not is_main():
+    if not is_primary_process():
         training.run()
         return 0 if training.stopped_by is None else 128 + training.stopped_by
     print(f"{args.workdir}: on {describe_devices()}", flush=True)
@@ -98,12 +98,12 @@ def _join(args: argparse.Namespace) -> None:
     if args.distributed and place != (None, None, None):
         raise InputError(
             "--distributed: finds the processes by itself; leave --coordinator, "
-            "--num_processes and --process_id out, or --distributed"
+            "--num-processes and --process-id out, or --distributed"
         )
     if args.coordinator is None and place != (None, None, None):
-        raise InputError("--num_processes and --process_id: need --coordinator HOST:PORT")
+        raise InputError("--num-processes and --process-id: need --coordinator HOST:PORT")
     if args.distributed or args.coordinator is not None:
-        join_processes(*place)
+        initialize_distributed(*place)
 
 
 def parse_overrides(rest: list[str]) -> dict[str, str]:
@@ -116,7 +116,7 @@ def parse_overrides(rest: list[str]) -> dict[str, str]:
     for word in words:
         if not word.startswith(_PREFIX):
             raise InputError(
-                f"unrecognised: {word}; fields of the config are set with {_PREFIX}NAME=VALUE"
+                f"unrecognized: {word}; fields of the config are set with {_PREFIX}NAME=VALUE"
             )
         name, equals, value = word[len(_PREFIX) :].partition("=")
         if not equals:

@@ -11,7 +11,7 @@ from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
 from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference import LandmarkModel, load
+from lcgcn_jax.inference.model import LandmarkModel, load
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.training.metric_writer import LOG, read_metrics
 
@@ -44,7 +44,7 @@ def add_parser(subparsers) -> None:
         "part of the face such as left_eye (all landmarks)",
     )
     parser.add_argument(
-        "--edge_threshold",
+        "--edge-threshold",
         type=float,
         metavar="WEIGHT",
         help="draw the edges above this weight, 0..1 (by default the strongest: on average as many a "
@@ -67,19 +67,19 @@ def run(args: argparse.Namespace) -> int:
     if args.data is None and not rows:
         raise InputError(f"{args.model}: no {LOG} to draw curves from; give --data to draw faces")
     if args.data is None and (args.landmark, args.edge_threshold) != (None, None):
-        raise InputError("--landmark and --edge_threshold draw edges on faces; give --data")
+        raise InputError("--landmark and --edge-threshold draw edges on faces; give --data")
     if args.faces < 1 or args.skip < 0:
         raise InputError(
             f"--faces {args.faces} --skip {args.skip}: at least 1 face, at least 0 skipped"
         )
     if args.edge_threshold is not None and not 0 <= args.edge_threshold < 1:
-        raise InputError(f"--edge_threshold {args.edge_threshold:g}: a weight lies in 0..1")
+        raise InputError(f"--edge-threshold {args.edge_threshold:g}: a weight lies in 0..1")
     wanted, has_graph = [CURVES] if rows else [], False
     if args.data is not None:
         use_compilation_cache()
         model, dataset = load(args.model), open_dataset(args.data)
         require_scheme(dataset, model.scheme)
-        listeners = None if args.landmark is None else model.scheme.find(args.landmark)
+        target_nodes = None if args.landmark is None else model.scheme.find(args.landmark)
         has_graph = model.config["graph"] is not None
         wanted += [STAGES, *([EDGES, MATRICES] if has_graph else [])]
     for path in (args.out / name for name in wanted):
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             output.edges,
             model.scheme,
             titles,
-            listeners=listeners,
+            target_nodes=target_nodes,
             threshold=args.edge_threshold,
         )
         _save(args.out / EDGES, figure, _EDGES_DPI)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lcgcn_jax import geometry
-from lcgcn_jax.data.builders import decode_image
+from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -35,7 +35,7 @@ class AugmentConfig:
       zoom: smallest and largest factor on the face's size.
       shift: largest move either way, as a part of the crop's side.
       mirror: probability of mirroring.
-      mirror_offset: how far to the right the annotators put all points, as a part of the crop's side. A
+      flip_bias: how far to the right the annotators put all points, as a part of the crop's side. A
         mirrored face has its points there too, and not to the left, where a mirror alone would put them.
       brightness: largest change of brightness, as a part of it.
       contrast: largest change of contrast about the crop's mean, as a part of it.
@@ -45,16 +45,16 @@ class AugmentConfig:
       blur: probability of a Gaussian blur.
       blur_sigma: smallest and largest sigma, as a part of the crop's side.
       noise: probability of Gaussian noise.
-      noise_sigma: smallest and largest sigma, in grey levels.
-      darkness: probability of a darkened crop.
-      darkness_factor: smallest and largest factor on all grey levels.
+      noise_sigma: smallest and largest sigma, in gray levels.
+      low_light: probability of a darkened crop.
+      low_light_factor: smallest and largest factor on all gray levels.
     """
 
     rotation: float = 30.0
     zoom: tuple[float, float] = (0.8, 1.2)
     shift: float = 0.1
     mirror: float = 0.5
-    mirror_offset: float = 0.0
+    flip_bias: float = 0.0
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.3
@@ -64,8 +64,8 @@ class AugmentConfig:
     blur_sigma: tuple[float, float] = (0.016, 0.039)
     noise: float = 0.0
     noise_sigma: tuple[float, float] = (5.0, 25.0)
-    darkness: float = 0.0
-    darkness_factor: tuple[float, float] = (0.15, 0.5)
+    low_light: float = 0.0
+    low_light_factor: tuple[float, float] = (0.15, 0.5)
 
     @classmethod
     def none(cls) -> "AugmentConfig":
@@ -81,25 +81,25 @@ class AugmentConfig:
         )
 
 
-DEGRADATIONS = {
+CORRUPTIONS = {
     "none": AugmentConfig.none(),
     "occlude": dataclasses.replace(AugmentConfig.none(), occlusion=1.0),
     "blur": dataclasses.replace(AugmentConfig.none(), blur=1.0),
-    "dark": dataclasses.replace(AugmentConfig.none(), darkness=1.0),
+    "dark": dataclasses.replace(AugmentConfig.none(), low_light=1.0),
     "noise": dataclasses.replace(AugmentConfig.none(), noise=1.0),
 }
 """Damage to evaluate under -> the one damage that every face gets.
 
-- `occlude`: one or two rectangles with sides of 23-47 % of the crop, of one random colour with noise of
+- `occlude`: one or two rectangles with sides of 23-47 % of the crop, of one random color with noise of
   sigma 15.
 - `blur`: Gaussian, sigma 1.6-3.9 % of the crop's side.
-- `dark`: all grey levels times 0.15-0.5.
-- `noise`: Gaussian, sigma 5-25 grey levels.
+- `dark`: all gray levels times 0.15-0.5.
+- `noise`: Gaussian, sigma 5-25 gray levels.
 """
 
 
 def crop_face(
-    record: Record, size: int, box: str | geometry.Box = "gt", degrade: str = "none"
+    record: Record, size: int, box: str | geometry.Box = "gt", corruption: str = "none"
 ) -> dict[str, Any]:
     """The crop of a face for evaluation, with all that carries its landmarks back.
 
@@ -108,27 +108,27 @@ def crop_face(
       size: side of the crop, in pixels.
       box: the box to crop around: `gt` (around the true landmarks), `rect` (the data's own), or four
         numbers, in pixels of the record's picture.
-      degrade: one of `DEGRADATIONS`. Its chances depend on the face's name alone.
+      corruption: one of `CORRUPTIONS`. Its chances depend on the face's name alone.
 
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
-      `crop_to_source` float64 [2 3], from crop pixels to the photograph's; `source_landmarks`
-      float64 [k 2] in the photograph's pixels; `normalizer` float32, the normalising distance that
+      `crop_to_source` float64 [2 3], from crop pixels to the image's; `source_landmarks`
+      float64 [k 2] in the image's pixels; `normalizer` float32, the normalizing distance that
       came with the face, in the same pixels, or NaN; `attributes` bool [num_attributes]; `name` and
       `subset`, text.
 
     Raises:
-      InputError: the data has no such box, or there is no such degradation.
+      InputError: the data has no such box, or there is no such corruption.
     """
-    if degrade not in DEGRADATIONS:
-        raise InputError(f"unknown degradation {degrade!r}; use one of {', '.join(DEGRADATIONS)}")
+    if corruption not in CORRUPTIONS:
+        raise InputError(f"unknown corruption {corruption!r}; use one of {', '.join(CORRUPTIONS)}")
     to_crop = geometry.crop_transform(_face_box(record, box), size)
     to_source = record["to_source"].astype(np.float64)
     landmarks = record["landmarks"].astype(np.float64)
     image = geometry.warp(decode_image(record["image"]), to_crop, size)
     rng = np.random.default_rng(zlib.crc32(record["name"].encode()))
     return {
-        "image": damage(image, DEGRADATIONS[degrade], rng),
+        "image": corrupt(image, CORRUPTIONS[corruption], rng),
         "landmarks": geometry.transform_points(to_crop, landmarks).astype(np.float32),
         "visible": record["visible"],
         "crop_to_source": geometry.compose(to_source, geometry.invert(to_crop)),
@@ -174,7 +174,7 @@ def augment_face(
     box, points = record["box"].astype(np.float64), record["landmarks"].astype(np.float64)
     if mirrored:
         # Once for the offset that the mirror turns round, and once to put it back.
-        points = points - np.array([2 * config.mirror_offset * geometry.crop_side(box), 0.0])
+        points = points - np.array([2 * config.flip_bias * geometry.crop_side(box), 0.0])
     to_crop = _random_affine(box, size, config, mirrored, rng)
     landmarks = geometry.transform_points(to_crop, points)
     visible = record["visible"]
@@ -182,9 +182,9 @@ def augment_face(
         order = list(scheme.mirror)
         landmarks, visible = landmarks[order], visible[order]
     image = geometry.warp(decode_image(record["image"]), to_crop, size)
-    image = jitter_colours(image, config, rng)
+    image = jitter_colors(image, config, rng)
     return {
-        "image": damage(image, config, rng),
+        "image": corrupt(image, config, rng),
         "landmarks": landmarks.astype(np.float32),
         "visible": visible,
     }
@@ -203,26 +203,26 @@ def _random_affine(
     return geometry.compose(geometry.mirror_transform(size), to_crop) if mirrored else to_crop
 
 
-def jitter_colours(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Varies brightness, contrast and saturation by one affine map of the colours."""
+def jitter_colors(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
+    """Varies brightness, contrast and saturation by one affine map of the colors."""
     strengths = np.array([config.brightness, config.contrast, config.saturation])
     if not strengths.any():
         return image
     brightness, contrast, saturation = rng.uniform(1 - strengths, 1 + strengths)
-    grey = np.tile(_LUMA, (3, 1))
-    colours = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    gray = np.tile(_LUMA, (3, 1))
+    colors = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * gray)
     mean = _LUMA @ cv2.mean(image)[:3]
     offset = np.full((3, 1), brightness * (1 - contrast) * mean)
-    return cv2.transform(image, np.hstack([colours, offset]))
+    return cv2.transform(image, np.hstack([colors, offset]))
 
 
-def damage(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
+def corrupt(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
     """Darkens, covers, blurs and adds noise, each with its probability."""
     darkened, occluded, blurred, noisy = rng.random(4) < (
-        config.darkness, config.occlusion, config.blur, config.noise,
+        config.low_light, config.occlusion, config.blur, config.noise,
     )  # fmt: skip
     if darkened:
-        image = cv2.convertScaleAbs(image, alpha=rng.uniform(*config.darkness_factor))
+        image = cv2.convertScaleAbs(image, alpha=rng.uniform(*config.low_light_factor))
     if occluded:
         image = occlude(image, config.occlusion_side, rng)
     if blurred:
@@ -233,7 +233,7 @@ def damage(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Ima
 
 
 def occlude(image: Image, sides: tuple[float, float], rng: np.random.Generator) -> Image:
-    """Covers a square crop with one or two rectangles of one random colour with noise (sigma 15).
+    """Covers a square crop with one or two rectangles of one random color with noise (sigma 15).
 
     Args:
       image: the crop; it is left as it is.
@@ -242,11 +242,11 @@ def occlude(image: Image, sides: tuple[float, float], rng: np.random.Generator) 
     """
     size = image.shape[0]
     image = image.copy()
-    colour = rng.integers(0, 256, 3, np.uint8)
+    color = rng.integers(0, 256, 3, np.uint8)
     for _ in range(rng.integers(1, 3)):
         width, height = (size * rng.uniform(*sides, 2)).astype(int)
         x, y = rng.integers(0, (size - width + 1, size - height + 1))
-        patch = np.broadcast_to(colour, (height, width, 3))
+        patch = np.broadcast_to(color, (height, width, 3))
         image[y : y + height, x : x + width] = _add_noise(patch, 15.0, rng)
     return image
 

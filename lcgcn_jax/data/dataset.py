@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 import tensorflow_datasets as tfds
 
-from lcgcn_jax.data import builders
+from lcgcn_jax.data import records
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -20,7 +20,7 @@ UNIONS = {"full": "common+challenge"}
 class FaceSource(Sequence[dict[str, Any]]):
     """Random access to the faces of some splits.
 
-    An element is the record of `builders.encode_face`: NumPy arrays, text as `str`, and `image` as
+    An element is the record of `records.encode_face`: NumPy arrays, text as `str`, and `image` as
     the encoded bytes. Datasets of earlier versions have NaN for a missing `normalizer`, and -1
     (unknown) for missing `visibility`. The source pickles as its path: worker processes open their own files.
     """
@@ -39,7 +39,7 @@ class FaceSource(Sequence[dict[str, Any]]):
         texts = {key: record[key].decode() for key in ("name", "subset", "group")}
         absent = {
             "normalizer": np.float32(np.nan),
-            "visibility": builders.unknown_visibility(len(record["visible"])),
+            "visibility": records.unknown_visibility(len(record["visible"])),
         }
         return absent | record | texts
 
@@ -105,7 +105,7 @@ class FaceDataset:
         if len(set(parts)) < len(parts):
             raise InputError(f"split {split!r} names a part twice")
         length = sum(self.num_faces[part] for part in parts)
-        return FaceSource(self.path / builders.RECORDS, "+".join(parts), length)
+        return FaceSource(self.path / records.RECORDS, "+".join(parts), length)
 
 
 def open_dataset(path: Path | str) -> FaceDataset:
@@ -117,9 +117,9 @@ def open_dataset(path: Path | str) -> FaceDataset:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; `lcgcn prepare` makes a dataset")
-    if not (path / builders.RECORDS / "dataset_info.json").is_file():
+    if not (path / records.RECORDS / "dataset_info.json").is_file():
         raise InputError(f"{path}: not a prepared dataset; `lcgcn prepare` makes one")
-    info = tfds.builder_from_directory(path / builders.RECORDS).info
+    info = tfds.builder_from_directory(path / records.RECORDS).info
     metadata = info.metadata
     return FaceDataset(
         path=path,
@@ -128,7 +128,7 @@ def open_dataset(path: Path | str) -> FaceDataset:
         attribute_names=tuple(metadata["attribute_names"]),
         num_faces={
             split: info.splits[split].num_examples
-            for split in builders.SPLITS
+            for split in records.SPLITS
             if split in info.splits
         },
         subsets=dict(metadata["subsets"]),

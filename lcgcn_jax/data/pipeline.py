@@ -200,7 +200,7 @@ def eval_batches(
     image_size: int,
     batch_size: int,
     box: str | Float[np.ndarray, "n 4"] = "gt",
-    degrade: str = "none",
+    corruption: str = "none",
     num_threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
@@ -217,7 +217,7 @@ def eval_batches(
       batch_size: faces in a global batch, over all processes.
       box: face box to crop around: a name as in `crop_face`, or a box for each face of the split, in
         pixels of its record's picture.
-      degrade: what to damage the crops with, as in `crop_face`.
+      corruption: what to damage the crops with, as in `crop_face`.
       num_threads: threads that make batches.
       process_index: which part of each global batch this process gets.
       process_count: number of parts.
@@ -227,15 +227,15 @@ def eval_batches(
       `record` int64 [b] and `mask` bool [b].
 
     Raises:
-      InputError: the dataset has no such split or box, or there is no such degradation.
+      InputError: the dataset has no such split or box, or there is no such corruption.
       ValueError: `batch_size` cannot be shared out evenly.
     """
     source = dataset.source(split)
     part = _part_size(batch_size, process_count)
     # A missing box should stop the caller here, not a thread later.
-    crop_face(source[0], image_size, box if isinstance(box, str) else box[0], degrade)
+    crop_face(source[0], image_size, box if isinstance(box, str) else box[0], corruption)
     padded = -(-len(source) // batch_size) * batch_size
-    make = functools.partial(_evaluation_face, source, image_size, box, degrade)
+    make = functools.partial(_evaluation_face, source, image_size, box, corruption)
     faces = grain.MapDataset.range(padded).map(make)
     batches = faces.batch(part)[process_index::process_count]
     _one_opencv_thread()
@@ -310,12 +310,12 @@ def _evaluation_face(
     source: FaceSource,
     image_size: int,
     box: str | Float[np.ndarray, "n 4"],
-    degrade: str,
+    corruption: str,
     position: int,
 ) -> dict[str, Any]:
     record = min(position, len(source) - 1)
     face_box = box if isinstance(box, str) else box[record]
-    face = crop_face(source[record], image_size, face_box, degrade)
+    face = crop_face(source[record], image_size, face_box, corruption)
     return face | {"record": np.int64(record), "mask": np.bool_(position < len(source))}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from lcgcn_jax.data.records import MISSING_POINTS, marked_missing
+from lcgcn_jax.data.annotations import MISSING_POINTS, marked_missing
 from lcgcn_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")

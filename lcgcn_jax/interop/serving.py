@@ -1,6 +1,6 @@
 """A model as one graph, from face crops to landmarks, to be served without this package.
 
-The graph takes RGB crops, uint8 `[b s s 3]` for any b, and gives `OUTPUTS`, in crop pixels: normalisation,
+The graph takes RGB crops, uint8 `[b s s 3]` for any b, and gives `OUTPUTS`, in crop pixels: normalization,
 decoding and the graph head are inside, and BatchNorm is folded. What else a client needs to know is
 written beside it (`describe`). Two formats:
 
@@ -29,11 +29,11 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.files import write_whole
 from lcgcn_jax.geometry import CROP_SCALE
+from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle
-from lcgcn_jax.models.folding import fold_batch_norm
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
 
@@ -63,7 +63,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """What a client has to know of an exported graph, in plain types.
 
     `image_size` is s. `crop_scale` is the side of the region that a crop shows, over the longer side of
-    the face's box, both centred on the same point; the box is tight around the landmarks. `scheme` tells
+    the face's box, both centerd on the same point; the box is tight around the landmarks. `scheme` tells
     what the landmarks mean (`LandmarkScheme.to_dict`).
     """
     return {

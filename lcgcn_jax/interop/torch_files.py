@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.errors import InputError, one_line
-from lcgcn_jax.files import write_whole
 
 StateDict = dict[str, np.ndarray]
 

@@ -10,27 +10,27 @@ Who used what:
   (0.x) or in `head.conv_layers` and `head.final_layer` (1.x). Its face configs upsample bilinearly, as
   HRNet-Facial-Landmark-Detection does.
 - ImageNet classification (the HRNet authors', timm's): the same backbone, and a classifier that is of no
-  use here. It was trained with nearest-neighbour upsampling between the branches; both face codes start
+  use here. It was trained with nearest-neighbor upsampling between the branches; both face codes start
   from it and go on with bilinear upsampling, and so is done here.
 - LCGCN (its authors): `class_embedding`, `edges`, `visual_feature_embedding` and `gcn_layers` under
   `gcn_model.`, an HRNet with HRNet-Facial-Landmark-Detection's keys under `hm_model.`.
 
 What is equal is what the networks compute. Where a heatmap's cell c lies in the picture is the choice of
-the code that drew the targets. An imported model keeps it as its `heatmap_origin` o: cell c is at input
+the code that drew the targets. An imported model keeps it as its `heatmap_offset` o: cell c is at input
 pixel 4 c + o, the middle of the first pixel being 0. For models of this package o is 1.5.
 - mmpose, o = 0: `MSRAHeatmap` (0.x: `TopDownGenerateTarget`) draws a point x into cell x / 4, rounded to
   the nearest one or, where `unbiased`, not rounded, and decodes to 4 c. Its configs for WFLW and 300W use
   no other codec. A model trained with UDP, whose cells are 255 / 63 pixels apart, has the same keys: that
   cannot be told from the file, and it is read as if it were none.
 - HRNet-Facial-Landmark-Detection, o = 2.5: `transform_pixel` truncates to a cell, the middle of which is at
-  4 c + 2 under its affine; `crop` cuts at whole pixels of the photograph (truncated, plus 1) and resizes
+  4 c + 2 under its affine; `crop` cuts at whole pixels of the image (truncated, plus 1) and resizes
   about the middles of pixels, which on average puts the picture half a crop pixel beside that affine. So
-  for crops less than 512 pixels wide; larger photographs are made smaller first: there o is about 2.
+  for crops less than 512 pixels wide; larger images are made smaller first: there o is about 2.
 - LCGCN (its authors), o = 2: `draw_umich_gaussian` truncates x / 4. Their resizing of the face adds up to
   about half a pixel, by how much it enlarges. Their graph is given c / 64 and gives back x / 256
   (`GraphConfig.positions`). Only what comes with a graph head is taken for theirs.
 Points of 300W count from 1 in its files. mmpose's annotations leave them so, and HRNet-Facial's lists may:
-such a model's landmarks lie one pixel of the photograph too far right and down. That is not mended here.
+such a model's landmarks lie one pixel of the image too far right and down. That is not mended here.
 """
 
 import dataclasses
@@ -68,8 +68,8 @@ AUTHORS_GRAPH = GraphConfig(
 )
 """The graph head as the LCGCN authors' code has it."""
 
-AUTHORS_ORIGIN = 2.0
-"""`heatmap_origin` of the LCGCN authors' heatmaps."""
+AUTHORS_OFFSET = 2.0
+"""`heatmap_offset` of the LCGCN authors' heatmaps."""
 
 _HEATMAP, _GRAPH = "heatmap_model.", "graph."
 
@@ -135,14 +135,14 @@ class Layout:
       code: whose it is.
       backbone: what stands before the backbone's keys.
       head: modules of the head: the 1x1 convolution, its norm, the output; none for a backbone alone.
-      heatmap_origin: where its code places cell (0, 0), in input pixels; None without a head.
+      heatmap_offset: where its code places cell (0, 0), in input pixels; None without a head.
       unused: beginnings of keys that are of no use here, beside the backbone.
     """
 
     code: str
     backbone: str
     head: tuple[str, str, str] | None
-    heatmap_origin: float | None
+    heatmap_offset: float | None
     unused: tuple[str, ...] = ()
 
 
@@ -288,7 +288,7 @@ def map_weights(
             "features": "concat",
             "activation": "linear" if linear else "sigmoid",
         },
-        "heatmap_origin": layout.heatmap_origin if graph is None else AUTHORS_ORIGIN,
+        "heatmap_offset": layout.heatmap_offset if graph is None else AUTHORS_OFFSET,
         # The authors' graph starts from the peaks; heatmap models alone are read as their code does.
         "decode": "quarter" if graph is None else "argmax",
         "graph": None if graph is None else dataclasses.asdict(AUTHORS_GRAPH),
@@ -317,7 +317,7 @@ def export_weights(bundle: Bundle, *, graph: bool, source: Any) -> StateDict:
     """A bundle's weights in PyTorch's key layout.
 
     The heatmap model is laid out as in HRNet-Facial-Landmark-Detection, the graph head as in the LCGCN
-    authors' code. PyTorch's counters of batches are there, at 0. Where the cells lie (`heatmap_origin`) is
+    authors' code. PyTorch's counters of batches are there, at 0. Where the cells lie (`heatmap_offset`) is
     in no state dict.
 
     Args:
@@ -360,7 +360,7 @@ def _heatmap_keys(names: Iterable[str], layout: Layout) -> dict[str, str]:
 
 def _graph_keys(names: Iterable[str]) -> dict[str, str]:
     """Keys of the graph head's weights, by our names, w1 being in two (`_split_messages`)."""
-    blocks = {"own": "w2", "neighbour": "w1 (nodes)", "shape": "w1 (offsets)"}
+    blocks = {"own": "w2", "neighbor": "w1 (nodes)", "shape": "w1 (offsets)"}
     keys = {}
     for name in names:
         block = re.fullmatch(r"graph\.blocks\.(\d+)\.(\w+)", name)
@@ -400,7 +400,7 @@ def _from_torch(weight: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def _split_messages(graph: Mapping[str, np.ndarray]) -> StateDict:
-    """Parts their `w1 [out in (+) 2]` into what acts on the neighbour and on its offset, which is last."""
+    """Parts their `w1 [out in (+) 2]` into what acts on the neighbor and on its offset, which is last."""
     split = {}
     for key, value in graph.items():
         own = graph.get(key.removesuffix("w1") + "w2") if key.endswith(".w1") else None
@@ -515,7 +515,7 @@ def _require_authors_graph(bundle: Bundle, source: Any) -> None:
     if differ:
         raise InputError(
             f"{source}: PyTorch code is known for the LCGCN authors' graph head alone, and this one has "
-            f"{', '.join(differ)}; --heatmap_only writes the heatmap model"
+            f"{', '.join(differ)}; --heatmap-only writes the heatmap model"
         )
 
 

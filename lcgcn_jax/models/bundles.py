@@ -2,7 +2,7 @@
 
 model.safetensors   parameters and batch statistics under their flat names
 config.json         format version, model configuration, crop side, landmark scheme; where there is one, the
-                    calibration of the expected error
+                    calibration of the predicted error
 README.md           model card
 """
 
@@ -22,14 +22,14 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from lcgcn_jax.calibration import Calibration
+from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.errors import InputError, one_line
-from lcgcn_jax.files import write_whole
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.registry import create_model, heatmap_model_factory
 from lcgcn_jax.models.weights import Weights, split_weights
+from lcgcn_jax.uncertainty import UncertaintyModel
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BEST = "best"
@@ -50,8 +50,8 @@ class Bundle:
       scheme: what its landmarks mean.
       image_size: side of the crops that it was trained on, in pixels.
       weights: parameters and batch statistics under their flat names.
-      calibration: from peaks and spreads to expected errors; None where it was not fitted.
-      mirror_offset: how far to the right of where a mirror would have them all points lie, as those lie
+      calibration: from peaks and spreads to predicted errors; None where it was not fitted.
+      flip_bias: how far to the right of where a mirror would have them all points lie, as those lie
         that it was trained on, as a part of the crop's side (`data.augment.AugmentConfig`).
     """
 
@@ -59,8 +59,8 @@ class Bundle:
     scheme: LandmarkScheme
     image_size: int
     weights: Mapping[str, np.ndarray | jax.Array]
-    calibration: Calibration | None = None
-    mirror_offset: float = 0.0
+    calibration: UncertaintyModel | None = None
+    flip_bias: float = 0.0
 
     def create(self, dtype: DTypeLike = jnp.float32) -> tuple[nnx.GraphDef, Weights, Weights]:
         """The model's structure, parameters and batch statistics."""
@@ -123,8 +123,8 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         "image_size": bundle.image_size,
         "scheme": bundle.scheme.to_dict(),
     }
-    if bundle.mirror_offset:
-        config["mirror_offset"] = bundle.mirror_offset
+    if bundle.flip_bias:
+        config["flip_bias"] = bundle.flip_bias
     if bundle.calibration is not None:
         config["calibration"] = bundle.calibration.to_dict()
     write_whole(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
@@ -138,7 +138,7 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
     write_whole(path / WEIGHTS, lambda tmp: tmp.write_bytes(save(weights)))
 
 
-def save_calibration(path: Path, calibration: Calibration) -> None:
+def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:
     """Puts a calibration into the bundle at a folder; the rest of it stays as it is.
 
     Raises:
@@ -203,14 +203,14 @@ def load_bundle(model: str | Path) -> Bundle:
         scheme = LandmarkScheme.from_dict(config["scheme"])
         calibration = config.get("calibration")
         if calibration is not None:
-            calibration = Calibration.from_dict(calibration)
+            calibration = UncertaintyModel.from_dict(calibration)
             if len(calibration.offsets) != scheme.num_landmarks:
                 raise ValueError(
                     f"its calibration is of {len(calibration.offsets)} landmarks, not "
                     f"{scheme.num_landmarks}"
                 )
-        size, mirror_offset = int(config["image_size"]), float(config.get("mirror_offset", 0.0))
-        bundle = Bundle(config["model"], scheme, size, {}, calibration, mirror_offset)
+        size, flip_bias = int(config["image_size"]), float(config.get("flip_bias", 0.0))
+        bundle = Bundle(config["model"], scheme, size, {}, calibration, flip_bias)
         _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -21,12 +21,12 @@ class CascadeConfig:
     Attributes:
       width: channels of a node.
       blocks: residual graph convolutions in each of the two stages.
-      turns: how often the fine stage moves the landmarks, with the same weights.
+      fine_steps: how often the fine stage moves the landmarks, with the same weights.
     """
 
     width: int = 128
     blocks: int = 3
-    turns: int = 3
+    fine_steps: int = 3
 
 
 class MeanShapeCascade(nnx.Module):
@@ -34,13 +34,13 @@ class MeanShapeCascade(nnx.Module):
 
     A node is the visual feature at its position, read bilinearly, and the displacements to all other
     nodes. The coarse stage pools its nodes into one perspective transformation of the mean shape; the fine
-    stage then moves every landmark by itself, `turns` times, with features read again each time. Each
+    stage then moves every landmark by itself, `fine_steps` times, with features read again each time. Each
     stage has one learned matrix of edges for all images.
 
     Positions are (x, y) as a part of the crop's side, 0..1. The heatmap model's peaks are not used.
 
     `mean_shape` is a statistic of the training faces: the training sets it before the first step, as in
-    `gcn.NeighbourGuesses`.
+    `gcn.OffsetVoting`.
 
     Args:
       config: its size.
@@ -64,7 +64,7 @@ class MeanShapeCascade(nnx.Module):
         self.displacement = GraphConv(
             config.width, 2, shape_features=False, zero_init=True, rngs=rngs
         )
-        self.turns = config.turns
+        self.fine_steps = config.fine_steps
 
     def read(
         self, maps: Float[Array, "b h w c"], heat: Float[Array, "b h w k"], cells: Positions
@@ -87,7 +87,7 @@ class MeanShapeCascade(nnx.Module):
         start = jnp.broadcast_to(start, (maps.shape[0], *start.shape))
         nodes, _ = self.coarse(start, confidence, maps)
         found = [apply_perspective(nodes.mean(axis=1) @ self.transform[...], start)]
-        for _ in range(self.turns):
+        for _ in range(self.fine_steps):
             nodes, edges = self.fine(found[-1], confidence, maps)
             found.append(found[-1] + self.displacement(nodes, found[-1], edges))
         return jnp.stack(found, axis=1), edges
@@ -132,7 +132,7 @@ def placed_in_crop(shape: Float[Array, "k 2"]) -> Float[Array, "k 2"]:
 
 
 def apply_perspective(parameters: Float[Array, "b 8"], points: Positions) -> Positions:
-    """Perspective transformations about the crop's centre; all parameters 0: the identity.
+    """Perspective transformations about the crop's center; all parameters 0: the identity.
 
     `x' = ((1 + a) x + b y + c) / (1 + g x + h y)`, `y' = (d x + (1 + e) y + f) / (1 + g x + h y)`.
     """

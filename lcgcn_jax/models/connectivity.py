@@ -93,7 +93,7 @@ class PerImageEdges(nnx.Module):
 
 
 class StaticEdges(nnx.Module):
-    """One learned k x k matrix for all images (Li et al. 2020), its rows normalised by softmax.
+    """One learned k x k matrix for all images (Li et al. 2020), its rows normalized by softmax.
 
     Args:
       num_landmarks: k.

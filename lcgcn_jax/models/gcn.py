@@ -15,7 +15,7 @@ class GraphConv(nnx.Module):
     """`h_i' = W1 h_i + b + sum_j e_ij W2 (h_j (+) q_ij)`, with `q_ij = p_i - p_j` (the paper's eq. 4).
 
     Since each row of e sums to 1, the sum is `(E H) W2h + (P - E P) W2q`: two matrix products, and no
-    tensor over pairs and channels. `e` must therefore be normalised over its last axis.
+    tensor over pairs and channels. `e` must therefore be normalized over its last axis.
 
     Args:
       inputs: node width n.
@@ -38,7 +38,7 @@ class GraphConv(nnx.Module):
     ):
         init = nnx.initializers.zeros_init() if zero_init else glorot_normal
         self.own = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
-        self.neighbour = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.neighbor = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
         self.shape = (
             nnx.Param(init(rngs.params(), (2, outputs), jnp.float32)) if shape_features else None
         )
@@ -57,7 +57,7 @@ class GraphConv(nnx.Module):
         pairs: Float[Array, "b k v"] | None = None,
     ) -> Float[Array, "b k m"]:
         """Applies the block; `pairs` is sum_j e_ij v_ij (`PairVectors`)."""
-        out = nodes @ self.own[...] + (edges @ nodes) @ self.neighbour[...]
+        out = nodes @ self.own[...] + (edges @ nodes) @ self.neighbor[...]
         out = out + self.bias[...][None, None]
         if self.shape is not None:
             out = out + (positions - edges @ positions) @ self.shape[...]
@@ -86,15 +86,15 @@ class PairVectors(nnx.Module):
         return jnp.einsum("bij,ijv->biv", edges, self.vectors[...])
 
 
-class NeighbourGuesses(nnx.Module):
-    """Where its neighbours believe each landmark is: `g_i = sum_j e_ij (p_j + A d_ij)`.
+class OffsetVoting(nnx.Module):
+    """Where its neighbors believe each landmark is: `g_i = sum_j e_ij (p_j + A d_ij)`.
 
     d_ij are learned offsets in an upright frame, which start as those of the mean shape m,
     `m_i - m_j`; A is the rotation and scale that best fit m to p, weighted by the squared confidences.
     Two matrix products: `E P + (sum_j e_ij d_ij) A^T`.
 
     `mean_shape` is a statistic of the training faces, not a weight: the training sets it before the
-    first step (`[k 2]`, centred, of unit size). While it is 0, A is 0 too.
+    first step (`[k 2]`, centerd, of unit size). While it is 0, A is 0 too.
     """
 
     def __init__(self, num_landmarks: int):
@@ -108,22 +108,22 @@ class NeighbourGuesses(nnx.Module):
         mean = self.mean_shape[...]
         offsets = mean[:, None] - mean[None, :] + self.correction[...]
         upright = jnp.einsum("bij,ijd->bid", edges, offsets)
-        frame = fit_rotation_and_scale(mean, positions, confidence**2)
+        frame = fit_similarity(mean, positions, confidence**2)
         return edges @ positions + jnp.einsum("bxd,bid->bix", frame, upright)
 
 
-class ShapeTurn(nnx.Module):
+class ShapeRefiner(nnx.Module):
     """A last turn in which all landmarks speak at once, each pair in words of its own.
 
     `x_i' = x_i + A (b_i + sum_j M_ij (A^-1 (x_j - t) - m_j))`: what moves landmark i is how far each j lies
     from the mean shape m, in the upright frame that A and t fit to the face, weighted by the squared
-    confidences. M_ij is a 2 x 2 matrix of the pair: where `NeighbourGuesses` weighs what the others say by
-    one number each, here a neighbour's x may speak of y, and may speak against.
+    confidences. M_ij is a 2 x 2 matrix of the pair: where `OffsetVoting` weighs what the others say by
+    one number each, here a neighbor's x may speak of y, and may speak against.
 
-    Starts as the identity. `training.shape.fit_shape_turn` finds M and b in closed form; few directions of
+    Starts as the identity. `training.fit_shape_refiner.fit_shape_refiner` finds M and b in closed form; few directions of
     a face's shape vary much, and gradients would take long to find the others.
 
-    `mean_shape`: as that of `NeighbourGuesses`.
+    `mean_shape`: as that of `OffsetVoting`.
     """
 
     def __init__(self, num_landmarks: int):
@@ -145,7 +145,7 @@ class ShapeTurn(nnx.Module):
     ) -> tuple[Float[Array, "b 2 2"], Positions]:
         """The face's frame A, and the landmarks in it, `A^-1 (x_j - t)`."""
         mean, weights = self.mean_shape[...], confidence**2
-        frame = fit_rotation_and_scale(mean, positions, weights)
+        frame = fit_similarity(mean, positions, weights)
         weights = _to_sum_one(weights)
         origin = jnp.einsum("bk,bkd->bd", weights, positions)
         origin = origin - jnp.einsum("bxd,bk,kd->bx", frame, weights, mean)
@@ -154,7 +154,7 @@ class ShapeTurn(nnx.Module):
         return frame, jnp.einsum("bxd,bix->bid", frame, positions - origin[:, None]) / square
 
 
-def fit_rotation_and_scale(
+def fit_similarity(
     shape: Float[Array, "k 2"], positions: Positions, weights: Float[Array, "b k"]
 ) -> Float[Array, "b 2 2"]:
     """The matrix A = [[a, -b], [b, a]] that minimises sum_i w_i |A m_i + t - p_i|^2 over A and t."""

@@ -6,14 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lcgcn_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    ConvBN,
-    Folded,
-    heatmap_conv,
-    run_module,
-)
+from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, Identity, heatmap_conv, run_module
 
 _DEPTH = 4  # times that an hourglass halves its maps
 
@@ -142,7 +135,7 @@ class PreActivation(nnx.Module):
         """See `folding.fold_batch_norm`; no convolution leads to the first norm, and it stays."""
         for i, conv in enumerate(self.convs[:-1]):
             conv.fold(self.norms[i + 1])
-            self.norms[i + 1] = Folded()
+            self.norms[i + 1] = Identity()
 
 
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b hh hw c"]:

@@ -12,7 +12,7 @@ from lcgcn_jax.models.layers import (
     BatchNorm,
     Conv,
     ConvBN,
-    Folded,
+    Identity,
     heatmap_conv,
     run_module,
     upsample_bilinear,
@@ -133,7 +133,7 @@ class HRNet(nnx.Module):
     def fold_batch_norm(self) -> None:
         """See `folding.fold_batch_norm`."""
         self.head_conv.fold(self.head_bn)
-        self.head_bn = Folded()
+        self.head_bn = Identity()
 
 
 class Bottleneck(nnx.Module):

@@ -1,4 +1,4 @@
-"""Convolution, normalisation and MLP: the parts that the models share.
+"""Convolution, normalization and MLP: the parts that the models share.
 
 Everything is NHWC. Parameters and statistics are float32; `dtype` is what is computed in.
 """
@@ -173,7 +173,7 @@ def _batch_norm(
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over all axes but the last, with running statistics for evaluation.
+    """Batch normalization over all axes but the last, with running statistics for evaluation.
 
     `nnx.BatchNorm` writes its statistics through an indexed assignment whose sharding check makes
     tracing the gradient of HRNet-W18 ten times slower; this one replaces the value whole.
@@ -210,8 +210,8 @@ class BatchNorm(nnx.Module):
         return factor, _wide(self.bias) - _wide(self.mean) * factor
 
 
-class Folded(nnx.Module):
-    """Stands where a BatchNorm was that its neighbour has taken in; hands on what it gets."""
+class Identity(nnx.Module):
+    """Stands where a BatchNorm was that its neighbor has taken in; hands on what it gets."""
 
     def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
         if train:
@@ -242,7 +242,7 @@ class ConvBN(nnx.Module):
     def fold_batch_norm(self) -> None:
         """See `folding.fold_batch_norm`."""
         self.conv.fold(self.bn)
-        self.bn = Folded()
+        self.bn = Identity()
 
 
 def heatmap_conv(
@@ -356,7 +356,7 @@ def _norm(kind: str, channels: int, *, momentum: float, dtype: DTypeLike, rngs: 
 
 
 def upsample_bilinear(x: Images, shape: tuple[int, int]) -> Float[Array, "b hh hw i"]:
-    """Bilinear upsampling with half-pixel centres (PyTorch's `align_corners=False`).
+    """Bilinear upsampling with half-pixel centers (PyTorch's `align_corners=False`).
 
     Two matrix products with fixed interpolation matrices: exact, fast on every backend, and within what
     ONNX exporters support.

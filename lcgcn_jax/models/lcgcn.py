@@ -9,12 +9,12 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax import heatmaps
-from lcgcn_jax.geometry import centered_origin, heatmap_to_input
+from lcgcn_jax.geometry import centered_offset, heatmap_to_input
 from lcgcn_jax.models import connectivity
 from lcgcn_jax.models.cascade import CascadeConfig, MeanShapeCascade
-from lcgcn_jax.models.gcn import GraphConv, NeighbourGuesses, PairVectors, ShapeTurn
+from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors, ShapeRefiner
 from lcgcn_jax.models.layers import MLP, NORMS
-from lcgcn_jax.models.refinement import WindowRefiner
+from lcgcn_jax.models.patch_refiner import PatchRefiner
 from lcgcn_jax.models.weights import AnyArray
 
 MESSAGES = ("paper", "pair_vector", "offsets")
@@ -28,7 +28,11 @@ MLP_OUTPUTS = ("linear", "activated")
 SELF_LOGIT = 4.0
 """Where the diagonal starts under the message `offsets`: of 68 landmarks, each gives itself 0.45."""
 
-MEAN_SHAPES = ("graph.guesses.mean_shape", "graph.shape_turn.mean_shape", "graph.mean_shape")
+MEAN_SHAPES = (
+    "graph.offset_voting.mean_shape",
+    "graph.shape_refiner.mean_shape",
+    "graph.mean_shape",
+)
 """Names of the statistics that come from the data, before the first step, where a model has them."""
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -43,9 +47,9 @@ class GraphConfig:
       connectivity: `learned_per_image` (the paper), `learned_static` (Li et al. 2020), `uniform` or
         `self_only`.
       diagonal: a node's edge to itself, `learned` or `zero` (its logit is 0; the authors' code).
-      message: what a landmark hears from its neighbours. `paper`: `h_j (+) q_ij`. `pair_vector`: a
+      message: what a landmark hears from its neighbors. `paper`: `h_j (+) q_ij`. `pair_vector`: a
         learned vector of the pair joins it (`gcn.PairVectors`). `offsets`: before the blocks, the
-        neighbours' guesses of where it is replace the initial landmarks (`gcn.NeighbourGuesses`), and
+        neighbors' guesses of where it is replace the initial landmarks (`gcn.OffsetVoting`), and
         the blocks refine those; log confidences and how far the guess lies from the initial landmark
         join the nodes. Edges then see log confidences, and begin with about half of their weight on the
         diagonal.
@@ -67,8 +71,8 @@ class GraphConfig:
       edge_widths: hidden widths of the MLP from confidences and l_ij to an edge's logit.
       gcn_widths: node widths after each block; the last is 2.
       refinements: how many more turns move the landmarks by windows of the maps around them, each with
-        weights of its own (`refinement.WindowRefiner`).
-      shape_turn: whether a last turn moves each landmark by how all the others lie (`gcn.ShapeTurn`).
+        weights of its own (`refinement.PatchRefiner`).
+      shape_refiner: whether a last turn moves each landmark by how all the others lie (`gcn.ShapeRefiner`).
     """
 
     connectivity: str = "learned_per_image"
@@ -87,7 +91,7 @@ class GraphConfig:
     edge_widths: tuple[int, ...] = (4,)
     gcn_widths: tuple[int, ...] = (64, 16, 2)
     refinements: int = 0
-    shape_turn: bool = False
+    shape_refiner: bool = False
 
     def __post_init__(self):
         choices = {
@@ -131,9 +135,9 @@ class LCGCNOutput:
       confidence: probability at each heatmap's peak.
       edges: the graph's edges, row i being those into landmark i; None without a graph.
       landmarks: the graph stage's landmarks, in crop pixels; without a graph, the heatmap stage's.
-      turns: a graph's landmarks after each of its turns, in crop pixels, the last being `landmarks`; None
+      stages: a graph's landmarks after each of its turns, in crop pixels, the last being `landmarks`; None
         without a graph.
-      spread: how wide the heat about each heatmap's peak is (`heatmaps.spread`); None where the heatmaps are
+      heatmap_std: how wide the heat about each heatmap's peak is (`heatmaps.heatmap_std`); None where the heatmaps are
         not there.
     """
 
@@ -142,14 +146,14 @@ class LCGCNOutput:
     confidence: Float[AnyArray, "b k"]
     edges: Float[AnyArray, "b k k"] | None
     landmarks: Float[AnyArray, "b k 2"]
-    turns: Float[AnyArray, "b t k 2"] | None = None
-    spread: Float[AnyArray, "b k"] | None = None
+    stages: Float[AnyArray, "b t k 2"] | None = None
+    heatmap_std: Float[AnyArray, "b k"] | None = None
 
 
 @typing.no_type_check
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Evidence:
+class GraphInputs:
     """What the graph sees of a batch of face crops.
 
     Attributes:
@@ -225,7 +229,7 @@ class GraphHead(nnx.Module):
             )
         else:
             self.connectivity = connectivity.FixedEdges(num_landmarks, config.connectivity)
-        self.guesses = NeighbourGuesses(num_landmarks) if guessing else None
+        self.offset_voting = OffsetVoting(num_landmarks) if guessing else None
         self.pair_vectors = (
             PairVectors(num_landmarks, config.pair_width, rngs=rngs)
             if config.message == "pair_vector"
@@ -247,10 +251,10 @@ class GraphHead(nnx.Module):
             for i in range(last + 1)
         )
         self.refinements = nnx.List(
-            WindowRefiner(num_landmarks, feature_channels, rngs=rngs)
+            PatchRefiner(num_landmarks, feature_channels, rngs=rngs)
             for _ in range(config.refinements)
         )
-        self.shape_turn = ShapeTurn(num_landmarks) if config.shape_turn else None
+        self.shape_refiner = ShapeRefiner(num_landmarks) if config.shape_refiner else None
 
     def read(
         self,
@@ -289,8 +293,8 @@ class GraphHead(nnx.Module):
         embedded = self.embedding(features.astype(jnp.float32), train=train)
         log_confidence = connectivity.log_of(confidence)
         start, inputs = positions, [positions, embedded]
-        if self.guesses is not None:
-            start = self.guesses(positions, confidence, edges)
+        if self.offset_voting is not None:
+            start = self.offset_voting(positions, confidence, edges)
             inputs = [start, embedded, log_confidence[..., None], positions - start]
         pairs = None if self.pair_vectors is None else self.pair_vectors(edges)
         nodes = jnp.concatenate(inputs, axis=-1)
@@ -298,12 +302,12 @@ class GraphHead(nnx.Module):
             if i > 0 and self.config.activation == "relu":
                 nodes = jax.nn.relu(nodes)
             nodes = block(nodes, start, edges, pairs)
-        turns = [start + nodes if self.config.output == "residual" else nodes]
+        stages = [start + nodes if self.config.output == "residual" else nodes]
         for refine in self.refinements:
-            turns.append(refine(turns[-1], log_confidence, edges, maps, heat))
-        if self.shape_turn is not None:
-            turns.append(self.shape_turn(turns[-1], confidence))
-        return jnp.stack(turns, axis=1), edges
+            stages.append(refine(stages[-1], log_confidence, edges, maps, heat))
+        if self.shape_refiner is not None:
+            stages.append(self.shape_refiner(stages[-1], confidence))
+        return jnp.stack(stages, axis=1), edges
 
 
 class LCGCN(nnx.Module):
@@ -316,8 +320,8 @@ class LCGCN(nnx.Module):
       graph: options of the graph head, or of the cascade in its place; None for a heatmap model alone.
       bn_momentum: part of the graph's running statistics kept a step.
       rngs: for the initial weights.
-      heatmap_origin: input pixel, in x and in y, of the middle of heatmap cell (0, 0); None: the cells
-        cover the input evenly (`geometry.centered_origin`).
+      heatmap_offset: input pixel, in x and in y, of the middle of heatmap cell (0, 0); None: the cells
+        cover the input evenly (`geometry.centered_offset`).
     """
 
     def __init__(
@@ -329,7 +333,7 @@ class LCGCN(nnx.Module):
         graph: GraphConfig | CascadeConfig | None,
         bn_momentum: float,
         rngs: nnx.Rngs,
-        heatmap_origin: float | None = None,
+        heatmap_offset: float | None = None,
     ):
         if decode not in heatmaps.DECODERS:
             raise ValueError(
@@ -338,8 +342,8 @@ class LCGCN(nnx.Module):
         self.heatmap_model = heatmap_model
         self.activation = getattr(heatmap_model, "activation", "sigmoid")
         self.decode = decode
-        self.heatmap_origin = (
-            centered_origin(heatmap_model.stride) if heatmap_origin is None else heatmap_origin
+        self.heatmap_offset = (
+            centered_offset(heatmap_model.stride) if heatmap_offset is None else heatmap_offset
         )
         channels = heatmap_model.feature_channels
         if graph is None:
@@ -361,21 +365,21 @@ class LCGCN(nnx.Module):
         """Runs both stages.
 
         Args:
-          images: square normalised crops (`normalize_images`).
+          images: square normalized crops (`normalize_images`).
           train_heatmap: the heatmap model's BatchNorm uses, and updates, its statistics of this batch.
             Otherwise, where the graph trains, no gradient goes back into the heatmap model.
           train_graph: the same for the graph.
         """
-        logits, evidence = self.detect(images, train=train_heatmap)
+        logits, graph_inputs = self.detect(images, train=train_heatmap)
         if train_graph and not train_heatmap:
-            logits, evidence = jax.lax.stop_gradient((logits, evidence))
-        output = self.refine(evidence, images.shape[2], train=train_graph)
-        spread = heatmaps.spread(logits, activation=self.activation)
-        return dataclasses.replace(output, heatmap_logits=logits, spread=spread)
+            logits, graph_inputs = jax.lax.stop_gradient((logits, graph_inputs))
+        output = self.refine(graph_inputs, images.shape[2], train=train_graph)
+        heatmap_std = heatmaps.heatmap_std(logits, activation=self.activation)
+        return dataclasses.replace(output, heatmap_logits=logits, heatmap_std=heatmap_std)
 
     def detect(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
-    ) -> tuple[Float[Array, "b hh hw k"], Evidence]:
+    ) -> tuple[Float[Array, "b hh hw k"], GraphInputs]:
         """The heatmap stage: logits, and what the graph sees."""
         logits, maps = self.heatmap_model(images, train=train)
         logits = logits.astype(jnp.float32)
@@ -383,25 +387,25 @@ class LCGCN(nnx.Module):
 
     def read_peaks(
         self, logits: Float[Array, "b hh hw k"], maps: Float[Array, "b hh hw c"]
-    ) -> Evidence:
+    ) -> GraphInputs:
         """What the graph sees of a heatmap model's logits and features."""
         cells, confidence = heatmaps.decode(logits, self.decode, activation=self.activation)
         features = None
         if self.graph is not None:
             features = self.graph.read(maps, heatmaps.activate(logits, self.activation), cells)
-        landmarks = heatmap_to_input(cells, self.heatmap_model.stride, self.heatmap_origin)
-        return Evidence(landmarks, confidence, features)
+        landmarks = heatmap_to_input(cells, self.heatmap_model.stride, self.heatmap_offset)
+        return GraphInputs(landmarks, confidence, features)
 
-    def refine(self, evidence: Evidence, size: int, *, train: bool = False) -> LCGCNOutput:
-        """The graph stage on crops of `size` pixels, without `heatmap_logits` and `spread`."""
-        initial, confidence = evidence.landmarks, evidence.confidence
+    def refine(self, graph_inputs: GraphInputs, size: int, *, train: bool = False) -> LCGCNOutput:
+        """The graph stage on crops of `size` pixels, without `heatmap_logits` and `heatmap_std`."""
+        initial, confidence = graph_inputs.landmarks, graph_inputs.confidence
         if self.graph is None:
             return LCGCNOutput(None, initial, confidence, None, initial)
         shift_in, shift_out = 0.5, 0.5
         if self.graph.positions == "corner":
-            shift_in, shift_out = -self.heatmap_origin, 0.0
+            shift_in, shift_out = -self.heatmap_offset, 0.0
         positions, edges = self.graph(
-            (initial + shift_in) / size, confidence, evidence.features, train=train
+            (initial + shift_in) / size, confidence, graph_inputs.features, train=train
         )
-        turns = positions * size - shift_out
-        return LCGCNOutput(None, initial, confidence, edges, turns[:, -1], turns)
+        stages = positions * size - shift_out
+        return LCGCNOutput(None, initial, confidence, edges, stages[:, -1], stages)

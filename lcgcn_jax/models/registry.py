@@ -2,10 +2,10 @@
 
 A model's configuration is a mapping of plain types, as a config file or a bundle's `config.json` holds it:
 
-    {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "heatmap_origin": None, "decode": "argmax",
+    {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "heatmap_offset": None, "decode": "argmax",
      "graph": {"name": "lcgcn", ...} or None, "bn_momentum": 0.99}
 
-`heatmap_origin` is the input pixel, in x and in y, of the middle of heatmap cell (0, 0). None, or no such
+`heatmap_offset` is the input pixel, in x and in y, of the middle of heatmap cell (0, 0). None, or no such
 field: the cells cover the input evenly, (stride - 1) / 2.
 """
 
@@ -47,7 +47,7 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
         not for a sigmoid, `activation` (one of `heatmaps.ACTIVATIONS`). The options are the other
         fields of `model.heatmap`. An attribute `head_modules`, a tuple, names the submodules that are
         its head: those whose shapes follow the number of landmarks, and what comes with these. The
-        backbone, which `init_parts` can take alone, is all the rest. An attribute `remat`, False at
+        backbone, which `init_scope` can take alone, is all the rest. An attribute `remat`, False at
         first, says that it heeds `train.remat`: while it is True, what the model computes on its way
         is to be computed again for the gradient (`models.layers.run_module`). What is not made of
         `models.layers` and can fold its BatchNorm says so by a method `fold_batch_norm()`
@@ -80,7 +80,7 @@ def create_model(
     Raises:
       InputError: an unknown field or value, with the nearest one that exists.
     """
-    require_known("model", config, ("heatmap", "heatmap_origin", "decode", "graph", "bn_momentum"))
+    require_known("model", config, ("heatmap", "heatmap_offset", "decode", "graph", "bn_momentum"))
     options = dict(config["heatmap"])
     name = options.pop("name", None)
     if name not in _HEATMAP_MODELS:
@@ -107,7 +107,7 @@ def create_model(
             graph=graph,
             bn_momentum=config["bn_momentum"],
             rngs=rngs,
-            heatmap_origin=_pixel_or_none(config.get("heatmap_origin")),
+            heatmap_offset=_pixel_or_none(config.get("heatmap_offset")),
         )
     except ValueError as error:
         raise InputError(f"config: {error}") from error
@@ -147,7 +147,7 @@ def _pixel_or_none(origin: Any) -> float | None:
     number = isinstance(origin, int | float) and not isinstance(origin, bool)
     if origin is not None and not (number and math.isfinite(origin)):
         raise InputError(
-            f"model.heatmap_origin: {origin!r} is no place in pixels; give a number, or null for cells "
+            f"model.heatmap_offset: {origin!r} is no place in pixels; give a number, or null for cells "
             "that cover the input evenly"
         )
     return None if origin is None else float(origin)

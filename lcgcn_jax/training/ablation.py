@@ -1,6 +1,6 @@
 """The paper's Table 3 and what it leaves out: graphs on one frozen heatmap model, several seeds each.
 
-All of them train on the same views of the same faces, and are measured on the same plain and degraded
+All of them train on the same views of the same faces, and are measured on the same plain and corrupted
 crops, face by face: differences are taken in pairs.
 """
 
@@ -14,13 +14,13 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
-from lcgcn_jax import metrics
-from lcgcn_jax.data.augment import DEGRADATIONS
-from lcgcn_jax.files import write_whole, writing
+from lcgcn_jax.atomic_io import write_whole, writing
+from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.evaluation import metrics
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.lcgcn import GraphConfig
-from lcgcn_jax.training.loop import Training
+from lcgcn_jax.training.trainer import Trainer
 
 RESULT = "errors.json"
 
@@ -61,7 +61,7 @@ ROWS = {
     "subpixel-none": _row("the same, no edges", connectivity="self_only"),
     "pair_vector": _row("pair vectors in the message, per-image edges", message="pair_vector"),
     "pair_vector-static": _row("the same, static edges", message="pair_vector", **_STATIC),
-    "offsets": _row("neighbours' guesses (offsets), per-image edges", message="offsets"),
+    "offsets": _row("neighbors' guesses (offsets), per-image edges", message="offsets"),
     "offsets-static": _row("the same, static edges", message="offsets", **_STATIC),
     "dag": Row(
         "mean-shape cascade (Li et al. 2020)",
@@ -93,11 +93,11 @@ PAIRS = (
 
 @dataclasses.dataclass(frozen=True)
 class RowErrors:
-    """What was measured of a row: errors as fractions of the normalising distance.
+    """What was measured of a row: errors as fractions of the normalizing distance.
 
     Attributes:
-      heatmap: degradation -> of the heatmap stage that the graph starts from, `[n]`.
-      graph: degradation -> of the graph stage, `[seeds n]`.
+      heatmap: corruption -> of the heatmap stage that the graph starts from, `[n]`.
+      graph: corruption -> of the graph stage, `[seeds n]`.
     """
 
     heatmap: Mapping[str, Float[np.ndarray, "n"]]
@@ -125,17 +125,20 @@ def run_ablation(
       InputError: the configuration, the data or the folder cannot be used.
       Interrupted: SIGINT, SIGTERM or SIGHUP ended it, after saving.
     """
-    results, evidence, evidence_of = {}, None, None
+    results, graph_inputs, graph_inputs_of = {}, None, None
     for name in rows:
         found = []
         for seed in range(seeds):
             workdir = out / name / f"seed{seed}"
             if not (workdir / RESULT).is_file():
                 run = row_config(config, ROWS[name], seed)
-                if evidence_of != _seen_by_graph(run):
-                    evidence, evidence_of = None, _seen_by_graph(run)  # one in memory at a time
-                training = Training(run, workdir, evidence=evidence, overridden=overridden)
-                evidence = training.evidence
+                if graph_inputs_of != _seen_by_graph(run):
+                    graph_inputs, graph_inputs_of = (
+                        None,
+                        _seen_by_graph(run),
+                    )  # one in memory at a time
+                training = Trainer(run, workdir, graph_inputs=graph_inputs, overridden=overridden)
+                graph_inputs = training.graph_inputs
                 if not training.run():
                     raise training.interruption()
                 _write_errors(training, workdir / RESULT)
@@ -170,8 +173,8 @@ def _seen_by_graph(config: ml_collections.ConfigDict) -> tuple:
     return config.model.decode, graph.name, graph.get("sampling")
 
 
-def _write_errors(training: Training, path: Path) -> None:
-    errors = {kind: training.validate(kind) for kind in DEGRADATIONS}
+def _write_errors(training: Trainer, path: Path) -> None:
+    errors = {kind: training.validate(kind) for kind in CORRUPTIONS}
     text = json.dumps(
         {
             "heatmap": {kind: e.heatmap[e.measured].tolist() for kind, e in errors.items()},

@@ -19,15 +19,15 @@ import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from lcgcn_jax.atomic_io import checksums, write_whole
+from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError, one_line
-from lcgcn_jax.files import checksums, write_whole
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights, check_weights
 from lcgcn_jax.models.weights import Weights, from_vector
 from lcgcn_jax.training.config import RUN_CONFIG, differences
-from lcgcn_jax.training.processes import is_main
+from lcgcn_jax.training.run_lock import needs_writing
 from lcgcn_jax.training.state import TrainState
-from lcgcn_jax.training.workdir import needs_writing
 
 # Orbax tells every phase of a save, and errors with their stacks; what matters here raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -81,7 +81,7 @@ class Checkpoints:
                 ocp.save_checkpointables(
                     partial.resolve(), {"state": _as_dict(state), "progress": progress}
                 )
-                if is_main():
+                if is_primary_process():
                     self._put_in_place(partial, step)
             except Exception:
                 self._remove_partials()  # room for what comes next on a full disk
@@ -124,7 +124,7 @@ class Checkpoints:
         shutil.rmtree(path.rename(path.with_name(f"{path.name}.old{_PARTIAL}")))
 
     def _remove_partials(self) -> None:
-        if not is_main():
+        if not is_primary_process():
             return
         # The second pattern is Orbax's own name for what is being written.
         for pattern in (f"*{_PARTIAL}*", "*.orbax-checkpoint-tmp*"):
@@ -244,14 +244,14 @@ def read_checkpoint(path: Path) -> Bundle:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         model, scheme = config["model"], get_scheme(config["scheme"])
         size = int(config["data"]["image_size"])
-        mirror_offset = float(config["data"]["augment"].get("mirror_offset", 0.0))
+        flip_bias = float(config["data"]["augment"].get("flip_bias", 0.0))
         _, params, batch_stats = abstract_weights(model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config_file}: not a run's configuration: {one_line(error)}") from error
     _check_sums(path)
     weights = _read_evaluated(path, params | batch_stats)
     check_weights(path, weights, params | batch_stats)
-    return Bundle(model, scheme, size, weights, mirror_offset=mirror_offset)
+    return Bundle(model, scheme, size, weights, flip_bias=flip_bias)
 
 
 def _read_evaluated(path: Path, like: Weights) -> dict[str, np.ndarray]:

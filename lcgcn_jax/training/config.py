@@ -29,8 +29,8 @@ def default_config() -> ml_collections.ConfigDict:
     - `scheme`: landmark scheme, a name or a file.
     - `seed`: of the initial weights, the order of the faces and their augmentation.
     - `init_from`: whose weights to begin with: a bundle, a workdir, a checkpoint of one, or a PyTorch
-      file; see `training.initial.read_source`. Empty: fresh ones.
-    - `init_parts`: what to take from there: `heatmap`, the heatmap model (of an ImageNet file, which has
+      file; see `training.pretrained.read_source`. Empty: fresh ones.
+    - `init_scope`: what to take from there: `heatmap`, the heatmap model (of an ImageNet file, which has
       no head for landmarks, its backbone); `whole`; or `backbone`, the heatmap model without its head,
       for another number of landmarks.
     - `data.dir`: what `lcgcn prepare` wrote. `data.sources`: folders to train on in place of it, as
@@ -42,7 +42,7 @@ def default_config() -> ml_collections.ConfigDict:
     - `data.num_threads`: threads that make batches, in each worker if there are any.
     - `data.augment`: see `AugmentConfig`. `data.views`: how many different views of a face there are,
       one an epoch in turn; 0: without end.
-    - `model.heatmap`: `name` and options of a heatmap model. `model.heatmap_origin`: input pixel of the
+    - `model.heatmap`: `name` and options of a heatmap model. `model.heatmap_offset`: input pixel of the
       middle of heatmap cell (0, 0), for weights of codes that place it elsewhere; see
       `interop.torch_weights`; None: cells cover the input evenly. `model.decode`: see `heatmaps.decode`.
       `model.graph`: `name` and options of a graph, `lcgcn` (see `GraphConfig`) or `dag` (see
@@ -72,7 +72,7 @@ def default_config() -> ml_collections.ConfigDict:
             "scheme": "wflw98",
             "seed": 0,
             "init_from": "",
-            "init_parts": "heatmap",
+            "init_scope": "heatmap",
             "data": {
                 "dir": "data/wflw",
                 "sources": (),
@@ -91,7 +91,7 @@ def default_config() -> ml_collections.ConfigDict:
                     "features": "concat",
                     "activation": "sigmoid",
                 },
-                "heatmap_origin": None,
+                "heatmap_offset": None,
                 "decode": "argmax",
                 "graph": {"name": "lcgcn", **dataclasses.asdict(GraphConfig())},
                 "bn_momentum": 0.99,
@@ -166,7 +166,7 @@ def _start_between_cells(config: ml_collections.ConfigDict) -> None:
 def use_best_recipe(config: ml_collections.ConfigDict) -> None:
     """Turns a configuration into the one that won on 300W's faces (`RESULTS.md`).
 
-    A sub-pixel start, neighbours' guesses, two more turns that read windows of the maps, a coordinate loss
+    A sub-pixel start, neighbors' guesses, two more turns that read windows of the maps, a coordinate loss
     that the heatmap model feels too, and damaged training faces.
 
     Args:
@@ -183,7 +183,7 @@ def use_best_recipe(config: ml_collections.ConfigDict) -> None:
     config.data.augment.occlusion = 0.3
     config.data.augment.blur = 0.25
     config.data.augment.noise = 0.1
-    config.data.augment.darkness = 0.1
+    config.data.augment.low_light = 0.1
 
 
 def train_from_scratch(config: ml_collections.ConfigDict, *, epochs: int | float) -> None:

@@ -14,8 +14,8 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.models import connectivity, lcgcn
 from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.layers import NORMS
-from lcgcn_jax.training.initial import PARTS
 from lcgcn_jax.training.optimizer import SCHEDULES, TRAINED
+from lcgcn_jax.training.pretrained import PARTS
 from lcgcn_jax.training.steps import COORDINATE_LOSSES, HEATMAP_LOSSES
 
 
@@ -215,7 +215,7 @@ FIELDS: dict[str, Constraint] = {
     "scheme": Text(),
     "seed": Number(0, 2**32 - 1, whole=True),
     "init_from": Text(may_be_empty=True),
-    "init_parts": Choice(tuple(PARTS)),
+    "init_scope": Choice(tuple(PARTS)),
     "data.dir": Text(),
     "data.sources": Sources(),
     "data.train_split": Text(),
@@ -228,7 +228,7 @@ FIELDS: dict[str, Constraint] = {
     "data.augment.zoom": _range(0.1, 10),
     "data.augment.shift": Number(0, 0.5),
     "data.augment.mirror": _probability,
-    "data.augment.mirror_offset": Number(-0.5, 0.5),
+    "data.augment.flip_bias": Number(-0.5, 0.5),
     "data.augment.brightness": _strength,
     "data.augment.contrast": _strength,
     "data.augment.saturation": _strength,
@@ -238,9 +238,9 @@ FIELDS: dict[str, Constraint] = {
     "data.augment.blur_sigma": _range(0, 0.5, above=True),
     "data.augment.noise": _probability,
     "data.augment.noise_sigma": _range(0, 255),
-    "data.augment.darkness": _probability,
-    "data.augment.darkness_factor": _range(0, 1),
-    "model.heatmap_origin": OrNull(Number(-64, 64)),
+    "data.augment.low_light": _probability,
+    "data.augment.low_light_factor": _range(0, 1),
+    "model.heatmap_offset": OrNull(Number(-64, 64)),
     "model.decode": Choice(heatmaps.DECODERS),
     "model.bn_momentum": Number(0, 1, below=True),
     "loss.sigma": Number(0.25, 16),
@@ -304,7 +304,7 @@ GRAPH_FIELDS: dict[str, dict[str, Constraint]] = {
         "edge_widths": dataclasses.replace(_widths, shortest=0),
         "gcn_widths": dataclasses.replace(_widths, last=2),
         "refinements": Number(0, 64, whole=True),
-        "shape_turn": Flag(),
+        "shape_refiner": Flag(),
     },
     "dag": {
         "width": Number(1, 65_536, whole=True),

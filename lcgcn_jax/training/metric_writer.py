@@ -12,8 +12,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from lcgcn_jax.files import write_whole
-from lcgcn_jax.training.workdir import needs_writing
+from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.training.run_lock import needs_writing
 
 LOG = "metrics.jsonl"
 BOARD = "tensorboard"

@@ -13,12 +13,12 @@ from jaxtyping import Array, Bool, Float, UInt8
 from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
-from lcgcn_jax.models.lcgcn import Evidence, LCGCNOutput, normalize_images
+from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
 
-Batch = dict[str, Array | Evidence]
+Batch = dict[str, Array | GraphInputs]
 Scalars = dict[str, Float[Array, ""]]
 
 
@@ -74,7 +74,7 @@ def total_loss(
     groups: tuple[str, ...],
     size: int,
     activation: str = "sigmoid",
-    heatmap_origin: float | None = None,
+    heatmap_offset: float | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
     """The paper's L = lambda1 L1 + lambda2 focal, or others in their place, of the stages that train.
 
@@ -91,7 +91,7 @@ def total_loss(
         constants of Wing and smooth L1 belong, and are then divided by 256: large errors count as much
         in all of them, and the L1 is in parts of the crop, like the graph's coordinates.
       activation: the model's, one of `heatmaps.ACTIVATIONS`.
-      heatmap_origin: the model's; None as in `geometry.input_to_heatmap`.
+      heatmap_offset: the model's; None as in `geometry.input_to_heatmap`.
 
     Returns:
       The loss, and its parts by name before weighting.
@@ -101,7 +101,7 @@ def total_loss(
         name = config["heatmap"]
         logits = output.heatmap_logits
         hh, hw = logits.shape[1:3]
-        cells = input_to_heatmap(landmarks, size / hw, heatmap_origin)
+        cells = input_to_heatmap(landmarks, size / hw, heatmap_offset)
         # The focal loss takes a peak of exactly 1 as its positive; the others take the point as it is.
         targets = heatmaps.encode(cells, (hh, hw), sigma=config["sigma"], subpixel=name != "focal")
         if name == "focal":
@@ -113,11 +113,11 @@ def total_loss(
     if "graph" in groups:
         name = config["coordinate"]
         scale = _FRAME / size
-        turns = output.turns.shape[1]
+        stages = output.stages.shape[1]
         loss = COORDINATE_LOSSES[name](
-            (output.turns * scale).reshape(-1, *landmarks.shape[1:]),
-            jnp.repeat(landmarks * scale, turns, axis=0),
-            jnp.repeat(visible, turns, axis=0),
+            (output.stages * scale).reshape(-1, *landmarks.shape[1:]),
+            jnp.repeat(landmarks * scale, stages, axis=0),
+            jnp.repeat(visible, stages, axis=0),
         )
         parts[name] = loss / _FRAME
         total = total + config["coordinate_weight"] * parts[name]
@@ -138,7 +138,7 @@ def make_train_step(
     """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
 
     A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
-    `visible` bool [b k]. Where the heatmap model does not train, `evidence`, what it said of the images
+    `visible` bool [b k]. Where the heatmap model does not train, `graph_inputs`, what it said of the images
     (`LCGCN.detect`), may be there in their place. With `remat` the heatmap model's modules are computed
     again for the gradient. The scalars are the loss, its parts, the norm of its gradient, and that of the
     trained parameters after the step.
@@ -154,8 +154,8 @@ def make_train_step(
         if remat:
             check_remat(model.heatmap_model)
             model.heatmap_model.remat = True
-        if "evidence" in batch:
-            output = model.refine(batch["evidence"], image_size, train=True)
+        if "graph_inputs" in batch:
+            output = model.refine(batch["graph_inputs"], image_size, train=True)
         else:
             output = model(
                 normalize_images(batch["image"]),
@@ -170,7 +170,7 @@ def make_train_step(
             groups=groups,
             size=image_size,
             activation=model.activation,
-            heatmap_origin=model.heatmap_origin,
+            heatmap_offset=model.heatmap_offset,
         )
         return total, (parts, batch_stats_of(model))
 
@@ -208,8 +208,8 @@ def _norm(weights: Weights) -> Float[Array, ""]:
 
 def make_detect_step(
     graphdef: nnx.GraphDef,
-) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], Evidence]:
-    """Makes the pure function `detect_step(params, batch_stats, images) -> Evidence`."""
+) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], GraphInputs]:
+    """Makes the pure function `detect_step(params, batch_stats, images) -> GraphInputs`."""
 
     def detect_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
         return merge_weights(graphdef, params, batch_stats).detect(normalize_images(images))[1]
@@ -219,11 +219,11 @@ def make_detect_step(
 
 def make_refine_step(
     graphdef: nnx.GraphDef, image_size: int
-) -> Callable[[Weights, Weights, Evidence], LCGCNOutput]:
-    """Makes the pure function `refine_step(params, batch_stats, evidence) -> LCGCNOutput`."""
+) -> Callable[[Weights, Weights, GraphInputs], LCGCNOutput]:
+    """Makes the pure function `refine_step(params, batch_stats, graph_inputs) -> LCGCNOutput`."""
 
-    def refine_step(params: Weights, batch_stats: Weights, evidence: Evidence):
-        return merge_weights(graphdef, params, batch_stats).refine(evidence, image_size)
+    def refine_step(params: Weights, batch_stats: Weights, graph_inputs: GraphInputs):
+        return merge_weights(graphdef, params, batch_stats).refine(graph_inputs, image_size)
 
     return refine_step
 

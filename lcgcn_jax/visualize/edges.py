@@ -20,9 +20,12 @@ Edges = Float[np.ndarray, "n k k"]
 _COLUMNS = 4
 _FACE_EDGES = 8  # the default threshold leaves a face at least so many edges
 _SAME = 0.01  # edges that differ by less from their mean, in parts of 1 / k, count as the same
-_NEEDLE_TOP = 95.0  # percentile of the needles where colour, width and opacity end
-_MATRIX_TOP = 99.5  # percentile of the edges between landmarks where a matrix's colours end
-_NEEDLE = (0.006, 0.024)  # a needle's wide end, weakest to strongest, in parts of the crop's side
+_EDGE_TOP = 95.0  # percentile of the needles where color, width and opacity end
+_MATRIX_TOP = 99.5  # percentile of the edges between landmarks where a matrix's colors end
+_EDGE_WIDTH = (
+    0.006,
+    0.024,
+)  # a needle's wide end, weakest to strongest, in parts of the crop's side
 _OPACITY = (0.6, 0.95)
 _FADING = 0.6  # part of white over a face that edges are drawn on
 _INK = "0.2"
@@ -32,23 +35,23 @@ _DIFFERENCES = matplotlib.colormaps["RdBu_r"]
 
 
 def _without(cmap: matplotlib.colors.Colormap, low: float, high: float) -> LinearSegmentedColormap:
-    """A colour map without a part of it: pale colours would be lost on a face."""
+    """A color map without a part of it: pale colors would be lost on a face."""
     kept = [x for x in np.linspace(0, 1, 256) if not low < x < high]
     return LinearSegmentedColormap.from_list(f"{cmap.name}_strong", cmap(kept))
 
 
-_NEEDLE_WEIGHTS = _without(_WEIGHTS, -1.0, 0.45)
-_NEEDLE_DIFFERENCES = _without(_DIFFERENCES, 0.25, 0.75)
+_WEIGHT_COLORS = _without(_WEIGHTS, -1.0, 0.45)
+_DIFFERENCE_COLORS = _without(_DIFFERENCES, 0.25, 0.75)
 
 
-def edge_threshold(edges: Edges, listeners: tuple[int, ...]) -> float:
+def edge_threshold(edges: Edges, target_nodes: tuple[int, ...]) -> float:
     """The weight that only the strongest edges into some landmarks exceed.
 
     On average over the faces these are as many a face as there are listeners, but at least eight.
     Edges of landmarks to themselves do not count.
     """
-    falling = np.sort(_between(edges, listeners).ravel())[::-1]
-    count = len(edges) * max(_FACE_EDGES, len(listeners))
+    falling = np.sort(_between(edges, target_nodes).ravel())[::-1]
+    count = len(edges) * max(_FACE_EDGES, len(target_nodes))
     return float(falling[min(count, len(falling) - 1)])
 
 
@@ -59,7 +62,7 @@ def plot_edges(
     scheme: LandmarkScheme,
     titles: list[str],
     *,
-    listeners: tuple[int, ...] | None = None,
+    target_nodes: tuple[int, ...] | None = None,
     threshold: float | None = None,
 ) -> Figure:
     """Edges above a threshold on each face; below, how they differ from their mean (figure 5).
@@ -75,39 +78,39 @@ def plot_edges(
       edges: of the same faces, row i being those into landmark i.
       scheme: what the landmarks mean.
       titles: one a face.
-      listeners: landmarks whose edges are drawn; None: all of them.
+      target_nodes: landmarks whose edges are drawn; None: all of them.
       threshold: weight above which an edge is drawn; None: `edge_threshold`. Of the differences the
         strongest are drawn by the rule of `edge_threshold`.
     """
-    if listeners is None:
-        listeners = tuple(range(scheme.num_landmarks))
+    if target_nodes is None:
+        target_nodes = tuple(range(scheme.num_landmarks))
     if threshold is None:
-        threshold = edge_threshold(edges, listeners)
+        threshold = edge_threshold(edges, target_nodes)
     layers = [(edges, threshold, "edges", "weight $e_{ij}$")]
     changes = _changes(edges)
     if changes is not None:
-        least = edge_threshold(np.abs(changes), listeners)
+        least = edge_threshold(np.abs(changes), target_nodes)
         label = f"difference from mean,\nabove {least:.2g} either way"
         layers.append((changes, least, label, "difference of $e_{ij}$"))
     heading = (
-        f"Edges into {_name(listeners, scheme)} above {threshold:.3g} "
+        f"Edges into {_name(target_nodes, scheme)} above {threshold:.3g} "
         f"({threshold * scheme.num_landmarks:.2f} times uniform)\n"
         "A needle points at the landmark that listens; edges of landmarks to themselves are left out"
     )
     figure, grids = _grids(len(crops), len(layers), heading + _sameness(edges, changes))
     for grid, (values, least, row_label, bar_label) in zip(grids, layers, strict=True):
         signed = values is changes
-        mappable = _needle_colors(_between(values, listeners), least, signed=signed)
+        mappable = _edge_colors(_between(values, target_nodes), least, signed=signed)
         for axes, crop, points, face, title in zip(
             grid, crops, landmarks, values, titles, strict=True
         ):
-            _draw_face(axes, crop, points, listeners)
-            count = _draw_edges(axes, points, face, listeners, least, mappable, len(crop))
+            _draw_face(axes, crop, points, target_nodes)
+            count = _draw_edges(axes, points, face, target_nodes, least, mappable, len(crop))
             text = f"{title}: {count} edge{'' if count == 1 else 's'}"
-            if len(listeners) == 1 and not signed:
-                text += f", itself {face[listeners[0], listeners[0]]:.2g}"
+            if len(target_nodes) == 1 and not signed:
+                text += f", itself {face[target_nodes[0], target_nodes[0]]:.2g}"
             axes.set_title(text, fontsize=10)
-        _finish(figure, grid, mappable, row_label, bar_label, _between(values, listeners))
+        _finish(figure, grid, mappable, row_label, bar_label, _between(values, target_nodes))
     return figure
 
 
@@ -132,7 +135,7 @@ def plot_edge_matrices(edges: Edges, scheme: LandmarkScheme, titles: list[str]) 
     heading = "How much landmark i (row) listens to landmark j (column)"
     figure, grids = _grids(len(edges), len(layers), heading + _sameness(edges, changes))
     for grid, (values, row_label, bar_label) in zip(grids, layers, strict=True):
-        # A strong diagonal would leave the rest pale; where there is nothing else, it sets the colours.
+        # A strong diagonal would leave the rest pale; where there is nothing else, it sets the colors.
         others = np.abs(_between(values, tuple(range(scheme.num_landmarks))))
         top = float(np.percentile(others, _MATRIX_TOP) or np.abs(values).max())
         if values is changes:
@@ -148,9 +151,9 @@ def plot_edge_matrices(edges: Edges, scheme: LandmarkScheme, titles: list[str]) 
     return figure
 
 
-def _between(edges: Edges, listeners: tuple[int, ...]) -> Float[np.ndarray, "n m"]:
+def _between(edges: Edges, target_nodes: tuple[int, ...]) -> Float[np.ndarray, "n m"]:
     """The edges into some landmarks from all others."""
-    rows = list(listeners)
+    rows = list(target_nodes)
     others = ~np.eye(edges.shape[-1], dtype=bool)[rows]
     return edges[:, rows][:, others]
 
@@ -170,14 +173,14 @@ def _sameness(edges: Edges, changes: Edges | None) -> str:
     return f"\nFrom face to face no edge changes by more than {most:.1g}"
 
 
-def _name(listeners: tuple[int, ...], scheme: LandmarkScheme) -> str:
+def _name(target_nodes: tuple[int, ...], scheme: LandmarkScheme) -> str:
     """What people call some landmarks."""
-    if len(listeners) == scheme.num_landmarks:
-        return f"all {len(listeners)} landmarks"
-    if len(listeners) == 1:
-        return f"landmark {listeners[0]} ({scheme.names[listeners[0]].replace('_', ' ')})"
-    part = next((name for name, own in scheme.parts.items() if own == listeners), None)
-    return f"{len(listeners)} landmarks" if part is None else f"the {part.replace('_', ' ')}"
+    if len(target_nodes) == scheme.num_landmarks:
+        return f"all {len(target_nodes)} landmarks"
+    if len(target_nodes) == 1:
+        return f"landmark {target_nodes[0]} ({scheme.names[target_nodes[0]].replace('_', ' ')})"
+    part = next((name for name, own in scheme.parts.items() if own == target_nodes), None)
+    return f"{len(target_nodes)} landmarks" if part is None else f"the {part.replace('_', ' ')}"
 
 
 def _grids(num_faces: int, num_grids: int, heading: str) -> tuple[Figure, list[np.ndarray]]:
@@ -202,7 +205,7 @@ def _finish(
     bar_label: str,
     values: np.ndarray,
 ) -> None:
-    """The labels of a grid's rows and its colour bar, with an arrow where `values` go beyond it."""
+    """The labels of a grid's rows and its color bar, with an arrow where `values` go beyond it."""
     for axes in grid[::_COLUMNS]:
         axes.set_ylabel(row_label, fontsize=11)
     above = values.max() > mappable.norm.vmax
@@ -212,32 +215,30 @@ def _finish(
     bar.set_label(bar_label, fontsize=11)
 
 
-def _needle_colors(
-    values: Float[np.ndarray, "n m"], least: float, *, signed: bool
-) -> ScalarMappable:
-    """Colours for the edges above a threshold."""
+def _edge_colors(values: Float[np.ndarray, "n m"], least: float, *, signed: bool) -> ScalarMappable:
+    """Colors for the edges above a threshold."""
     drawn = np.abs(values)[np.abs(values) > least]
-    # Where nothing is above the threshold the colours still need a range.
-    top = float(np.percentile(drawn, _NEEDLE_TOP)) if len(drawn) else 2 * least or 1.0
+    # Where nothing is above the threshold the colors still need a range.
+    top = float(np.percentile(drawn, _EDGE_TOP)) if len(drawn) else 2 * least or 1.0
     if signed:
-        return ScalarMappable(Normalize(-top, top), _NEEDLE_DIFFERENCES)
-    return ScalarMappable(Normalize(least, top), _NEEDLE_WEIGHTS)
+        return ScalarMappable(Normalize(-top, top), _DIFFERENCE_COLORS)
+    return ScalarMappable(Normalize(least, top), _WEIGHT_COLORS)
 
 
 def _draw_face(
     axes: Axes,
     crop: UInt8[np.ndarray, "s s 3"],
     landmarks: Float[np.ndarray, "k 2"],
-    listeners: tuple[int, ...],
+    target_nodes: tuple[int, ...],
 ) -> None:
-    """A pale grey face with its landmarks; the listeners are marked where they are not all."""
-    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) / 255
-    axes.imshow(_FADING + (1 - _FADING) * grey, cmap="gray", vmin=0, vmax=1)
+    """A pale gray face with its landmarks; the listeners are marked where they are not all."""
+    gray = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) / 255
+    axes.imshow(_FADING + (1 - _FADING) * gray, cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[], xlim=(-0.5, len(crop) - 0.5), ylim=(len(crop) - 0.5, -0.5))
     axes.scatter(*landmarks.T, s=3, color=_INK, linewidths=0, zorder=3)
-    if len(listeners) < len(landmarks):
+    if len(target_nodes) < len(landmarks):
         axes.scatter(
-            *landmarks[list(listeners)].T,
+            *landmarks[list(target_nodes)].T,
             s=14, facecolors="white", edgecolors="black", linewidths=0.8, zorder=4,
         )  # fmt: skip
 
@@ -246,14 +247,14 @@ def _draw_edges(
     axes: Axes,
     landmarks: Float[np.ndarray, "k 2"],
     weights: Float[np.ndarray, "k k"],
-    listeners: tuple[int, ...],
+    target_nodes: tuple[int, ...],
     least: float,
     mappable: ScalarMappable,
     side: int,
 ) -> int:
     """Draws the edges above a threshold from other landmarks; returns how many."""
     shown = np.zeros(weights.shape, bool)
-    shown[list(listeners)] = np.abs(weights[list(listeners)]) > least
+    shown[list(target_nodes)] = np.abs(weights[list(target_nodes)]) > least
     np.fill_diagonal(shown, False)
     i, j = _weakest_first(weights, shown)
     if not len(i):
@@ -261,13 +262,13 @@ def _draw_edges(
     strength = np.clip((np.abs(weights[i, j]) - least) / (mappable.norm.vmax - least), 0, 1)
     colors = mappable.to_rgba(weights[i, j])
     colors[:, 3] = np.interp(strength, (0, 1), _OPACITY)
-    width = side * np.interp(strength, (0, 1), _NEEDLE)[:, None]
+    width = side * np.interp(strength, (0, 1), _EDGE_WIDTH)[:, None]
     along = landmarks[i] - landmarks[j]
     across = np.stack([-along[:, 1], along[:, 0]], axis=1)
     # Landmarks may fall on one point; their needle then has no area.
     across = across * width / 2 / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
-    needles = np.stack([landmarks[j] + across, landmarks[j] - across, landmarks[i]], axis=1)
-    axes.add_collection(PolyCollection(needles, facecolors=colors, linewidths=0, zorder=2.5))
+    edge_lines = np.stack([landmarks[j] + across, landmarks[j] - across, landmarks[i]], axis=1)
+    axes.add_collection(PolyCollection(edge_lines, facecolors=colors, linewidths=0, zorder=2.5))
     return len(i)
 
 

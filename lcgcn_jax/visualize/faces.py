@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from lcgcn_jax.files import write_all
+from lcgcn_jax.atomic_io import write_all
 from lcgcn_jax.geometry import Points
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -59,7 +59,7 @@ def draw_contours(
     colors: Sequence[tuple[int, int, int]],
     radius: float,
 ) -> None:
-    """Draws each contour of a scheme in its colour, on the picture itself."""
+    """Draws each contour of a scheme in its color, on the picture itself."""
     drawn = np.isfinite(landmarks).all(axis=1)
     fixed = fixed_point(np.where(drawn[:, None], landmarks, 0.0))
     thickness = max(1, round(radius * 0.6))
@@ -89,7 +89,7 @@ def fixed_point(points: Points) -> np.ndarray:
 def enlarge(
     image: Image, points: Points, factor: int
 ) -> tuple[UInt8[np.ndarray, "hh ww 3"], Points]:
-    """Enlarges a picture and moves points along, in the pixel-centre convention."""
+    """Enlarges a picture and moves points along, in the pixel-center convention."""
     size = (image.shape[1] * factor, image.shape[0] * factor)
     larger = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
     return larger, (points + 0.5) * factor - 0.5

@@ -1,4 +1,4 @@
-"""Faces drawn on photographs: contours by part, points by confidence, the graph's strongest edges."""
+"""Faces drawn on images: contours by part, points by confidence, the graph's strongest edges."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ def draw_faces(
 ) -> UInt8[np.ndarray, "_rows w 3"]:
     """A copy of a picture with faces drawn on it, and a legend below it.
 
-    Contours have the colours `PARTS`, points the colour of their confidence (viridis: 0 is dark blue, 1
+    Contours have the colors `PARTS`, points the color of their confidence (viridis: 0 is dark blue, 1
     is yellow).
 
     Args:
@@ -79,7 +79,7 @@ def _viridis(values: Float[np.ndarray, "n"]) -> list[tuple[int, int, int]]:
 def _legend(
     scheme: LandmarkScheme, colors: Sequence[tuple[int, int, int]], width: int
 ) -> UInt8[np.ndarray, "_rows _columns 3"]:
-    """What the colours mean, on as many lines as it takes; none where the width is too small."""
+    """What the colors mean, on as many lines as it takes; none where the width is too small."""
     ramp = _viridis(np.linspace(0, 1, 3 * _LEGEND_LINE))
     items = [np.hstack([_text("0"), _swatch(ramp), _text("1 confidence")])]
     for contour, color in zip(scheme.contours, colors, strict=True):
@@ -106,7 +106,7 @@ def _text(text: str) -> Image:
 
 
 def _swatch(colors: Sequence[tuple[int, int, int]]) -> Image:
-    """Colours side by side, a line of the legend high."""
+    """Colors side by side, a line of the legend high."""
     pad = _LEGEND_LINE // 3
     image = np.zeros((_LEGEND_LINE, len(colors) + pad, 3), np.uint8)
     image[pad:-pad, pad:] = colors

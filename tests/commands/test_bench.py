@@ -3,10 +3,10 @@ import textwrap
 
 import pytest
 
-from lcgcn_jax.benchmark import measurements, roofline
-from lcgcn_jax.benchmark.measurements import PARTS
 from lcgcn_jax.commands import bench
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.profiling import measurements, roofline
+from lcgcn_jax.profiling.measurements import PARTS
 
 CONFIG = """
     from lcgcn_jax.training.config import default_config

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data.augment import DEGRADATIONS
+from lcgcn_jax.data.augment import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.data.synthetic import draw_face
-from lcgcn_jax.inference import load
+from lcgcn_jax.evaluation.evaluator import split_errors, with_flip_test
+from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import IBUG68
 from lcgcn_jax.models.bundles import CONFIG, SHIPPED, find_bundle
-from lcgcn_jax.training.evaluation import split_errors, with_flip_test
+from lcgcn_jax.synthetic import draw_face
 
 MODEL = "w300-lcgcn-small"
-BATCH = ["--batch_size", "8"]
+BATCH = ["--batch-size", "8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def measured(calibrated, case):
     found = split_errors(
         model.predict_crops, dataset, case.test, image_size=model.image_size, batch_size=8
     )
-    expected = model.calibration.expected_error(found.confidence, found.spread)
+    expected = model.calibration.expected_error(found.confidence, found.heatmap_std)
     names = [record["name"] for record in dataset.source(case.test)]
     seeds = [int(name.rsplit("_")[-1].split(".")[0]) for name in names]
     occluded = np.stack([draw_face(seed, IBUG68).occluded for seed in seeds])
@@ -111,9 +111,9 @@ def test_expected_errors_are_those_of_faces_that_were_not_fitted(measured):
 
 def test_command_says_how_good_it_is_under_every_damage(calibrated, case):
     out, said = calibrated
-    for damage in DEGRADATIONS:
-        assert f"{'as they are' if damage == 'none' else damage}; cross-validated" in said
-    assert said.count("AUSE 0." if case.is_trained else "AUSE ") == len(DEGRADATIONS)
+    for corrupt in CORRUPTIONS:
+        assert f"{'as they are' if corrupt == 'none' else corrupt}; cross-validated" in said
+    assert said.count("AUSE 0." if case.is_trained else "AUSE ") == len(CORRUPTIONS)
     assert f"{out}: calibrated; errors are in % of the distance from left_eye_0 to right" in said
 
 
@@ -125,7 +125,7 @@ def test_eval_reports_it(calibrated, case, tmp_path, capsys):
         assert main(["eval", *map(str, words), "--split", split, "--json", str(path)]) == 0
         results[split] = json.loads(path.read_text())["calibration"]
         said = capsys.readouterr().out
-        assert ("(optimistic: fitted on faces of this split)" in said) == (split == "validation")
+        assert ("(optimiztic: fitted on faces of this split)" in said) == (split == "validation")
     test = results[case.test]
     assert not test["fitted_here"]
     assert results["validation"]["fitted_here"]
@@ -145,7 +145,7 @@ def test_uncalibrated_model_says_nothing_of_it(plain, case, tmp_path, capsys):
 
 
 def predicted_face(model, case, out):
-    words = ["--model", model, case.photo, "--whole_image", "--out", out]
+    words = ["--model", model, case.photo, "--whole-image", "--out", out]
     assert main(["predict", *map(str, words)]) == 0
     (face,) = json.loads((out / f"{Path(case.photo).stem}.json").read_text())["faces"]
     return face
@@ -174,8 +174,8 @@ def test_expected_error_of_a_flip_test(calibrated, case):
     one = split_errors(
         model.predict_crops, dataset, "test", image_size=model.image_size, batch_size=8
     )
-    assert np.corrcoef(both.spread.ravel(), one.spread.ravel())[0, 1] > 0.6
-    assert (both.spread != one.spread).mean() > 0.9
+    assert np.corrcoef(both.heatmap_std.ravel(), one.heatmap_std.ravel())[0, 1] > 0.6
+    assert (both.heatmap_std != one.heatmap_std).mean() > 0.9
 
 
 def test_model_itself_gets_the_map_once(calibrated, refused, case):
@@ -204,7 +204,7 @@ def test_what_comes_with_the_package_stays_as_it_is(refused, synthetic68):
         ({"--model": "nowhere"}, "nowhere: no such bundle"),
         ({"--out": "."}, ".: already exists"),
         ({"--split": "tset"}, "no split 'tset'"),
-        ({"--batch_size": "0"}, "has to be at least 1"),
+        ({"--batch-size": "0"}, "has to be at least 1"),
     ],
 )
 def test_bad_input_is_refused(refused, small_run, synthetic98, tmp_path, changes, message):

@@ -4,10 +4,11 @@ import re
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data import builders, w300
+from lcgcn_jax.data import records
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.data.detected import detector_boxes
-from lcgcn_jax.detection import FaceDetector
+from lcgcn_jax.data.formats import w300
+from lcgcn_jax.evaluation.detector_boxes import detector_boxes
+from lcgcn_jax.inference.face_detector import FaceDetector
 
 
 @pytest.fixture(scope="module")
@@ -15,12 +16,12 @@ def real_faces(shared, tmp_path_factory):
     """Five images of 300W, prepared; all of them are in train."""
     out = tmp_path_factory.mktemp("data") / "w300"
     faces = w300.read(shared / "data/300w_fullsize")
-    builders.prepare(dataclasses.replace(faces, has_validation=False), out)
+    records.prepare(dataclasses.replace(faces, has_validation=False), out)
     return out
 
 
 def test_map_in_use_is_measured_beside_a_fitted_one(real_faces, detector_model, capsys):
-    arguments = ["--data", real_faces, "--test_split", "train", "--detector_model", detector_model]
+    arguments = ["--data", real_faces, "--test-split", "train", "--detector-model", detector_model]
     assert main(["calibrate-detector", *map(str, arguments)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("train: 5 of 5 faces found (100.00 %)\n")

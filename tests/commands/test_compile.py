@@ -5,7 +5,7 @@ import pytest
 
 from lcgcn_jax.commands import compile as command
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.training.ahead_of_time import GIB, Collective, StepCost
+from lcgcn_jax.profiling.tpu_compile import GIB, Collective, StepCost
 
 ARGUMENTS = ["compile", "--config", "w300_lcgcn_best", "--topology", "v5e:4x4"]
 
@@ -27,7 +27,7 @@ def compiled(monkeypatch):
 
 def test_prints_a_chips_needs_and_the_largest_batch(compiled, capsys, tmp_path):
     file = tmp_path / "new" / "figures.json"
-    options = ["--largest_batch", "--json", str(file), "--config.seed=5"]
+    options = ["--largest-batch", "--json", str(file), "--config.seed=5"]
     assert main([*ARGUMENTS, *options]) == 0
     assert compiled == [(5, "v5e:4x4", 64), (5, "v5e:4x4", 128)]
     said = capsys.readouterr().out
@@ -46,7 +46,7 @@ def test_prints_a_chips_needs_and_the_largest_batch(compiled, capsys, tmp_path):
 
 
 def test_takes_another_batch_and_compiles_once(compiled, capsys):
-    assert main([*ARGUMENTS, "--batch_size", "32"]) == 0
+    assert main([*ARGUMENTS, "--batch-size", "32"]) == 0
     assert compiled == [(0, "v5e:4x4", 32)]
     assert "largest" not in capsys.readouterr().out
 
@@ -57,7 +57,7 @@ def test_mistakes_are_told_before_anything_is_compiled(compiled, refused, tmp_pa
     assert "already exists" in refused(*ARGUMENTS, "--json", there)
     assert "is a folder" in refused(*ARGUMENTS, "--json", tmp_path, "--overwrite")
     assert "cannot be written" in refused(*ARGUMENTS, "--json", there / "below.json")
-    assert "unrecognised" in refused(*ARGUMENTS, "--batch", "3")
+    assert "unrecognized" in refused(*ARGUMENTS, "--batch", "3")
     assert compiled == []
 
 

@@ -14,7 +14,7 @@ SUBSETS = ["pose", "expression", "illumination", "make_up", "occlusion", "blur"]
 def evaluated(small_run, synthetic98, tmp_path_factory):
     path = tmp_path_factory.mktemp("eval") / "new" / "eval.json"
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test", "--json", path]
-    assert main(["eval", *map(str, arguments), "--batch_size", "8"]) == 0
+    assert main(["eval", *map(str, arguments), "--batch-size", "8"]) == 0
     return path, json.loads(path.read_text())
 
 
@@ -32,7 +32,7 @@ def test_json_holds_both_stages_and_the_six_subsets(evaluated):
 def test_table_shows_what_the_json_holds(evaluated, small_run, synthetic98, capsys):
     _, result = evaluated
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
-    assert main(["eval", *map(str, arguments), "--batch_size", "8"]) == 0
+    assert main(["eval", *map(str, arguments), "--batch-size", "8"]) == 0
     said = capsys.readouterr().out
     assert f"{result['stages']['graph']['nme']:.3f}" in said
     for name in SUBSETS:
@@ -43,9 +43,9 @@ def test_flip_test_and_provided_boxes_change_the_result(
     evaluated, small_run, synthetic98, tmp_path
 ):
     _, plain = evaluated
-    base = ["--model", small_run, "--data", synthetic98, "--split", "test", "--batch_size", 8]
+    base = ["--model", small_run, "--data", synthetic98, "--split", "test", "--batch-size", 8]
     results = []
-    for i, extra in enumerate((["--flip_test"], ["--boxes", "rect"])):
+    for i, extra in enumerate((["--flip-test"], ["--boxes", "rect"])):
         path = tmp_path / f"{i}.json"
         assert main(["eval", *map(str, [*base, "--json", path, *extra])]) == 0
         results.append(json.loads(path.read_text()))
@@ -55,21 +55,22 @@ def test_flip_test_and_provided_boxes_change_the_result(
 
 
 @pytest.mark.slow
-def test_degraded_faces_are_said_to_be_so(evaluated, small_run, synthetic98, tmp_path, capsys):
+def test_corrupted_faces_are_said_to_be_so(evaluated, small_run, synthetic98, tmp_path, capsys):
     _, plain = evaluated
-    assert "degrade" not in plain
-    base = ["--model", small_run, "--data", synthetic98, "--split", "test", "--batch_size", 8]
+    assert "corruption" not in plain
+    base = ["--model", small_run, "--data", synthetic98, "--split", "test", "--batch-size", 8]
     figures = [plain["stages"]["graph"]["nme"]]
-    for i, extra in enumerate(([], ["--flip_test"])):
+    for i, extra in enumerate(([], ["--flip-test"])):
         path = tmp_path / f"{i}.json"
         assert (
-            main(["eval", *map(str, [*base, "--degrade", "occlude", "--json", path, *extra])]) == 0
+            main(["eval", *map(str, [*base, "--corruption", "occlude", "--json", path, *extra])])
+            == 0
         )
         result = json.loads(path.read_text())
-        assert result["degrade"] == "occlude"
-        assert set(result) == set(plain) | {"degrade"}
+        assert result["corruption"] == "occlude"
+        assert set(result) == set(plain) | {"corruption"}
         figures.append(result["stages"]["graph"]["nme"])
-    assert "degraded: occlude" in capsys.readouterr().out
+    assert "corrupted: occlude" in capsys.readouterr().out
     assert len({round(value, 6) for value in figures}) == 3
 
 
@@ -77,7 +78,7 @@ def test_errors_of_every_face_are_those_of_the_report(evaluated, small_run, synt
     _, result = evaluated
     path = tmp_path / "new" / "faces.csv"
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
-    arguments += ["--batch_size", 8, "--per_face", path]
+    arguments += ["--batch-size", 8, "--per-face", path]
     assert main(["eval", *map(str, arguments)]) == 0
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -99,8 +100,8 @@ def wflw_layout(synthetic98, tmp_path_factory):
 
 def test_result_stands_beside_published_figures(evaluated, small_run, wflw_layout, capsys):
     _, result = evaluated
-    arguments = ["--model", small_run, "--data", wflw_layout, "--split", "test", "--batch_size", 8]
-    assert main(["eval", *map(str, arguments), "--compare_published"]) == 0
+    arguments = ["--model", small_run, "--data", wflw_layout, "--split", "test", "--batch-size", 8]
+    assert main(["eval", *map(str, arguments), "--compare-reported"]) == 0
     said = capsys.readouterr().out
     beside = said[said.index("Beside published figures: measured by others and not here") :]
     assert "Measured here: wflw test, boxes: gt, flip test: no" in beside
@@ -120,7 +121,7 @@ def test_result_stands_beside_published_figures(evaluated, small_run, wflw_layou
 
 def test_validation_has_no_published_figures(small_run, wflw_layout, capsys):
     arguments = ["--model", small_run, "--data", wflw_layout, "--split", "train"]
-    assert main(["eval", *map(str, arguments), "--compare_published"]) == 0
+    assert main(["eval", *map(str, arguments), "--compare-reported"]) == 0
     said = capsys.readouterr().out
     assert "No published figures beside train: those for wflw are for its test sets" in said
     assert "published:" not in said
@@ -128,7 +129,7 @@ def test_validation_has_no_published_figures(small_run, wflw_layout, capsys):
 
 def test_published_figures_for_other_data_are_refused(refused, small_run, synthetic98):
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
-    said = refused("eval", *arguments, "--compare_published")
+    said = refused("eval", *arguments, "--compare-reported")
     assert f"{synthetic98}: synthetic data, and published figures are for wflw and 300w" in said
 
 
@@ -145,8 +146,8 @@ def test_wflw_checkpoint_on_300w_data_is_refused(refused, small_run, synthetic68
         ({"--data": "nowhere"}, "nowhere: no such folder"),
         ({"--split": "tset"}, "no split 'tset'; there are train, validation, test"),
         ({"--split": "full"}, "no split 'common'"),
-        ({"--batch_size": "0"}, "has to be at least 1"),
-        ({"--degrade": "fog"}, "invalid choice: 'fog'"),
+        ({"--batch-size": "0"}, "has to be at least 1"),
+        ({"--corruption": "fog"}, "invalid choice: 'fog'"),
     ],
 )
 def test_bad_input_is_refused(refused, small_run, synthetic98, changes, message):
@@ -167,7 +168,7 @@ def test_results_are_not_overwritten_unless_asked(refused, evaluated, small_run,
         path,
     ]
     assert f"{path}: already exists" in refused("eval", *arguments)
-    arguments[-2] = "--per_face"
+    arguments[-2] = "--per-face"
     assert f"{path}: already exists" in refused("eval", *arguments)
     assert json.loads(path.read_text()) == result
 
@@ -182,7 +183,7 @@ def test_detected_boxes(evaluated, small_run, synthetic98, detector_model, tmp_p
     _, plain = evaluated
     path = tmp_path / "eval.json"
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test", "--json", path]
-    arguments += ["--batch_size", 8, "--boxes", "detector", "--detector_model", detector_model]
+    arguments += ["--batch-size", 8, "--boxes", "detector", "--detector-model", detector_model]
     assert main(["eval", *map(str, arguments)]) == 0
     result = json.loads(path.read_text())
     assert set(result) == set(plain) | {"missed"}
@@ -196,4 +197,4 @@ def test_detected_boxes_want_a_detector(refused, small_run, synthetic98, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
     said = refused("eval", *arguments, "--boxes", "detector")
-    assert "give --detector_model FILE" in said
+    assert "give --detector-model FILE" in said

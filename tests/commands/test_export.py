@@ -34,7 +34,7 @@ def test_stablehlo_with_and_without_the_graph(model, tmp_path, capsys):
     out = tmp_path / "new" / "face.stablehlo"
     crops = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     found = []
-    for more in ([], ["--heatmap_only", "--overwrite"]):
+    for more in ([], ["--heatmap-only", "--overwrite"]):
         assert main(line(model, "stablehlo", out, *more)) == 0
         found.append(export.deserialize(bytearray(out.read_bytes())).call(crops))
         said = capsys.readouterr().out

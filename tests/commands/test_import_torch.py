@@ -113,7 +113,7 @@ def test_pickled_weights_in_two_files(bundle, state, tmp_path):
     assert "hrnet.pth" in card
     assert "graph.pth" in card
     back = tmp_path / "back.pth"
-    main(["export", "--model", str(out), "--format", "torch", "--out", str(back), "--heatmap_only"])
+    main(["export", "--model", str(out), "--format", "torch", "--out", str(back), "--heatmap-only"])
     exported = torch.load(back, weights_only=True)
     assert exported.keys() == heatmap.keys()
     assert all(torch.equal(exported[key], value) for key, value in heatmap.items())
@@ -166,5 +166,5 @@ def test_export_refuses_what_it_cannot_write(refused, bundle, tmp_path):
     assert there.read_bytes() == b""
     biased = dict(bundle.weights) | {"graph.blocks.0.bias": np.ones(64, np.float32)}
     save_bundle(tmp_path / "bundle", Bundle(bundle.model, WFLW98, 256, biased), "")
-    assert "--heatmap_only" in refused(*start, tmp_path / "a.safetensors")
+    assert "--heatmap-only" in refused(*start, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()

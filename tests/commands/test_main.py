@@ -35,7 +35,7 @@ def test_help_lists_the_commands_without_starting_jax():
     [
         (["evla"], "unknown command 'evla'; did you mean 'eval'?"),
         (["eval"], "the following arguments are required: --model, --data, --split"),
-        (["eval", "--model", "m", "--data", "d", "--split", "s", "--flip"], "unrecognised: --flip"),
+        (["eval", "--model", "m", "--data", "d", "--split", "s", "--flip"], "unrecognized: --flip"),
         (
             ["eval", "--model", "m", "--data", "d", "--split", "s", "--boxes", "mtcnn"],
             "invalid choice",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.inference import load
+from lcgcn_jax.inference.model import load
 from lcgcn_jax.models.bundles import SHIPPED, WEIGHTS, shipped_bundles
 
 

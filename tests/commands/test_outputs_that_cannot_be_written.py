@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lcgcn_jax import files
+from lcgcn_jax import atomic_io
 from lcgcn_jax.errors import InputError
 
 
@@ -14,7 +14,7 @@ def commands(tmp_path, output):
     return {
         "eval": ("eval", "--model", "gone", "--data", "gone", "--split", "test", "--json", output),
         "per_face": (
-            "eval", "--model", "gone", "--data", "gone", "--split", "test", "--per_face", output,
+            "eval", "--model", "gone", "--data", "gone", "--split", "test", "--per-face", output,
         ),
         "bench": ("bench", "--config", "gone", "--json", output),
         "compile": ("compile", "--config", "gone", "--topology", "v5e:4x4", "--json", output),
@@ -54,9 +54,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 
     with (
         pytest.raises(InputError, match=r"out\.json: cannot be written: No space left"),
-        files.writing(path),
+        atomic_io.writing(path),
     ):
-        files.write_whole(path, full)
+        atomic_io.write_whole(path, full)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 

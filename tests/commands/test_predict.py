@@ -7,10 +7,10 @@ import PIL.Image
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data.w300 import read_pts
+from lcgcn_jax.data.formats.w300 import read_pts
 from lcgcn_jax.geometry import transform_points
-from lcgcn_jax.photographs import read_photograph
-from lcgcn_jax.video import VideoWriter, open_video
+from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference.video import VideoWriter, open_video
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def photo(tmp_path):
     return path
 
 
-def test_json_and_overlay_in_the_photographs_pixels(small_run, photo, tmp_path):
+def test_json_and_overlay_in_the_images_pixels(small_run, photo, tmp_path):
     out = tmp_path / "out"
     boxes = ["--box", "100,30,200,170", "--box", "110.5,40,190,160"]
     arguments = ["--model", str(small_run), str(photo), *boxes, "--out", str(out)]
@@ -46,7 +46,7 @@ def test_json_and_overlay_in_the_photographs_pixels(small_run, photo, tmp_path):
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ("400,30,500,170", "its centre is outside the picture, which is 300 x 200"),
+        ("400,30,500,170", "its center is outside the picture, which is 300 x 200"),
         ("100,30,200", "a box is four numbers"),
         ("a,b,c,d", "a box is four numbers"),
         ("nan,30,200,170", "a box is four numbers"),
@@ -121,7 +121,7 @@ def predict(small_run, tmp_path):
     return run
 
 
-def photograph(folder, name, size=(120, 90)):
+def image(folder, name, size=(120, 90)):
     """A picture file with a face-like blob."""
     image = np.full((size[1], size[0], 3), 90, np.uint8)
     cv2.ellipse(image, (60, 45), (25, 35), 0, 0, 360, (160, 180, 220), cv2.FILLED)
@@ -135,13 +135,13 @@ def faces_in(path):
 
 
 @pytest.mark.slow
-def test_faces_of_real_photographs_are_found(predict, shared, detector_model, tmp_path, capsys):
+def test_faces_of_real_images_are_found(predict, shared, detector_model, tmp_path, capsys):
     photos = shared / "data/photos"
     assert (
         predict(
             photos / "2008*.jpg",
             photos / "2009_004587.jpg",
-            "--detector_model",
+            "--detector-model",
             detector_model,
             model="w300-lcgcn-small",
         )
@@ -163,11 +163,11 @@ def test_faces_of_real_photographs_are_found(predict, shared, detector_model, tm
 
 def test_folder_with_broken_files_is_finished(predict, tmp_path, capsys):
     folder = tmp_path / "photos"
-    photograph(folder, "good.jpg")
+    image(folder, "good.jpg")
     (folder / "cut.jpg").write_bytes((folder / "good.jpg").read_bytes()[:500])
     (folder / "empty.png").touch()
-    photograph(folder, "sub/also good.tif")
-    assert predict(folder, "--whole_image") == 1
+    image(folder, "sub/also good.tif")
+    assert predict(folder, "--whole-image") == 1
     said = capsys.readouterr()
     assert said.err.splitlines() == [
         f"left out: {folder}/cut.jpg: the image file is truncated; give a whole JPEG or PNG file",
@@ -184,20 +184,20 @@ def test_folder_with_broken_files_is_finished(predict, tmp_path, capsys):
     ]
 
 
-def test_results_are_those_of_the_upright_photograph(predict, tmp_path):
-    upright = np.asarray(PIL.Image.open(photograph(tmp_path, "a.png")))
+def test_results_are_those_of_the_upright_image(predict, tmp_path):
+    upright = np.asarray(PIL.Image.open(image(tmp_path, "a.png")))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it
     turned = PIL.Image.fromarray(np.rot90(upright))
     turned.save(tmp_path / "b.png", exif=exif)
-    assert predict(tmp_path / "a.png", tmp_path / "b.png", "--whole_image") == 0
+    assert predict(tmp_path / "a.png", tmp_path / "b.png", "--whole-image") == 0
     a, b = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in "ab")
     assert (b["width"], b["height"]) == (a["width"], a["height"]) == (120, 90)
     np.testing.assert_allclose(a["faces"][0]["landmarks"], b["faces"][0]["landmarks"], atol=0.01)
 
 
 def test_whole_image_is_a_crop_of_one_face(predict, photo, tmp_path):
-    assert predict(photo, "--whole_image") == 0
+    assert predict(photo, "--whole-image") == 0
     (face,) = faces_in(tmp_path / "out/photo.json")
     # Its crop, 1.25 times as large, is the picture: 300 x 200.
     np.testing.assert_allclose(face["box"], [29.5, 19.5, 269.5, 179.5])
@@ -205,7 +205,7 @@ def test_whole_image_is_a_crop_of_one_face(predict, photo, tmp_path):
 
 def test_file_of_boxes(predict, tmp_path, capsys):
     for name in ("a.png", "b.png", "c.png"):
-        photograph(tmp_path / "photos", name)
+        image(tmp_path / "photos", name)
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("image,x0,y0,x1,y1\na.png,35,10,85,80\nb.png,35,10,85,80\nb.png,30,15,80,75\n")
     assert predict(tmp_path / "photos", "--boxes", boxes) == 1
@@ -238,25 +238,25 @@ def test_faces_of_an_earlier_run_do_not_stay(predict, photo, tmp_path):
 
 
 def test_picture_without_a_face(predict, photo, shared, detector_model, tmp_path, capsys):
-    assert predict(photo, "--detector_model", detector_model) == 1
+    assert predict(photo, "--detector-model", detector_model) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"no face found in: {photo}; where there is one, give its box by --box")
     assert faces_in(tmp_path / "out/photo.json") == []
     face = shared / "data/photos/2009_004587.jpg"
-    assert predict(photo, face, "--detector_model", detector_model, "--overwrite") == 0
+    assert predict(photo, face, "--detector-model", detector_model, "--overwrite") == 0
 
 
-def test_large_photograph(predict, tmp_path):
+def test_large_image(predict, tmp_path):
     """40 megapixels."""
-    path = photograph(tmp_path, "large.jpg", size=(8000, 5000))
+    path = image(tmp_path, "large.jpg", size=(8000, 5000))
     assert predict(path, "--box", "35,10,85,80") == 0
     assert json.loads((tmp_path / "out/large.json").read_text())["width"] == 8000
 
 
 @pytest.fixture
 def clip(shared, tmp_path):
-    """A photograph of two faces that moves and grows, 12 frames, 400 x 500."""
-    image = read_photograph(shared / "data/photos/2009_004587.jpg")
+    """A image of two faces that moves and grows, 12 frames, 400 x 500."""
+    image = read_image(shared / "data/photos/2009_004587.jpg")
     path = tmp_path / "clip.mp4"
     with VideoWriter(path, frames_per_second=24.0) as writer:
         for i in range(12):
@@ -275,7 +275,7 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
     predict, clip, detector_model, tmp_path, capsys
 ):
     # A model that knows faces: what jumps about is no face that trembles.
-    options = ["--model", "w300-lcgcn-small", "--detector_model", detector_model]
+    options = ["--model", "w300-lcgcn-small", "--detector-model", detector_model]
     assert predict(clip, *options) == 0
     out = tmp_path / "out"
     lines = read_lines(out / "clip.jsonl")
@@ -295,7 +295,7 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
             ]
             assert list(face) == keys
             boxes.setdefault(face["track"], []).append(face["box"])
-    # Two faces, each one track, that goes where the photograph goes.
+    # Two faces, each one track, that goes where the image goes.
     assert sorted(boxes) == [0, 1]
     for track in boxes.values():
         track = np.array(track)
@@ -352,7 +352,7 @@ def test_options_that_no_video_takes(refused, small_run, tmp_path, options, mess
 def test_empty_video_is_refused(refused, small_run, tmp_path):
     (tmp_path / "clip.mp4").touch()
     arguments = ["--model", small_run, tmp_path / "clip.mp4", "--out", tmp_path / "out"]
-    said = refused("predict", *arguments, "--whole_image")
+    said = refused("predict", *arguments, "--whole-image")
     assert f"{tmp_path}/clip.mp4: no frame of a video can be read" in said
     assert not (tmp_path / "out").exists()
 
@@ -363,9 +363,9 @@ def test_empty_video_is_refused(refused, small_run, tmp_path):
         (["--smooth"], "--smooth is for videos, and there is none"),
         (["--fps", "25"], "--fps is for videos, and there is none"),
         (["--boxes", "nowhere.json"], "nowhere.json: cannot be read"),
-        (["--box", "0,0,9,9", "--whole_image"], "not allowed with argument"),
+        (["--box", "0,0,9,9", "--whole-image"], "not allowed with argument"),
         (["--format", "xml"], "invalid choice: 'xml'"),
-        ([], "give --detector_model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole_image"),
+        ([], "give --detector-model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole-image"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -377,15 +377,15 @@ def test_options_that_do_not_fit(
     assert not (tmp_path / "out").exists()
 
 
-def test_box_goes_with_one_photograph(refused, small_run, photo, tmp_path):
-    other = photograph(tmp_path, "b.png")
+def test_box_goes_with_one_image(refused, small_run, photo, tmp_path):
+    other = image(tmp_path, "b.png")
     said = refused("predict", "--model", small_run, photo, other, "--box", "0,0,9,9")
     assert "--box goes with one input, and there are 2; use --boxes" in said
 
 
-def test_photograph_is_never_replaced_by_its_overlay(refused, small_run, photo):
+def test_image_is_never_replaced_by_its_overlay(refused, small_run, photo):
     before = photo.read_bytes()
-    arguments = ["--model", small_run, photo, "--whole_image", "--out", photo.parent]
+    arguments = ["--model", small_run, photo, "--whole-image", "--out", photo.parent]
     said = refused("predict", *arguments, "--overwrite")
     assert f"{photo}: is one of the inputs; choose another --out" in said
     assert photo.read_bytes() == before
@@ -393,7 +393,7 @@ def test_photograph_is_never_replaced_by_its_overlay(refused, small_run, photo):
 
 def test_folder_that_cannot_be_written_is_named(refused, small_run, photo, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    arguments = ["--model", small_run, photo, "--whole_image", "--out"]
+    arguments = ["--model", small_run, photo, "--whole-image", "--out"]
     said = refused("predict", *arguments, tmp_path / "file" / "out")
     assert f"{tmp_path}/file/out: cannot be written to; choose another --out" in said
     # The superuser of a container may write anywhere.
@@ -402,7 +402,7 @@ def test_folder_that_cannot_be_written_is_named(refused, small_run, photo, tmp_p
 
 
 def test_edges_are_drawn_where_there_is_a_graph(predict, photo, tmp_path):
-    assert predict(photo, "--whole_image") == 0
+    assert predict(photo, "--whole-image") == 0
     plain = cv2.imread(str(tmp_path / "out/photo.png"))
-    assert predict(photo, "--whole_image", "--draw_edges", "--overwrite") == 0
+    assert predict(photo, "--whole-image", "--draw-edges", "--overwrite") == 0
     assert (cv2.imread(str(tmp_path / "out/photo.png")) != plain).any()

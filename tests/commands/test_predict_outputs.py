@@ -15,11 +15,11 @@ import pytest
 from lcgcn_jax import interrupts
 from lcgcn_jax.commands import predict
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data.w300 import read_pts
+from lcgcn_jax.data.formats.w300 import read_pts
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference import Face, LandmarkModel
+from lcgcn_jax.inference.model import Face, LandmarkModel
+from lcgcn_jax.inference.video import VideoWriter, open_video
 from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.video import VideoWriter, open_video
 
 SCHEME = LandmarkScheme.from_dict({"name": "three", "names": ["tip", "left", "right"]})
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -68,7 +68,7 @@ def run(tmp_path, model, capsys):
     """Runs `lcgcn predict`; gives the exit code and the lines on standard error."""
 
     def run(*arguments):
-        fixed = ["predict", "--model", "m", "--whole_image", "--out", tmp_path / "out"]
+        fixed = ["predict", "--model", "m", "--whole-image", "--out", tmp_path / "out"]
         code = main([str(a) for a in (*fixed, *arguments)])
         return code, capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
 
@@ -88,7 +88,7 @@ def files_in(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def photographs(folder, count):
+def images(folder, count):
     folder.mkdir()
     for i in range(count):
         PIL.Image.new("RGB", (40, 30)).save(folder / f"{i}.png")
@@ -176,7 +176,7 @@ def test_mistake_after_a_signal_keeps_the_exit_code(run, tmp_path, monkeypatch):
             raise InputError("m: cannot be written")
 
     monkeypatch.setattr(predict, "load", load)
-    code, errors = run(photographs(tmp_path / "in", 1))
+    code, errors = run(images(tmp_path / "in", 1))
     assert (code, errors) == (143, ["lcgcn: stopped by SIGTERM; m: cannot be written"])
 
 
@@ -209,7 +209,7 @@ def test_signal_before_the_first_frame_leaves_nothing(run, model, clip, tmp_path
 @pytest.mark.parametrize("number", CODES)
 def test_finished_images_are_kept(run, model, tmp_path, number):
     model.stop_at, model.number = 3, number
-    code, errors = run(photographs(tmp_path / "in", 5))
+    code, errors = run(images(tmp_path / "in", 5))
     out = tmp_path / "out"
     assert code == CODES[number]
     assert errors == [f"lcgcn: stopped by {number.name}; 2 of 5 inputs are finished in {out}"]
@@ -218,7 +218,7 @@ def test_finished_images_are_kept(run, model, tmp_path, number):
 
 def test_signal_while_the_model_is_loaded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "load", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
-    code, errors = run(photographs(tmp_path / "in", 1))
+    code, errors = run(images(tmp_path / "in", 1))
     assert (code, errors) == (143, ["lcgcn: stopped by SIGTERM"])
     assert not (tmp_path / "out").exists()
 
@@ -231,20 +231,20 @@ def test_signal_that_a_library_turns_into_its_own_error(run, tmp_path, monkeypat
             raise RuntimeError("callback failed") from error
 
     monkeypatch.setattr(predict, "load", load)
-    code, errors = run(photographs(tmp_path / "in", 1))
+    code, errors = run(images(tmp_path / "in", 1))
     assert (code, errors) == (130, ["lcgcn: stopped by SIGINT"])
 
 
 def test_handlers_are_put_back(run, tmp_path):
     before = {number: signal.getsignal(number) for number in CODES}
-    assert run(photographs(tmp_path / "in", 1))[0] == 0
+    assert run(images(tmp_path / "in", 1))[0] == 0
     assert {number: signal.getsignal(number) for number in CODES} == before
 
 
 def test_ignored_signals_stay_ignored(run, model, tmp_path):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     model.stop_at, model.number = 1, signal.SIGHUP
-    assert run(photographs(tmp_path / "in", 1))[0] == 0
+    assert run(images(tmp_path / "in", 1))[0] == 0
 
 
 def test_signals_while_the_process_ends(tmp_path):
@@ -304,7 +304,7 @@ def full_disk(monkeypatch):
 @pytest.mark.parametrize("format", ["json", "csv", "pts"])
 @pytest.mark.parametrize("after", [0, 1])
 def test_full_disk_leaves_nothing(run, tmp_path, full_disk, format, after):
-    photos = photographs(tmp_path / "in", 1)
+    photos = images(tmp_path / "in", 1)
     full_disk(after)
     code, errors = run(photos, "--format", format)
     name = (
@@ -319,7 +319,7 @@ def test_full_disk_leaves_nothing(run, tmp_path, full_disk, format, after):
 
 
 def test_full_disk_keeps_what_was_there(run, tmp_path, full_disk):
-    photos = photographs(tmp_path / "in", 2)
+    photos = images(tmp_path / "in", 2)
     assert run(photos)[0] == 0
     before = {name: (tmp_path / "out" / name).read_bytes() for name in files_in(tmp_path / "out")}
     full_disk(3)
@@ -354,7 +354,7 @@ def test_full_or_read_only_disk_in_any_command(run, tmp_path, monkeypatch, numbe
         raise OSError(number, os.strerror(number), "/some/file")
 
     monkeypatch.setattr(predict, "load", load)
-    code, errors = run(photographs(tmp_path / "in", 1))
+    code, errors = run(images(tmp_path / "in", 1))
     assert code == 2
     assert errors == [
         f"lcgcn: error: /some/file: cannot be written: {os.strerror(number)}; free some space or choose "
@@ -400,13 +400,13 @@ def run_boxes(tmp_path, model, capsys):
 
 
 def test_images_without_a_face_in_a_box_file_are_no_news(run_boxes, tmp_path):
-    photos = photographs(tmp_path / "in", 2)
+    photos = images(tmp_path / "in", 2)
     assert run_boxes("image,x0,y0,x1,y1\n0.png,2,2,20,20\n1.png,,,,\n", photos) == (0, [])
     assert json.loads((tmp_path / "out/1.json").read_text())["faces"] == []
 
 
 def test_names_of_no_input_are_counted_in_one_line(run_boxes, tmp_path):
-    photos = photographs(tmp_path / "in", 1)
+    photos = images(tmp_path / "in", 1)
     rows = "".join(f"{i}.png,2,2,20,20\n" for i in range(9))
     code, errors = run_boxes("image,x0,y0,x1,y1\n" + rows, photos)
     assert code == 0
@@ -419,7 +419,7 @@ def test_ambiguous_names_are_refused_before_the_model_is_loaded(run_boxes, model
     folder = tmp_path / "in"
     folder.mkdir()
     for name in "ab":
-        photographs(folder / name, 1)
+        images(folder / name, 1)
     code, errors = run_boxes("image,x0,y0,x1,y1\n0.png,2,2,20,20\n", folder)
     assert code == 2
     assert errors == [
@@ -430,7 +430,7 @@ def test_ambiguous_names_are_refused_before_the_model_is_loaded(run_boxes, model
 
 
 def test_unread_files_are_told_once(run, tmp_path):
-    photos = photographs(tmp_path / "in", 1)
+    photos = images(tmp_path / "in", 1)
     (photos / "a.HEIC").touch()
     (photos / "._0.png").touch()
     assert run(photos) == (

@@ -7,8 +7,8 @@ import PIL.Image
 import pytest
 
 from lcgcn_jax.commands import prepare
-from lcgcn_jax.data.builders import decode_image
 from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.errors import InputError
 
 
@@ -119,7 +119,7 @@ def test_mistakes_name_the_mend(afw, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"nowhere: no such folder; --src"):
         run("300w", "--src", tmp_path / "nowhere", "--out", out)
-    with pytest.raises(InputError, match="--faces and --test_faces must be at least 1"):
+    with pytest.raises(InputError, match="--faces and --test-faces must be at least 1"):
         run("synthetic", "--faces", 0, "--out", out)
     with pytest.raises(InputError, match="no WFLW here"):
         run("wflw", "--src", afw, "--out", out)
@@ -134,7 +134,7 @@ def test_mistakes_name_the_mend(afw, tmp_path):
 @pytest.mark.parametrize("scheme", ["wflw98", "ibug68"])
 def test_synthetic(tmp_path, capsys, scheme):
     out = tmp_path / "out"
-    flags = ("--scheme", scheme, "--faces", 6, "--test_faces", 2, "--seed", 1)
+    flags = ("--scheme", scheme, "--faces", 6, "--test-faces", 2, "--seed", 1)
     assert run("synthetic", "--out", out, *flags) == 0
     dataset = open_dataset(out)
     assert dataset.scheme.name == scheme

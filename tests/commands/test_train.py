@@ -10,7 +10,7 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.training.checkpoints import latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.config import load_config
-from lcgcn_jax.training.workdir import Claim
+from lcgcn_jax.training.run_lock import RunLock
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_a_run_says_what_it_begins_with(small_run, synthetic98, tmp_path, capsys
             "model.heatmap.arch: got 'w19'; expected one of",
         ),
         (
-            ["--config", "demo:small", "--config.model.heatmap_origin=left"],
-            "model.heatmap_origin: got 'left'; expected a number",
+            ["--config", "demo:small", "--config.model.heatmap_offset=left"],
+            "model.heatmap_offset: got 'left'; expected a number",
         ),
         (["--config", "demo:small", "--config.init_from=gone.pth"], "gone.pth: no such file"),
         (
@@ -73,7 +73,7 @@ def test_a_run_says_what_it_begins_with(small_run, synthetic98, tmp_path, capsys
         ),
         (["--config", "demo:tiny"], "did you mean 'small'"),
         (["--config", "missing.py"], "missing.py: no such config file"),
-        (["--config", "demo:small", "--train.steps=3"], "unrecognised: --train.steps=3"),
+        (["--config", "demo:small", "--train.steps=3"], "unrecognized: --train.steps=3"),
         (["--config", "demo:small", "--config.train.steps"], "a value is missing"),
         (["--config", "demo:small", "--config.data.dir=nowhere"], "nowhere: no such folder"),
         (
@@ -102,7 +102,7 @@ def test_workdir_of_another_run_is_refused(refused, run, synthetic98):
 def test_training_that_diverges_ends_in_one_line(run, synthetic98, capsys):
     """Of a run that goes on with another config, since it was asked to; its checkpoint stays."""
     code = main(
-        ["train", "--config", "demo:small", "--workdir", str(run), "--accept_changes",
+        ["train", "--config", "demo:small", "--workdir", str(run), "--accept-changes",
          f"--config.data.dir={synthetic98}", "--config.train.keep=1", "--config.train.steps=4",
          "--config.optimizer.learning_rate.heatmap=1e38", "--config.optimizer.warmup_steps=0",
          "--config.optimizer.schedule=constant"]
@@ -139,7 +139,7 @@ def test_a_folder_in_training_can_be_evaluated_but_not_trained_in(
 ):
     config = load_config("demo:small")
     config.data.dir, config.train.keep = str(synthetic98), 1
-    claim = Claim(run, config, open_dataset(synthetic98))
+    claim = RunLock(run, config, open_dataset(synthetic98))
     said = refused(
         "train", "--config", "demo:small", "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1",

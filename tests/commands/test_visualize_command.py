@@ -27,7 +27,7 @@ def test_edges_of_one_part_above_a_threshold(small_run, synthetic98, tmp_path):
     options = {
         "all": [],
         "part": ["--landmark", "left_eye"],
-        "none": ["--landmark", "left_eye", "--edge_threshold", 0.99],
+        "none": ["--landmark", "left_eye", "--edge-threshold", 0.99],
     }
     pictures = []
     for name, more in options.items():
@@ -56,8 +56,8 @@ def test_bundle_without_log_needs_data(refused, small_run, tmp_path):
     [
         (["--landmark", "left_eyes"], "did you mean 'left_eye'?"),
         (["--landmark", "98"], "wflw98 has the landmarks 0 to 97"),
-        (["--edge_threshold", "1.5"], "--edge_threshold 1.5: a weight lies in 0..1"),
-        (["--edge_threshold", "nan"], "--edge_threshold nan: a weight lies in 0..1"),
+        (["--edge-threshold", "1.5"], "--edge-threshold 1.5: a weight lies in 0..1"),
+        (["--edge-threshold", "nan"], "--edge-threshold nan: a weight lies in 0..1"),
         (["--faces", "0"], "at least 1 face"),
         (["--skip", "1000"], "skip fewer"),
     ],

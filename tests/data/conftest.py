@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from lcgcn_jax.data import builders
+from lcgcn_jax.data import records
+from lcgcn_jax.data.annotations import AnnotationList, FaceAnnotation
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.data.records import AnnotationList, FaceAnnotation
 from lcgcn_jax.landmarks import LandmarkScheme
 
 FIVE = LandmarkScheme.from_dict(
@@ -19,7 +19,7 @@ class FaceMaker:
     def __init__(self, folder):
         self.folder = folder
 
-    def photograph(self, name, width=90, height=80, seed=0):
+    def image(self, name, width=90, height=80, seed=0):
         """A picture of smooth noise; returns its path."""
         noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
         path = self.folder / name
@@ -27,15 +27,15 @@ class FaceMaker:
         cv2.imwrite(str(path), cv2.GaussianBlur(noise, (0, 0), 2))
         return path
 
-    def face(self, path, *, centre=(45.25, 40.5), side=32.0, **fields):
-        """An annotation whose box has this centre and this longer side."""
+    def face(self, path, *, center=(45.25, 40.5), side=32.0, **fields):
+        """An annotation whose box has this center and this longer side."""
         defaults = {
             "name": path.name,
             "subset": "",
             "split": "train",
             "group": "one",
             "image_path": path,
-            "landmarks": np.array(centre) + side * SHAPE,
+            "landmarks": np.array(center) + side * SHAPE,
             "visible": np.ones(5, bool),
             "provided_box": None,
             "attributes": (),
@@ -49,7 +49,7 @@ class FaceMaker:
     def dataset(self, faces, name="dataset"):
         """The faces, prepared and opened."""
         out = self.folder / name
-        builders.prepare(self.annotations(faces), out)
+        records.prepare(self.annotations(faces), out)
         return open_dataset(out)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from lcgcn_jax import geometry
 from lcgcn_jax.data.augment import (
-    DEGRADATIONS,
+    CORRUPTIONS,
     AugmentConfig,
     augment_face,
     blur,
@@ -42,7 +42,7 @@ def record_of(image, landmarks=LANDMARKS, **fields):
 
 
 def spot(point, shape=(300, 300), sigma=4.0):
-    """A white Gaussian spot on black, its centre at the point."""
+    """A white Gaussian spot on black, its center at the point."""
     y, x = np.indices(shape)
     value = np.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / (2 * sigma**2))
     return np.repeat(np.rint(255 * value).astype(np.uint8)[..., None], 3, axis=2)
@@ -67,13 +67,11 @@ def test_landmarks_stay_on_what_they_mark(size, mirror):
         assert face["visible"].tolist() == [i != (0 if mirror else 1) for i in range(5)]
 
 
-def test_colours_under_the_landmarks_of_random_views():
-    colours = np.array(
-        [[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [250, 20, 250]]
-    )
+def test_colors_under_the_landmarks_of_random_views():
+    colors = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [250, 20, 250]])
     image = np.full((300, 300, 3), 128, np.uint8)
-    for (x, y), colour in zip(LANDMARKS, colours, strict=True):
-        cv2.circle(image, (round(x), round(y)), 6, colour.tolist(), -1)
+    for (x, y), color in zip(LANDMARKS, colors, strict=True):
+        cv2.circle(image, (round(x), round(y)), 6, color.tolist(), -1)
     record, rng = record_of(image), np.random.default_rng(0)
     mirrored = 0
     for _ in range(40):
@@ -84,7 +82,7 @@ def test_colours_under_the_landmarks_of_random_views():
         seen = face["image"][y[inside], x[inside]].astype(int)
         flipped = not face["visible"][0]
         mirrored += flipped
-        expected = colours[list(FIVE.mirror)] if flipped else colours
+        expected = colors[list(FIVE.mirror)] if flipped else colors
         assert np.abs(seen - expected[inside]).max() < 40
     assert 10 < mirrored < 30
 
@@ -102,8 +100,8 @@ def test_augmentation_spans_what_the_config_says():
     np.testing.assert_allclose([zooms.min(), zooms.max()], [0.8, 1.2], atol=0.02)
     turns = np.rad2deg(np.arctan2(axes[:, 1], axes[:, 0]))
     assert 27 < np.abs(turns).max() < 33
-    box_centre = (plain.min(axis=0) + plain.max(axis=0)) / 2
-    moves = np.array([view.mean(axis=0) for view in views]) - box_centre
+    box_center = (plain.min(axis=0) + plain.max(axis=0)) / 2
+    moves = np.array([view.mean(axis=0) for view in views]) - box_center
     assert 2.5 < np.abs(moves).max() < 0.1 * 32 + 2
 
 
@@ -117,7 +115,7 @@ def test_no_augmentation_is_the_plain_crop():
 
 def test_chance_comes_from_the_generator_alone():
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-    config = AugmentConfig(occlusion=0.5, blur=0.5, noise=0.5, darkness=0.5)
+    config = AugmentConfig(occlusion=0.5, blur=0.5, noise=0.5, low_light=0.5)
     first, again, other = (
         augment_face(record_of(image), FIVE, 64, config, np.random.default_rng((7, epoch, 3)))
         for epoch in (0, 0, 1)
@@ -143,7 +141,7 @@ def test_a_crop_carries_its_landmarks_back():
     np.testing.assert_allclose(back, source, atol=1e-4)
     assert face["crop_to_source"].dtype == np.float64
     assert face["image"].shape == (100, 100, 3)
-    # The box fills 1 / 1.25 of the crop and is centred in it.
+    # The box fills 1 / 1.25 of the crop and is centerd in it.
     np.testing.assert_allclose(np.ptp(face["landmarks"], axis=0).max(), 80, atol=1e-3)
     middle = (face["landmarks"].min(axis=0) + face["landmarks"].max(axis=0)) / 2
     np.testing.assert_allclose(middle, 49.5, atol=1e-3)
@@ -161,16 +159,16 @@ def test_the_provided_box_is_used_if_there_is_one():
         crop_face(record_of(spot(LANDMARKS[0])), 125, "dlib")
 
 
-def colour_config(**strengths):
+def color_config(**strengths):
     return AugmentConfig(**({**AugmentConfig.none().__dict__} | strengths))
 
 
 @pytest.mark.parametrize("strength", ["brightness", "contrast", "saturation"])
-def test_colour_jitter(strength):
+def test_color_jitter(strength):
     image = np.full((300, 300, 3), (60, 90, 120), np.uint8)
     image[:, 150:] = (160, 110, 90)
     plain = crop_face(record_of(image), 48)["image"].astype(float)
-    config = colour_config(**{strength: 0.3})
+    config = color_config(**{strength: 0.3})
     views = np.array(
         [
             augment_face(record_of(image), FIVE, 48, config, np.random.default_rng(i))["image"]
@@ -208,12 +206,12 @@ def test_blur_keeps_the_mean_and_flattens():
     assert blurred.std() < 0.4 * image.std()
 
 
-@pytest.mark.parametrize("kind", ["occlusion", "blur", "noise", "darkness"])
+@pytest.mark.parametrize("kind", ["occlusion", "blur", "noise", "low_light"])
 def test_damage_has_its_probability(kind):
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     record = record_of(image)
     plain = crop_face(record, 32)["image"]
-    config = colour_config(**{kind: 0.5})
+    config = color_config(**{kind: 0.5})
     damaged = sum(
         not np.array_equal(
             augment_face(record, FIVE, 32, config, np.random.default_rng(i))["image"], plain
@@ -223,12 +221,18 @@ def test_damage_has_its_probability(kind):
     assert 18 < damaged < 42
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DEGRADATIONS if kind != "none"])
-def test_degraded_crops_depend_on_the_name_alone(kind):
+@pytest.mark.parametrize("kind", [kind for kind in CORRUPTIONS if kind != "none"])
+def test_corrupted_crops_depend_on_the_name_alone(kind):
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     plain, none, first, again, other = (
-        crop_face(record_of(image, name=name), 48, "gt", degrade)
-        for name, degrade in [("a", "none"), ("b", "none"), ("a", kind), ("a", kind), ("b", kind)]
+        crop_face(record_of(image, name=name), 48, "gt", corruption)
+        for name, corruption in [
+            ("a", "none"),
+            ("b", "none"),
+            ("a", kind),
+            ("a", kind),
+            ("b", kind),
+        ]
     )
     np.testing.assert_array_equal(plain["image"], none["image"])
     np.testing.assert_array_equal(first["image"], again["image"])
@@ -238,7 +242,7 @@ def test_degraded_crops_depend_on_the_name_alone(kind):
         np.testing.assert_array_equal(first[field], plain[field])
 
 
-def test_degradations_are_as_strong_as_they_say():
+def test_corruptions_are_as_strong_as_they_say():
     size, names = 96, [f"face {i}" for i in range(60)]
     image = np.random.default_rng(0).integers(60, 196, (300, 300, 3), np.uint8)
     plain = crop_face(record_of(image), size)["image"].astype(float)
@@ -261,8 +265,8 @@ def test_degradations_are_as_strong_as_they_say():
     np.testing.assert_allclose([spreads.max(), spreads.min()], expected, rtol=0.1)
 
 
-def test_unknown_degradation_is_refused():
-    with pytest.raises(InputError, match="unknown degradation 'fog'; use one of none, occlude"):
+def test_unknown_corruption_is_refused():
+    with pytest.raises(InputError, match="unknown corruption 'fog'; use one of none, occlude"):
         crop_face(record_of(spot(LANDMARKS[0])), 32, "gt", "fog")
 
 
@@ -272,8 +276,8 @@ def test_a_mirrored_face_leans_to_the_same_side():
     lean = offset * size
     fixed = {**GEOMETRY_ONLY, "rotation": 0.0, "zoom": (1.0, 1.0), "shift": 0.0}
 
-    def landmarks(points, mirror, mirror_offset):
-        config = AugmentConfig(mirror=mirror, mirror_offset=mirror_offset, **fixed)
+    def landmarks(points, mirror, flip_bias):
+        config = AugmentConfig(mirror=mirror, flip_bias=flip_bias, **fixed)
         # Of the same crop: it does not move with the points.
         record = record_of(image) | {"landmarks": points.astype(np.float32)}
         return augment_face(record, FIVE, size, config, np.random.default_rng(0))["landmarks"]

@@ -8,7 +8,7 @@ import pytest
 from PIL.Image import Transpose
 
 from lcgcn_jax import geometry
-from lcgcn_jax.data import builders
+from lcgcn_jax.data import records
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 
@@ -65,7 +65,7 @@ def oriented(maker):
 
 def record_of(maker, face, **options):
     out = maker.folder / "out"
-    report = builders.prepare(maker.annotations([face]), out, overwrite=True, **options)
+    report = records.prepare(maker.annotations([face]), out, overwrite=True, **options)
     (record,) = open_dataset(out).source("train")
     return record, report
 
@@ -74,7 +74,7 @@ def assert_upright(record, upright, *, tolerance=0):
     """Points, boxes and pixels are those of the upright image."""
     x0, y0 = record["to_source"][:, 2].astype(int)
     np.testing.assert_array_equal(record["to_source"][:, :2], np.eye(2))
-    pixels = builders.decode_image(record["image"])
+    pixels = records.decode_image(record["image"])
     height, width = pixels.shape[:2]
     expected = np.asarray(upright)[y0 : y0 + height, x0 : x0 + width]
     assert np.abs(pixels.astype(float) - expected).mean() <= tolerance
@@ -136,7 +136,7 @@ def test_mirror_pairs_are_compared_in_upright_pixels(maker, oriented, orientatio
     wrong = dataclasses.replace(face, landmarks=points[[3, 1, 2, 0, 4]])
     for stated, expected in ((face, False), (wrong, True)):
         annotations = maker.annotations([stated] * 4)
-        report = builders.prepare(
+        report = records.prepare(
             dataclasses.replace(annotations, has_custom_landmarks=True),
             maker.folder / "out",
             overwrite=True,
@@ -185,7 +185,7 @@ def test_other_sizes_are_refused(maker, oriented, orientation, size, options, re
     wrong, _ = oriented(orientation, name="wrong", stated_size=size)
     good, _ = oriented(1, name="good")
     annotations = maker.annotations([wrong, good])
-    report = builders.prepare(annotations, maker.folder / "some", **options)
+    report = records.prepare(annotations, maker.folder / "some", **options)
     (bad,) = report.bad
     assert reason in bad.reason
     with pytest.raises(
@@ -195,14 +195,14 @@ def test_other_sizes_are_refused(maker, oriented, orientation, size, options, re
     # All faces of a split are wrong, and of the others none.
     wrong = dataclasses.replace(wrong, split="test")
     with pytest.raises(InputError, match="no face of test can be used"):
-        builders.prepare(maker.annotations([good, wrong]), maker.folder / "out", **options)
+        records.prepare(maker.annotations([good, wrong]), maker.folder / "out", **options)
 
 
 def test_points_off_an_oriented_image_name_the_option(maker, oriented):
     points = POINTS + np.array([0, 60])  # on the image as stored, 80 x 120
     bad, _ = oriented(6, name="bad", landmarks=points, provided_box=None)
     good, _ = oriented(1, name="good")
-    report = builders.prepare(maker.annotations([bad, good]), maker.folder / "out")
+    report = records.prepare(maker.annotations([bad, good]), maker.folder / "out")
     assert "for points in its pixels as stored, add --stored-pixels" in report.bad[0].reason
 
 

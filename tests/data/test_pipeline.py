@@ -15,11 +15,11 @@ SETTINGS = {"image_size": 16, "batch_size": 4, "seed": 3, "augment": AugmentConf
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory, face_maker_of):
     maker = face_maker_of(tmp_path_factory.mktemp("faces"))
-    photographs = [maker.photograph(f"{i}.png", seed=i) for i in range(NUM_TRAIN)]
-    train = [maker.face(path) for path in photographs]
+    images = [maker.image(f"{i}.png", seed=i) for i in range(NUM_TRAIN)]
+    train = [maker.face(path) for path in images]
     test = [
         maker.face(path, name=f"test/{path.name}", split="test", subset=f"part{i % 2}")
-        for i, path in enumerate(photographs[:NUM_TEST])
+        for i, path in enumerate(images[:NUM_TEST])
     ]
     return maker.dataset(train + test)
 
@@ -143,7 +143,7 @@ def test_evaluation_parts_of_processes_join_to_the_whole(faces):
 
 
 def test_damage_does_not_depend_on_how_faces_are_batched(faces):
-    settings = {"image_size": 16, "degrade": "occlude"}
+    settings = {"image_size": 16, "corruption": "occlude"}
     fours, ones = (
         join(list(eval_batches(faces, "test", batch_size=size, **settings))) for size in (4, 1)
     )
@@ -159,8 +159,8 @@ def test_damage_does_not_depend_on_how_faces_are_batched(faces):
 def test_a_missing_box_or_split_stops_the_caller(faces):
     with pytest.raises(InputError, match="no face box"):
         eval_batches(faces, "test", image_size=16, batch_size=4, box="rect")
-    with pytest.raises(InputError, match="unknown degradation 'fog'"):
-        eval_batches(faces, "test", image_size=16, batch_size=4, degrade="fog")
+    with pytest.raises(InputError, match="unknown corruption 'fog'"):
+        eval_batches(faces, "test", image_size=16, batch_size=4, corruption="fog")
     with pytest.raises(InputError, match="no split 'common'; there are train, test"):
         eval_batches(faces, "common", image_size=16, batch_size=4)
     with pytest.raises(InputError, match="no split"):

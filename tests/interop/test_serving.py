@@ -16,8 +16,8 @@ from jax import export
 
 from lcgcn_jax import geometry
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data.synthetic import draw_face
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.image_io import read_image
 from lcgcn_jax.interop.serving import (
     OUTPUTS,
     PLATFORMS,
@@ -29,7 +29,7 @@ from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 from lcgcn_jax.models.bundles import CONFIG, find_bundle, load_bundle
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
-from lcgcn_jax.photographs import read_photograph
+from lcgcn_jax.synthetic import draw_face
 
 SHIPPED = "w300-lcgcn-small"
 SIZE = json.loads((find_bundle(SHIPPED) / CONFIG).read_text())["image_size"]
@@ -262,7 +262,7 @@ def test_the_onnx_example_of_the_readme_works_without_jax(written, tmp_path, zoo
     blocked = ["jax", "jaxlib", "flax", "lcgcn_jax"]
     run_apart(code + '\nnp.save("points.npy", points)', tmp_path, blocked)
     affine = geometry.crop_transform(np.array(box), SIZE)
-    crop = geometry.warp(read_photograph(photo), affine, SIZE)
+    crop = geometry.warp(read_image(photo), affine, SIZE)
     (expected,) = serve_onnx(tmp_path / "face.onnx")(crop[None])["landmarks"]
     expected = geometry.transform_points(geometry.invert(affine), expected)
     np.testing.assert_allclose(

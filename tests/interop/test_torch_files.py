@@ -125,8 +125,8 @@ def truncated(path):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth", ".legacy.pth"])
-@pytest.mark.parametrize("damage", ["half", "none of it", "another file"])
-def test_a_damaged_file_is_named(tmp_path, ending, damage):
+@pytest.mark.parametrize("corrupt", ["half", "none of it", "another file"])
+def test_a_damaged_file_is_named(tmp_path, ending, corrupt):
     path = tmp_path / f"weights{ending}"
     if ending == ".legacy.pth":
         torch = pytest.importorskip("torch")
@@ -135,11 +135,11 @@ def test_a_damaged_file_is_named(tmp_path, ending, damage):
         if ending == ".pth":
             pytest.importorskip("torch")
         write_state_dict(path, STATE)
-    if damage == "half":
+    if corrupt == "half":
         truncated(path)
     else:
         path.write_bytes(
-            b"" if damage == "none of it" else b"<!DOCTYPE html><html>not found</html>"
+            b"" if corrupt == "none of it" else b"<!DOCTYPE html><html>not found</html>"
         )
     with pytest.raises(InputError, match=rf"{re.escape(str(path))}: .*damaged") as e:
         read_state_dict(path)

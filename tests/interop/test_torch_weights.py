@@ -149,8 +149,8 @@ def test_what_a_bundle_is_made_as(face, lcgcn):
     assert (face.bundle.scheme, face.bundle.image_size) == (WFLW98, 256)
     assert lcgcn.bundle.model["decode"] == "argmax"
     assert lcgcn.bundle.model["graph"]["mlp_output"] == "activated"
-    assert face.bundle.model["heatmap_origin"] == 2.5
-    assert lcgcn.bundle.model["heatmap_origin"] == 2.0
+    assert face.bundle.model["heatmap_offset"] == 2.5
+    assert lcgcn.bundle.model["heatmap_offset"] == 2.0
     for result in (face, lcgcn):
         assert not result.fresh
         assert not result.unused
@@ -185,7 +185,7 @@ def test_both_generations_of_mmpose(face, hrnet98, starts, code, prefix):
     assert last[code] in keys
     result = imported(state)
     assert result.code == code
-    assert result.bundle.model["heatmap_origin"] == 0.0
+    assert result.bundle.model["heatmap_offset"] == 0.0
     assert_same_weights(result.bundle.weights, face.bundle.weights)
 
 
@@ -215,7 +215,7 @@ def test_of_an_imagenet_model_the_backbone_is_taken_and_the_head_is_fresh(face, 
     backbone = {key: value for key, value in hrnet98.items() if not key.startswith("head.")}
     result = imported(backbone | extra)
     assert result.code == "HRNet for ImageNet"
-    assert result.bundle.model["heatmap_origin"] is None
+    assert result.bundle.model["heatmap_offset"] is None
     assert set(result.unused) == set(extra)
     head = {name for name in face.bundle.weights if name.startswith("heatmap_model.head_")}
     assert set(result.fresh) == head
@@ -352,7 +352,7 @@ def test_a_graph_that_the_authors_code_cannot_hold_is_not_exported(lcgcn, field,
     model = dict(lcgcn.bundle.model)
     model["graph"] = model["graph"] | {field: value, "gcn_widths": [64, 16, 2]}
     bundle = dataclasses.replace(lcgcn.bundle, model=model)
-    message = rf"bundle: PyTorch code .* this one has {field}='{value}'; --heatmap_only"
+    message = rf"bundle: PyTorch code .* this one has {field}='{value}'; --heatmap-only"
     with pytest.raises(InputError, match=message):
         export_weights(bundle, graph=True, source="bundle")
     assert export_weights(bundle, graph=False, source="bundle")

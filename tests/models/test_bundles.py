@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lcgcn_jax.calibration import Calibration
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 from lcgcn_jax.models.bundles import (
@@ -18,9 +17,10 @@ from lcgcn_jax.models.bundles import (
     find_bundle,
     load_bundle,
     save_bundle,
-    save_calibration,
+    save_uncertainty,
 )
 from lcgcn_jax.models.weights import merge_weights, split_weights
+from lcgcn_jax.uncertainty import UncertaintyModel
 
 SCHEME = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3, "mirror_pairs": [[0, 2]]})
 MODEL = {
@@ -175,7 +175,7 @@ def test_weights_that_do_not_fit_are_named(saved, change, reason):
         (lambda c: c.pop("format"), "no 'format'"),
         (lambda c: c.pop("model"), "no 'model'"),
         (lambda c: c["model"].pop("graph"), "no 'graph'"),
-        (lambda c: c["model"].update(heatmap_origin="left"), "'left' is no place in pixels"),
+        (lambda c: c["model"].update(heatmap_offset="left"), "'left' is no place in pixels"),
         (lambda c: c["model"]["heatmap"].update(name="resnet"), "no heatmap model 'resnet'"),
         (lambda c: c["model"]["graph"].update(norm="group"), "model.graph.norm: 'group'"),
         (lambda c: c.update(image_size="large"), "large"),
@@ -204,7 +204,7 @@ def test_weights_of_another_number_of_landmarks_are_refused(bundle, tmp_path):
     assert "instead of" in refusal(tmp_path / "model")
 
 
-CALIBRATION = Calibration(
+CALIBRATION = UncertaintyModel(
     0.2,
     1.3,
     np.array([0.1, 0.0, -0.2]),
@@ -217,7 +217,7 @@ CALIBRATION = Calibration(
 def test_calibration_is_kept(bundle, saved, tmp_path):
     assert load_bundle(saved).calibration is None
     before = json.loads((saved / CONFIG).read_text())
-    save_calibration(saved, CALIBRATION)
+    save_uncertainty(saved, CALIBRATION)
     loaded = load_bundle(saved)
     assert loaded.calibration.to_dict() == CALIBRATION.to_dict()
     after = json.loads((saved / CONFIG).read_text())

@@ -12,7 +12,7 @@ from lcgcn_jax.models.cascade import CascadeConfig, MeanShapeCascade
 from lcgcn_jax.models.connectivity import StaticEdges
 
 B, K, C, SIDE = 2, 5, 6, 8
-SMALL = CascadeConfig(width=8, blocks=2, turns=3)
+SMALL = CascadeConfig(width=8, blocks=2, fine_steps=3)
 RNG = np.random.default_rng(0)
 SHAPE = jnp.asarray(RNG.normal(size=(K, 2)), jnp.float32)
 MAPS = jnp.asarray(RNG.normal(size=(B, SIDE, SIDE, C)), jnp.float32)
@@ -34,29 +34,29 @@ def run(model, maps=MAPS, peaks=PEAKS):
 def stirred(model):
     """The same model away from its start, where nothing moves."""
     rng = np.random.default_rng(1)
-    for weight in (model.transform, model.displacement.own, model.displacement.neighbour):
+    for weight in (model.transform, model.displacement.own, model.displacement.neighbor):
         weight.set_value(jnp.asarray(0.05 * rng.normal(size=weight.shape), jnp.float32))
     return model
 
 
 def test_starts_as_the_mean_shape_in_the_crop_around_its_box():
-    turns, edges = run(make())
-    assert turns.shape == (B, 1 + SMALL.turns, K, 2)
+    fine_steps, edges = run(make())
+    assert fine_steps.shape == (B, 1 + SMALL.fine_steps, K, 2)
     assert edges.shape == (B, K, K)
     box = geometry.box_of_landmarks(np.asarray(SHAPE, np.float64), np.ones(K, bool))
     in_crop = geometry.transform_points(
         geometry.crop_transform(box, 64), np.asarray(SHAPE, np.float64)
     )
-    for position in turns.reshape(-1, K, 2):
+    for position in fine_steps.reshape(-1, K, 2):
         np.testing.assert_allclose(position * 64 - 0.5, in_crop, atol=1e-3)
 
 
 def test_coarse_turn_moves_all_points_by_one_transformation_and_the_fine_ones_do_not():
-    turns, _ = run(stirred(make()))
+    fine_steps, _ = run(stirred(make()))
     start = cascade.placed_in_crop(SHAPE)
     for b in range(B):
         # Points before and after are related by one 3 x 3 matrix: a homography fits them exactly.
-        rest = [homography_residual(start, turns[b, t]) for t in (0, 1)]
+        rest = [homography_residual(start, fine_steps[b, t]) for t in (0, 1)]
         assert rest[0] < 1e-5 < 1e-3 < rest[1]
 
 
@@ -73,12 +73,12 @@ def homography_residual(before, after):
 def test_peaks_are_not_used_and_features_are_read_again_at_every_turn():
     model = stirred(make())
     np.testing.assert_array_equal(run(model)[0], run(model, peaks=PEAKS + 0.1)[0])
-    turns = run(model)[0]
+    fine_steps = run(model)[0]
     again = jax.grad(lambda maps: run(model, maps)[0][:, 2].sum())(MAPS)
     first = jax.grad(lambda maps: run(model, maps)[0][:, 1].sum())(MAPS)
     read = [np.asarray(g != 0).any(axis=-1) for g in (first, again)]
     assert (read[1] & ~read[0]).any(), "cells that only the next turn reads"
-    assert not np.allclose(turns[:, 1], turns[:, 2])
+    assert not np.allclose(fine_steps[:, 1], fine_steps[:, 2])
 
 
 @pytest.mark.slow
@@ -99,9 +99,9 @@ def test_every_size_matters(field):
     count = [
         sum(p.size for p in jax.tree.leaves(nnx.state(m, nnx.Param))) for m in (make(), larger)
     ]
-    if field == "turns":
+    if field == "fine_steps":
         assert count[0] == count[1]
-        assert run(larger)[0].shape[1] == 1 + 2 * SMALL.turns
+        assert run(larger)[0].shape[1] == 1 + 2 * SMALL.fine_steps
     else:
         assert count[1] > count[0]
 

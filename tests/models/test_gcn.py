@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lcgcn_jax.models.gcn import (
-    GraphConv,
-    NeighbourGuesses,
-    PairVectors,
-    ShapeTurn,
-    fit_rotation_and_scale,
-)
+from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors, ShapeRefiner, fit_similarity
 
 B, K, N, M = 2, 6, 4, 3
 RNG = np.random.default_rng(0)
@@ -29,7 +23,7 @@ def make(shape_features, dtype):
 
 def equation_4(block, nodes, positions, edges):
     """`h_i' = W1 h_i + b + sum_j e_ij W2 (h_j (+) (p_i - p_j))`, literally, in float64."""
-    w1, w2 = np.float64(block.own[...]).T, np.float64(block.neighbour[...]).T
+    w1, w2 = np.float64(block.own[...]).T, np.float64(block.neighbor[...]).T
     if block.shape is not None:
         w2 = np.concatenate([w2, np.float64(block.shape[...]).T], axis=1)
     out = np.zeros((B, K, M))
@@ -45,7 +39,7 @@ def equation_4(block, nodes, positions, edges):
 
 @pytest.mark.parametrize("shape_features", [True, False])
 @pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-5), (np.float64, 1e-12)])
-def test_two_products_are_the_sum_over_neighbours(shape_features, dtype, error):
+def test_two_products_are_the_sum_over_neighbors(shape_features, dtype, error):
     with jax.enable_x64(dtype == np.float64):
         block = make(shape_features, dtype)
         ours = block(*(jnp.asarray(x, dtype) for x in (NODES, POSITIONS, EDGES)))
@@ -77,7 +71,7 @@ def test_zero_init_gives_zeros_and_can_learn():
     assert all(leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
-def test_pair_vectors_join_the_sum_over_neighbours():
+def test_pair_vectors_join_the_sum_over_neighbors():
     block = GraphConv(N, M, shape_features=True, pair_width=5, rngs=nnx.Rngs(0))
     vectors = PairVectors(K, 5, rngs=nnx.Rngs(1))
     nodes, positions, edges = (jnp.asarray(x, jnp.float32) for x in (NODES, POSITIONS, EDGES))
@@ -99,9 +93,7 @@ def test_frame_of_a_turned_and_scaled_shape_is_found():
     truth = np.stack([rotation(0.7, 1.5), rotation(-2.0, 0.2)])
     positions = np.einsum("bxd,kd->bkx", truth, shape) + RNG.normal(size=(B, 1, 2))
     weights = RNG.uniform(0.1, 1, size=(B, K))
-    found = fit_rotation_and_scale(
-        *(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights))
-    )
+    found = fit_similarity(*(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights)))
     np.testing.assert_allclose(found, truth, atol=1e-5)
 
 
@@ -111,20 +103,18 @@ def test_landmark_without_weight_does_not_turn_the_frame():
     positions[0, 0] += 100
     weights = np.ones((1, K))
     weights[0, 0] = 0
-    found = fit_rotation_and_scale(
-        *(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights))
-    )
+    found = fit_similarity(*(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights)))
     np.testing.assert_allclose(found[0], rotation(0.3, 2.0), atol=1e-4)
 
 
-def test_guesses_are_the_literal_sum_over_neighbours():
-    guesses = NeighbourGuesses(K)
+def test_guesses_are_the_literal_sum_over_neighbors():
+    offset_voting = OffsetVoting(K)
     mean, correction = RNG.normal(size=(K, 2)), RNG.normal(size=(K, K, 2))
-    guesses.mean_shape.set_value(jnp.asarray(mean, jnp.float32))
-    guesses.correction.set_value(jnp.asarray(correction, jnp.float32))
+    offset_voting.mean_shape.set_value(jnp.asarray(mean, jnp.float32))
+    offset_voting.correction.set_value(jnp.asarray(correction, jnp.float32))
     confidence = RNG.uniform(size=(B, K))
     arguments = (jnp.asarray(x, jnp.float32) for x in (POSITIONS, confidence, EDGES))
-    found = guesses(*arguments)
+    found = offset_voting(*arguments)
     expected = np.zeros((B, K, 2))
     for image in range(B):
         # The frame by least squares, another way than the closed form.
@@ -145,16 +135,16 @@ def test_guesses_are_the_literal_sum_over_neighbours():
 
 
 def test_guesses_on_a_perfect_shape_change_nothing():
-    guesses = NeighbourGuesses(K)
+    offset_voting = OffsetVoting(K)
     mean = RNG.normal(size=(K, 2))
-    guesses.mean_shape.set_value(jnp.asarray(mean, jnp.float32))
+    offset_voting.mean_shape.set_value(jnp.asarray(mean, jnp.float32))
     positions = np.broadcast_to(mean @ rotation(0.5, 0.3).T + 0.4, (B, K, 2))
     arguments = (jnp.asarray(x, jnp.float32) for x in (positions, np.ones((B, K)), EDGES))
-    np.testing.assert_allclose(guesses(*arguments), positions, atol=1e-5)
+    np.testing.assert_allclose(offset_voting(*arguments), positions, atol=1e-5)
 
 
 def test_a_shape_turn_is_the_literal_sum_over_pairs():
-    turn = ShapeTurn(K)
+    turn = ShapeRefiner(K)
     mean, bias = RNG.normal(size=(2, K, 2))
     transforms = RNG.normal(size=(K, K, 2, 2))
     for variable, value in (
@@ -166,7 +156,7 @@ def test_a_shape_turn_is_the_literal_sum_over_pairs():
     confidence = RNG.uniform(0.1, 1, size=(B, K))
     arguments = [jnp.asarray(x, jnp.float32) for x in (POSITIONS, confidence)]
     expected = np.array(POSITIONS, np.float64)
-    frames = fit_rotation_and_scale(jnp.asarray(mean, jnp.float32), arguments[0], arguments[1] ** 2)
+    frames = fit_similarity(jnp.asarray(mean, jnp.float32), arguments[0], arguments[1] ** 2)
     for image, frame in enumerate(np.asarray(frames, np.float64)):
         weights = confidence[image] ** 2 / (confidence[image] ** 2).sum()
         origin = weights @ POSITIONS[image] - frame @ (weights @ mean)
@@ -180,7 +170,7 @@ def test_a_shape_turn_is_the_literal_sum_over_pairs():
 
 
 def test_a_fresh_shape_turn_changes_nothing():
-    turn = ShapeTurn(K)
+    turn = ShapeRefiner(K)
     turn.mean_shape.set_value(jnp.asarray(RNG.normal(size=(K, 2)), jnp.float32))
     positions, confidence = jnp.asarray(POSITIONS, jnp.float32), jnp.ones((B, K), jnp.float32)
     np.testing.assert_array_equal(turn(positions, confidence), positions)

@@ -52,7 +52,7 @@ def run(model, **train):
 @pytest.mark.parametrize(
     ("field", "value"),
     # The first: all defaults.
-    [("connectivity", GraphConfig.connectivity), ("refinements", 2), ("shape_turn", True)]
+    [("connectivity", GraphConfig.connectivity), ("refinements", 2), ("shape_refiner", True)]
     + [(f, v) for f, values in CHOICES.items() for v in values if v != getattr(GraphConfig, f)],
 )
 def test_every_option_gives_landmarks_and_edges(toy, field, value):
@@ -69,16 +69,16 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
         "confidence": (B, K),
         "edges": (B, K, K),
         "landmarks": (B, K, 2),
-        "turns": (B, {"refinements": 3, "shape_turn": 2}.get(field, 1), K, 2),
-        "spread": (B, K),
+        "stages": (B, {"refinements": 3, "shape_refiner": 2}.get(field, 1), K, 2),
+        "heatmap_std": (B, K),
     }
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
 
 
 def test_a_graph_is_chosen_by_name_and_an_older_config_without_one_is_the_papers(toy):
-    sizes = {"width": 8, "blocks": 1, "turns": 2}
+    sizes = {"width": 8, "blocks": 1, "stages": 2}
     dag = make(config_of() | {"graph": {"name": "dag", **sizes}})
-    assert run(dag).turns.shape == (B, 3, K, 2)
+    assert run(dag).stages.shape == (B, 3, K, 2)
     assert isinstance(make(config_of()).graph, GraphHead)
     assert isinstance(make(config_of(name="lcgcn")).graph, GraphHead)
     with pytest.raises(InputError, match=r"no graph 'cascade'; there are lcgcn, dag"):
@@ -89,7 +89,7 @@ def test_a_graph_is_chosen_by_name_and_an_older_config_without_one_is_the_papers
 
 def test_the_options_tested_are_all_there_are():
     free = {"embedding_widths", "class_widths", "edge_widths", "gcn_widths", "pair_width"}
-    free |= {"refinements", "shape_turn"}
+    free |= {"refinements", "shape_refiner"}
     assert {f.name for f in dataclasses.fields(GraphConfig)} - free == set(CHOICES)
 
 
@@ -115,7 +115,7 @@ def test_a_residual_graph_starts_at_the_heatmap_landmarks(toy, decode):
 def test_coordinates_are_parts_of_the_crop_from_its_edge(toy, output):
     model = make(config_of(output=output))
     last = model.graph.blocks[-1]
-    for param in (last.own, last.neighbour, last.shape):
+    for param in (last.own, last.neighbor, last.shape):
         param.set_value(jnp.zeros_like(param[...]))
     last.bias.set_value(jnp.array([0.25, 0.5]))
     said = run(model)
@@ -136,8 +136,8 @@ def test_heatmap_landmarks_are_the_peaks_in_crop_pixels(toy):
 @pytest.mark.parametrize("origin", [0, 2.5])
 def test_the_origin_moves_the_peaks_and_not_what_lies_at_them(toy, origin):
     config = config_of("dark", output="residual", sampling="bilinear")
-    model, moved = make(config), make(config | {"heatmap_origin": origin})
-    assert (model.heatmap_origin, moved.heatmap_origin) == (1.5, origin)
+    model, moved = make(config), make(config | {"heatmap_offset": origin})
+    assert (model.heatmap_offset, moved.heatmap_offset) == (1.5, origin)
     plain, other = run(model), run(moved)
     np.testing.assert_allclose(
         other.heatmap_landmarks, plain.heatmap_landmarks + (origin - 1.5), atol=1e-5
@@ -148,14 +148,14 @@ def test_the_origin_moves_the_peaks_and_not_what_lies_at_them(toy, origin):
 
 @pytest.mark.parametrize("origin", ["corner", True, float("nan"), [1.5, 1.5]])
 def test_an_origin_that_is_no_number_is_refused(toy, origin):
-    with pytest.raises(InputError, match=r"model\.heatmap_origin: .* is no place in pixels"):
-        create_model(config_of() | {"heatmap_origin": origin}, K, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"model\.heatmap_offset: .* is no place in pixels"):
+        create_model(config_of() | {"heatmap_offset": origin}, K, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("origin", [None, 2.0])
 def test_corner_positions_are_cells_in_and_pixels_out(toy, monkeypatch, origin):
     """Over the side of the map and of the crop, wherever the cells lie."""
-    model = make(config_of(positions="corner") | {"heatmap_origin": origin})
+    model = make(config_of(positions="corner") | {"heatmap_offset": origin})
     seen = []
     monkeypatch.setattr(
         GraphHead,
@@ -165,7 +165,7 @@ def test_corner_positions_are_cells_in_and_pixels_out(toy, monkeypatch, origin):
         ],
     )
     output = model(IMAGES)
-    cells = (output.heatmap_landmarks - model.heatmap_origin) / 4
+    cells = (output.heatmap_landmarks - model.heatmap_offset) / 4
     np.testing.assert_allclose(seen[0], cells / (SIZE // 4), atol=1e-6)
     np.testing.assert_allclose(output.landmarks, 4 * cells / 2, atol=1e-5)
 
@@ -244,7 +244,7 @@ def test_trained_jointly_the_coordinates_reach_the_heatmap_model(toy):
 
 
 @pytest.mark.parametrize("level", [0, 100, 255])
-def test_images_are_normalised_by_imagenet_mean_and_deviation(level):
+def test_images_are_normalized_by_imagenet_mean_and_deviation(level):
     pixel = normalize_images(jnp.full((1, 1, 1, 3), level, jnp.uint8))[0, 0, 0]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(pixel, (level / 255 - mean) / std, rtol=1e-5)

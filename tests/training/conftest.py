@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import tiny
 
-from lcgcn_jax.training import loop, sharding
+from lcgcn_jax.training import sharding, trainer
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def make_tiny_config(synthetic98):
 def programs_made_once():
     """Makes each optimizer and each step once per configuration: JAX then traces and loads it once.
 
-    Otherwise each `Training` of these tests would spend seconds on tracing a step that another one has
+    Otherwise each `Trainer` of these tests would spend seconds on tracing a step that another one has
     traced before.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -39,7 +39,7 @@ def programs_made_once():
             "make_refine_step",
             "make_detect_step",
         ):
-            patch.setattr(loop, name, _made_once(getattr(loop, name)))
+            patch.setattr(trainer, name, _made_once(getattr(trainer, name)))
         for name in ("compile_train_step", "compile_predict_step"):
             patch.setattr(sharding, name, _made_once(getattr(sharding, name)))
         yield

@@ -4,18 +4,18 @@ import signal
 import numpy as np
 import pytest
 
-from lcgcn_jax.data.augment import DEGRADATIONS
+from lcgcn_jax.data.augment import CORRUPTIONS
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.training import ablation
 from lcgcn_jax.training.ablation import PAIRS, ROWS, RowErrors, markdown, row_config, summarize
-from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.sharding import make_mesh
+from lcgcn_jax.training.trainer import Trainer
 
 
 @pytest.fixture
 def frozen_config(tiny_config, tmp_path):
     tiny_config.train.mode = "heatmap_only"
-    Training(tiny_config, tmp_path / "heatmap", make_mesh(1)).run()
+    Trainer(tiny_config, tmp_path / "heatmap", make_mesh(1)).run()
     tiny_config.init_from = str(tmp_path / "heatmap")
     tiny_config.train.mode, tiny_config.train.cache = "frozen", True
     tiny_config.data.views = 2
@@ -28,7 +28,7 @@ def test_rows_train_are_measured_and_are_not_trained_again(frozen_config, tmp_pa
     results = ablation.run_ablation(frozen_config, tmp_path / "out", rows=rows, seeds=2)
     assert list(results) == rows
     for errors in results.values():
-        assert list(errors.graph) == list(DEGRADATIONS)
+        assert list(errors.graph) == list(CORRUPTIONS)
         for kind, graph in errors.graph.items():
             assert graph.shape == (2, *errors.heatmap[kind].shape)
             assert np.isfinite(graph).all()
@@ -37,7 +37,7 @@ def test_rows_train_are_measured_and_are_not_trained_again(frozen_config, tmp_pa
     assert not np.array_equal(paper.heatmap["none"], paper.heatmap["occlude"])
     assert not np.array_equal(paper.heatmap["none"], offsets.heatmap["none"]), "argmax and dark"
 
-    monkeypatch.setattr(ablation, "Training", None)
+    monkeypatch.setattr(ablation, "Trainer", None)
     again = ablation.run_ablation(frozen_config, tmp_path / "out", rows=rows, seeds=2)
     np.testing.assert_array_equal(again["dag"].graph["blur"], results["dag"].graph["blur"])
 
@@ -49,8 +49,8 @@ def test_a_row_is_measured_as_evaluation_measures_its_model(frozen_config, tmp_p
     found = json.loads((tmp_path / "out" / "residual" / "seed0" / ablation.RESULT).read_text())
     config.train.cache = False
     config.init_from = str(tmp_path / "out" / "residual" / "seed0")
-    config.init_parts = "whole"
-    plain = Training(config, tmp_path / "plain", make_mesh(1))
+    config.init_scope = "whole"
+    plain = Trainer(config, tmp_path / "plain", make_mesh(1))
     # The best validation of such a short run is its last, so its bundle is what was measured.
     for kind in ("none", "noise"):
         errors = plain.validate(kind)
@@ -120,7 +120,7 @@ def test_a_stopped_row_is_told(frozen_config, tmp_path, monkeypatch):
         self.stopped_by = signal.SIGHUP
         return False
 
-    monkeypatch.setattr(Training, "run", run)
+    monkeypatch.setattr(Trainer, "run", run)
     with pytest.raises(Interrupted) as caught:
         ablation.run_ablation(frozen_config, tmp_path / "out", rows=["paper"], seeds=1)
     assert caught.value.number == signal.SIGHUP

@@ -14,9 +14,9 @@ from lcgcn_jax.training.checkpoints import (
     latest_checkpoint,
     read_checkpoint,
 )
-from lcgcn_jax.training.loop import Training
+from lcgcn_jax.training.run_lock import LOCK
 from lcgcn_jax.training.sharding import make_mesh
-from lcgcn_jax.training.workdir import LOCK
+from lcgcn_jax.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def trained(make_tiny_config, tmp_path_factory):
     config = make_tiny_config()
     config.train.steps = config.train.eval_every = 2
     config.train.checkpoint_every = 1
-    training = Training(config, tmp_path_factory.mktemp("runs") / "run", make_mesh(1))
+    training = Trainer(config, tmp_path_factory.mktemp("runs") / "run", make_mesh(1))
     training.run()
     return training
 
@@ -70,7 +70,7 @@ def test_without_the_damaged_one_the_run_goes_on_from_the_one_before(run, load, 
     shutil.rmtree(run / "checkpoints" / "2")
     state, _ = load()
     assert int(state.step) == 1
-    again = Training(trained.config, run, make_mesh(1))
+    again = Trainer(trained.config, run, make_mesh(1))
     assert again.run()
     for a, b in zip(*(jax.tree.leaves(t.state) for t in (trained, again)), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
@@ -122,7 +122,7 @@ def test_a_run_does_not_begin_anew_over_damaged_checkpoints(run, trained):
         remove_state(run / "checkpoints" / step)
     before = files_of(run)
     with pytest.raises(InputError, match=r"checkpoints/2: not a checkpoint, or damaged: "):
-        Training(trained.config, run, make_mesh(1))
+        Trainer(trained.config, run, make_mesh(1))
     assert {**files_of(run), Path(LOCK): b""} == {**before, Path(LOCK): b""}
 
 
@@ -180,7 +180,7 @@ def test_accepted_changes_that_do_not_fit_are_refused(
     with pytest.raises(
         InputError, match=rf"checkpoints/2: is of another model or optimizer .* the first: {first}"
     ):
-        Training(config, run, make_mesh(1), accept_changes=True)
+        Trainer(config, run, make_mesh(1), accept_changes=True)
     after = files_of(run)
     lock = Path(LOCK)
     assert {**after, lock: b""} == {**before, lock: b""}

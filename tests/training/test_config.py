@@ -163,11 +163,11 @@ def test_override_of_the_sources():
 def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():
     new = default_config().to_dict()
     old = default_config().to_dict()
-    del old["model"]["heatmap_origin"], old["model"]["graph"]["positions"]
+    del old["model"]["heatmap_offset"], old["model"]["graph"]["positions"]
     assert not differences(fill_in(old, new), new)
-    new["model"]["heatmap_origin"], new["train"]["steps"] = 0.0, 7
+    new["model"]["heatmap_offset"], new["train"]["steps"] = 0.0, 7
     assert differences(fill_in(old, new), new) == [
-        "model.heatmap_origin: None -> 0.0",
+        "model.heatmap_offset: None -> 0.0",
         "train.steps: None -> 7",
     ]
 

@@ -61,7 +61,7 @@ def test_configs_that_come_with_the_project_are_in_range(name, argument):
 def test_no_field_takes_nonsense(config, name, value):
     """What some fields do take: -1, true and an empty text."""
     allowed = {
-        -1: ("model.heatmap_origin",),
+        -1: ("model.heatmap_offset",),
         True: ("train.cache", "train.remat"),
         "": ("init_from",),
     }
@@ -116,7 +116,7 @@ def test_no_field_takes_nonsense(config, name, value):
         ("loss.heatmap=bce", "config loss.heatmap: got 'bce'; expected one of focal, mse, adaptive_wing"),
         ("model.decode=sharp", "config model.decode: got 'sharp'; expected one of argmax"),
         ("model.bn_momentum=1", "config model.bn_momentum: got 1.0;"),
-        ("model.heatmap_origin=left", "got 'left'; expected a number from -64 to 64, or null"),
+        ("model.heatmap_offset=left", "got 'left'; expected a number from -64 to 64, or null"),
         ("model.heatmap.arch=w19", "config model.heatmap.arch: got 'w19';"),
         ("model.graph.refinements=-1", "config model.graph.refinements: got -1;"),
         ("model.graph.gcn_widths=64,16", "config model.graph.gcn_widths: got (64, 16); expected"),

@@ -16,9 +16,9 @@ import tiny
 
 from lcgcn_jax.models.bundles import BEST, WEIGHTS, load_bundle
 from lcgcn_jax.training.checkpoints import latest_checkpoint, read_checkpoint
-from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
+from lcgcn_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 CHECKPOINT_EVERY, EVAL_EVERY = 3, 4
@@ -85,7 +85,7 @@ def being_written(workdir):
 
 def state_and_figures(config, workdir):
     """All that a finished run leaves, but for how fast it was."""
-    state = Training(config, workdir, make_mesh(1)).state
+    state = Trainer(config, workdir, make_mesh(1)).state
     figures = [
         {name: value for name, value in row.items() if name != "steps_per_second"}
         for row in read_metrics(workdir)

@@ -8,10 +8,10 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.heatmaps import encode
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.training.config import default_config
-from lcgcn_jax.training.loop import Training
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.steps import COORDINATE_LOSSES, HEATMAP_LOSSES, total_loss
+from lcgcn_jax.training.trainer import Trainer
 
 B, K, SIDE = 2, 3, 8
 RNG = np.random.default_rng(0)
@@ -24,8 +24,8 @@ def parts_of(size, *, activation="sigmoid", groups=("heatmap", "graph"), **confi
     rng = np.random.default_rng(1)
     true = jnp.asarray(size * rng.uniform(0.1, 0.9, (B, K, 2)), jnp.float32)
     predicted = true + jnp.asarray(size * rng.uniform(-0.1, 0.1, (B, K, 2)), jnp.float32)
-    turns = predicted[:, None]
-    output = LCGCNOutput(LOGITS, true, jnp.ones((B, K)), jnp.zeros((B, K, K)), predicted, turns)
+    stages = predicted[:, None]
+    output = LCGCNOutput(LOGITS, true, jnp.ones((B, K)), jnp.zeros((B, K, K)), predicted, stages)
     config = default_config().loss.to_dict() | config
     loss = total_loss(
         output, true, VISIBLE, config=config, groups=groups, size=size, activation=activation
@@ -55,13 +55,13 @@ def test_l1_is_in_parts_of_the_crop():
 
 def test_every_turn_is_held_to_the_truth():
     rng = np.random.default_rng(0)
-    true, *turns = (jnp.asarray(rng.uniform(0, 64, (B, K, 2)), jnp.float32) for _ in range(4))
+    true, *stages = (jnp.asarray(rng.uniform(0, 64, (B, K, 2)), jnp.float32) for _ in range(4))
     output = LCGCNOutput(
-        None, true, jnp.ones((B, K)), None, turns[-1], turns=jnp.stack(turns, axis=1)
+        None, true, jnp.ones((B, K)), None, stages[-1], stages=jnp.stack(stages, axis=1)
     )
     config = default_config().loss.to_dict()
     _, parts = total_loss(output, true, VISIBLE, config=config, groups=("graph",), size=64)
-    expected = np.mean([losses.l1(t / 64, true / 64, VISIBLE) for t in turns])
+    expected = np.mean([losses.l1(t / 64, true / 64, VISIBLE) for t in stages])
     np.testing.assert_allclose(parts["l1"], expected, rtol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_targets_lie_where_the_models_cells_do(origin):
     landmarks = 4 * cells + (1.5 if origin is None else origin)
     drawn = encode(cells, (SIDE, SIDE), sigma=1.5)
     output = LCGCNOutput(drawn, landmarks, jnp.ones((B, K)), None, landmarks)
-    where = {} if origin is None else {"heatmap_origin": origin}
+    where = {} if origin is None else {"heatmap_offset": origin}
     total, _ = total_loss(
         output,
         landmarks,
@@ -155,7 +155,7 @@ def test_the_total_is_the_weighted_sum_of_the_stages_that_train():
 def test_every_loss_takes_a_step(tiny_config, tmp_path, heatmap, coordinate):
     tiny_config.loss.heatmap, tiny_config.loss.coordinate = heatmap, coordinate
     tiny_config.train.steps = tiny_config.train.eval_every = 1
-    assert Training(tiny_config, tmp_path / "run", make_mesh(1)).run()
+    assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).run()
     row = read_metrics(tmp_path / "run")[0]
     assert np.isfinite(row[f"train/{heatmap}"])
     assert np.isfinite(row[f"train/{coordinate}"])
@@ -174,14 +174,14 @@ def test_unknown_losses_are_refused_before_anything_is_written(
 ):
     tiny_config.loss[field] = value
     with pytest.raises(InputError, match=message):
-        Training(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
     assert not (tmp_path / "run").exists()
 
 
 def test_remat_is_refused_where_no_model_heeds_it(tiny_config, tmp_path):
     tiny_config.train.remat = True
     with pytest.raises(InputError, match=r"train\.remat: the heatmap model \w+ cannot"):
-        Training(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
     assert not (tmp_path / "run").exists()
 
 
@@ -190,4 +190,4 @@ def test_focal_of_linear_heat_is_refused(tiny_config, tmp_path):
         "name": "hrnet", "arch": "w18-small-v1", "activation": "linear",
     }  # fmt: skip
     with pytest.raises(InputError, match=r"focal is for a sigmoid.*'linear'; use mse"):
-        Training(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1))

@@ -7,7 +7,7 @@ from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
 
 SQUARE = LandmarkScheme.from_dict({"name": "square", "num_landmarks": 4})
 CORNERS = np.array([[20.0, 20.0], [80.0, 20.0], [80.0, 80.0], [20.0, 80.0]])
-TOP, BOTTOM, CENTRE = (50.0, 20.0), (50.0, 80.0), (50.0, 50.0)
+TOP, BOTTOM, CENTER = (50.0, 20.0), (50.0, 80.0), (50.0, 50.0)
 
 
 def draw(*faces, **options):
@@ -26,7 +26,7 @@ def draw(*faces, **options):
 
 
 def color_at(axes, picture, point):
-    """The picture's colour at a point of the crop, as its deviation from grey."""
+    """The picture's color at a point of the crop, as its deviation from gray."""
     column, row = axes.transData.transform(point)
     pixel = picture[round(len(picture) - 1 - row), round(column)]
     return pixel - pixel.mean()
@@ -44,10 +44,10 @@ def test_only_an_edge_above_the_threshold_is_drawn_and_between_its_landmarks():
     weights = {(0, 1): 0.5, (2, 3): 0.2}
     figure, picture = draw(weights, threshold=0.3)
     (axes,) = faces_of(figure)
-    assert [is_drawn(axes, picture, p) for p in (TOP, BOTTOM, CENTRE)] == [True, False, False]
+    assert [is_drawn(axes, picture, p) for p in (TOP, BOTTOM, CENTER)] == [True, False, False]
     figure, picture = draw(weights, threshold=0.1)
     (axes,) = faces_of(figure)
-    assert [is_drawn(axes, picture, p) for p in (TOP, BOTTOM, CENTRE)] == [True, True, False]
+    assert [is_drawn(axes, picture, p) for p in (TOP, BOTTOM, CENTER)] == [True, True, False]
     assert axes.get_title() == "face 0: 2 edges"
 
 
@@ -72,7 +72,9 @@ def test_the_stronger_edge_is_wider():
 
 
 def test_edges_into_other_landmarks_are_left_out():
-    figure, picture = draw({(0, 1): 0.5, (0, 0): 0.4, (2, 3): 0.5}, threshold=0.3, listeners=(0,))
+    figure, picture = draw(
+        {(0, 1): 0.5, (0, 0): 0.4, (2, 3): 0.5}, threshold=0.3, target_nodes=(0,)
+    )
     (axes,) = faces_of(figure)
     assert [is_drawn(axes, picture, p) for p in (TOP, BOTTOM)] == [True, False]
     assert axes.get_title() == "face 0: 1 edge, itself 0.4"
@@ -112,14 +114,14 @@ def test_edges_of_landmarks_to_themselves_are_not_drawn():
     assert not any(is_drawn(axes, picture, point) for point in everywhere)
 
 
-@pytest.mark.parametrize(("listeners", "count"), [(tuple(range(68)), 68), ((30,), 8)])
-def test_default_threshold_leaves_the_strongest_edges(listeners, count):
+@pytest.mark.parametrize(("target_nodes", "count"), [(tuple(range(68)), 68), ((30,), 8)])
+def test_default_threshold_leaves_the_strongest_edges(target_nodes, count):
     edges = np.random.default_rng(0).dirichlet(np.ones(68), (3, 68)).astype(np.float32)
     edges[:, range(68), range(68)] = 1.0
-    threshold = visualize.edge_threshold(edges, listeners)
+    threshold = visualize.edge_threshold(edges, target_nodes)
     others = ~np.eye(68, dtype=bool)
     above = (edges > threshold) & others
-    assert above[:, list(listeners)].sum() == 3 * count
+    assert above[:, list(target_nodes)].sum() == 3 * count
 
 
 def test_uniform_edges_leave_nothing_to_draw():
@@ -128,7 +130,7 @@ def test_uniform_edges_leave_nothing_to_draw():
 
 
 @pytest.mark.parametrize("scheme", [IBUG68, WFLW98], ids=lambda scheme: scheme.name)
-def test_matrices_have_their_parts_labelled_on_both_axes(scheme):
+def test_matrices_have_their_parts_labeled_on_both_axes(scheme):
     k = scheme.num_landmarks
     edges = np.random.default_rng(0).dirichlet(np.ones(k), (6, k)).astype(np.float32)
     figure = visualize.plot_edge_matrices(edges, scheme, [f"face {i}" for i in range(6)])
@@ -137,10 +139,10 @@ def test_matrices_have_their_parts_labelled_on_both_axes(scheme):
     np.testing.assert_array_equal(cells[1].images[0].get_array(), edges[1])
     np.testing.assert_allclose(cells[7].images[0].get_array(), edges[1] - edges.mean(axis=0))
     eye, names = scheme.parts["left_eye"], [part.replace("_", " ") for part in scheme.parts]
-    for axis, labelled in (("x", {8, 9, 10, 11}), ("y", {0, 4, 6, 10})):
+    for axis, labeled in (("x", {8, 9, 10, 11}), ("y", {0, 4, 6, 10})):
         for i, cell in enumerate(cells):
             labels = [text.get_text() for text in getattr(cell, f"get_{axis}ticklabels")()]
-            assert labels == (names if i in labelled else [""] * len(names)), (axis, i)
+            assert labels == (names if i in labeled else [""] * len(names)), (axis, i)
             ticks = getattr(cell, f"get_{axis}ticks")()
             assert ticks[names.index("left eye")] == np.mean(eye)
     # A line before and after the eye, half a cell from its first and last landmark.

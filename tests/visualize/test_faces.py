@@ -12,8 +12,8 @@ def test_landmark_is_drawn_where_it_is(point):
     drawn = visualize.draw_landmarks(image, landmarks, IBUG68, radius=3.0, contours=False)
     weight = drawn.astype(float).sum(axis=2)
     ys, xs = np.mgrid[:60, :60]
-    centre = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
-    np.testing.assert_allclose(centre, point, atol=0.1)
+    center = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
+    np.testing.assert_allclose(center, point, atol=0.1)
     assert not image.any(), "the picture given is left as it is"
 
 
@@ -23,15 +23,15 @@ def test_enlarging_keeps_points_on_their_pixels():
     large, points = visualize.enlarge(image, np.array([[5.0, 7.0]]), 4)
     ys, xs = np.mgrid[:80, :80]
     weight = large[..., 0].astype(float)
-    centre = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
-    np.testing.assert_allclose(points[0], centre, atol=0.1)
+    center = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
+    np.testing.assert_allclose(points[0], center, atol=0.1)
 
 
 def test_what_is_missing_is_not_drawn():
     image = np.zeros((60, 60, 3), np.uint8)
     landmarks = np.full((68, 2), np.nan)
     assert not visualize.draw_landmarks(image, landmarks, IBUG68).any()
-    # Of the jaw's line only what joins neighbours that are there.
+    # Of the jaw's line only what joins neighbors that are there.
     landmarks[[3, 4, 6]] = [[10, 10], [30, 10], [50, 50]]
     drawn = visualize.draw_landmarks(image, landmarks, IBUG68, radius=1.0).any(axis=2)
     assert drawn[10, 10:31].all()

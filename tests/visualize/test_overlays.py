@@ -12,7 +12,7 @@ def faces_of(*places):
     return [unit + np.array(place, float) for place in places]
 
 
-def test_points_have_the_colour_of_their_confidence():
+def test_points_have_the_color_of_their_confidence():
     image = np.full((400, 600, 3), 128, np.uint8)
     landmarks = np.stack(np.meshgrid(np.arange(17) * 30, np.arange(4) * 40), -1).reshape(-1, 2)
     landmarks = landmarks + np.array([60.0, 20.0])
@@ -25,7 +25,7 @@ def test_points_have_the_colour_of_their_confidence():
     assert (image == 128).all(), "the picture given is left as it is"
 
 
-def test_contours_have_colours_of_their_own():
+def test_contours_have_colors_of_their_own():
     assert len(set(overlays.PARTS)) == len(overlays.PARTS) >= len(IBUG68.contours)
     image = np.zeros((400, 400, 3), np.uint8)
     landmarks = np.zeros((68, 2))
@@ -60,8 +60,8 @@ def test_legend_is_below_the_picture_and_as_wide(width):
     if width < 100:
         assert len(drawn) == 40
     else:
-        colours = {tuple(pixel) for pixel in drawn[40:].reshape(-1, 3).tolist()}
-        assert colours >= set(overlays.PARTS[: len(IBUG68.contours)])
+        colors = {tuple(pixel) for pixel in drawn[40:].reshape(-1, 3).tolist()}
+        assert colors >= set(overlays.PARTS[: len(IBUG68.contours)])
 
 
 def test_points_far_outside_do_no_harm():

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.formats.identify import CVAT, require_format
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.formats.labeled_images import (
@@ -22,7 +23,6 @@ from lcgcn_jax.data.formats.labeled_images import (
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_xml
 from lcgcn_jax.data.raw_faces import UNSTATED
-from lcgcn_jax.data.records import AnnotationList
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 

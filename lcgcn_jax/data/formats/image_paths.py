@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from lcgcn_jax.data.records import is_system_file, lies_within
-from lcgcn_jax.inputs import PHOTOGRAPH_SUFFIXES
+from lcgcn_jax.data.annotations import is_system_file, lies_within
+from lcgcn_jax.inference.sources import IMAGE_SUFFIXES
 
 
 class ImageFinder:
@@ -140,7 +140,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(files):
             path = Path(parent, name)
-            if not name.lower().endswith(PHOTOGRAPH_SUFFIXES) or is_system_file(name):
+            if not name.lower().endswith(IMAGE_SUFFIXES) or is_system_file(name):
                 continue
             if os.path.isfile(path):  # a pipe never ends
                 yield path

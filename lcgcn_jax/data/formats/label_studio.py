@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.formats.identify import LABEL_STUDIO, require_format
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.formats.labeled_images import (
@@ -28,7 +29,6 @@ from lcgcn_jax.data.formats.labeled_images import (
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
-from lcgcn_jax.data.records import AnnotationList
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Int8
 
 from lcgcn_jax.data import raw_faces
+from lcgcn_jax.data.annotations import AnnotationList, BadRecord, FaceAnnotation, Visibility
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.raw_faces import SPLITS, UNSTATED, RawFace
-from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, Visibility
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import LandmarkScheme
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lcgcn_jax.data.annotations import AnnotationList, BadRecord, is_system_file
 from lcgcn_jax.data.formats.identify import LABELME, require_format
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.formats.labeled_images import (
@@ -20,7 +21,6 @@ from lcgcn_jax.data.formats.labeled_images import (
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
-from lcgcn_jax.data.records import AnnotationList, BadRecord, is_system_file
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 

@@ -11,14 +11,20 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int8
 
-from lcgcn_jax.data.records import AnnotationList, BadRecord, FaceAnnotation, Visibility, archives
-from lcgcn_jax.data.w300 import (
+from lcgcn_jax.data.annotations import (
+    AnnotationList,
+    BadRecord,
+    FaceAnnotation,
+    Visibility,
+    archives,
+)
+from lcgcn_jax.data.formats.w300 import (
     files_in,
     image_of,
     images_by_stem,
-    photograph_of,
     read_pts,
     require_own_file,
+    source_image_of,
     subfolder,
 )
 from lcgcn_jax.errors import InputError
@@ -75,14 +81,14 @@ def _read_face(
     points, visibility = decode_signs(read_pts(path, IBUG68.num_landmarks))
     # Faces of one image may be numbered: `image00042_1.pts` next to `image00042.jpg`.
     own = images.get(path.stem.lower())
-    image_path = image_of(path if own else path.with_stem(photograph_of(path.stem)), images)
+    image_path = image_of(path if own else path.with_stem(source_image_of(path.stem)), images)
     require_own_file(src, image_path)
     return FaceAnnotation(
         name=f"{pose}/{part}/{path.stem}{image_path.suffix}",
         subset=pose,
         split=SPLITS[part],
         # Without the pose: faces of one image have different ones.
-        group=photograph_of(path.stem),
+        group=source_image_of(path.stem),
         image_path=image_path,
         landmarks=points - 1.0,
         visible=np.all(np.isfinite(points), axis=1),

@@ -2,8 +2,15 @@ import json
 
 import pytest
 
-from lcgcn_jax.data import own_points
-from lcgcn_jax.data.formats import cvat, dlib, identify, identify_format, label_studio, labelme
+from lcgcn_jax.data.formats import (
+    custom,
+    cvat,
+    dlib,
+    identify,
+    identify_format,
+    label_studio,
+    labelme,
+)
 from lcgcn_jax.errors import InputError
 
 COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []}
@@ -59,8 +66,8 @@ def test_files_that_are_not_text(tmp_path):
 
 
 READERS = {
-    identify.CSV: own_points.read_csv,
-    identify.COCO: own_points.read_coco,
+    identify.CSV: custom.read_csv,
+    identify.COCO: custom.read_coco,
     identify.CVAT: cvat.read,
     identify.DLIB: dlib.read,
     identify.LABEL_STUDIO: label_studio.read,

@@ -45,7 +45,7 @@ def test_official_layout(tmp_path):
     assert (first.name, first.split) == ("frontal/trainset/image00002.jpg", "train")
     assert (second.name, second.split) == ("left/testset/image00002_1.jpg", "test")
     assert (second.subset, second.attributes) == ("left", (False, True, False, False, False))
-    # Faces of one photograph stay together, whatever their poses.
+    # Faces of one image stay together, whatever their poses.
     assert first.group == second.group == "image00002"
     assert third.attributes == (False, False, False, False, True)
     assert "lefthalf/trainset" in result.absent

@@ -1,0 +1,317 @@
+"""Reading image files: completeness, size limit, orientation, and decoding to 8-bit RGB."""
+
+import dataclasses
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from lcgcn_jax.errors import InputError
+
+MAX_PIXELS = 1 << 28
+"""Pixels of the largest image that is read, such as 16,384 x 16,384: 0.8 GB in memory."""
+
+# Opened by their own classes: `PIL.Image.open` has a limit of its own, below `MAX_PIXELS`, and warns.
+_READERS = (
+    (re.compile(rb"\xff\xd8"), JpegImagePlugin.JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    (re.compile(rb"(II|MM)(\*\0|\0\*|\+\0|\0\+)"), TiffImagePlugin.TiffImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "), Jpeg2KImagePlugin.Jpeg2KImageFile),
+    (re.compile(rb"P[1-6]\s"), PpmImagePlugin.PpmImageFile),
+)
+_ISO_BOX = re.compile(rb"\0\0[\0-\x0f].ftyp", re.DOTALL)  # AVIF, HEIC, MP4: their first bytes
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # no restart, no padding, no 0xff itself
+_JPEG_EOI, _JPEG_SOS = 0xD9, 0xDA
+# Markers between the scans of one image: DHT, EOI, SOS, DQT, DNL, DRI, APP0 to APP15, COM.
+_JPEG_AFTER_SCAN = frozenset({0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)})
+_ORIENTATION = 0x0112  # EXIF tag
+_INVERSE = {6: 8, 8: 6}  # the other orientations are their own inverse
+_TRANSPOSITION = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: image[::-1].swapaxes(0, 1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: image[:, ::-1].swapaxes(0, 1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageHeader:
+    """Format, size and orientation that an image file states.
+
+    Attributes:
+      format: Pillow's name of the format, such as "JPEG".
+      stored_size: width and height as stored, in pixels.
+      orientation: EXIF orientation, 1 to 8; 1 is upright. For AVIF, the file's rotation and mirroring
+        (`irot`, `imir`), which replace EXIF there.
+    """
+
+    format: str
+    stored_size: tuple[int, int]
+    orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright image, in pixels."""
+        width, height = self.stored_size
+        return (width, height) if self.orientation < 5 else (height, width)
+
+
+def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an image file as 8-bit RGB, upright: as its EXIF orientation says.
+
+    Args:
+      path: the file.
+      upright: as in `decode_image`.
+
+    Raises:
+      InputError: there is no such file, or it is not a complete image.
+    """
+    path = Path(path)
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return decode_image(encoded, upright=upright)
+    except ValueError as error:
+        fix = "" if ";" in str(error) else "; give a whole JPEG or PNG file"
+        raise InputError(f"{path}: {error}{fix}") from error
+
+
+def decode_image(encoded: bytes, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image file to 8-bit RGB; an alpha channel is dropped.
+
+    Args:
+      encoded: the bytes of the file.
+      upright: apply the EXIF orientation (of AVIF, `irot` and `imir`), as viewers and labeling tools
+        do. False gives the pixels as they are stored.
+
+    Raises:
+      ValueError: the bytes are not a complete image, or the image has more than `MAX_PIXELS` pixels.
+    """
+    check_complete(encoded)
+    image, header = _open(encoded)
+    # Before the decoder takes memory: a flipped bit in a header may cost it gigabytes.
+    width, height = header.stored_size
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"the image claims {width} x {height} pixels, and at most {MAX_PIXELS:,} are read"
+        )
+    turn = header.orientation if upright else 1
+    if header.format in ("JPEG", "PNG"):
+        # OpenCV is twice as fast as Pillow, and training reads these two formats only.
+        pixels = _decode_with_opencv(encoded)
+    else:
+        pixels = _decode_with_pillow(image)
+        if header.format == "TIFF":  # Pillow turns these itself
+            turn = 1 if upright else _INVERSE.get(header.orientation, header.orientation)
+    return np.ascontiguousarray(_TRANSPOSITION[turn](pixels)) if turn > 1 else pixels
+
+
+def read_header(encoded: bytes) -> ImageHeader:
+    """Reads format, size and orientation without decoding the pixels.
+
+    Raises:
+      ValueError: the bytes are not an image.
+    """
+    return _open(encoded)[1]
+
+
+def check_complete(encoded: bytes) -> None:
+    """Refuses JPEG and PNG files that end early: some decoders fill the rest with gray, without an error.
+
+    Data after the end of the image, such as the video of a motion photo, are ignored.
+
+    Raises:
+      ValueError: the file is empty, truncated, or has a wrong checksum.
+    """
+    image_end(encoded)
+
+
+def image_end(encoded: bytes) -> int:
+    """Offset of the first byte after the image: of data that a camera or program appended, if any.
+
+    Only JPEG and PNG files are searched; other formats end where the file ends.
+
+    Raises:
+      ValueError: as in `check_complete`.
+    """
+    if not encoded:
+        raise ValueError("the image file is empty")
+    if encoded.startswith(b"\x89PNG"):
+        end = _png_end(encoded)
+    elif encoded.startswith(b"\xff\xd8"):
+        end = _jpeg_end(encoded)
+    else:
+        end = len(encoded)  # truncated files of other formats: the decoder raises
+    if end is None:
+        raise ValueError("the image file is truncated")
+    return end
+
+
+@dataclasses.dataclass(frozen=True)
+class _PngChunk:
+    """Chunk of a PNG file; `stop` is the offset of the next one."""
+
+    kind: bytes
+    start: int
+    stop: int
+    is_intact: bool
+
+    def content(self, encoded: bytes) -> bytes:
+        return encoded[self.start + 8 : self.stop - 4]
+
+
+def _png_chunks(encoded: bytes) -> Iterator[_PngChunk]:
+    """The whole chunks of a PNG file, up to the end chunk or to a chunk that is cut off."""
+    place = 8
+    while place + 12 <= len(encoded):
+        (length,) = struct.unpack_from(">I", encoded, place)
+        end = place + 8 + length
+        if end + 4 > len(encoded):
+            return
+        kind = encoded[place + 4 : place + 8]
+        checksum = struct.pack(">I", zlib.crc32(encoded[place + 4 : end]))
+        yield _PngChunk(kind, place, end + 4, checksum == encoded[end : end + 4])
+        if kind == b"IEND":
+            return
+        place = end + 4
+
+
+def _png_end(encoded: bytes) -> int | None:
+    """Offset after the end chunk, or None without one; raises `ValueError` for a wrong checksum."""
+    for chunk in _png_chunks(encoded):
+        # Critical chunks have a capital first letter; decoders skip damaged chunks of other kinds.
+        if chunk.kind[:1].isupper() and not chunk.is_intact:
+            raise ValueError("the image cannot be decoded (a PNG chunk has a wrong checksum)")
+        if chunk.kind == b"IEND":
+            return chunk.stop
+    return None
+
+
+def _jpeg_end(encoded: bytes) -> int | None:
+    """Offset after the end marker of a JPEG file's first image, or None if that is cut off."""
+    place = 2
+    scan = None
+    while match := _JPEG_MARKER.search(encoded, place):
+        marker = match[1][0]
+        place = match.end()
+        if marker == _JPEG_EOI:
+            # The end marker of an appended file does not end a truncated image.
+            is_own = scan is not None and not _ISO_BOX.search(encoded, scan, place)
+            return place if is_own else None
+        if scan is not None and marker not in _JPEG_AFTER_SCAN:
+            return None
+        if marker == 0x01:  # TEM, without a length
+            continue
+        place += int.from_bytes(encoded[place : place + 2])
+        if marker == _JPEG_SOS and scan is None:
+            scan = place
+    return None
+
+
+def _open(encoded: bytes) -> tuple[PIL.Image.Image, ImageHeader]:
+    """The image, opened by Pillow but not decoded, and its header."""
+    reader = _reader(encoded)
+    try:
+        image = reader(io.BytesIO(encoded))
+        orientation = _orientation(image, encoded)
+        width, height = image.size
+        if image.format == "TIFF" and orientation >= 5:  # Pillow states the upright size
+            width, height = height, width
+    except Exception as error:  # damaged headers raise errors of many types
+        raise ValueError("the image cannot be decoded") from error
+    return image, ImageHeader(image.format, (width, height), orientation)
+
+
+def _reader(encoded: bytes) -> type[PIL.Image.Image]:
+    for pattern, reader in _READERS:
+        if pattern.match(encoded):
+            return reader
+    if _ISO_BOX.match(encoded):
+        size = int.from_bytes(encoded[:4])
+        brands = encoded[8:size]
+        if b"avif" in brands or b"avis" in brands:
+            return AvifImagePlugin.AvifImageFile
+        if any(brand in brands for brand in (b"mif1", b"heic", b"heix", b"heim", b"heis", b"hevc")):
+            raise ValueError("HEIC images cannot be read; convert it to JPEG")
+        if len(encoded) < size:
+            raise ValueError("the image file is truncated")
+        raise ValueError(
+            "the file is a video and not an image; its name has to end in .mp4 or .mov"
+        )
+    raise ValueError("the image cannot be decoded")
+
+
+def _orientation(image: PIL.Image.Image, encoded: bytes) -> int:
+    if image.format == "TIFF":
+        value = image.tag_v2.get(_ORIENTATION)
+    else:
+        content = image.info.get("exif")
+        if image.format == "PNG":  # Pillow finds the chunk only where it precedes the pixels
+            chunks = (c for c in _png_chunks(encoded) if c.kind == b"eXIf" and c.is_intact)
+            chunk = next(chunks, None)
+            content = None if chunk is None else chunk.content(encoded)
+        # Not `getexif`, which also reads XMP: viewers do not.
+        exif = PIL.Image.Exif()
+        try:
+            exif.load(content or b"")
+            value = exif.get(_ORIENTATION)
+        except Exception:  # damaged EXIF data raise errors of many types; the pixels are whole
+            value = None
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _decode_with_opencv(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    except cv2.error as error:
+        raise ValueError("the image cannot be decoded") from error
+    if image is None:
+        raise ValueError("the image cannot be decoded")
+    return image
+
+
+def _decode_with_pillow(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        image.load()
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+            gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+            return gray[..., None].repeat(3, axis=2)
+        if image.mode in ("I", "F"):
+            raise ValueError("the pixels have 32 bits; convert them to 8 bits")
+        if image.mode in ("P", "PA"):  # with transparency, Pillow warns unless alpha comes first
+            image = image.convert("RGBA")
+        return np.array(image.convert("RGB"))
+    except OSError as error:
+        reason = "the image file is truncated" if "truncated" in str(error) else None
+        raise ValueError(reason or "the image cannot be decoded") from error
+    except ValueError as error:
+        raise ValueError(f"the image cannot be decoded ({error})") from error
+    except Exception as error:  # damaged data raise errors of many types
+        raise ValueError("the image cannot be decoded") from error

@@ -1,0 +1,213 @@
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lcgcn_jax.data.formats.w300 import read_pts
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.inference import results
+from lcgcn_jax.inference.model import Face
+from lcgcn_jax.inference.sources import InputFile
+from lcgcn_jax.landmarks import LandmarkScheme
+
+SCHEME = LandmarkScheme.from_dict({"name": "three", "names": ["tip", "left", "right"]})
+
+
+def face(seed):
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0, 1, 3).astype(np.float32)
+    box = np.array([1.0, 2.0, 30.0, 40.0])
+    return Face(box, rng.uniform(0, 99, (3, 2)), confidence, rng.uniform(0, 99, (3, 2)))
+
+
+def test_csv_has_a_row_for_each_landmark(tmp_path):
+    faces = [face(0), face(1)]
+    (tmp_path / "a.csv").write_text(results.format_csv(faces, SCHEME))
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == results.CSV_COLUMNS
+    assert [(row["face"], row["name"]) for row in rows] == [
+        (number, name) for number in "01" for name in SCHEME.names
+    ]
+    point = [float(rows[4][column]) for column in ("x", "y")]
+    np.testing.assert_allclose(point, faces[1].landmarks[1], atol=1e-3)
+    assert float(rows[4]["confidence"]) == pytest.approx(float(faces[1].confidence[1]), abs=1e-4)
+    assert {row["expected_error"] for row in rows} == {""}
+    assert float(rows[4]["heatmap_y"]) == pytest.approx(faces[1].heatmap_landmarks[1, 1], abs=1e-3)
+
+
+def test_expected_error_is_there_where_the_model_is_calibrated(tmp_path):
+    plain = face(0)
+    calibrated = dataclasses.replace(plain, expected_error=np.array([1.234, 5.0, 10.678]))
+    assert "expected_error" not in results.describe_face(plain)
+    assert results.describe_face(calibrated)["expected_error"] == [1.23, 5.0, 10.68]
+    (tmp_path / "a.csv").write_text(results.format_csv([calibrated], SCHEME))
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["expected_error"] for row in rows] == ["1.23", "5.00", "10.68"]
+
+
+def test_pts_is_the_official_form_and_counts_from_one(tmp_path):
+    landmarks = face(0).landmarks
+    (tmp_path / "a.pts").write_text(results.format_pts(landmarks))
+    lines = (tmp_path / "a.pts").read_text().splitlines()
+    assert lines[:3] == ["version: 1", "n_points: 3", "{"]
+    assert lines[-1] == "}"
+    np.testing.assert_allclose(read_pts(tmp_path / "a.pts", 3), landmarks + 1, atol=1e-6)
+
+
+def box_file(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    return results.BoxFile(path)
+
+
+def files(*paths, folder="."):
+    return [InputFile(Path(folder) / path, Path(path).with_suffix("")) for path in paths]
+
+
+def assigned(boxes, *paths, folder="."):
+    """The number of boxes of each image; None where it is not in the file."""
+    boxes.assign(files(*paths, folder=folder))
+    counts = []
+    for file in files(*paths, folder=folder):
+        try:
+            counts.append(len(boxes.of(file.path)))
+        except InputError:
+            counts.append(None)
+    return counts
+
+
+BOXES = {"photo.jpg": [[1, 2, 3.5, 4], [5, 6, 7, 8]], "party/photo.jpg": [[9, 9, 10, 10]]}
+CSV = "image,x0,y0,x1,y1\nphoto.jpg,1,2,3.5,4\nparty/photo.jpg,9,9,10,10\nphoto.jpg,5,6,7,8\n"
+
+
+@pytest.mark.parametrize(("name", "text"), [("b.json", json.dumps(BOXES)), ("b.csv", CSV)])
+def test_boxes_are_found_by_the_end_of_the_path(tmp_path, name, text):
+    boxes = box_file(tmp_path, name, text)
+    boxes.assign(files("photo.jpg", "party/photo.jpg", "other/photo.png", folder="/home/me"))
+    assert boxes.of(Path("/home/me/photo.jpg")) == BOXES["photo.jpg"]
+    assert boxes.of(Path("/home/me/party/photo.jpg")) == BOXES["party/photo.jpg"]
+    assert boxes.unused == []
+    with pytest.raises(InputError, match=rf"other/photo\.png: no face box in .*{name}"):
+        boxes.of(Path("/home/me/other/photo.png"))
+
+
+def test_a_bare_name_that_fits_two_images_is_refused(tmp_path):
+    boxes = box_file(tmp_path, "b.json", '{"p.jpg": [[1, 2, 3, 4]]}')
+    with pytest.raises(InputError) as caught:
+        boxes.assign(files("a/p.jpg", "b/p.jpg", folder="in"))
+    assert str(caught.value) == (
+        f"{tmp_path}/b.json: p.jpg is in/a/p.jpg or in/b/p.jpg; write more of its path"
+    )
+
+
+def test_the_exact_path_comes_before_the_end_of_another(tmp_path):
+    boxes = box_file(tmp_path, "b.json", '{"p.jpg": [[1, 2, 3, 4]]}')
+    assert assigned(boxes, "p.jpg", "a/p.jpg", folder="in") == [1, None]
+    boxes = box_file(tmp_path, "b.json", '{"a/p.jpg": [[1, 2, 3, 4]], "p.jpg": []}')
+    assert assigned(boxes, "b/p.jpg", "a/p.jpg", folder="in") == [0, 1]
+    # One name for both: the rest of the path decides, and the other image has no box.
+    boxes = box_file(tmp_path, "b.json", '{"a/p.jpg": [[1, 2, 3, 4]]}')
+    assert assigned(boxes, "a/p.jpg", "a/a/p.jpg", folder="in") == [1, None]
+
+
+ROWS = "a/p.jpg,1,2,3,4\nb/p.jpg,1,2,3,4\nb/p.jpg,5,6,7,8\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,x0,y0,x1,y1\n" + ROWS,
+        "image, x0, y0, x1, y1\n" + ROWS.replace(",", ", "),
+        " Image ,X0,Y0,X1,Y1\n" + ROWS,
+        "\ufeffimage,x0,y0,x1,y1\n" + ROWS,
+        "image,x0,y0,x1,y1\r\n" + ROWS.replace("\n", "\r\n"),
+        "\nimage,x0,y0,x1,y1\n\n" + ROWS + ",,,,\n",
+        "image;x0;y0;x1;y1\n" + ROWS.replace(",", ";").replace(";1;", ";1,0;"),
+        "image\tx0\ty0\tx1\ty1\n" + ROWS.replace(",", "\t"),
+        "image,x0,y0,x1,y1\n" + ROWS.replace("/", "\\"),
+        "image,x0,y0,x1,y1\n" + ROWS.replace("a/", "./a/").replace("b/", ".\\b\\"),
+        'image,x0,y0,x1,y1\n"a/p.jpg","1","2","3","4"\n' + ROWS.partition("\n")[2],
+        "score,y1,x1,y0,x0,image,\n" + "0,4,3,2,1,a/p.jpg,\n" + "0,4,3,2,1,b/p.jpg,\n" * 2,
+        json.dumps({"a\\p.jpg": [[1, 2, 3, 4]], "./b/p.jpg": [[1, 2, 3, 4], [5, 6, 7, 8]]}),
+        '{"a/p.jpg": [[1, 2, 3, 4]], "b/p.jpg": [[1, 2, 3, 4]], "b/p.jpg": [[5, 6, 7, 8]]}',
+        '\ufeff {"a/p.jpg": [[1, 2, 3, 4]], "b/p.jpg": [[1, 2, 3, 4], [5, 6, 7, 8]]}',
+    ],
+)
+def test_spellings_of_box_files(tmp_path, monkeypatch, text):
+    (tmp_path / "boxes.txt").write_text(text, encoding="utf-8", newline="")
+    monkeypatch.chdir(tmp_path)
+    boxes = results.BoxFile(Path("boxes.txt"))
+    assert assigned(boxes, "a/p.jpg", "b/p.jpg", folder="in") == [1, 2]
+    assert boxes.of(Path("in/a/p.jpg")) == [[1, 2, 3, 4]]
+    assert boxes.unused == []
+
+
+def test_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = f"image,x0,y0,x1,y1\n{tmp_path}/in/p.jpg,1,2,3,4\n/elsewhere/in/a/p.jpg,1,2,3,4\n"
+    boxes = box_file(tmp_path, "b.csv", text)
+    assert assigned(boxes, "p.jpg", "a/p.jpg", folder="in") == [1, None]
+    assert boxes.unused == ["/elsewhere/in/a/p.jpg"]
+    assert assigned(boxes, "p.jpg", folder="../" + tmp_path.name + "/in") == [1]
+
+
+def test_images_without_a_face(tmp_path):
+    boxes = box_file(tmp_path, "b.csv", "image,x0,y0,x1,y1\na.jpg,,,,\nb.jpg,1,2,3,4\n")
+    assert assigned(boxes, "a.jpg", "b.jpg") == [0, 1]
+    boxes = box_file(tmp_path, "b.json", '{"a.jpg": [], "b.jpg": [[1, 2, 3, 4]]}')
+    assert assigned(boxes, "a.jpg", "b.jpg") == [0, 1]
+
+
+def test_names_of_no_input_are_kept(tmp_path):
+    boxes = box_file(tmp_path, "b.json", '{"a.jpg": [], "c.jpg": [], "x/a.jpg": []}')
+    assert assigned(boxes, "a.jpg") == [0]
+    assert boxes.unused == ["c.jpg", "x/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("b.json", "{", "Expecting property name"),
+        ("b.json", "[[1, 2, 3, 4]]", "expected images and their boxes in braces"),
+        ("b.json", '{"a.jpg": [1, 2, 3, 4]}', "'a.jpg' wants a list of boxes"),
+        ("b.json", '{"a.jpg": [[1, 2, 3]]}', "'a.jpg' wants a list of boxes"),
+        ("b.json", '{"a.jpg": [[1, 2, 3, true]]}', "'a.jpg' wants a list of boxes"),
+        ("b.csv", "image,x0,y0,x1\na,1,2,3\n", "no column 'y1'"),
+        ("b.csv", "image,x0,y0,x1,y1\na,1,2,3\n", "line 2 has no four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\na\n", "line 2 has no four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\na,,,\n", "line 2 has no four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\n,1,2,3,4\n", "line 2 names no image"),
+        (
+            "b.csv",
+            "image,x0,y0,x1,y1\na,b.png,1,2,3,4\n",
+            "line 2 has 6 cells, and the header has 5",
+        ),
+        ("b.csv", "x0,y0,x1,y1,score,image\n,,,,0.9\n", "line 2 names no image"),
+        ("b.csv", "x0,y0,x1,y1,score,image\n1,2,3,4,a\n", "line 2 names no image"),
+        ("b.csv", "x0,y0,x1,y1,image\n1,2,3,4\n", "line 2 names no image"),
+        ("b.csv", "x0;y0;x1;y1;image\n1;2;3;4;a;b\n", "line 2 has 6 cells"),
+        ("b.csv", "", "no column 'image'"),
+    ],
+)
+def test_what_is_no_file_of_boxes_is_named(tmp_path, name, text, message):
+    with pytest.raises(InputError) as caught:
+        box_file(tmp_path, name, text)
+    assert str(caught.value).startswith(f"{tmp_path / name}: not a file of face boxes: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ["a.jpg,1,2,3,4", "a.jpg,1,2,3,4,", "a.jpg,1,2,3,4,0.9,,"])
+def test_cells_after_the_box_may_be_missing_or_empty(tmp_path, row):
+    boxes = box_file(tmp_path, "b.csv", f"image,x0,y0,x1,y1,score\n{row}\n")
+    assert assigned(boxes, "a.jpg") == [1]
+
+
+def test_missing_file_of_boxes_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"boxes\.json: cannot be read: No such file"):
+        results.BoxFile(tmp_path / "boxes.json")

@@ -1,0 +1,377 @@
+"""One model in threads, copies and other processes, and the check of its inputs."""
+
+import concurrent.futures
+import copy
+import dataclasses
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import lcgcn_jax
+from lcgcn_jax import geometry
+from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference import forking, model
+from lcgcn_jax.inference.face_detector import FaceDetector
+from lcgcn_jax.inference.model import LandmarkModel
+from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.models import bundles, registry
+from lcgcn_jax.models.layers import ConvBN
+from lcgcn_jax.uncertainty import UncertaintyModel
+
+SCHEME = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3, "mirror_pairs": [[0, 2]]})
+MODEL = {
+    "heatmap": {"name": "one-layer"},
+    "decode": "dark",
+    "graph": None,
+    "bn_momentum": 0.9,
+}
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+BOX = (10, 10, 50, 50)
+
+
+class OneLayer(nnx.Module):
+    stride = 4
+    feature_channels = 2
+
+    def __init__(self, num_landmarks, *, bn_momentum, dtype, rngs):
+        make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        self.layer = ConvBN(3, num_landmarks + 2, 3, stride=4, **make)
+
+    def __call__(self, images, *, train):
+        x = self.layer(images, train=train)
+        return x[..., 2:], x[..., :2]
+
+
+@pytest.fixture(scope="module")
+def bundle(random_bundle):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry._HEATMAP_MODELS, "one-layer", OneLayer)
+        yield random_bundle(MODEL, SCHEME, 32)
+
+
+@pytest.fixture(scope="module")
+def model(bundle):
+    return LandmarkModel(bundle)
+
+
+def test_threads_get_what_one_thread_gets(bundle, shared, detector_model):
+    model = LandmarkModel(bundle, detector_model)
+    photos = [
+        read_image(shared / "data/photos" / name) for name in ("2008_001322.jpg", "2009_004587.jpg")
+    ]
+    images = [cv2.resize(photo, None, fx=0.6, fy=0.6) for photo in photos] + [IMAGE]
+    expected = [model.predict(image) for image in images]
+    assert [len(faces) for faces in expected] == [3, 2, 0]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(model.predict, images * 3))
+    for faces, right in zip(results, expected * 3, strict=True):
+        assert len(faces) == len(right)
+        for face, other in zip(faces, right, strict=True):
+            np.testing.assert_allclose(face.landmarks, other.landmarks, atol=1e-3)
+
+
+def test_detector_is_loaded_once(bundle, monkeypatch):
+    made = []
+
+    class Detector(FaceDetector):
+        def __init__(self, path):
+            made.append(path)
+
+    monkeypatch.setattr(model, "FaceDetector", Detector)
+    model = LandmarkModel(bundle)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        detectors = set(pool.map(lambda _: id(model.detector), range(20)))
+    assert len(detectors) == len(made) == 1
+
+
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_copy_predicts_the_same_with_the_same_programs(model, make):
+    (right,) = model.predict(IMAGE, [BOX])
+    other = make(model)
+    (face,) = other.predict(IMAGE, [BOX])
+    np.testing.assert_array_equal(face.landmarks, right.landmarks)
+    assert (other.scheme, other.config, other.image_size) == (SCHEME, MODEL, 32)
+    assert other._compiled() is model._compiled()
+
+
+def test_copies_of_a_model_that_is_gone_share_programs(bundle):
+    """A worker of a pool gets a copy of the model with each task."""
+    pickled = pickle.dumps(LandmarkModel(bundle))
+    programs = pickle.loads(pickled)._compiled()
+    assert pickle.loads(pickled)._compiled() is programs
+
+
+def test_models_do_not_share_programs(bundle, model):
+    assert LandmarkModel(bundle)._compiled() is not model._compiled()
+
+
+def test_copy_does_not_need_the_detector_file(bundle, shared, detector_model, tmp_path):
+    path = tmp_path / "yunet.onnx"
+    path.write_bytes(detector_model.read_bytes())
+    photo = shared / "data/photos/2009_004587.jpg"
+    model = LandmarkModel(bundle, path)
+    unused = pickle.dumps(model)
+    assert len(model.predict(photo)) == 2
+    used = pickle.dumps(model)
+    path.unlink()
+    assert len(pickle.loads(used).predict(photo)) == 2
+    with pytest.raises(lcgcn_jax.InputError, match=r"yunet\.onnx: no such file"):
+        pickle.loads(unused).predict(photo)
+
+
+def test_detector_is_copied(shared, detector_model):
+    image = read_image(shared / "data/photos/2009_004587.jpg")
+    detector = FaceDetector(detector_model)
+    boxes = detector.face_boxes(image)
+    for other in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):
+        np.testing.assert_array_equal(other.face_boxes(image), boxes)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_forked_process_gets_an_error_at_once(model):
+    """Also where the model comes by a pickle, and the pool's worker lives on."""
+    context = multiprocessing.get_context("fork")
+    with context.Pool(1) as pool:
+        for arguments in ((IMAGE, [BOX]), (IMAGE, [])):
+            with pytest.raises(RuntimeError, match=r"forked .*get_context\('spawn'\)"):
+                pool.apply_async(model.predict, arguments).get(30)
+        with pytest.raises(RuntimeError, match="spawn"):
+            pool.apply_async(lcgcn_jax.load, ["w300-lcgcn-small"]).get(30)
+    forking.check_not_forked()
+
+
+@pytest.mark.slow
+def test_fork_before_jax_starts_is_allowed():
+    """Importing the package does not start JAX."""
+    code = """
+import os, warnings
+import lcgcn_jax.inference
+from lcgcn_jax.forking import check_not_forked
+pid = os.fork()
+if pid == 0:
+    check_not_forked()
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_spawned_pool_predicts(shared, detector_model):
+    model = lcgcn_jax.load("w300-lcgcn-small", detector_model=detector_model)
+    photo = shared / "data/photos/2009_004587.jpg"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (faces,) = pool.map(model.predict, [photo])
+    for face, right in zip(faces, model.predict(photo), strict=True):
+        np.testing.assert_allclose(face.landmarks, right.landmarks, atol=0.05)
+
+
+def test_reading_and_creating_a_model_traces_once(bundle, tmp_path, monkeypatch):
+    bundles.save_bundle(tmp_path / "model", bundle, "")
+    traces = []
+    create = bundles.create_model
+    monkeypatch.setattr(
+        bundles, "create_model", lambda *args, **kwargs: traces.append(1) or create(*args, **kwargs)
+    )
+    bundles._structure.cache_clear()
+    model = lcgcn_jax.load(tmp_path / "model")
+    pickle.loads(pickle.dumps(model)).predict(IMAGE, [BOX])
+    assert len(traces) == 1
+
+
+def test_structure_follows_the_registered_model(bundle, monkeypatch):
+    class Wider(OneLayer):
+        def __init__(self, num_landmarks, **options):
+            super().__init__(num_landmarks + 1, **options)
+
+    before = bundles.abstract_weights(MODEL, 3)[1]
+    monkeypatch.setitem(registry._HEATMAP_MODELS, "one-layer", Wider)
+    after = bundles.abstract_weights(MODEL, 3)[1]
+    name = "heatmap_model.layer.conv.kernel"
+    assert before[name].shape != after[name].shape
+    before.clear()  # the caller's own
+    assert bundles.abstract_weights(MODEL, 3)[1].keys() == after.keys()
+
+
+def test_arrays_of_other_kinds_give_what_rgb_gives(model):
+    (right,) = model.predict(IMAGE, [BOX])
+    others = [
+        IMAGE.astype(np.int64),
+        IMAGE[:, ::-1][:, ::-1],
+        Image.fromarray(IMAGE),
+        np.concatenate([IMAGE, IMAGE[..., :1]], axis=2),
+        jnp.asarray(IMAGE),
+        IMAGE.tolist(),
+    ]
+    for image in others:
+        (face,) = model.predict(image, [BOX])
+        np.testing.assert_array_equal(face.landmarks, right.landmarks)
+    for faces in model.predict_batch(np.stack([IMAGE, IMAGE]), [[BOX]] * 2):
+        np.testing.assert_allclose(faces[0].landmarks, right.landmarks, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("images", "boxes", "message"),
+    [
+        ([IMAGE, IMAGE], [[BOX]], "1 lists of boxes for 2 images"),
+        ([IMAGE], [[BOX], [BOX]], "2 lists of boxes for 1 images"),
+        ([IMAGE, IMAGE / 255], [[], []], "image 1: float64 array"),
+        (IMAGE, None, r"uint8 array \[60 80 3\] is not a list of images; call predict"),
+        ("photo.jpg", None, "'photo.jpg' is not a list of images"),
+        ([IMAGE], {"a": [BOX]}, "boxes: .*; give a list"),
+        ([IMAGE], "boxes", "'boxes'; give a list"),
+    ],
+)
+def test_wrong_batches_are_refused_in_one_line(model, images, boxes, message):
+    with pytest.raises(lcgcn_jax.InputError, match=message) as error:
+        model.predict_batch(images, boxes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (BOX, r"image: boxes: \(?\[?10, 10, 50, 50.*give a list of boxes"),
+        (np.array(BOX), "give a list of boxes"),
+        ([BOX, None], "box None: a box is four numbers"),
+        ([BOX[:3]], "box 10,10,50: a box is four numbers"),
+        ([[BOX]], "a box is four numbers"),
+        ([["a", "b", "c", "d"]], "a box is four numbers"),
+        ([["10", "10", "50", "50"]], "a box is four numbers"),
+        (["1234"], "box '1234': a box is four numbers"),
+        ([(10, 10, np.nan, 50)], "box 10,10,nan,50: a box is four numbers"),
+        ([(10, 10, np.inf, 50)], "four numbers"),
+        ([(True, False, True, True)], "four numbers"),
+        ([(50, 10, 10, 50)], "x1 and y1 have to be larger"),
+        ("10,10,50,50", "give a list"),
+    ],
+)
+def test_wrong_boxes_are_refused_in_one_line(model, boxes, message):
+    with pytest.raises(lcgcn_jax.InputError, match=message) as error:
+        model.predict(IMAGE, boxes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        np.array([BOX]),
+        [np.array(BOX, np.float32)],
+        iter([list(BOX)]),
+        jnp.array([BOX]),
+        ((10.0, 10, 50, 50),),
+    ],
+)
+def test_boxes_of_any_sequence(model, boxes):
+    (face,) = model.predict(IMAGE, boxes)
+    np.testing.assert_array_equal(face.box, BOX)
+
+
+def test_nothing_in_nothing_out(model):
+    assert model.predict_batch([]) == []
+    assert model.predict_batch([], []) == []
+    assert model.predict_batch([IMAGE, IMAGE], [[], []]) == [[], []]
+    for output in (model.predict_crops([]), model.forward(np.zeros((0, 32, 32, 3), np.float32))):
+        assert output.landmarks.shape == (0, 3, 2)
+        assert output.confidence.shape == (0, 3)
+        assert output.edges is None
+
+
+def test_images_without_boxes_are_left_to_the_detector(bundle, shared, detector_model):
+    model = LandmarkModel(bundle, detector_model)
+    photo = read_image(shared / "data/photos/2009_004587.jpg")
+    faces_of_images = model.predict_batch([photo, IMAGE], [None, [BOX]])
+    assert [len(faces) for faces in faces_of_images] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 32, 32, 3), np.uint8),
+        np.zeros((1, 16, 16, 3), np.float32),
+        np.zeros((32, 32, 3), np.float32),
+        np.zeros((1, 3, 32, 32), np.float32),
+        None,
+        "crops",
+    ],
+)
+def test_forward_refuses_what_is_not_normalized_crops(model, images):
+    with pytest.raises(
+        lcgcn_jax.InputError, match=r"normalized floating-point crops \[b 32 32 3\]"
+    ):
+        model.forward(images)
+
+
+@pytest.mark.parametrize("values", [5, None, Image.fromarray(IMAGE), "images"])
+def test_what_is_no_list_is_refused_in_one_line(values):
+    with pytest.raises(lcgcn_jax.InputError, match=r"^images: .*; give a list$"):
+        model._as_list("images", values)
+
+
+def test_uncertain_face_is_tried_again_in_turned_crops(bundle, monkeypatch):
+    """Of crops in four orientations and an upright one, the landmarks of the surest are returned."""
+    calibration = UncertaintyModel(
+        1.0, 0.0, np.zeros(3), np.array([-9.0, 0.0]), np.array([1.0, 10.0]), fitted_on={}
+    )
+    calibrated = LandmarkModel(dataclasses.replace(bundle, calibration=calibration))
+    (first,) = LandmarkModel(bundle).predict(IMAGE, [BOX])
+    seen = []
+    estimate = calibrated._estimate
+
+    def spy(crops, affines):
+        estimates = estimate(crops, affines)
+        seen.extend(estimates)
+        return estimates
+
+    monkeypatch.setattr(calibrated, "_estimate", spy)
+    monkeypatch.setattr(model.robust_crops, "is_uncertain", lambda *args: False)
+    (certain,) = calibrated.predict(IMAGE, [BOX])
+    np.testing.assert_array_equal(certain.landmarks, first.landmarks)
+    assert len(seen) == 1
+    seen.clear()
+    monkeypatch.setattr(model.robust_crops, "is_uncertain", lambda *args: True)
+    (face,) = calibrated.predict(IMAGE, [BOX])
+    assert 4 <= len(seen) <= 5
+    surest = min(seen, key=lambda candidate: candidate.expected_error.mean())
+    np.testing.assert_array_equal(face.landmarks, surest.landmarks)
+    np.testing.assert_array_equal(face.box, BOX)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [0, 60, 90, 180, 270])
+def test_rolled_face_is_right_or_has_a_large_expected_error(shared, detector_model, degrees):
+    model = lcgcn_jax.load("w300-lcgcn-small", detector_model=detector_model)
+    image = read_image(shared / "data/photos/2009_004587.jpg")
+    upright = model.predict(image)
+    side = int(np.hypot(*image.shape[:2])) + 1
+    center = ((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2)
+    affine = cv2.getRotationMatrix2D(center, degrees, 1.0)
+    affine[:, 2] += (side / 2 - center[0], side / 2 - center[1])
+    truths = [geometry.transform_points(affine, face.landmarks) for face in upright]
+    boxes = [geometry.box_of_landmarks(truth, np.ones(68, bool)) for truth in truths]
+    faces = model.predict(cv2.warpAffine(image, affine, (side, side)), boxes)
+    for face, truth, other in zip(faces, truths, upright, strict=True):
+        unit = np.linalg.norm(truth[36] - truth[45])
+        nme = 100 * np.linalg.norm(face.landmarks - truth, axis=1).mean() / unit
+        assert nme < 5
+        assert face.expected_error.mean() < 1.5 * other.expected_error.mean()
+
+
+@pytest.mark.slow
+def test_what_is_no_face_has_a_large_expected_error(shared):
+    model = lcgcn_jax.load("w300-lcgcn-small")
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    (face,) = model.predict(noise, [(20, 20, 180, 180)])
+    assert face.expected_error.mean() > 30

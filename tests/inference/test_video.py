@@ -1,0 +1,179 @@
+import cv2
+import numpy as np
+import pytest
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.inference.video import VideoWriter, open_video, varies
+
+COLORS = [(230, 30, 30), (30, 200, 30), (40, 40, 220), (120, 120, 120)]
+
+
+def make(path, *, width=96, height=64, rate=12.5, colors=COLORS):
+    """A video of one-colored frames."""
+    with VideoWriter(path, frames_per_second=rate) as writer:
+        for color in colors:
+            writer.write(np.full((height, width, 3), color, np.uint8))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "even"), [(96, 64, (64, 96, 3)), (97, 63, (64, 98, 3))]
+)
+def test_what_is_written_can_be_read(tmp_path, width, height, even):
+    path = make(tmp_path / "clip.mp4", width=width, height=height)
+    with open_video(path) as video:
+        assert video.num_frames == 4
+        assert video.frames_per_second == 12.5
+        frames = list(video.frames)
+    assert len(frames) == 4
+    assert frames[0].pixels.shape == even
+    np.testing.assert_allclose([frame.time for frame in frames], np.arange(4) / 12.5, atol=1e-9)
+    for frame, color in zip(frames, COLORS, strict=True):
+        assert np.abs(frame.pixels.mean(axis=(0, 1)) - color).max() < 8
+
+
+def test_rate_that_is_given_is_taken(tmp_path):
+    with open_video(make(tmp_path / "clip.mp4"), frames_per_second=30.0) as video:
+        assert video.frames_per_second == 30.0
+        np.testing.assert_allclose([frame.time for frame in video.frames], np.arange(4) / 30)
+
+
+class Capture:
+    """A capture with given time stamps. OpenCV's own class frees its subclasses wrongly."""
+
+    def __init__(self, stamps, rate):
+        self._stamps, self._rate, self._next = stamps, rate, 0
+
+    def read(self):
+        self._next += 1
+        return self._next <= len(self._stamps), np.zeros((20, 30, 3), np.uint8)
+
+    def get(self, field):
+        return {
+            cv2.CAP_PROP_FPS: self._rate,
+            cv2.CAP_PROP_FRAME_COUNT: -1.0,
+            cv2.CAP_PROP_POS_MSEC: self._stamps[min(self._next, len(self._stamps)) - 1],
+        }[field]
+
+    def release(self):
+        pass
+
+
+def times(tmp_path, monkeypatch, stamps, rate):
+    """The rate and the times of the frames of a capture with these stamps, in milliseconds."""
+    (tmp_path / "clip.mp4").touch()
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Capture(stamps, rate))
+    with open_video(tmp_path / "clip.mp4") as video:
+        return video.frames_per_second, [round(frame.time, 6) for frame in video.frames]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "expected"),
+    [
+        ([0, 40, 80, 1080, 2080], [0, 0.04, 0.08, 1.08, 2.08]),
+        ([500, 540, 580], [0.5, 0.54, 0.58]),
+        ([0, 0, 0, 0], [0, 0.1, 0.2, 0.3]),
+        ([0, 40, 40, 120], [0, 0.04, 0.14, 0.22]),
+        ([0, 40, 80, 0, 40, 80], [0, 0.04, 0.08, 0.18, 0.22, 0.26]),
+        ([float("nan")] * 3, [0, 0.1, 0.2]),
+        ([0, 40, float("nan"), 120], [0, 0.04, 0.14, 0.24]),
+        ([-40, 0, 40], [-0.04, 0, 0.04]),
+        ([0], [0]),
+    ],
+    ids=[
+        "variable",
+        "later start",
+        "none",
+        "twice",
+        "begins anew",
+        "nan",
+        "one nan",
+        "early",
+        "one",
+    ],
+)
+def test_times_of_frames_increase(tmp_path, monkeypatch, stamps, expected):
+    assert times(tmp_path, monkeypatch, stamps, 10.0) == (10.0, expected)
+
+
+@pytest.mark.parametrize("rate", [0.0, float("nan"), 1000.0, -1.0])
+def test_rate_of_the_first_frames_is_taken_where_the_file_states_none(tmp_path, monkeypatch, rate):
+    assert times(tmp_path, monkeypatch, [0, 40, 100], rate) == (25.0, [0, 0.04, 0.1])
+
+
+@pytest.mark.parametrize("stamps", [[0], [0, 0, 0], [float("nan")] * 2])
+def test_unknown_rate_is_asked_for(tmp_path, monkeypatch, stamps):
+    with pytest.raises(
+        InputError, match=r"clip\.mp4: the frame rate is not known; give it by --fps"
+    ):
+        times(tmp_path, monkeypatch, stamps, 0.0)
+    with open_video(tmp_path / "clip.mp4", frames_per_second=25.0) as video:
+        assert (video.frames_per_second, video.num_frames) == (25.0, 0)
+        assert len(list(video.frames)) == len(stamps)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mov", ".mjpeg", ".mpg"])
+def test_times_in_other_containers(tmp_path, suffix):
+    path = tmp_path / f"clip{suffix}"
+    codec = "MJPG" if suffix in (".avi", ".mjpeg") else "MPEG" if suffix == ".mpg" else "mp4v"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 25, (96, 64))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write it")
+    for color in COLORS:
+        writer.write(np.full((64, 96, 3), color, np.uint8))
+    writer.release()
+    with open_video(path) as video:
+        found = [frame.time for frame in video.frames]
+        rate = video.frames_per_second
+    np.testing.assert_allclose(found, np.arange(4) / rate, atol=1e-3)
+    assert not varies(found)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "b.mkv"])
+def test_variable_frame_rate(shared, name):
+    with open_video(shared / "cases/variable_frame_rate" / name) as video:
+        found = [frame.time for frame in video.frames]
+    np.testing.assert_allclose(found, [0, 0.04, 0.08, 0.12, 1.12, 2.12, 3.12, 4.12], atol=1e-6)
+    assert varies(found)
+
+
+def test_rounding_of_times_is_no_variable_rate():
+    assert not varies([round(i / 29.97, 3) for i in range(90)])
+    assert not varies([0.0])
+
+
+def test_video_that_is_cut_while_it_is_written_is_an_error(tmp_path, monkeypatch):
+    whole = make(tmp_path / "whole.mp4").read_bytes()
+    for cut in (1, 100, len(whole) // 2, len(whole) - 40):
+        path = tmp_path / "clip.mp4"
+        writer = VideoWriter(path, frames_per_second=25.0)
+        writer.write(np.zeros((64, 96, 3), np.uint8))
+
+        class Cut:
+            def release(self, path=path, cut=cut):
+                path.write_bytes(whole[:-cut])
+
+        writer._writer = Cut()
+        with pytest.raises(OSError, match="is the disk full"):
+            writer.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 99, None])
+def test_what_is_no_video_is_named(tmp_path, content):
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"clip\.mp4: (no frame of a video|cannot be read)"):
+        open_video(path).__enter__()
+
+
+def test_video_without_a_frame_is_named(tmp_path):
+    path = make(tmp_path / "clip.mp4")
+    path.write_bytes(path.read_bytes()[:48])
+    with pytest.raises(InputError, match="no frame of a video can be read"):
+        open_video(path).__enter__()
+
+
+def test_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="cannot be encoded"):
+        make(tmp_path / "nowhere" / "clip.mp4")

@@ -1,0 +1,141 @@
+import dataclasses
+import importlib.util
+import math
+
+import pytest
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.profiling import tpu_compile
+from lcgcn_jax.profiling.tpu_compile import (
+    CHIPS,
+    GIB,
+    Collective,
+    StepCost,
+    collectives,
+    compile_step,
+    largest_batch,
+    least_seconds,
+    tpu_devices,
+)
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="no libtpu, TPU's compiler: pip install 'lcgcn-jax[tpu]'",
+)
+
+# Lines as libtpu 0.0.52 writes them, shortened.
+HLO = """
+  %all-reduce.3 = (f32[512,512]{1,0:T(8,128)S(1)}, f32[512]{0:T(512)}) all-reduce(%fusion.2, %gte.8), \
+channel_id=1, replica_groups=mesh['axis_0'=4] {'axis_0'}, to_apply=%add.clone
+  %get-tuple-element.4 = f32[512,512]{1,0:T(8,128)S(1)} get-tuple-element(%all-reduce.3), index=0
+  %all-reduce-start = bf16[3,64]{1,0:T(8,128)(2,1)} all-reduce-start(%fusion.9), channel_id=2
+  %all-reduce-done = bf16[3,64]{1,0:T(8,128)(2,1)} all-reduce-done(%all-reduce-start)
+  %all-gather.12 = pred[256,8]{1,0:T(8,128)(4,1)} all-gather(%bitcast.26), dimensions={0}
+  %all-gather-start = (f32[2]{0}, f32[8]{0}) all-gather-start(%p), dimensions={0}
+  %reduce-scatter = s32[]{:T(128)} reduce-scatter(%bitcast.1), to_apply=%add
+  %collective-permute-start = (f32[512,1,1]{0,1,2:T(1,128)S(1)}, f32[512,1,1]{0,1,2:T(1,128)S(1)}, \
+u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%slice.4), source_target_pairs={{1,0},{3,2}}
+  %fusion.21 = f32[512,1]{0,1} fusion(%collective-permute-done.2, %all-reduce.3), calls=%all-to-all.7
+  %all-to-all = u8[4,128,64]{1,2,0} all-to-all(%bitcast.28), dimensions={0}, metadata={op_name="sort"}
+"""
+
+
+def test_collectives_are_counted_by_kind_with_their_bytes():
+    assert collectives(HLO) == {
+        "all-reduce": Collective(2, 4 * (512 * 512 + 512) + 2 * 3 * 64),
+        "all-gather": Collective(2, 256 * 8 + 4 * 8),
+        "reduce-scatter": Collective(1, 4),
+        "collective-permute": Collective(1, 4 * 512),
+        "all-to-all": Collective(1, 4 * 128 * 64),
+    }
+
+
+@pytest.fixture
+def cost():
+    """A step whose memory on a chip is 2 GiB and a quarter for each face that the chip has."""
+
+    def make(batch_size, *, topology="v5e:2x2", chips=4):
+        memory = 2 * GIB + GIB * batch_size // (4 * chips)
+        return StepCost(topology, chips, batch_size, memory, {}, 197e12, 819e9, {})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("topology", "chips", "faces"), [("v5e:2x2", 4, 55), ("v5e:4x4", 16, 55), ("v5p:2x2x1", 4, 374)]
+)
+def test_the_largest_batch_follows_the_line_through_two(cost, topology, chips, faces):
+    costs = [cost(n * chips, topology=topology, chips=chips) for n in (16, 8)]
+    assert largest_batch(costs) == largest_batch(costs[::-1]) == faces * chips
+
+
+def test_a_model_that_never_fits_has_no_batch(cost):
+    costs = [dataclasses.replace(cost(n), memory=cost(n).memory + 20 * GIB) for n in (4, 8)]
+    assert largest_batch(costs) == 0
+
+
+def test_memory_that_does_not_grow_gives_no_line(cost):
+    with pytest.raises(InputError, match="give a larger --batch-size"):
+        largest_batch([cost(4), dataclasses.replace(cost(8), memory=cost(4).memory)])
+
+
+def test_the_slower_of_memory_and_arithmetic_sets_the_time(cost):
+    assert least_seconds(cost(4)) == pytest.approx(1.0)
+    assert least_seconds(dataclasses.replace(cost(4), flops=394e12)) == pytest.approx(2.0)
+    assert least_seconds(dataclasses.replace(cost(4), bytes_accessed=3 * 819e9)) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("topology", ["v9:2x2", "4x4", ""])
+def test_unknown_chips_are_refused(topology):
+    with pytest.raises(InputError, match="v5e:4x4"):
+        tpu_devices(topology)
+
+
+def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        tpu_compile.importlib.util,
+        "find_spec",
+        lambda name: None if name == "libtpu" else find_spec(name),
+    )
+    with pytest.raises(InputError, match=r"pip install 'lcgcn-jax\[tpu\]'"):
+        tpu_devices("v5e:2x2")
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e", "v5e:3x3", "v5e:two"])
+def test_shapes_that_do_not_exist_are_refused(topology):
+    with pytest.raises(InputError, match=f"^{topology}: "):
+        tpu_devices(topology)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "chips"),
+    [
+        ("v5e:2x2", 4),
+        ("v5e:4x4", 16),
+        ("v5e:16x16", 256),
+        ("v4:2x2x1", 4),
+        ("v4:2x2x2", 8),
+        ("v6e:2x2", 4),
+        ("v6e:4x4", 16),
+    ],
+)
+def test_the_whole_step_compiles_for_a_slice(tiny_config, topology, chips):
+    cost = compile_step(tiny_config, topology, 2 * chips)
+    assert cost.num_chips == chips
+    assert 0 < cost.memory == sum(cost.parts.values()) < CHIPS[topology.split(":")[0]].memory
+    assert cost.flops > 0
+    assert math.isfinite(least_seconds(cost))
+    assert cost.collectives["all-reduce"].size > 0
+
+
+@needs_libtpu
+def test_the_compiler_refuses_what_the_line_says_does_not_fit(tiny_config):
+    costs = [compile_step(tiny_config, "v5e:2x2", n) for n in (4096, 8192)]
+    most = largest_batch(costs)
+    assert most > 8192
+    with pytest.raises(InputError, match="does not fit v5e:2x2; give a smaller --batch-size"):
+        compile_step(tiny_config, "v5e:2x2", 2 * most)
+    assert compile_step(tiny_config, "v5e:2x2", 4 * int(0.9 * most / 4)).batch_size < most

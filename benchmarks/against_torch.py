@@ -34,7 +34,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lcgcn_jax.commands.bench import format_seconds
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.model import LandmarkModel
@@ -46,7 +45,7 @@ from lcgcn_jax.models.bundles import Bundle
 from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weights
-from lcgcn_jax.profiling.timing import Timing, measure
+from lcgcn_jax.profiling.timing import Timing, format_seconds, measure
 
 try:
     import torch

@@ -36,13 +36,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from lcgcn_jax.commands.bench import format_seconds
-from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models import hrnet, layers
 from lcgcn_jax.profiling import tpu_compile
-from lcgcn_jax.profiling.timing import measure
-from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.profiling.timing import format_seconds, measure
+from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.trainer import compute_dtype
 
 GIB = tpu_compile.GIB

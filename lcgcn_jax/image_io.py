@@ -26,6 +26,12 @@ from PIL import (
 
 from lcgcn_jax.errors import InputError
 
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff",
+    ".webp", ".avif", ".jp2", ".j2k", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+"""Suffixes of the image files that are read, in lower case."""
+
 MAX_PIXELS = 1 << 28
 """Pixels of the largest image that is read, such as 16,384 x 16,384: 0.8 GB in memory."""
 

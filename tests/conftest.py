@@ -213,7 +213,7 @@ def no_network(monkeypatch):
 @pytest.fixture(scope="session")
 def synthetic98(make_once) -> Path:
     """A prepared dataset of a few synthetic faces with WFLW's points."""
-    from lcgcn_jax.commands.prepare import prepare_synthetic
+    from lcgcn_jax.synthetic.dataset import prepare_synthetic
 
     return make_once(
         "wflw98",
@@ -224,7 +224,7 @@ def synthetic98(make_once) -> Path:
 @pytest.fixture(scope="session")
 def synthetic68(make_once) -> Path:
     """A prepared dataset of a few synthetic faces with 300W's points."""
-    from lcgcn_jax.commands.prepare import prepare_synthetic
+    from lcgcn_jax.synthetic.dataset import prepare_synthetic
 
     return make_once(
         "ibug68",

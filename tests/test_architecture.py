@@ -13,13 +13,15 @@ ROOT = Path(lcgcn_jax.__file__).parent
 LAYERS = [
     {"__main__"},
     {"commands", "configs"},
-    {"predictions", "benchmark"},
+    {"profiling"},
     {"training"},
-    {"inference", "interop", "visualize"},
-    {"models", "data", "robust_crops"},
-    {"losses", "metrics", "calibration"},
-    {"heatmaps", "images", "detection", "tracking", "video", "inputs"},
-    {"geometry", "landmarks", "cache", "compilation", "files", "forking", "image_arrays"},
+    {"evaluation", "visualize"},
+    {"inference", "interop"},
+    {"synthetic"},
+    {"models", "data"},
+    {"losses", "uncertainty", "distributed"},
+    {"heatmaps", "image_io"},
+    {"geometry", "landmarks", "cache", "compat", "compilation", "atomic_io", "image_arrays"},
     {"accelerators", "errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

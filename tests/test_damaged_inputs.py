@@ -296,13 +296,13 @@ class Place:
         bad = {record["name"]: record["reason"] for record in json.loads(content)["bad"]}
         assert all(name.isprintable() and reason.isprintable() for name, reason in bad.items())
         dataset = open_dataset(self.out)
-        records = list(dataset.source("+".join(dataset.splits)))
-        for record in records:
+        stored = list(dataset.source("+".join(dataset.splits)))
+        for record in stored:
             assert decode_image(record["image"]).size
             for field in ("landmarks", "box", "to_source"):
                 assert np.isfinite(record[field]).all()
-        assert len(records) == sum(dataset.num_faces.values())
-        return bad, [record["name"] for record in records]
+        assert len(stored) == sum(dataset.num_faces.values())
+        return bad, [record["name"] for record in stored]
 
     def refused(self, *arguments):
         """Runs `lcgcn`, which must refuse; gives the one line that it says."""

@@ -11,7 +11,7 @@ import pytest
 
 from lcgcn_jax.commands import train
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -120,7 +120,7 @@ def test_the_training_is_one_that_lcgcn_takes(name, monkeypatch):
     assert args.workdir.name == "w300"
     assert args.distributed == (name in ("slurm", "tpu_pod"))
     config = load_config(args.config)
-    apply_overrides(config, train.parse_overrides(rest))
+    apply_overrides(config, parse_overrides(rest))
     assert (config.seed, config.init_from) == (3, "my runs/first")
     assert config.data.dir.endswith("/data" if name == "container" else "data/w300")
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from lcgcn_jax.atomic_io import write_whole, writing
 from lcgcn_jax.commands.main import use_compilation_cache
-from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.ablation import ROWS, markdown, run_ablation, summarize
-from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.config_checks import check_config
 
 

@@ -13,19 +13,18 @@ from typing import Any
 import ml_collections
 
 from lcgcn_jax.atomic_io import require_writable, write_whole, writing
-from lcgcn_jax.commands import prepare
-from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.profiling.measurements import PARTS, Measurements, Row
-from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.profiling.timing import format_seconds
+from lcgcn_jax.synthetic.dataset import LAYOUTS, prepare_synthetic
+from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.sharding import describe_devices
 from lcgcn_jax.training.trainer import Trainer
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "grain", "numpy", "opencv-python-headless")
 _SYNTHETIC_FACES = 256
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
 def add_parser(subparsers) -> None:
@@ -129,14 +128,14 @@ def _data(config: ml_collections.ConfigDict, given: Path | None, folder: Path) -
     """The data to measure with: what was given, or synthetic faces drawn into a folder."""
     if given is not None:
         return given
-    if config.scheme not in prepare.SYNTHETIC_LAYOUTS:
+    if config.scheme not in LAYOUTS:
         raise InputError(
             f"{config.scheme}: no synthetic faces with these points; give --data, a folder that "
             "`lcgcn prepare` wrote"
         )
     faces = max(_SYNTHETIC_FACES, 2 * config.train.batch_size)
     print(f"drawing {faces} synthetic faces", flush=True)
-    prepare.prepare_synthetic(config.scheme, folder, num_train=faces, num_test=1, seed=0)
+    prepare_synthetic(config.scheme, folder, num_train=faces, num_test=1, seed=0)
     return folder
 
 
@@ -213,9 +212,3 @@ def format_table(result: dict[str, Any]) -> str:
     if "end_to_end" in shares:
         lines.append(f"training runs at {shares['end_to_end']:.0%} of the rate of its step alone")
     return "\n".join(lines)
-
-
-def format_seconds(value: float) -> str:
-    """A time in the unit that suits it."""
-    scale, unit = next(((s, u) for s, u in _UNITS if value >= s), _UNITS[-1])
-    return f"{value / scale:.3g} {unit}"

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 
 from lcgcn_jax.atomic_io import require_writable, write_whole, writing
-from lcgcn_jax.commands.train import parse_overrides
 from lcgcn_jax.profiling.tpu_compile import (
     CHIPS,
     GIB,
@@ -18,7 +17,7 @@ from lcgcn_jax.profiling.tpu_compile import (
     largest_batch,
     least_seconds,
 )
-from lcgcn_jax.training.config import apply_overrides, load_config
+from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.config_checks import check_config
 
 

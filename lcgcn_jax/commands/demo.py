@@ -5,17 +5,18 @@ import json
 from pathlib import Path
 
 from lcgcn_jax import visualize
-from lcgcn_jax.commands import prepare, train
+from lcgcn_jax.commands import train
 from lcgcn_jax.commands.eval import format_table
 from lcgcn_jax.commands.main import use_compilation_cache
-from lcgcn_jax.commands.visualize import compare_stages, predict_faces
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import mean_face_errors, report, split_errors
 from lcgcn_jax.inference.model import load
+from lcgcn_jax.synthetic.dataset import prepare_synthetic
 from lcgcn_jax.training.config import load_config
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.trainer import Trainer
+from lcgcn_jax.visualize.stages import compare_stages, predict_faces
 
 _SHOWN = 6
 
@@ -53,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
 
     print(f"1/4 drawing and preparing {args.faces + args.test_faces:,} synthetic faces")
-    prepare.prepare_synthetic(
-        config.scheme, data, num_train=args.faces, num_test=args.test_faces, seed=0
-    )
+    prepare_synthetic(config.scheme, data, num_train=args.faces, num_test=args.test_faces, seed=0)
     training = Trainer(config, workdir)
     print(
         f"2/4 training {training.config.train.steps:,} steps (the first compiles, about a minute)"

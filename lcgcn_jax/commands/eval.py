@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
 from lcgcn_jax.data.augment import CORRUPTIONS
@@ -49,11 +50,12 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--corruption",
+        type=lambda name: compat.CORRUPTIONS.get(name, name),
         choices=CORRUPTIONS,
         default="none",
-        help="damage every crop, by its name's seed: occlude (one or two rectangles with sides of "
+        help="corrupt every crop, seeded by its name: occlude (one or two rectangles with sides of "
         "23-47 %% of the crop, one random color with noise of sigma 15), blur (Gaussian, sigma "
-        "1.6-3.9 %% of the crop's side), dark (gray levels times 0.15-0.5), noise (Gaussian, sigma "
+        "1.6-3.9 %% of the crop's side), low_light (gray levels times 0.15-0.5), noise (Gaussian, sigma "
         "5-25 gray levels); %(default)s",
     )
     parser.add_argument(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lcgcn_jax import interrupts
+from lcgcn_jax import compat, interrupts
 from lcgcn_jax.cache import cache_folder
 from lcgcn_jax.errors import InputError, printable
 
@@ -50,6 +50,12 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Accepts former option names, and underscores in place of dashes."""
+        if args is not None:
+            args = compat.upgrade_arguments(list(args), set(self._option_string_actions))
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")

@@ -1,17 +1,15 @@
 """`lcgcn prepare`: official layouts or anyone's own points in, records for training and evaluation out."""
 
 import argparse
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lcgcn_jax import synthetic
 from lcgcn_jax.data import records
-from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.formats import custom, cvat, dlib, label_studio, labelme, merl_rav, w300, wflw
 from lcgcn_jax.data.records import PrepareReport
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import SCHEMES, LandmarkScheme, get_scheme
+from lcgcn_jax.synthetic.dataset import LAYOUTS, prepare_synthetic
 
 READERS = {"wflw": wflw.read, "300w": w300.read, "merl-rav": merl_rav.read}
 OWN_READERS = {
@@ -22,12 +20,6 @@ OWN_READERS = {
     "label-studio": label_studio.read,
     "labelme": labelme.read,
 }
-SYNTHETIC_LAYOUTS = {
-    "wflw98": (synthetic.write_wflw, wflw.read),
-    "ibug68": (synthetic.write_300w, w300.read),
-}
-OFFICIAL = "official"
-"""Where below `--out` the synthetic faces lie in an official layout."""
 
 _OWN_FORMS = {
     "csv": (
@@ -169,7 +161,7 @@ def add_parser(subparsers) -> None:
         _add_output(own)
     drawn = layouts.add_parser("synthetic", help="procedural faces, drawn here")
     drawn.add_argument(
-        "--scheme", choices=SYNTHETIC_LAYOUTS, default="wflw98", help="which points (%(default)s)"
+        "--scheme", choices=LAYOUTS, default="wflw98", help="which points (%(default)s)"
     )
     drawn.add_argument(
         "--faces", type=int, default=2000, help="faces to train and validate with (%(default)s)"
@@ -279,24 +271,6 @@ def _warn_of_scheme(scheme: LandmarkScheme) -> None:
             "mirrored faces; add `mirror_pairs` to the scheme, or train with "
             "--config.data.augment.mirror=0"
         )
-
-
-def prepare_synthetic(
-    scheme: str, out: Path, *, num_train: int, num_test: int, seed: int, overwrite: bool = False
-) -> PrepareReport:
-    """Draws faces in the official layout of a scheme, and prepares them like real ones.
-
-    Raises:
-      InputError: `out` is there already, or there would be no faces.
-    """
-    if min(num_train, num_test) < 1:
-        raise InputError("--faces and --test-faces must be at least 1")
-    write, read = SYNTHETIC_LAYOUTS[scheme]
-    with records.fresh_folder(out, overwrite=overwrite) as folder:
-        official = folder / OFFICIAL
-        write(official, num_train=num_train, num_test=num_test, seed=seed)
-        annotations: AnnotationList = dataclasses.replace(read(official), kind="synthetic")
-        return records.write_records(annotations, folder)
 
 
 def _check_source(src: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.distributed import initialize_distributed, is_primary_process
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.training.config import apply_overrides, describe_steps, load_config
+from lcgcn_jax.training.config import apply_overrides, describe_steps, load_config, parse_overrides
 from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.run_lock import needs_writing
@@ -18,7 +18,6 @@ from lcgcn_jax.training.sharding import describe_devices
 from lcgcn_jax.training.trainer import Trainer
 
 CURVES = "curves.png"
-_PREFIX = "--config."
 
 
 def add_parser(subparsers) -> None:
@@ -104,27 +103,6 @@ def _join(args: argparse.Namespace) -> None:
         raise InputError("--num-processes and --process-id: need --coordinator HOST:PORT")
     if args.distributed or args.coordinator is not None:
         initialize_distributed(*place)
-
-
-def parse_overrides(rest: list[str]) -> dict[str, str]:
-    """`--config.a.b=v` and `--config.a.b v` to `{"a.b": "v"}`.
-
-    Raises:
-      InputError: something else is among them, or a value is missing.
-    """
-    overrides, words = {}, iter(rest)
-    for word in words:
-        if not word.startswith(_PREFIX):
-            raise InputError(
-                f"unrecognized: {word}; fields of the config are set with {_PREFIX}NAME=VALUE"
-            )
-        name, equals, value = word[len(_PREFIX) :].partition("=")
-        if not equals:
-            value = next(words, None)
-            if value is None:
-                raise InputError(f"{word}: a value is missing; give {word}=VALUE")
-        overrides[name] = value
-    return overrides
 
 
 def print_figures(step: int, figures: dict[str, float]) -> None:

@@ -3,17 +3,15 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from lcgcn_jax import visualize
 from lcgcn_jax.commands.main import use_compilation_cache
-from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
-from lcgcn_jax.data.pipeline import eval_batches
+from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference.model import LandmarkModel, load
-from lcgcn_jax.models.lcgcn import LCGCNOutput
+from lcgcn_jax.inference.model import load
 from lcgcn_jax.training.metric_writer import LOG, read_metrics
+from lcgcn_jax.visualize.stages import compare_stages, predict_faces
 
 STAGES, EDGES, MATRICES, CURVES = "stages.png", "edges.png", "edge_matrices.png", "curves.png"
 
@@ -110,33 +108,6 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         _save(args.out / CURVES, visualize.plot_curves(rows), _CURVES_DPI)
     return 0
-
-
-def predict_faces(
-    model: LandmarkModel, dataset: FaceDataset, split: str, count: int, *, skip: int = 0
-) -> tuple[dict[str, np.ndarray], LCGCNOutput]:
-    """Some faces of a split, as `data.pipeline.eval_batches` gives them, and what a model says of them.
-
-    Raises:
-      InputError: there are no faces beyond those skipped.
-    """
-    batches = eval_batches(dataset, split, image_size=model.image_size, batch_size=skip + count)
-    batch = next(iter(batches))
-    rows = np.flatnonzero(batch["mask"])[skip:]
-    if not len(rows):
-        raise InputError(f"{dataset.path}: {split} has {batch['mask'].sum()} faces; skip fewer")
-    faces = {name: values[rows] for name, values in batch.items()}
-    return faces, model.predict_crops(faces["image"])
-
-
-def compare_stages(
-    faces: dict[str, np.ndarray], output: LCGCNOutput, dataset: FaceDataset
-) -> np.ndarray:
-    """Truth and both stages side by side, for faces of `predict_faces`."""
-    stages = {"heatmap stage": output.heatmap_landmarks}
-    if output.edges is not None:
-        stages["graph stage"] = output.landmarks
-    return visualize.stage_comparison(faces["image"], faces["landmarks"], stages, dataset.scheme)
 
 
 def _save(path: Path, figure: Figure, dpi: int) -> None:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from lcgcn_jax import geometry
+from lcgcn_jax import compat, geometry
 from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -85,7 +85,7 @@ CORRUPTIONS = {
     "none": AugmentConfig.none(),
     "occlude": dataclasses.replace(AugmentConfig.none(), occlusion=1.0),
     "blur": dataclasses.replace(AugmentConfig.none(), blur=1.0),
-    "dark": dataclasses.replace(AugmentConfig.none(), low_light=1.0),
+    "low_light": dataclasses.replace(AugmentConfig.none(), low_light=1.0),
     "noise": dataclasses.replace(AugmentConfig.none(), noise=1.0),
 }
 """Damage to evaluate under -> the one damage that every face gets.
@@ -93,7 +93,7 @@ CORRUPTIONS = {
 - `occlude`: one or two rectangles with sides of 23-47 % of the crop, of one random color with noise of
   sigma 15.
 - `blur`: Gaussian, sigma 1.6-3.9 % of the crop's side.
-- `dark`: all gray levels times 0.15-0.5.
+- `low_light`: all gray levels times 0.15-0.5.
 - `noise`: Gaussian, sigma 5-25 gray levels.
 """
 
@@ -120,6 +120,7 @@ def crop_face(
     Raises:
       InputError: the data has no such box, or there is no such corruption.
     """
+    corruption = compat.CORRUPTIONS.get(corruption, corruption)
     if corruption not in CORRUPTIONS:
         raise InputError(f"unknown corruption {corruption!r}; use one of {', '.join(CORRUPTIONS)}")
     to_crop = geometry.crop_transform(_face_box(record, box), size)

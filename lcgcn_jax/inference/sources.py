@@ -11,11 +11,8 @@ from pathlib import Path
 
 from lcgcn_jax.atomic_io import PARTIALS
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.image_io import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff",
-    ".webp", ".avif", ".jp2", ".j2k", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
-)  # fmt: skip
 VIDEO_SUFFIXES = (
     ".mp4",
     ".m4v",

@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -126,7 +127,7 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
     if bundle.flip_bias:
         config["flip_bias"] = bundle.flip_bias
     if bundle.calibration is not None:
-        config["calibration"] = bundle.calibration.to_dict()
+        config["uncertainty"] = bundle.calibration.to_dict()
     write_whole(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
     _write_config(path, config)
     # safetensors writes memory as it lies there: a transposed view would come back as another matrix.
@@ -144,8 +145,8 @@ def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    _write_config(path, config | {"calibration": calibration.to_dict()})
+    config = compat.upgrade_config(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+    _write_config(path, config | {"uncertainty": calibration.to_dict()})
 
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -197,11 +198,11 @@ def load_bundle(model: str | Path) -> Bundle:
     """
     path = find_bundle(model)
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = compat.upgrade_config(json.loads((path / CONFIG).read_text(encoding="utf-8")))
         if config["format"] != _FORMAT:
             raise ValueError(f"format {config['format']}, and this version reads {_FORMAT}")
         scheme = LandmarkScheme.from_dict(config["scheme"])
-        calibration = config.get("calibration")
+        calibration = config.get("uncertainty")
         if calibration is not None:
             calibration = UncertaintyModel.from_dict(calibration)
             if len(calibration.offsets) != scheme.num_landmarks:
@@ -217,7 +218,7 @@ def load_bundle(model: str | Path) -> Bundle:
             f"{path / CONFIG}: not a bundle's configuration: {one_line(error)}"
         ) from error
     try:
-        weights = load_file(path / WEIGHTS)
+        weights = compat.upgrade_weights(load_file(path / WEIGHTS))
     except (OSError, SafetensorError, struct.error) as error:
         raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
     check_weights(path / WEIGHTS, weights, params | batch_stats)

@@ -120,8 +120,8 @@ class ShapeRefiner(nnx.Module):
     confidences. M_ij is a 2 x 2 matrix of the pair: where `OffsetVoting` weighs what the others say by
     one number each, here a neighbor's x may speak of y, and may speak against.
 
-    Starts as the identity. `training.fit_shape_refiner.fit_shape_refiner` finds M and b in closed form; few directions of
-    a face's shape vary much, and gradients would take long to find the others.
+    Starts as the identity. `training.fit_shape_refiner` finds M and b in closed form: few directions of a
+    face's shape vary much, and gradients would take long to find the others.
 
     `mean_shape`: as that of `OffsetVoting`.
     """

@@ -137,8 +137,8 @@ class LCGCNOutput:
       landmarks: the graph stage's landmarks, in crop pixels; without a graph, the heatmap stage's.
       stages: a graph's landmarks after each of its turns, in crop pixels, the last being `landmarks`; None
         without a graph.
-      heatmap_std: how wide the heat about each heatmap's peak is (`heatmaps.heatmap_std`); None where the heatmaps are
-        not there.
+      heatmap_std: standard deviation of each heatmap about its peak (`heatmaps.heatmap_std`); None
+        without heatmaps.
     """
 
     heatmap_logits: Float[AnyArray, "b hh hw k"]

@@ -56,3 +56,12 @@ def measure(
             jax.block_until_ready(function())
             seconds[name].append(clock() - start)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+
+
+def format_seconds(value: float) -> str:
+    """A time in the unit that suits it."""
+    scale, unit = next(((s, u) for s, u in _UNITS if value >= s), _UNITS[-1])
+    return f"{value / scale:.3g} {unit}"

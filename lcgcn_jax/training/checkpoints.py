@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import checksums, write_whole
 from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError, one_line
@@ -99,14 +100,19 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like)
         )
         _check_sums(path)
-        if changed := differences(_shapes(_saved_state(path)), _shapes(abstract)):
+        saved = _saved_state(path)
+        is_former = compat.has_former_weights(saved)
+        if is_former:
+            abstract = compat.downgrade_weights(abstract)
+        if changed := differences(_shapes(saved), _shapes(abstract)):
             raise InputError(
                 f"{path}: is of another model or optimizer than the config's: {len(changed)} arrays "
                 f"differ, the first: {changed[0]}; give another --workdir (config.init_from takes its "
                 "weights), or the config of this run"
             )
         loaded = _load(path, {"state": abstract, "progress": None})
-        return TrainState(**loaded["state"]), loaded["progress"]
+        state = compat.upgrade_weights(loaded["state"]) if is_former else loaded["state"]
+        return TrainState(**state), loaded["progress"]
 
     def _put_in_place(self, partial: Path, step: int) -> None:
         _write_sums(partial)
@@ -241,7 +247,7 @@ def read_checkpoint(path: Path) -> Bundle:
     """
     config_file = path.parents[1] / RUN_CONFIG
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = compat.upgrade_config(json.loads(config_file.read_text(encoding="utf-8")))
         model, scheme = config["model"], get_scheme(config["scheme"])
         size = int(config["data"]["image_size"])
         flip_bias = float(config["data"]["augment"].get("flip_bias", 0.0))
@@ -249,7 +255,7 @@ def read_checkpoint(path: Path) -> Bundle:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config_file}: not a run's configuration: {one_line(error)}") from error
     _check_sums(path)
-    weights = _read_evaluated(path, params | batch_stats)
+    weights = compat.upgrade_weights(_read_evaluated(path, params | batch_stats))
     check_weights(path, weights, params | batch_stats)
     return Bundle(model, scheme, size, weights, flip_bias=flip_bias)
 

@@ -14,6 +14,7 @@ from typing import Any
 import ml_collections
 import yaml
 
+from lcgcn_jax import compat
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.models.lcgcn import GraphConfig
@@ -453,3 +454,27 @@ def _filled(old: Mapping, new: Mapping, default: Mapping) -> dict[str, Any]:
         nested = (value, new.get(key), default.get(key))
         filled[key] = _filled(*nested) if all(isinstance(n, Mapping) for n in nested) else value
     return filled
+
+
+_PREFIX = "--config."
+
+
+def parse_overrides(rest: list[str]) -> dict[str, str]:
+    """`--config.a.b=v` and `--config.a.b v` to `{"a.b": "v"}`.
+
+    Raises:
+      InputError: something else is among them, or a value is missing.
+    """
+    overrides, words = {}, iter(rest)
+    for word in words:
+        if not word.startswith(_PREFIX):
+            raise InputError(
+                f"unrecognized: {word}; fields of the config are set with {_PREFIX}NAME=VALUE"
+            )
+        name, equals, value = word[len(_PREFIX) :].partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise InputError(f"{word}: a value is missing; give {word}=VALUE")
+        overrides[name] = value
+    return compat.upgrade_overrides(overrides)

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 
+from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import PARTIALS, checksums, write_whole
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.records import RECORDS
@@ -258,7 +259,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("holds no fields")
-        return found
+        return compat.upgrade_config(found)
     except ValueError as error:
         raise InputError(
             f"{path}: damaged: {one_line(error)}; put back a copy of it, or give another --workdir"

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from lcgcn_jax.commands.prepare import prepare_synthetic
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.data.pipeline import train_iterator
+from lcgcn_jax.synthetic.dataset import prepare_synthetic
 
 SETTINGS = {"image_size": 16, "batch_size": 4, "seed": 1, "augment": AugmentConfig()}
 SPLIT = "train"

@@ -19,7 +19,8 @@ from PIL import Image
 import lcgcn_jax
 from lcgcn_jax import geometry
 from lcgcn_jax.image_io import read_image
-from lcgcn_jax.inference import forking, model
+from lcgcn_jax.inference import forking
+from lcgcn_jax.inference import model as model_module
 from lcgcn_jax.inference.face_detector import FaceDetector
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -86,7 +87,7 @@ def test_detector_is_loaded_once(bundle, monkeypatch):
         def __init__(self, path):
             made.append(path)
 
-    monkeypatch.setattr(model, "FaceDetector", Detector)
+    monkeypatch.setattr(model_module, "FaceDetector", Detector)
     model = LandmarkModel(bundle)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         detectors = set(pool.map(lambda _: id(model.detector), range(20)))

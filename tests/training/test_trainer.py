@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcgcn_jax.commands.prepare import prepare_synthetic
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import BEST, load_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES
 from lcgcn_jax.models.weights import from_vector
+from lcgcn_jax.synthetic.dataset import prepare_synthetic
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from lcgcn_jax.data.annotations import is_system_file, lies_within
-from lcgcn_jax.inference.sources import IMAGE_SUFFIXES
+from lcgcn_jax.image_io import IMAGE_SUFFIXES
 
 
 class ImageFinder:

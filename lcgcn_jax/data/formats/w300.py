@@ -19,7 +19,7 @@ from lcgcn_jax.data.annotations import (
     note_of_missing_points,
 )
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference.sources import IMAGE_SUFFIXES
+from lcgcn_jax.image_io import IMAGE_SUFFIXES
 from lcgcn_jax.landmarks import IBUG68
 
 SUBSETS = {

@@ -1,7 +1,7 @@
 """Facial landmark detection with a Learnable Connectivity Graph Convolutional Network.
 
 import lcgcn_jax as lc
-model = lc.load("runs/w300_lcgcn")
+model = lc.load_model("w300-lcgcn-small")
 faces = model.predict("photo.jpg")
 """
 
@@ -10,31 +10,64 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "IBUG68",
     "WFLW98",
+    "EvaluationResult",
     "Face",
     "InputError",
+    "LCGCNOutput",
     "LandmarkModel",
     "LandmarkScheme",
+    "create_model",
     "describe_devices",
+    "draw",
+    "evaluate",
+    "export_model",
+    "get_scheme",
+    "list_models",
     "load",
+    "load_config",
+    "load_model",
+    "normalize_images",
+    "register_heatmap_model",
+    "train",
 ]
 
 if TYPE_CHECKING:
     from lcgcn_jax.errors import InputError
-    from lcgcn_jax.inference.model import Face, LandmarkModel, load
-    from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
+    from lcgcn_jax.evaluation.evaluator import EvaluationResult, evaluate
+    from lcgcn_jax.inference.model import Face, LandmarkModel, list_models, load, load_model
+    from lcgcn_jax.interop.serving import export_model
+    from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme, get_scheme
+    from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
+    from lcgcn_jax.models.registry import register_heatmap_model
+    from lcgcn_jax.training.api import create_model, train
+    from lcgcn_jax.training.config import load_config
     from lcgcn_jax.training.sharding import describe_devices
+    from lcgcn_jax.visualize.overlays import draw
 
     __version__: str
 
 _HOMES = {
-    "Face": "inference",
+    "EvaluationResult": "evaluation.evaluator",
+    "Face": "inference.model",
     "IBUG68": "landmarks",
     "InputError": "errors",
-    "LandmarkModel": "inference",
+    "LCGCNOutput": "models.lcgcn",
+    "LandmarkModel": "inference.model",
     "LandmarkScheme": "landmarks",
     "WFLW98": "landmarks",
+    "create_model": "training.api",
     "describe_devices": "training.sharding",
-    "load": "inference",
+    "draw": "visualize.overlays",
+    "evaluate": "evaluation.evaluator",
+    "export_model": "interop.serving",
+    "get_scheme": "landmarks",
+    "list_models": "inference.model",
+    "load": "inference.model",
+    "load_config": "training.config",
+    "load_model": "inference.model",
+    "normalize_images": "models.lcgcn",
+    "register_heatmap_model": "models.registry",
+    "train": "training.api",
 }
 
 
@@ -49,3 +82,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(f"lcgcn_jax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

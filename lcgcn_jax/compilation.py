@@ -15,7 +15,7 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
 
     On a CPU what lies between the convolutions (sums, ReLUs, means) goes to YNNPACK, a library within
     jaxlib: HRNet-W18 then infers and trains nearly twice as fast, and compiles in a quarter of the time
-    (RESULTS.md, "Speed on a CPU"). XLA calls the option experimental. What it changes: in YNNPACK
+    (docs/research/speed.md). XLA calls the option experimental. What it changes: in YNNPACK
     `max(nan, 0)` is 0, so a ReLU hides a NaN. The training loop therefore looks not at the loss alone but
     at gradient and parameters too, and weights that are read have to be finite. Who names the option in
     `XLA_FLAGS` has it as written there.

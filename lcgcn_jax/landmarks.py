@@ -15,8 +15,12 @@ from jaxtyping import Bool, Float
 
 from lcgcn_jax.errors import InputError
 
-NORMALIZERS = ("box", "given")
+NORMALIZERS = ("box", "given", "inter_pupil")
 """What `LandmarkScheme.normalizer` can be, beside two points."""
+
+
+EVALUATION_NORMALIZERS = ("outer-eye", "inter-pupil", "box")
+"""Choices of `lcgcn eval --normalizer`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +48,14 @@ class LandmarkScheme:
       contours: lines to draw; they need not cover every landmark.
       mirror: `k` indices; landmark `i` of a mirrored picture is landmark `mirror[i]` of the picture.
       normalizer: what NME divides by: two landmark indices (their distance), `"box"` (the geometric
-        mean of the sides of the visible landmarks' bounding box), or `"given"` (a number of pixels
-        that comes with each face).
+        mean of the sides of the visible landmarks' bounding box), `"inter_pupil"` (the distance between
+        the landmarks `left_pupil` and `right_pupil` or, in a scheme without these, between the means of
+        the contours `left_eye` and `right_eye`), or `"given"` (a number of pixels that comes with each
+        face).
 
     Raises:
-      ValueError: an index is out of range, a name is there twice, or `mirror` is not an involution.
+      ValueError: an index is out of range, a name is there twice, `mirror` is not an involution, or the
+        normalizer needs eyes that the scheme does not have.
     """
 
     name: str
@@ -80,8 +87,13 @@ class LandmarkScheme:
         if isinstance(self.normalizer, str):
             if self.normalizer not in NORMALIZERS:
                 raise ValueError(
-                    f"scheme {self.name!r}: normalizer is two points, 'box' or 'given', not "
-                    f"{self.normalizer!r}"
+                    f"scheme {self.name!r}: normalizer is two points, 'box', 'inter_pupil' or 'given', "
+                    f"not {self.normalizer!r}"
+                )
+            if self.normalizer == "inter_pupil" and self._eyes is None:
+                raise ValueError(
+                    f"scheme {self.name!r}: normalizer 'inter_pupil' needs the landmarks left_pupil and "
+                    "right_pupil, or the contours left_eye and right_eye"
                 )
         elif any(not 0 <= i < k for i in self.normalizer) or len(set(self.normalizer)) != 2:
             raise ValueError(
@@ -142,7 +154,7 @@ class LandmarkScheme:
           given: the distances that came with the data, which the normalizer `given` takes.
 
         Returns:
-          A distance a face; NaN where one of the normalizer's two landmarks is not annotated, where none
+          A distance a face; NaN where one of the normalizer's landmarks is not annotated, where none
           was given, or where it is not positive.
         """
         if self.normalizer == "given":
@@ -152,11 +164,74 @@ class LandmarkScheme:
             low = np.where(shown, landmarks, np.inf).min(axis=-2)
             high = np.where(shown, landmarks, -np.inf).max(axis=-2)
             distance = np.sqrt((high - low).prod(axis=-1))
+        elif self.normalizer == "inter_pupil":
+            assert self._eyes is not None  # `__post_init__` refuses such a scheme
+            left, right = (landmarks[..., list(eye), :].mean(axis=-2) for eye in self._eyes)
+            is_located = visible[..., [*self._eyes[0], *self._eyes[1]]].all(axis=-1)
+            distance = np.where(is_located, np.linalg.norm(left - right, axis=-1), np.nan)
         else:
             i, j = self.normalizer
             between = np.linalg.norm(landmarks[..., i, :] - landmarks[..., j, :], axis=-1)
             distance = np.where(visible[..., i] & visible[..., j], between, np.nan)
         return np.where(distance > 0, distance, np.nan)
+
+    def to_ibug68(self, points: Float[np.ndarray, "*b k c"]) -> Float[np.ndarray, "*b 68 c"]:
+        """Converts landmarks of this scheme to the 68 landmarks of 300W (`IBUG68`).
+
+        The 68 points are picked from WFLW's 98 by the index table in common use
+        (`DLIB_68_TO_WFLW_98_IDX_MAPPING` in public code for WFLW). The two markups place some of these
+        points differently: WFLW's jaw is denser and its brows are closed contours, of which the upper edge
+        is taken.
+
+        Args:
+          points: coordinates or other values of each landmark, with the landmarks on the axis before the
+            last.
+
+        Raises:
+          InputError: the scheme is neither WFLW98 nor IBUG68, or there are not `k` points.
+        """
+        if self.name not in (WFLW98.name, IBUG68.name):
+            raise InputError(
+                f"scheme {self.name}: no conversion to {IBUG68.name}; it exists for {WFLW98.name}"
+            )
+        points = np.asarray(points)
+        if points.ndim < 2 or points.shape[-2] != self.num_landmarks:
+            raise InputError(
+                f"points: shape {points.shape}; give an array [..., {self.num_landmarks}, 2]"
+            )
+        return points[..., WFLW98_TO_IBUG68, :] if self.name == WFLW98.name else points
+
+    @property
+    def _eyes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Landmarks whose means are the left and the right pupil."""
+        if {"left_pupil", "right_pupil"} <= set(self.names):
+            return (self.names.index("left_pupil"),), (self.names.index("right_pupil"),)
+        contours = {contour.name: contour.indices for contour in self.contours}
+        if {"left_eye", "right_eye"} <= contours.keys():
+            return contours["left_eye"], contours["right_eye"]
+        return None
+
+    def normalized_by(self, name: str) -> "LandmarkScheme":
+        """The scheme with another normalizer.
+
+        Args:
+          name: one of `EVALUATION_NORMALIZERS`.
+
+        Raises:
+          InputError: the scheme does not have the landmarks that it needs.
+        """
+        normalizer: tuple[int, int] | str = name.replace("-", "_")
+        if name == "outer-eye":
+            normalizer = SCHEMES.get(self.name, self).normalizer
+            if isinstance(normalizer, str):
+                raise InputError(
+                    f"--normalizer outer-eye: the scheme {self.name} has no pair of outer eye corners; use "
+                    "--normalizer box"
+                )
+        try:
+            return dataclasses.replace(self, normalizer=normalizer)
+        except ValueError as error:
+            raise InputError(f"--normalizer {name}: {error}; use --normalizer box") from error
 
     @property
     def normalizer_text(self) -> str:
@@ -164,6 +239,7 @@ class LandmarkScheme:
         if isinstance(self.normalizer, str):
             return {
                 "box": "the size of the landmarks' box",
+                "inter_pupil": "the distance between the pupils",
                 "given": "the distance given with the face",
             }[self.normalizer]
         i, j = self.normalizer
@@ -233,7 +309,9 @@ class LandmarkScheme:
         normalizer = fields.get("normalizer", "box")
         if not isinstance(normalizer, str):
             if not _is_list(normalizer):
-                raise ValueError(f"normalizer is two points, 'box' or 'given', not {normalizer!r}")
+                raise ValueError(
+                    f"normalizer is two points, 'box', 'inter_pupil' or 'given', not {normalizer!r}"
+                )
             normalizer = indices(normalizer, "normalizer")
         contours = fields.get("contours", ())
         if not _is_list(contours) or not all(isinstance(c, Mapping) for c in contours):
@@ -434,6 +512,17 @@ IBUG68 = _scheme_from_contours(
     ),
     normalizer=(36, 45),
 )
+
+WFLW98_TO_IBUG68 = (
+    *range(0, 33, 2),  # jaw
+    *range(33, 38),  # upper edge of the left brow
+    *range(42, 47),  # upper edge of the right brow
+    *range(51, 60),  # nose
+    60, 61, 63, 64, 65, 67,  # left eye
+    68, 69, 71, 72, 73, 75,  # right eye
+    *range(76, 96),  # lips
+)  # fmt: skip
+"""Index of the WFLW98 landmark for each IBUG68 landmark."""
 
 SCHEMES = {scheme.name: scheme for scheme in (WFLW98, IBUG68)}
 

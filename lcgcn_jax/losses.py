@@ -3,9 +3,11 @@
 Landmarks that are not visible do not count: their truth may be anything, NaN included.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Heatmaps = Float[Array, "b hh hw k"]
 Points = Float[Array, "b k 2"]
@@ -120,6 +122,27 @@ def wing(
     offset = w - w * jnp.log1p(w / epsilon)
     loss = jnp.where(x < w, w * jnp.log1p(x / epsilon), x - offset)
     return masked_mean(loss.mean(axis=-1), visible)
+
+
+def masked_cross_entropy(
+    log_probabilities: Float[Array, "b k n"],
+    labels: Int[Array, "b k"],
+    class_weights: Sequence[float],
+) -> Float[Array, ""]:
+    """Weighted mean cross entropy over the landmarks with a label; 0 where there is none.
+
+    Args:
+      log_probabilities: of the classes.
+      labels: the true classes; negative: unknown, without any gradient.
+      class_weights: weight of each class.
+    """
+    known = labels >= 0
+    one_hot = jax.nn.one_hot(jnp.where(known, labels, 0), len(class_weights), dtype=jnp.float32)
+    weights = one_hot @ jnp.array(class_weights, jnp.float32)
+    weights = jnp.where(known, weights, 0.0)
+    total = -(weights * (one_hot * log_probabilities).sum(axis=-1)).sum()
+    # A sum of weights is 0 only if no landmark counts; the loss is then 0 as well.
+    return total / jnp.maximum(weights.sum(), 1e-9)
 
 
 def _absolute_error(predicted: Points, true: Points, visible: Visible) -> Points:

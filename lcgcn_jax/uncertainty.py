@@ -111,6 +111,8 @@ def fit_uncertainty(
     confidence: Float[np.ndarray, "n k"],
     heatmap_std: Float[np.ndarray, "n k"],
     fitted_on: Mapping[str, str],
+    *,
+    weights: Float[np.ndarray, "n"] | None = None,
 ) -> UncertaintyModel:
     """Fits the map to faces whose errors are known.
 
@@ -123,6 +125,7 @@ def fit_uncertainty(
       confidence: the heatmaps' peaks.
       heatmap_std: as `heatmaps.heatmap_std` gives it.
       fitted_on: see `UncertaintyModel`.
+      weights: how much each face counts, 1 on average; None: all the same.
 
     Raises:
       ValueError: not one error is known.
@@ -130,22 +133,25 @@ def fit_uncertainty(
     known = np.isfinite(errors)
     if not known.any():
         raise ValueError("no landmark with a known error")
-    count = known.sum(axis=0)
+    weight = np.where(known, 1.0 if weights is None else weights[:, None], 0.0)
+    count = weight.sum(axis=0)
     inputs = np.stack(_inputs(confidence, heatmap_std), axis=-1)
     target = np.log(np.maximum(np.where(known, errors, 1.0), _ERROR_FLOOR))
 
     def within_landmark(values):
-        mean = np.where(known[..., None], values, 0.0).sum(axis=0) / np.maximum(count, 1)[:, None]
-        return (values - mean)[known]
+        total = np.where(known[..., None], values * weight[..., None], 0.0).sum(axis=0)
+        mean = total / np.where(count > 0, count, 1.0)[:, None]
+        return ((values - mean) * np.sqrt(weight)[..., None])[known]
 
     peak_weight, std_weight = _nonnegative_weights(
         within_landmark(inputs), within_landmark(target[..., None])[:, 0]
     )
-    rest = np.where(known, target - inputs @ np.array([peak_weight, std_weight]), 0.0)
+    scores = inputs @ np.array([peak_weight, std_weight])
+    rest = np.where(known, weight * (target - scores), 0.0)
     overall = rest.sum() / count.sum()
     offsets = (rest.sum(axis=0) + _PRIOR * overall) / (count + _PRIOR)
-    score = (inputs @ np.array([peak_weight, std_weight]) + offsets)[known]
-    knots, values = _monotone_map(score, errors[known])
+    score = (scores + offsets)[known]
+    knots, values = _monotone_map(score, errors[known], weight[known])
     return UncertaintyModel(peak_weight, std_weight, offsets, knots, values, dict(fitted_on))
 
 
@@ -164,7 +170,7 @@ def _nonnegative_weights(
 
 
 def _monotone_map(
-    score: Float[np.ndarray, "n"], errors: Float[np.ndarray, "n"]
+    score: Float[np.ndarray, "n"], errors: Float[np.ndarray, "n"], weight: Float[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
     """Mean scores of bins, increasing, and nondecreasing mean errors there."""
     order = np.argsort(score, kind="stable")
@@ -173,9 +179,10 @@ def _monotone_map(
         if end - ends[-1] >= _BIN_SIZE:
             ends.append(end)
     ends = [*ends[: max(1, len(ends) - 1)], len(order)]
-    starts, sizes = ends[:-1], np.diff(ends)
-    knots, values = (np.add.reduceat(v[order], starts) / sizes for v in (score, errors))
-    values = pool_adjacent_violators(values, sizes.astype(np.float64))
+    starts = ends[:-1]
+    sizes = np.add.reduceat(weight[order], starts)
+    knots, values = (np.add.reduceat((v * weight)[order], starts) / sizes for v in (score, errors))
+    values = pool_adjacent_violators(values, sizes)
     # Bins of one and the same score, as where nothing tells the landmarks apart, are one knot.
     knots, first = np.unique(knots, return_index=True)
     return knots, values[first]
@@ -201,6 +208,8 @@ def cross_validate(
     confidence: Float[np.ndarray, "n k"],
     heatmap_std: Float[np.ndarray, "n k"],
     groups: Sequence[str],
+    *,
+    weights: Float[np.ndarray, "n"] | None = None,
 ) -> Float[np.ndarray, "n k"]:
     """Predicted errors of faces by maps that were fitted without them, as `fit_uncertainty` does.
 
@@ -209,6 +218,7 @@ def cross_validate(
       confidence: the heatmaps' peaks.
       heatmap_std: as `heatmaps.heatmap_std` gives it.
       groups: what each face belongs to; a group, such as a image, stays together.
+      weights: see `fit_uncertainty`.
 
     Raises:
       ValueError: there are not two groups.
@@ -221,7 +231,8 @@ def cross_validate(
     for fold in np.unique(folds):
         held_out = folds == fold
         kept = (values[~held_out] for values in (errors, confidence, heatmap_std))
-        fitted = fit_uncertainty(*kept, fitted_on={})
+        part = None if weights is None else weights[~held_out]
+        fitted = fit_uncertainty(*kept, fitted_on={}, weights=part)
         expected[held_out] = fitted.expected_error(confidence[held_out], heatmap_std[held_out])
     return expected
 

@@ -235,7 +235,7 @@ def synthetic68(make_once) -> Path:
 @pytest.fixture(scope="session")
 def custom_landmarks_page() -> list[tuple[str, str]]:
     """The blocks of code of the page on own points: what stands behind the three ticks, and the code."""
-    page = Path(__file__).parents[1] / "docs" / "custom_landmarks.md"
+    page = Path(__file__).parents[1] / "docs" / "tutorials" / "custom-landmarks.md"
     return re.findall(r"^```(\w.*)\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
 
 

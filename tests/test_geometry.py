@@ -237,3 +237,30 @@ def test_thin_lines_do_not_alias_when_shrunk():
 def test_a_box_without_extent_is_refused(box):
     with pytest.raises(ValueError, match="no extent"):
         geometry.crop_transform(np.array(box), 64)
+
+
+@pytest.mark.parametrize("border", geometry.BORDERS)
+def test_border_shows_outside_of_the_image_only(border):
+    image = np.random.default_rng(0).integers(50, 200, (30, 30, 3), np.uint8)
+    affine = np.array([[1.0, 0.0, 10.0], [0.0, 1.0, 10.0]])  # the image is in the middle
+    crop = geometry.warp(image, affine, 50, border)
+    np.testing.assert_array_equal(crop[10:40, 10:40], image)
+    outside = {
+        "black": 0,
+        "replicate": image[0, 15],
+        "reflect": image[8, 15],
+    }
+    if border in outside:
+        np.testing.assert_array_equal(crop[2, 25], np.broadcast_to(outside[border], 3))
+    else:
+        assert crop[2, 25].min() > 50
+        assert np.ptp(crop[2:5, 10:40].astype(int), axis=1).max() < np.ptp(image[0], axis=0).min()
+
+
+@pytest.mark.parametrize("border", geometry.BORDERS)
+def test_border_of_a_shrunk_image(border):
+    image = np.full((300, 300, 3), 100, np.uint8)
+    affine = np.array([[0.1, 0.0, 10.0], [0.0, 0.1, 10.0]])
+    crop = geometry.warp(image, affine, 50, border)
+    assert (crop[12:38, 12:38] == 100).all()
+    assert (crop[3, 25] == (0 if border == "black" else 100)).all()

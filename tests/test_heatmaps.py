@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from lcgcn_jax import heatmaps
 from lcgcn_jax.geometry import input_to_heatmap
-from lcgcn_jax.heatmaps import DECODERS, cells_at, decode, encode, heatmap_std, sample, windows
+from lcgcn_jax.heatmaps import DECODERS, cells_at, sample, windows
+
+# Compiled whole: call by call, each operation would be a program of its own.
+decode = jax.jit(heatmaps.decode, static_argnames=("method", "activation"))
+encode = jax.jit(heatmaps.encode, static_argnames=("shape", "sigma", "subpixel"))
+heatmap_std = jax.jit(heatmaps.heatmap_std, static_argnames="activation")
 
 H, W = 20, 24
 RNG = np.random.default_rng(0)

@@ -236,8 +236,14 @@ def test_names_in_yaml_are_what_is_written(tmp_path, names, expected):
         ("{name: s, names: [a, b, c], mirror_pairs: {a: b}}", "a list of pairs"),
         ("{name: s, names: [a, b, c], mirror_pairs: [[-1, 0]]}", "leaves 0..2"),
         ("{name: s, names: [a, b, c], mirror: [1, 0, 2], mirror_pairs: [[a, b]]}", "either"),
-        ("{name: s, names: [a, b, c], normalizer: 2}", "two points, 'box' or 'given', not '2'"),
-        ("{name: s, names: [a, b, c], normalizer: {a: b}}", "two points, 'box' or 'given'"),
+        (
+            "{name: s, names: [a, b, c], normalizer: 2}",
+            "two points, 'box', 'inter_pupil' or 'given', not '2'",
+        ),
+        (
+            "{name: s, names: [a, b, c], normalizer: {a: b}}",
+            "two points, 'box', 'inter_pupil' or 'given'",
+        ),
         ("{name: s, names: [a, null, c]}", "a name is text or a whole number, not None"),
         ("{name: s, names: abc}", "a list with one name per landmark"),
         ("{name: s, names: [a, b], num_landmarks: 3}", "num_landmarks is 3, but there are 2 names"),
@@ -275,3 +281,28 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     path.write_text("{name: s, num_landmarks: 3}")
     with pytest.raises(InputError, match=r"scheme\.txt.*wflw98, ibug68.*\.json"):
         get_scheme(path)
+
+
+def test_wflw_becomes_300w():
+    """On a synthetic face, each converted point has the part and the mirror partner of 300W's scheme."""
+    points = np.arange(98.0)[:, None].repeat(2, axis=1)
+    converted = WFLW98.to_ibug68(points)
+    assert converted.shape == (68, 2)
+    picked = converted[:, 0].astype(int)
+    assert len(set(picked)) == 68
+    assert tuple(picked[list(IBUG68.mirror)]) == tuple(WFLW98.mirror[i] for i in picked)
+    parts = {i: name for name, indices in WFLW98.parts.items() for i in indices}
+    for name, indices in IBUG68.parts.items():
+        assert {parts[picked[i]] for i in indices} == {name}
+    assert tuple(picked[list(IBUG68.normalizer)]) == WFLW98.normalizer
+    batch = np.stack([points, points + 1])[None]
+    np.testing.assert_array_equal(WFLW98.to_ibug68(batch)[0, 1], converted + 1)
+    np.testing.assert_array_equal(IBUG68.to_ibug68(converted), converted)
+
+
+def test_other_schemes_and_shapes_do_not_become_300w():
+    other = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3})
+    with pytest.raises(InputError, match="no conversion"):
+        other.to_ibug68(np.zeros((3, 2)))
+    with pytest.raises(InputError, match="shape"):
+        WFLW98.to_ibug68(np.zeros((68, 2)))

@@ -5,7 +5,16 @@ import pytest
 from jax.test_util import check_grads
 
 from lcgcn_jax.heatmaps import encode
-from lcgcn_jax.losses import adaptive_wing, focal, l1, masked_mean, mse, smooth_l1, wing
+from lcgcn_jax.losses import (
+    adaptive_wing,
+    focal,
+    l1,
+    masked_cross_entropy,
+    masked_mean,
+    mse,
+    smooth_l1,
+    wing,
+)
 
 RNG = np.random.default_rng(0)
 B, H, W, K = 2, 6, 5, 3
@@ -235,3 +244,32 @@ def test_the_pieces_of_adaptive_wing_join_in_value_and_slope():
     for target in (0.0, 0.6, 1.0):
         (value_1, slope_1), (value_2, slope_2) = at(0.4999, target), at(0.5001, target)
         np.testing.assert_allclose([value_1, slope_1], [value_2, slope_2], rtol=2e-3)
+
+
+LABELS = np.array([[0, 1, -1], [2, -1, 0]], np.int8)
+CLASS_WEIGHTS = (1.0, 3.0, 0.5)
+
+
+def cross_entropy(logits, labels=LABELS):
+    return masked_cross_entropy(jax.nn.log_softmax(logits), jnp.asarray(labels), CLASS_WEIGHTS)
+
+
+def test_cross_entropy_is_the_weighted_mean_over_known_labels():
+    logits = np.random.default_rng(0).normal(size=(2, 3, 3)).astype(np.float32)
+    total = count = 0.0
+    for face, landmark in np.argwhere(LABELS >= 0):
+        label = LABELS[face, landmark]
+        z = logits[face, landmark].astype(float)
+        total += CLASS_WEIGHTS[label] * (np.log(np.exp(z).sum()) - z[label])
+        count += CLASS_WEIGHTS[label]
+    assert float(cross_entropy(jnp.asarray(logits))) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_unknown_labels_have_no_gradient_at_all():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3)), jnp.float32)
+    gradient = np.asarray(jax.grad(cross_entropy)(logits))
+    assert not gradient[LABELS < 0].any()
+    assert gradient[LABELS >= 0].any(axis=1).all()
+    loss, gradient = jax.value_and_grad(cross_entropy)(logits, np.full_like(LABELS, -1))
+    assert loss == 0
+    assert not np.asarray(gradient).any()

@@ -197,3 +197,23 @@ def test_a_map_that_is_none_is_refused(changes, message):
     )
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(good, **changes)
+
+
+def test_weights_are_as_good_as_copies():
+    errors, confidence, heatmap_std = faces()[:3]
+    errors = np.where(np.random.default_rng(3).random(errors.shape) < 0.1, np.nan, errors)
+    twice = np.arange(len(errors)) < 100
+    copied = [
+        np.concatenate([values, values[twice]]) for values in (errors, confidence, heatmap_std)
+    ]
+    expected = fit_uncertainty(*copied, ABOUT)
+    weights = np.where(twice, 2.0, 1.0)
+    found = fit_uncertainty(errors, confidence, heatmap_std, ABOUT, weights=weights)
+    assert found.peak_weight == pytest.approx(expected.peak_weight)
+    assert found.std_weight == pytest.approx(expected.std_weight)
+    np.testing.assert_allclose(found.offsets, expected.offsets)
+    # The bins end at other faces.
+    of_faces = [fit.expected_error(confidence, heatmap_std) for fit in (found, expected)]
+    np.testing.assert_allclose(*of_faces, rtol=0.1)
+    same = fit_uncertainty(errors, confidence, heatmap_std, ABOUT, weights=np.ones(len(errors)))
+    assert same.to_dict() == fit_uncertainty(errors, confidence, heatmap_std, ABOUT).to_dict()

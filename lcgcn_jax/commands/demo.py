@@ -6,11 +6,10 @@ from pathlib import Path
 
 from lcgcn_jax import visualize
 from lcgcn_jax.commands import train
-from lcgcn_jax.commands.eval import format_table
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import mean_face_errors, report, split_errors
+from lcgcn_jax.evaluation.evaluator import evaluate, mean_face_errors
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.synthetic.dataset import prepare_synthetic
 from lcgcn_jax.training.config import load_config
@@ -66,19 +65,13 @@ def run(args: argparse.Namespace) -> int:
 
     print("3/4 measuring on faces it never saw")
     dataset, model = open_dataset(data), load(workdir)
-    errors = split_errors(
-        model.predict_crops,
-        dataset,
-        "test",
-        image_size=model.image_size,
-        batch_size=config.train.batch_size,
-    )
-    result = report(dataset, "test", errors, boxes="gt")
+    result = evaluate(model, dataset, split="test", batch_size=config.train.batch_size)
     baseline = 100 * float(mean_face_errors(dataset, "train", "test").mean())
     (args.out / "eval.json").write_text(
-        json.dumps(result | {"mean_face_nme": baseline}, indent=1) + "\n", encoding="utf-8"
+        json.dumps(result.to_dict() | {"mean_face_nme": baseline}, indent=1) + "\n",
+        encoding="utf-8",
     )
-    print(format_table(result))
+    print(result)
     print(f"mean face placed in the ground-truth box: NME {baseline:.3f} %")
 
     print("4/4 drawing")

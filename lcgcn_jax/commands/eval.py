@@ -11,11 +11,10 @@ from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
 from lcgcn_jax.data.augment import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.detector_boxes import detector_boxes
-from lcgcn_jax.evaluation.evaluator import report, split_errors, with_flip_test, write_face_errors
+from lcgcn_jax.evaluation.evaluator import BOXES, evaluate, write_face_errors
 from lcgcn_jax.evaluation.reported_results import METRICS, ReportedTable, reported_table
-from lcgcn_jax.inference.face_detector import FaceDetector
 from lcgcn_jax.inference.model import load
+from lcgcn_jax.landmarks import EVALUATION_NORMALIZERS
 
 _HEADINGS = {"nme": "NME %", "fr10": "FR@0.1 %", "auc10": "AUC@0.1"}
 _DIGITS = {"nme": 2, "fr10": 2, "auc10": 3}
@@ -30,7 +29,8 @@ def add_parser(subparsers) -> None:
         "rate at 0.1 are in percent, the area under the error curve up to 0.1 is in 0..1. Of a model "
         "that `lcgcn calibrate` fitted a map for, it also says how good the predicted errors are: expected "
         "beside measured for ten bins, and the area between the sparsification curve and the oracle's "
-        "(AUSE).",
+        "(AUSE). For a model with a visibility head, on data with visibility labels, it also prints how well "
+        "landmarks that are not visible are found (AUROC, average precision).",
         epilog="example: lcgcn eval --model runs/small --data data/w300 --split full --flip-test",
     )
     parser.add_argument("--model", required=True, help="bundle or training workdir")
@@ -38,7 +38,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--split", required=True, help="e.g. test, common, challenge, full")
     parser.add_argument(
         "--boxes",
-        choices=("gt", "rect", "detector"),
+        choices=BOXES,
         default="gt",
         help="face boxes: of the true landmarks, those that came with the data, or those of the face "
         "detector (on the undamaged picture; a face that it misses has the true box, and how many "
@@ -57,6 +57,19 @@ def add_parser(subparsers) -> None:
         "23-47 %% of the crop, one random color with noise of sigma 15), blur (Gaussian, sigma "
         "1.6-3.9 %% of the crop's side), low_light (gray levels times 0.15-0.5), noise (Gaussian, sigma "
         "5-25 gray levels); %(default)s",
+    )
+    parser.add_argument(
+        "--normalizer",
+        choices=EVALUATION_NORMALIZERS,
+        help="what errors are in percent of: the distance between the outer eye corners or between the "
+        "pupils, or the square root of the area of the true landmarks' box, which every face has; "
+        "default: the data's own",
+    )
+    parser.add_argument(
+        "--offsets",
+        type=Path,
+        metavar="FILE",
+        help="remove the annotation offsets that 'lcgcn fit-offsets' wrote from the true landmarks",
     )
     parser.add_argument(
         "--compare-reported",
@@ -89,98 +102,39 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model)
     dataset = open_dataset(args.data)
     require_scheme(dataset, model.scheme)
+    if args.compare_reported and (args.normalizer, args.offsets) != (None, None):
+        raise InputError(
+            "--compare-reported: published errors are in percent of the data's own normalizer, for its own "
+            "annotations; leave out --normalizer and --offsets"
+        )
     published = reported_table(dataset) if args.compare_reported else None
-    predict = (
-        with_flip_test(model.predict_crops, model.scheme, model.flip_bias)
-        if args.flip_test
-        else model.predict_crops
-    )
-    box, missed = args.boxes, None
-    if args.boxes == "detector":
-        box, missed = detector_boxes(FaceDetector(args.detector_model), dataset, args.split)
-    errors = split_errors(
-        predict,
+    result = evaluate(
+        model,
         dataset,
-        args.split,
-        image_size=model.image_size,
-        batch_size=args.batch_size,
-        box=box,
-        corruption=args.corruption,
-    )
-    result = report(
-        dataset,
-        args.split,
-        errors,
+        split=args.split,
         boxes=args.boxes,
-        missed=missed,
+        flip_test=args.flip_test,
         corruption=args.corruption,
-        calibration=model.calibration,
+        normalizer=args.normalizer,
+        offsets=args.offsets,
+        batch_size=args.batch_size,
+        detector_model=args.detector_model,
     )
-    conditions = (
-        f"{result['dataset']} {args.split}, boxes: {args.boxes}"
-        + ("" if missed is None else f" ({missed} faces missed)")
-        + f", flip test: {'yes' if args.flip_test else 'no'}"
-        + ("" if args.corruption == "none" else f", corrupted: {args.corruption}")
-        + (f", {result['unmeasured']} faces not measured" if "unmeasured" in result else "")
-    )
-    print(conditions)
-    print(format_table(result))
-    if "calibration" in result:
-        print(format_uncertainty(result["calibration"]))
+    print(result)
     if published is not None:
-        sets = published.measured_sets(dataset, args.split, result)
-        print(format_comparison(published, sets, args.split, conditions))
+        sets = published.measured_sets(dataset, args.split, result.to_dict())
+        print(format_comparison(published, sets, args.split, result.conditions))
     if args.per_face is not None:
         with writing(args.per_face):
             write_whole(
-                args.per_face, lambda tmp: write_face_errors(tmp, dataset, args.split, errors)
+                args.per_face,
+                lambda tmp: write_face_errors(tmp, dataset, args.split, result.errors),
             )
     if args.json is not None:
-        text = json.dumps(result, indent=1) + "\n"
+        text = json.dumps(result.to_dict(), indent=1) + "\n"
         with writing(args.json):
             write_whole(args.json, lambda tmp: tmp.write_text(text, encoding="utf-8"))
     return 0
-
-
-def format_table(result: dict[str, Any]) -> str:
-    """The figures of `evaluation.report` as a table for the screen."""
-    rows = {"all": {"num_faces": result["num_faces"], **result["stages"]}} | result["subsets"]
-    width = max(len(name) for name in rows)
-    lines = [f"{'':{width}}  faces  stage      NME %  (95 % interval)  FR@0.1 %  AUC@0.1"]
-    for name, row in rows.items():
-        count = f"{row['num_faces']:5d}"
-        for stage in ("heatmap", "graph"):
-            values = row[stage]
-            if values is None:
-                continue
-            low, high = values["nme_ci95"]
-            lines.append(
-                f"{name:{width}}  {count}  {stage:8} {values['nme']:7.3f}  "
-                f"({low:6.3f} - {high:6.3f})  {values['fr10']:8.2f}  {values['auc10']:7.4f}"
-            )
-            name, count = "", " " * 5
-    return "\n".join(lines)
-
-
-def format_uncertainty(figures: dict[str, Any]) -> str:
-    """What `calibration.assess` says, as a table for the screen."""
-    here = figures.get("fitted_here")
-    lines = [
-        "",
-        "predicted error of each landmark, in %"
-        + (" (optimiztic: fitted on faces of this split)" if here else ""),
-        "  landmarks  expected  measured",
-    ]
-    lines += [
-        f"{row['num_landmarks']:11,}  {row['expected_error']:8.2f}  {row['measured_error']:8.2f}"
-        for row in [*figures["reliability"], figures]
-    ]
-    lines[-1] += f"  all; mean difference in a row {figures['calibration_error']:.2f}"
-    lines.append(
-        f"AUSE {figures['ause']:.3f}; by confidence alone {figures['ause_confidence']:.3f}, "
-        f"at random {figures['ause_random']:.3f}, oracle 0"
-    )
-    return "\n".join(lines)
 
 
 def format_comparison(

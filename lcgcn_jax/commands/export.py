@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lcgcn_jax.atomic_io import require_writable, writing
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.interop.serving import OUTPUTS, description_file, write_onnx, write_stablehlo
+from lcgcn_jax.interop.serving import description_file, output_names, write_onnx, write_stablehlo
 from lcgcn_jax.interop.torch_files import require_format, write_state_dict
 from lcgcn_jax.interop.torch_weights import export_weights
 from lcgcn_jax.models.bundles import Bundle, load_bundle
@@ -20,7 +20,7 @@ def add_parser(subparsers) -> None:
         help="write a model in the format of other tools",
         description="Writes a model in the format of other tools. stablehlo, onnx: one graph from face "
         "crops (RGB bytes, any number of them) to landmarks, confidence and heatmap-stage landmarks; the "
-        "README shows how to serve them. torch: a state dict with the keys of "
+        "documentation (how-to/serving) shows how to serve them. torch: a state dict with the keys of "
         "HRNet-Facial-Landmark-Detection, and, for a graph head as the LCGCN authors' code has it, theirs.",
         epilog="example: lcgcn export --model runs/w300_small --format onnx --out face.onnx",
     )
@@ -75,4 +75,4 @@ def _write(args: argparse.Namespace, bundle: Bundle) -> str:
     write = write_onnx if args.format == "onnx" else write_stablehlo
     write(args.out, bundle)
     size = bundle.image_size
-    return f"crops [b, {size}, {size}, 3] to {', '.join(OUTPUTS)}"
+    return f"crops [b, {size}, {size}, 3] to {', '.join(output_names(bundle))}"

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.data.augment import AugmentConfig
@@ -47,12 +48,11 @@ def run(args: argparse.Namespace) -> int:
     config_file = args.workdir / RUN_CONFIG
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        augment = AugmentConfig(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in config["data"]["augment"].items()
-            }
-        )
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in config["data"]["augment"].items()
+        }
+        augment = AugmentConfig(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config_file}: not a run's configuration: {one_line(error)}") from error
     bundle = load_bundle(args.workdir)

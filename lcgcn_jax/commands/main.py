@@ -29,6 +29,7 @@ COMMANDS = {
     "visualize": "pictures of a run: the stages side by side, the graph's edges, training curves",
     "ablation": "graphs against each other on one heatmap model (the paper's Table 3)",
     "fit-shape": "put a last turn behind a trained graph, fitted in closed form",
+    "fit-offsets": "fit where a data set places landmarks differently from the data of a model",
     "calibrate": "fit how far off each landmark is to be expected, and put it into the model",
     "calibrate-detector": "fit the map from the face detector's boxes to the landmarks' boxes",
     "import-torch": "make a bundle of PyTorch weights",

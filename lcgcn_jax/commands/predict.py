@@ -28,12 +28,13 @@ from lcgcn_jax.inference.sources import InputFile, find_inputs
 from lcgcn_jax.inference.tracking import FaceTracker, OneEuroFilter
 from lcgcn_jax.inference.video import Frame, Video, VideoWriter, open_video, varies
 from lcgcn_jax.interrupts import Interrupted, deferred, received
+from lcgcn_jax.models.bundles import DEFAULT_MODEL
 
 FORMATS = {"json": (".json",), "csv": (".csv",), "pts": ()}
 """Format -> suffixes of the one file that a image gets; `.pts` is a file a face."""
 
-BoxesOf = Callable[[Path, np.ndarray], list[Box]]
-"""The face boxes of a picture, of which the path is for messages."""
+BoxesOf = Callable[[Path, np.ndarray], tuple[list[Box], list[float] | None]]
+"""Face boxes of an image and the detector's scores, None for given boxes; the path is for messages."""
 
 _FACES = 32  # at least, before the model runs: its largest batch on an accelerator
 _PIXELS = 50_000_000  # or as many, of the images that wait
@@ -69,7 +70,11 @@ examples:
   lcgcn predict --model runs/small holiday/ 'party/*.jpg' --format csv --out landmarks
   lcgcn predict --model runs/small clip.mp4 --smooth""",
     )
-    parser.add_argument("--model", required=True, help="bundle or training workdir")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="bundle, training workdir or name of a shipped model (%(default)s)",
+    )
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="image, video, folder, or quoted pattern"
     )
@@ -207,7 +212,11 @@ def _boxes_of(
     """
 
     def checked(boxes, path, image):
-        return check_boxes(boxes, image.shape[1], image.shape[0], path)
+        return check_boxes(boxes, image.shape[1], image.shape[0], path), None
+
+    def detected(path, image):
+        boxes, scores = detector.scored_boxes(image)
+        return list(boxes), scores.tolist()
 
     if args.box is not None:
         boxes = [parse_box(text) for text in args.box]
@@ -215,9 +224,9 @@ def _boxes_of(
     if box_file is not None:
         return lambda path, image: checked(box_file.of(path), path, image)
     if args.whole_image:
-        return lambda path, image: [box_of_crop(image.shape[1], image.shape[0])]
+        return lambda path, image: ([box_of_crop(image.shape[1], image.shape[0])], None)
     detector = model.detector
-    return lambda path, image: list(detector.face_boxes(image))
+    return detected
 
 
 def parse_box(text: str) -> list[float]:
@@ -242,6 +251,7 @@ class _ImageJob:
     file: InputFile
     pixels: np.ndarray
     boxes: list[Box]
+    scores: list[float] | None
 
 
 class _Run:
@@ -314,11 +324,12 @@ class _Run:
 
     def _read(self, file: InputFile) -> _ImageJob:
         pixels = read_image(file.path, upright=not self._args.stored_pixels)
-        return _ImageJob(file, pixels, self._boxes_of(file.path, pixels))
+        return _ImageJob(file, pixels, *self._boxes_of(file.path, pixels))
 
     def _predict_images(self, waiting: Sequence[_ImageJob]) -> None:
         found = self._model.predict_batch([p.pixels for p in waiting], [p.boxes for p in waiting])
-        for image, faces in zip(waiting, found, strict=True):
+        for image, unscored in zip(waiting, found, strict=True):
+            faces = _with_scores(unscored, image.scores)
             with _writing(self._args.out):
                 written = self._write_image(image, faces)
             self._finished += 1
@@ -336,7 +347,9 @@ class _Run:
             if self._args.format == "csv":
                 contents[path] = results.format_csv(faces, self._model.scheme)
             else:
-                result = results.describe_image(file.path, pixels.shape[1], pixels.shape[0], faces)
+                result = results.describe_image(
+                    file.path, pixels.shape[1], pixels.shape[0], faces, self._model.scheme
+                )
                 contents[path] = json.dumps(result) + "\n"
         if self._args.format == "pts":
             for number, face in enumerate(faces, start=1):
@@ -361,6 +374,7 @@ class _Run:
             self._model.scheme,
             sides=[_side(face.box) for face in faces],
             edges=[face.edges for face in faces] if self._args.draw_edges else None,
+            visibility=[face.visibility for face in faces],
         )
 
     def _predict_video(self, file: InputFile) -> None:
@@ -421,8 +435,10 @@ class _Run:
         filters: dict[int, OneEuroFilter] = collections.defaultdict(OneEuroFilter)
         while frames := list(itertools.islice(video.frames, _FRAMES)):
             pixels = [frame.pixels for frame in frames]
-            boxes = [self._boxes_of(video.path, image) for image in pixels]
-            for frame, faces in zip(frames, self._model.predict_batch(pixels, boxes), strict=True):
+            found = [self._boxes_of(video.path, image) for image in pixels]
+            predicted = self._model.predict_batch(pixels, [boxes for boxes, _ in found])
+            for frame, unscored, (_, scores) in zip(frames, predicted, found, strict=True):
+                faces = _with_scores(unscored, scores)
                 tracks = tracker.update(np.array([face.box for face in faces]).reshape(-1, 4))
                 if self._args.smooth:
                     faces = [
@@ -461,6 +477,15 @@ def _keep(outputs: Sequence[Path], partials: Sequence[Path]) -> str:
                 path.unlink()
             raise OSError(error.errno, error.strerror, str(name)) from error
     return " and ".join(map(str, names))
+
+
+def _with_scores(faces: list[Face], scores: list[float] | None) -> list[Face]:
+    """The faces with the scores of the face detector, which had given their boxes."""
+    if scores is None:
+        return faces
+    return [
+        dataclasses.replace(face, score=score) for face, score in zip(faces, scores, strict=True)
+    ]
 
 
 def _side(box: Box) -> float:

@@ -5,19 +5,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lcgcn_jax import visualize
-from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.distributed import initialize_distributed, is_primary_process
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.training.api import CURVES, write_curves
 from lcgcn_jax.training.config import apply_overrides, describe_steps, load_config, parse_overrides
 from lcgcn_jax.training.config_checks import check_config
-from lcgcn_jax.training.metric_writer import read_metrics
-from lcgcn_jax.training.run_lock import needs_writing
 from lcgcn_jax.training.sharding import describe_devices
 from lcgcn_jax.training.trainer import Trainer
-
-CURVES = "curves.png"
 
 
 def add_parser(subparsers) -> None:
@@ -83,9 +78,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     elif training.begins:
         print(f"{args.workdir}: {training.begins}", flush=True)
     finished = training.run(on_validation=print_figures)
-    curves = visualize.plot_curves(read_metrics(args.workdir))
-    with needs_writing(args.workdir / CURVES):
-        write_whole(args.workdir / CURVES, lambda tmp: curves.savefig(tmp, dpi=120))
+    write_curves(args.workdir)
     if not finished:
         raise training.interruption()
     print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")

@@ -2,6 +2,10 @@
 
 All geometry is one affine and one warp from the stored picture. Landmarks that leave the crop stay
 `visible`: their coordinates are known, and the coordinate loss uses them; heatmaps do without.
+
+`visible` is whether a landmark has a location; the labels `visibility` (`records.Visibility`) say whether it
+can be seen. Landmarks under an artificial occluder become externally occluded where they have a label. In
+training, the label of a landmark outside the crop becomes unknown, since nothing in the crop shows it.
 """
 
 import dataclasses
@@ -10,15 +14,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int8, UInt8
 
 from lcgcn_jax import compat, geometry
+from lcgcn_jax.data.annotations import Visibility
 from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
 Image = UInt8[np.ndarray, "h w 3"]
 Record = dict[str, Any]
+Labels = Int8[np.ndarray, "k"]
+Mask = Bool[np.ndarray, "h w"]
 
 BOXES = {"gt": "box", "rect": "provided_box"}
 """Name of a face box -> the record's field."""
@@ -48,6 +55,9 @@ class AugmentConfig:
       noise_sigma: smallest and largest sigma, in gray levels.
       low_light: probability of a darkened crop.
       low_light_factor: smallest and largest factor on all gray levels.
+      border: what training crops show outside the image, one of `geometry.BORDERS`. Evaluation and prediction
+        always show black there. For faces in tight crops, whose contours touch the image's border, `reflect`
+        or `blur` keeps a model from taking the black edge for the contour.
     """
 
     rotation: float = 30.0
@@ -66,6 +76,7 @@ class AugmentConfig:
     noise_sigma: tuple[float, float] = (5.0, 25.0)
     low_light: float = 0.0
     low_light_factor: tuple[float, float] = (0.15, 0.5)
+    border: str = "black"
 
     @classmethod
     def none(cls) -> "AugmentConfig":
@@ -112,10 +123,10 @@ def crop_face(
 
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
-      `crop_to_source` float64 [2 3], from crop pixels to the image's; `source_landmarks`
-      float64 [k 2] in the image's pixels; `normalizer` float32, the normalizing distance that
-      came with the face, in the same pixels, or NaN; `attributes` bool [num_attributes]; `name` and
-      `subset`, text.
+      `visibility` int8 [k], values of `records.Visibility`; `crop_to_source` float64 [2 3], from crop
+      pixels to the image's; `source_landmarks` float64 [k 2] in the image's pixels;
+      `normalizer` float32, the normalizing distance that came with the face, in the same pixels, or NaN;
+      `attributes` bool [num_attributes]; `name` and `subset`, text.
 
     Raises:
       InputError: the data has no such box, or there is no such corruption.
@@ -128,10 +139,13 @@ def crop_face(
     landmarks = record["landmarks"].astype(np.float64)
     image = geometry.warp(decode_image(record["image"]), to_crop, size)
     rng = np.random.default_rng(zlib.crc32(record["name"].encode()))
+    in_crop = geometry.transform_points(to_crop, landmarks)
+    image, covered = corrupt(image, CORRUPTIONS[corruption], rng)
     return {
-        "image": corrupt(image, CORRUPTIONS[corruption], rng),
-        "landmarks": geometry.transform_points(to_crop, landmarks).astype(np.float32),
+        "image": image,
+        "landmarks": in_crop.astype(np.float32),
         "visible": record["visible"],
+        "visibility": cover_labels(record["visibility"], in_crop, covered),
         "crop_to_source": geometry.compose(to_source, geometry.invert(to_crop)),
         "source_landmarks": geometry.transform_points(to_source, landmarks),
         "normalizer": record["normalizer"],
@@ -169,7 +183,8 @@ def augment_face(
       rng: the only source of chance.
 
     Returns:
-      `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k].
+      `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
+      `visibility` int8 [k], values of `records.Visibility`.
     """
     mirrored = rng.random() < config.mirror
     box, points = record["box"].astype(np.float64), record["landmarks"].astype(np.float64)
@@ -178,17 +193,40 @@ def augment_face(
         points = points - np.array([2 * config.flip_bias * geometry.crop_side(box), 0.0])
     to_crop = _random_affine(box, size, config, mirrored, rng)
     landmarks = geometry.transform_points(to_crop, points)
-    visible = record["visible"]
+    visible, labels = record["visible"], record["visibility"]
     if mirrored:
         order = list(scheme.mirror)
-        landmarks, visible = landmarks[order], visible[order]
-    image = geometry.warp(decode_image(record["image"]), to_crop, size)
+        landmarks, visible, labels = landmarks[order], visible[order], labels[order]
+    image = geometry.warp(decode_image(record["image"]), to_crop, size, config.border)
     image = jitter_colors(image, config, rng)
+    image, covered = corrupt(image, config, rng)
+    is_outside = visible & ~_inside(landmarks, size)
+    labels = np.where(is_outside, np.int8(Visibility.UNKNOWN), labels)
     return {
-        "image": corrupt(image, config, rng),
+        "image": image,
         "landmarks": landmarks.astype(np.float32),
         "visible": visible,
+        "visibility": cover_labels(labels, landmarks, covered),
     }
+
+
+def cover_labels(labels: Labels, landmarks: geometry.Points, covered: Mask) -> Labels:
+    """The visibility labels of a face after occluders were drawn over its crop.
+
+    Args:
+      labels: values of `records.Visibility`. Only visible landmarks change.
+      landmarks: in crop pixels; those without a location may be anything.
+      covered: the pixels under an occluder.
+    """
+    inside = _inside(landmarks, len(covered))
+    x, y = np.where(inside[:, None], np.round(landmarks), 0.0).astype(int).T
+    is_hidden = (labels == Visibility.VISIBLE) & inside & covered[y, x]
+    return np.where(is_hidden, np.int8(Visibility.EXTERNALLY_OCCLUDED), labels)
+
+
+def _inside(landmarks: geometry.Points, size: int) -> Bool[np.ndarray, "k"]:
+    """Which landmarks lie on a pixel of a square crop; False where a coordinate is NaN."""
+    return ((landmarks >= -0.5) & (landmarks < size - 0.5)).all(axis=1)
 
 
 def _random_affine(
@@ -217,39 +255,51 @@ def jitter_colors(image: Image, config: AugmentConfig, rng: np.random.Generator)
     return cv2.transform(image, np.hstack([colors, offset]))
 
 
-def corrupt(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Darkens, covers, blurs and adds noise, each with its probability."""
+def corrupt(image: Image, config: AugmentConfig, rng: np.random.Generator) -> tuple[Image, Mask]:
+    """Darkens, covers, blurs and adds noise, each with its probability.
+
+    Returns:
+      The image, and which of its pixels are covered.
+    """
+    covered = np.zeros(image.shape[:2], bool)
     darkened, occluded, blurred, noisy = rng.random(4) < (
         config.low_light, config.occlusion, config.blur, config.noise,
     )  # fmt: skip
     if darkened:
         image = cv2.convertScaleAbs(image, alpha=rng.uniform(*config.low_light_factor))
     if occluded:
-        image = occlude(image, config.occlusion_side, rng)
+        image, covered = occlude(image, config.occlusion_side, rng)
     if blurred:
         image = blur(image, config.blur_sigma, rng)
     if noisy:
         image = _add_noise(image, rng.uniform(*config.noise_sigma), rng)
-    return image
+    return image, covered
 
 
-def occlude(image: Image, sides: tuple[float, float], rng: np.random.Generator) -> Image:
+def occlude(
+    image: Image, sides: tuple[float, float], rng: np.random.Generator
+) -> tuple[Image, Mask]:
     """Covers a square crop with one or two rectangles of one random color with noise (sigma 15).
 
     Args:
       image: the crop; it is left as it is.
       sides: smallest and largest side of a rectangle, as a part of the crop's side.
       rng: the source of chance.
+
+    Returns:
+      The image, and which of its pixels are covered.
     """
     size = image.shape[0]
     image = image.copy()
+    covered = np.zeros(image.shape[:2], bool)
     color = rng.integers(0, 256, 3, np.uint8)
     for _ in range(rng.integers(1, 3)):
         width, height = (size * rng.uniform(*sides, 2)).astype(int)
         x, y = rng.integers(0, (size - width + 1, size - height + 1))
         patch = np.broadcast_to(color, (height, width, 3))
         image[y : y + height, x : x + width] = _add_noise(patch, 15.0, rng)
-    return image
+        covered[y : y + height, x : x + width] = True
+    return image, covered
 
 
 def blur(image: Image, sigmas: tuple[float, float], rng: np.random.Generator) -> Image:

@@ -9,7 +9,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 import tensorflow_datasets as tfds
 
+from lcgcn_jax import geometry
 from lcgcn_jax.data import records
+from lcgcn_jax.data.annotation_offsets import AnnotationOffsets, read_offsets
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -23,12 +25,28 @@ class FaceSource(Sequence[dict[str, Any]]):
     An element is the record of `records.encode_face`: NumPy arrays, text as `str`, and `image` as
     the encoded bytes. Datasets of earlier versions have NaN for a missing `normalizer`, and -1
     (unknown) for missing `visibility`. The source pickles as its path: worker processes open their own files.
+
+    Args:
+      path: folder of the records.
+      split: their splits, joined by `+`.
+      length: number of faces.
+      offsets: removed from the landmarks; `box` is then the box of the moved ones.
+      attribute_names: names of the columns of `attributes`.
     """
 
-    def __init__(self, path: Path, split: str, length: int):
+    def __init__(
+        self,
+        path: Path,
+        split: str,
+        length: int,
+        offsets: AnnotationOffsets | None = None,
+        attribute_names: Sequence[str] = (),
+    ):
         self._path = path
         self._split = split
         self._length = length
+        self._offsets = offsets
+        self._attribute_names = tuple(attribute_names)
 
     def __len__(self) -> int:
         return self._length
@@ -41,13 +59,25 @@ class FaceSource(Sequence[dict[str, Any]]):
             "normalizer": np.float32(np.nan),
             "visibility": records.unknown_visibility(len(record["visible"])),
         }
-        return absent | record | texts
+        return self._without_offsets(absent | record | texts)
 
     def __repr__(self) -> str:
         return f"FaceSource({str(self._path)!r}, {self._split!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_records"}
+
+    def _without_offsets(self, record: dict[str, Any]) -> dict[str, Any]:
+        if self._offsets is None:
+            return record
+        names = zip(self._attribute_names, record["attributes"], strict=True)
+        located = record["visible"]
+        # A record's pixels are the image's, cut and not scaled.
+        landmarks = self._offsets.remove(
+            record["landmarks"], located, [name for name, is_set in names if is_set]
+        )
+        box = geometry.box_of_landmarks(landmarks, located).astype(np.float32)
+        return record | {"landmarks": landmarks, "box": box}
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
@@ -68,6 +98,7 @@ class FaceDataset:
       subsets: faces in each subset.
       absent: subsets that were not there when the dataset was prepared.
       fingerprint: changes when names, splits or landmarks of the data change.
+      offsets: annotation offsets that `source` removes from the landmarks, or None.
     """
 
     path: Path
@@ -78,6 +109,7 @@ class FaceDataset:
     subsets: dict[str, int]
     absent: tuple[str, ...]
     fingerprint: str
+    offsets: AnnotationOffsets | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -105,7 +137,24 @@ class FaceDataset:
         if len(set(parts)) < len(parts):
             raise InputError(f"split {split!r} names a part twice")
         length = sum(self.num_faces[part] for part in parts)
-        return FaceSource(self.path / records.RECORDS, "+".join(parts), length)
+        return FaceSource(
+            self.path / records.RECORDS,
+            "+".join(parts),
+            length,
+            self.offsets,
+            self.attribute_names,
+        )
+
+    def without_offsets(self, offsets_file: Path | str) -> "FaceDataset":
+        """The dataset with annotation offsets removed from its landmarks.
+
+        Args:
+          offsets_file: a file that `lcgcn fit-offsets` wrote.
+
+        Raises:
+          InputError: it cannot be used for this data.
+        """
+        return dataclasses.replace(self, offsets=read_offsets(offsets_file, self.scheme))
 
 
 def open_dataset(path: Path | str) -> FaceDataset:

@@ -130,9 +130,9 @@ def train_iterator(
 
     Returns:
       An iterator over `image` uint8 [b s s 3], `landmarks` float32 [b k 2] in crop pixels,
-      `visible` bool [b k] and `record` int64 [b], the face's number in `dataset.source(split)`, or in
-      all sources of a mixture (`FaceMixture`); b is the process's part of the batch. `get_state` and
-      `set_state` resume it exactly.
+      `visible` bool [b k], `visibility` int8 [b k] (`augment_face`) and `record` int64 [b], the face's
+      number in `dataset.source(split)`, or in all sources of a mixture (`FaceMixture`); b is the
+      process's part of the batch. `get_state` and `set_state` resume it exactly.
 
     Raises:
       InputError: the dataset has no such split.
@@ -183,8 +183,8 @@ def view_batches(
     """All fixed views of `train_iterator`, once, view by view in the order of the records.
 
     Returns:
-      Batches of `image`, `landmarks`, `visible` and `record`; the last is filled up with copies of the last
-      face, which are False in `mask`.
+      Batches of `image`, `landmarks`, `visible`, `visibility` and `record`; the last is
+      filled up with copies of the last face, which are False in `mask`.
     """
     source = dataset.source(split)
     make = functools.partial(_view, source, dataset.scheme, image_size, augment, views)

@@ -1,4 +1,4 @@
-"""Errors of both stages over a split, and the report that `lcgcn eval` writes."""
+"""Evaluation of a model on a split: errors of each face, and their metrics."""
 
 import csv
 import dataclasses
@@ -8,20 +8,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from lcgcn_jax.data.dataset import FaceDataset
+from lcgcn_jax.data.annotations import Visibility
+from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
 from lcgcn_jax.data.pipeline import Batch, eval_batches, record_names
 from lcgcn_jax.distributed import gather_rows
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation import metrics
+from lcgcn_jax.evaluation.detector_boxes import detector_boxes
 from lcgcn_jax.geometry import transform_points
+from lcgcn_jax.inference.face_detector import FaceDetector
+from lcgcn_jax.inference.model import LandmarkModel, load
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.uncertainty import UncertaintyModel, assess
 
 Predict = Callable[[np.ndarray], LCGCNOutput]
 """uint8 crops `[b s s 3]`, this process's part of a batch, to an output for the same crops."""
+
+BOXES = ("gt", "rect", "detector")
+"""Sources of face boxes: true landmarks, the data's own boxes, the face detector."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,10 @@ class SplitErrors:
       landmarks: of each landmark of the last stage; NaN where it is not annotated or not measured.
       confidence: the heatmaps' peaks.
       heatmap_std: the heatmaps' spreads (`heatmaps.heatmap_std`); None where the heatmaps were not at hand.
+      box_landmarks: as `landmarks`, as a fraction of the size of the true landmarks' box, also for faces
+        that are not measured; NaN where not annotated.
+      visibility: predicted probability that each landmark is visible; None without a visibility head.
+      visibility_labels: the truth, values of `data.annotations.Visibility`; None with `visibility`.
     """
 
     heatmap: Float[np.ndarray, "n"]
@@ -43,6 +54,23 @@ class SplitErrors:
     landmarks: Float[np.ndarray, "n k"]
     confidence: Float[np.ndarray, "n k"]
     heatmap_std: Float[np.ndarray, "n k"] | None
+    box_landmarks: Float[np.ndarray, "n k"]
+    visibility: Float[np.ndarray, "n k"] | None = None
+    visibility_labels: Int[np.ndarray, "n k"] | None = None
+
+    def percent_errors(self) -> Float[np.ndarray, "n k"]:
+        """Errors of the landmarks in percent, also of faces without a normalizing distance.
+
+        For these the distance is taken to be the box size times its median ratio to the box size over the
+        measured faces: profiles, for example, show only one outer eye corner. NaN where not annotated.
+        """
+        ratios = np.full(self.landmarks.shape, np.nan)
+        np.divide(self.box_landmarks, self.landmarks, out=ratios, where=self.landmarks > 0)
+        ratios = ratios[np.isfinite(ratios).any(axis=1)]
+        if not len(ratios):
+            return 100 * self.landmarks
+        ratio = np.median(np.nanmedian(ratios, axis=1))
+        return 100 * np.where(self.measured[:, None], self.landmarks, self.box_landmarks / ratio)
 
     def mean(self) -> dict[str, float]:
         """The mean error of each stage that there is, over the measured faces."""
@@ -62,6 +90,42 @@ class SplitErrors:
             "num_faces": int(chosen.sum()),
             "heatmap": stage_summary(self.heatmap[chosen]),
             "graph": None if self.graph is None else stage_summary(self.graph[chosen]),
+        }
+
+    def visibility_summary(
+        self, faces: Bool[np.ndarray, "n"] | slice = slice(None)
+    ) -> dict[str, Any] | None:
+        """How well `not visible` is predicted on some faces; None without a head or labels.
+
+        Returns:
+          `num_faces` and `num_landmarks`, those with a label, and `not_visible`, the part of these that is
+          occluded. `auroc` and `average_precision` are of finding them by the predicted probability,
+          `auroc_confidence` is by the heatmaps' peaks instead. `auroc_externally_occluded` and
+          `auroc_self_occluded` are of one kind of occlusion against the visible landmarks. A figure is
+          None where a class is missing.
+        """
+        if self.visibility is None:
+            return None
+        labels = self.visibility_labels[faces]
+        known = labels >= 0
+        if not known.any():
+            return None
+        truth, scores = labels[known], 1.0 - self.visibility[faces][known].astype(np.float64)
+        hidden = truth > 0
+
+        def auroc_of(kind):
+            chosen = (truth == 0) | (truth == kind)
+            return metrics.roc_auc(scores[chosen], hidden[chosen])
+
+        return {
+            "num_faces": int(known.any(axis=1).sum()),
+            "num_landmarks": int(known.sum()),
+            "not_visible": float(hidden.mean()),
+            "auroc": metrics.roc_auc(scores, hidden),
+            "average_precision": metrics.average_precision(scores, hidden),
+            "auroc_confidence": metrics.roc_auc(-self.confidence[faces][known], hidden),
+            "auroc_externally_occluded": auroc_of(Visibility.EXTERNALLY_OCCLUDED),
+            "auroc_self_occluded": auroc_of(Visibility.SELF_OCCLUDED),
         }
 
 
@@ -125,16 +189,19 @@ def errors_of(outputs: Iterable[tuple[LCGCNOutput, Batch]], scheme: LandmarkSche
     Raises:
       InputError: not one face can be measured.
     """
-    rows, has_graph, has_heatmap_std = [], False, False
+    rows, has_graph, has_heatmap_std, has_visibility = [], False, False, False
     for output, batch in outputs:
         has_graph, has_heatmap_std = output.edges is not None, output.heatmap_std is not None
+        has_visibility = output.visibility is not None
         rows.append(_batch_errors(output, batch, scheme))
     columns = tuple(np.concatenate(column) for column in zip(*rows, strict=True))
     if jax.process_count() > 1:
         columns = tuple(gather_rows(column) for column in columns)
     *columns, record, mask = columns
     order = np.argsort(record[mask])
-    heatmap, graph, measured, landmarks, confidence, heatmap_std = (c[mask][order] for c in columns)
+    columns = [column[mask][order] for column in columns]
+    heatmap, graph, measured, landmarks, confidence, heatmap_std, box_landmarks, *rest = columns
+    visibility, labels = rest
     if not measured.any():
         raise InputError(
             f"no face can be measured: NME is in percent of {scheme.normalizer_text}, which not one "
@@ -147,6 +214,9 @@ def errors_of(outputs: Iterable[tuple[LCGCNOutput, Batch]], scheme: LandmarkSche
         landmarks,
         confidence,
         heatmap_std if has_heatmap_std else None,
+        box_landmarks,
+        visibility if has_visibility else None,
+        labels if has_visibility else None,
     )
 
 
@@ -174,17 +244,24 @@ def _batch_errors(
         return of_faces
 
     last_stage = in_image(output.landmarks)
-    distances = np.linalg.norm(last_stage - true, axis=-1) / distance[:, None]
+    pixels = np.where(visible, np.linalg.norm(last_stage - true, axis=-1), np.nan)
+    by_box = dataclasses.replace(scheme, normalizer="box")
+    box_size = by_box.normalizing_distance(true, visible, batch["normalizer"])
     confidence = np.asarray(output.confidence)
+    nothing = np.full_like(confidence, np.nan)
+    has_visibility = output.visibility is not None
     return (
         errors(in_image(output.heatmap_landmarks)),
         errors(last_stage),
         measured,
-        np.where(visible, distances, np.nan),
+        pixels / distance[:, None],
         confidence,
-        np.full_like(confidence, np.nan)
-        if output.heatmap_std is None
-        else np.asarray(output.heatmap_std),
+        nothing if output.heatmap_std is None else np.asarray(output.heatmap_std),
+        pixels / box_size[:, None],
+        np.asarray(output.visibility) if has_visibility else nothing,
+        batch["visibility"]
+        if has_visibility
+        else np.full_like(visible, Visibility.UNKNOWN, dtype=np.int8),
         batch["record"],
         batch["mask"],
     )
@@ -241,7 +318,9 @@ def _boxed_faces(dataset: FaceDataset, split: str) -> tuple[np.ndarray, ...]:
 
 
 def with_flip_test(predict: Predict, scheme: LandmarkScheme, flip_bias: float = 0.0) -> Predict:
-    """Predicts the mirrored crops too, and averages landmarks, confidences and spreads of both views.
+    """Predicts the mirrored crops too, and averages the landmarks and their figures over both views.
+
+    The figures are confidences, spreads and visibilities; edges and the rest are those of the plain view.
 
     Args:
       predict: the model.
@@ -272,6 +351,9 @@ def with_flip_test(predict: Predict, scheme: LandmarkScheme, flip_bias: float = 
             heatmap_std=None
             if plain.heatmap_std is None
             else mean(plain.heatmap_std, flipped.heatmap_std),
+            visibility=(
+                None if plain.visibility is None else mean(plain.visibility, flipped.visibility)
+            ),
         )
 
     return both
@@ -297,7 +379,217 @@ def write_face_errors(path: Path, dataset: FaceDataset, split: str, errors: Spli
         writer.writerows(zip(names, cells(errors.heatmap), cells(errors.graph), strict=True))
 
 
-def report(
+@dataclasses.dataclass(frozen=True)
+class EvaluationResult:
+    """Metrics of both stages over a split and its subsets.
+
+    Each value of `stages`, and of a subset under `heatmap` and `graph`, is a mapping with `nme` (percent),
+    `nme_ci95` (bootstrap interval of the mean, percent), `fr10` (percent of faces above an NME of 10 %)
+    and `auc10` (area under the cumulative error curve up to 10 %, in 0..1); None for a model without a
+    graph.
+
+    Attributes:
+      dataset: name of the dataset.
+      split: name of the split.
+      num_faces: number of faces that were measured.
+      boxes: source of the face boxes: `gt`, `rect` or `detector`.
+      stages: metrics of the stages `heatmap` and `graph` over all measured faces.
+      subsets: `num_faces` and the metrics of both stages for each subset: the parts of a union of splits,
+        the sources of the faces, and their attributes.
+      unmeasured: number of faces without a normalizing distance; they are not part of `num_faces`.
+      missed: number of faces that the face detector did not find; None with other boxes.
+      corruption: corruption that was applied to each crop; `none` for clean crops.
+      flip_test: whether the predictions for the crop and its mirror image were averaged.
+      normalizer: normalizer that was chosen in place of the scheme's own; None for the scheme's own.
+      offsets: SHA-256 of the annotation offsets that were removed from the ground truth; None without any.
+      visibility: metrics of the predicted visibility (`SplitErrors.visibility_summary`), with `subsets`;
+        None without a visibility head or labels.
+      calibration: quality of the predicted errors (`calibration.assess`); its `fitted_here` says whether
+        they were fitted on faces of this split, which makes them look better than they are. None for a
+        model without predicted errors.
+      errors: errors of each face and landmark, in the order of the split.
+    """
+
+    dataset: str
+    split: str
+    num_faces: int
+    boxes: str
+    stages: dict[str, Any]
+    subsets: dict[str, dict[str, Any]]
+    unmeasured: int
+    missed: int | None
+    corruption: str
+    flip_test: bool
+    normalizer: str | None
+    offsets: str | None
+    visibility: dict[str, Any] | None
+    calibration: dict[str, Any] | None
+    errors: SplitErrors = dataclasses.field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `lcgcn eval --json`, in plain types.
+
+        Keys of conditions and metrics that do not apply are left out: `unmeasured`, `missed`, `corruption`,
+        `normalizer`, `offsets`, `visibility` and `calibration`.
+        """
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "num_faces": self.num_faces,
+            "boxes": self.boxes,
+            **({"unmeasured": self.unmeasured} if self.unmeasured else {}),
+            **({} if self.missed is None else {"missed": self.missed}),
+            **({} if self.corruption == "none" else {"corruption": self.corruption}),
+            **({} if self.normalizer is None else {"normalizer": self.normalizer}),
+            **({} if self.offsets is None else {"offsets": self.offsets}),
+            "stages": self.stages,
+            "subsets": self.subsets,
+            **({} if self.visibility is None else {"visibility": self.visibility}),
+            **({} if self.calibration is None else {"calibration": self.calibration}),
+        }
+
+    @property
+    def conditions(self) -> str:
+        """Dataset, split, boxes and other conditions of the evaluation, in one line."""
+        return (
+            f"{self.dataset} {self.split}, boxes: {self.boxes}"
+            + ("" if self.missed is None else f" ({self.missed} faces missed)")
+            + f", flip test: {'yes' if self.flip_test else 'no'}"
+            + ("" if self.corruption == "none" else f", corrupted: {self.corruption}")
+            + ("" if self.normalizer is None else f", normalizer: {self.normalizer}")
+            + ("" if self.offsets is None else ", annotation offsets removed")
+            + (f", {self.unmeasured} faces not measured" if self.unmeasured else "")
+        )
+
+    def __str__(self) -> str:
+        tables = [self.conditions, self._table()]
+        if self.visibility is not None:
+            tables.append(format_visibility(self.visibility))
+        if self.calibration is not None:
+            tables.append(format_uncertainty(self.calibration))
+        return "\n".join(tables)
+
+    def _table(self) -> str:
+        rows = {"all": {"num_faces": self.num_faces, **self.stages}} | self.subsets
+        width = max(len(name) for name in rows)
+        lines = [f"{'':{width}}  faces  stage      NME %  (95 % interval)  FR@0.1 %  AUC@0.1"]
+        for name, row in rows.items():
+            count = f"{row['num_faces']:5d}"
+            for stage in ("heatmap", "graph"):
+                values = row[stage]
+                if values is None:
+                    continue
+                low, high = values["nme_ci95"]
+                lines.append(
+                    f"{name:{width}}  {count}  {stage:8} {values['nme']:7.3f}  "
+                    f"({low:6.3f} - {high:6.3f})  {values['fr10']:8.2f}  {values['auc10']:7.4f}"
+                )
+                name, count = "", " " * 5
+        return "\n".join(lines)
+
+
+def format_visibility(figures: dict[str, Any]) -> str:
+    """The figures of `SplitErrors.visibility_summary` as a table for the screen."""
+    rows = {"all": figures} | figures["subsets"]
+    width = max(map(len, rows))
+    columns = {
+        "auroc": "AUROC",
+        "average_precision": "avg. precision",
+        "auroc_externally_occluded": "external",
+        "auroc_self_occluded": "self",
+        "auroc_confidence": "by confidence",
+    }
+    header = "  ".join(f"{title:>{max(6, len(title))}}" for title in columns.values())
+    lines = ["", "landmarks that are not visible", f"{'':{width}}  faces  % of landmarks  {header}"]
+    for name, row in rows.items():
+        cells = [
+            f"{'-' if row[key] is None else format(row[key], '.4f'):>{max(6, len(title))}}"
+            for key, title in columns.items()
+        ]
+        part = f"{100 * row['not_visible']:14.2f}"
+        lines.append(f"{name:{width}}  {row['num_faces']:5d}  {part}  {'  '.join(cells)}")
+    return "\n".join(lines)
+
+
+def evaluate(
+    model: LandmarkModel | str | Path,
+    data: FaceDataset | str | Path,
+    *,
+    split: str,
+    boxes: str = "gt",
+    flip_test: bool = False,
+    corruption: str = "none",
+    normalizer: str | None = None,
+    offsets: str | Path | None = None,
+    batch_size: int = 32,
+    detector_model: str | Path | None = None,
+) -> EvaluationResult:
+    """Evaluates a model on a split of a prepared dataset.
+
+    Args:
+      model: a model, or what `load_model` takes.
+      data: a folder that `lcgcn prepare` wrote.
+      split: name of a split, or of a union of splits: `validation`, `test`, `common`, `full`, ...
+      boxes: face boxes to crop by: `gt` (bounding box of the true landmarks), `rect` (the box that came
+        with the data) or `detector` (of the face detector; a missed face gets the `gt` box).
+      flip_test: average the predictions for each crop and its mirror image.
+      corruption: corruption to apply to each crop: `none`, `occlude`, `blur`, `dark` or `noise`.
+      normalizer: what errors are divided by, one of `landmarks.EVALUATION_NORMALIZERS`; by default the
+        scheme's own.
+      offsets: file of `lcgcn fit-offsets`, whose offsets are removed from the ground truth.
+      batch_size: number of faces per batch.
+      detector_model: YuNet's ONNX file, for `boxes="detector"`; by default the detector of the model.
+
+    Raises:
+      InputError: model or data cannot be used or have different landmark schemes; there is no such
+        split, box or corruption.
+    """
+    if boxes not in BOXES:
+        raise InputError(f"boxes: unknown value {boxes!r}; use one of {', '.join(BOXES)}")
+    if batch_size < 1:
+        raise InputError(f"batch_size: {batch_size} is not positive; use 1 or more")
+    if not isinstance(model, LandmarkModel):
+        model = load(model)
+    dataset = data if isinstance(data, FaceDataset) else open_dataset(Path(data))
+    require_scheme(dataset, model.scheme)
+    calibration = model.calibration
+    if normalizer is not None:
+        scheme = dataset.scheme.normalized_by(normalizer)
+        if scheme.normalizer != model.scheme.normalizer:
+            calibration = None  # its errors are in percent of another distance
+        dataset = dataclasses.replace(dataset, scheme=scheme)
+    if offsets is not None:
+        dataset = dataset.without_offsets(Path(offsets))
+    predict = model.predict_crops
+    if flip_test:
+        predict = with_flip_test(predict, model.scheme, model.flip_bias)
+    box, missed = boxes, None
+    if boxes == "detector":
+        detector = model.detector if detector_model is None else FaceDetector(detector_model)
+        box, missed = detector_boxes(detector, dataset, split)
+    errors = split_errors(
+        predict,
+        dataset,
+        split,
+        image_size=model.image_size,
+        batch_size=batch_size,
+        box=box,
+        corruption=corruption,
+    )
+    return summarize(
+        dataset,
+        split,
+        errors,
+        boxes=boxes,
+        missed=missed,
+        corruption=corruption,
+        flip_test=flip_test,
+        normalizer=normalizer,
+        calibration=calibration,
+    )
+
+
+def summarize(
     dataset: FaceDataset,
     split: str,
     errors: SplitErrors,
@@ -305,42 +597,55 @@ def report(
     boxes: str,
     missed: int | None = None,
     corruption: str = "none",
+    flip_test: bool = False,
+    normalizer: str | None = None,
     calibration: UncertaintyModel | None = None,
-) -> dict[str, Any]:
-    """What `lcgcn eval --json` writes; the design's section 6 fixes its form.
+) -> EvaluationResult:
+    """Metrics from the errors of each face.
 
-    On corrupted faces there is one key more, `corruption`; with detected boxes there is `missed`, the number
-    of faces that the detector did not find; and where some faces have no normalizing distance there is
-    `unmeasured`, how many, which are not among `num_faces`. A calibrated model's report has `calibration`:
-    what `calibration.assess` says of its predicted errors, and `fitted_here`, whether faces of the split were
-    among those that the map was fitted on, where it looks better than it is.
-
-    The subsets are the parts of a union of splits, the sources that the faces come from, and the
-    attributes that some of them have.
+    Args:
+      dataset: the data.
+      split: name of the split.
+      errors: errors of the split's faces, as `split_errors` returns them.
+      boxes: source of the face boxes.
+      missed: number of faces that the face detector did not find.
+      corruption: corruption that was applied to the crops.
+      flip_test: whether predictions for the crop and its mirror image were averaged.
+      normalizer: normalizer that was chosen in place of the scheme's own, or None.
+      calibration: map from heatmaps to predicted errors, to be assessed.
     """
+    masks = subset_masks(dataset, split)
     subsets = {
         name: summary
-        for name, faces in subset_masks(dataset, split).items()
+        for name, faces in masks.items()
         if (summary := errors.summary(faces))["num_faces"]
     }
-    unmeasured = int((~errors.measured).sum())
+    visibility = errors.visibility_summary()
+    if visibility is not None:
+        # Not among `subsets`, since profiles have labels and no normalizing distance.
+        visibility["subsets"] = {
+            name: summary
+            for name, faces in masks.items()
+            if (summary := errors.visibility_summary(faces)) is not None
+        }
     stages = errors.summary()
-    return {
-        "dataset": dataset.name,
-        "split": split,
-        "num_faces": stages.pop("num_faces"),
-        "boxes": boxes,
-        **({"unmeasured": unmeasured} if unmeasured else {}),
-        **({} if missed is None else {"missed": missed}),
-        **({} if corruption == "none" else {"corruption": corruption}),
-        "stages": stages,
-        "subsets": subsets,
-        **(
-            {}
-            if calibration is None
-            else {"calibration": _assess(errors, calibration, dataset, split)}
-        ),
-    }
+    return EvaluationResult(
+        dataset=dataset.name,
+        split=split,
+        num_faces=stages.pop("num_faces"),
+        boxes=boxes,
+        stages=stages,
+        subsets=subsets,
+        unmeasured=int((~errors.measured).sum()),
+        missed=missed,
+        corruption=corruption,
+        flip_test=flip_test,
+        normalizer=normalizer,
+        offsets=None if dataset.offsets is None else dataset.offsets.digest,
+        visibility=visibility,
+        calibration=(None if calibration is None else _assess(errors, calibration, dataset, split)),
+        errors=errors,
+    )
 
 
 def _assess(
@@ -348,11 +653,12 @@ def _assess(
 ) -> dict[str, Any]:
     expected = calibration.expected_error(errors.confidence, errors.heatmap_std)
     fitted_on = calibration.fitted_on
-    same_data = fitted_on.get("fingerprint") == dataset.fingerprint
+    # Several datasets are joined by `+`.
+    same_data = dataset.fingerprint in fitted_on.get("fingerprint", "").split("+")
     both = set(dataset.parts(fitted_on.get("split", ""))) & set(dataset.parts(split))
     return {
         "fitted_here": same_data and bool(both),
-        **assess(100 * errors.landmarks, expected, errors.confidence),
+        **assess(errors.percent_errors(), expected, errors.confidence),
     }
 
 
@@ -374,3 +680,24 @@ def subset_masks(dataset: FaceDataset, split: str) -> dict[str, Bool[np.ndarray,
         if attributes[:, column].any():
             masks[name] = attributes[:, column]
     return masks
+
+
+def format_uncertainty(figures: dict[str, Any]) -> str:
+    """Table of the quality of predicted errors (`calibration.assess`)."""
+    here = figures.get("fitted_here")
+    lines = [
+        "",
+        "predicted error of each landmark, in %"
+        + (" (optimiztic: fitted on faces of this split)" if here else ""),
+        "  landmarks  expected  measured",
+    ]
+    lines += [
+        f"{row['num_landmarks']:11,}  {row['expected_error']:8.2f}  {row['measured_error']:8.2f}"
+        for row in [*figures["reliability"], figures]
+    ]
+    lines[-1] += f"  all; mean difference in a row {figures['calibration_error']:.2f}"
+    lines.append(
+        f"AUSE {figures['ause']:.3f}; by confidence alone {figures['ause_confidence']:.3f}, "
+        f"at random {figures['ause_random']:.3f}, oracle 0"
+    )
+    return "\n".join(lines)

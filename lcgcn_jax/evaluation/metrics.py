@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.stats import rankdata
 
 THRESHOLD = 0.1
 """Error above which a face counts as failed, and up to which the AUC integrates."""
@@ -106,3 +107,47 @@ def bootstrap_interval(
         means[rows] = values[picks].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def roc_auc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> float | None:
+    """Area under the ROC curve: the probability that a positive scores higher than a negative.
+
+    Ties count one half (the Mann-Whitney U statistic).
+
+    Args:
+      scores: higher for what is more likely positive.
+      positive: the truth.
+
+    Returns:
+      The area in 0..1; None where positives or negatives are missing.
+    """
+    num_positive = int(positive.sum())
+    num_negative = len(positive) - num_positive
+    if not num_positive or not num_negative:
+        return None
+    rank_sum = rankdata(scores)[positive].sum()
+    return float((rank_sum - num_positive * (num_positive + 1) / 2) / num_positive / num_negative)
+
+
+def average_precision(
+    scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]
+) -> float | None:
+    """Average precision: the sum over thresholds of the precision times the gain in recall.
+
+    Equal scores are one threshold, so their order does not matter; there is no interpolation.
+
+    Args:
+      scores: higher for what is more likely positive.
+      positive: the truth.
+
+    Returns:
+      The value in 0..1; None where positives or negatives are missing.
+    """
+    num_positive = int(positive.sum())
+    if not 0 < num_positive < len(positive):
+        return None
+    order = np.argsort(-scores, kind="stable")
+    is_last = np.append(np.diff(scores[order]) != 0, True)  # of its threshold
+    hits = np.cumsum(positive[order])[is_last]
+    precision = hits / (np.flatnonzero(is_last) + 1)
+    return float((precision * np.diff(hits, prepend=0)).sum() / num_positive)

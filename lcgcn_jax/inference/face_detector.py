@@ -255,7 +255,15 @@ class FaceDetector:
         return _without_doubles(Detections.concatenate(rows))
 
     def face_boxes(self, image: ImageInput) -> Boxes:
-        """The landmarks' boxes of the faces in an RGB image, the highest score first.
+        """The landmarks' boxes of the faces in an RGB image: `scored_boxes` without the scores.
+
+        Raises:
+          InputError: as `detect`.
+        """
+        return self.scored_boxes(image)[0]
+
+    def scored_boxes(self, image: ImageInput) -> tuple[Boxes, Float[np.ndarray, "n"]]:
+        """The landmarks' boxes of the faces in an RGB image and their scores, the highest score first.
 
         A face whose center is outside the image is left out. Of two boxes of which one holds most of the
         other, the one with the higher score is kept: in large images, some detections are a face with the
@@ -265,12 +273,15 @@ class FaceDetector:
           InputError: as `detect`.
         """
         image = rgb_image(image)
-        boxes = BOX_MAP(self.detect(image))
+        detections = self.detect(image)
+        boxes = BOX_MAP(detections)
         height, width = image.shape[:2]
         center, size = _center_and_size(boxes)
         inside = ((center >= 0) & (center < (width, height))).all(axis=1)
         # Far from the faces that the map was learned on, it might turn a box inside out.
-        return _without_nested(boxes[inside & (size > 0).all(axis=1)])
+        rows = np.flatnonzero(inside & (size > 0).all(axis=1))
+        rows = rows[_without_nested(boxes[rows])]
+        return boxes[rows], detections.scores[rows]
 
 
 def _from_yunet(found: np.ndarray, factor: np.ndarray) -> Detections:
@@ -291,8 +302,8 @@ def _without_doubles(detections: Detections) -> Detections:
     return detections.take(np.asarray(rows, int))
 
 
-def _without_nested(boxes: Boxes) -> Float[np.ndarray, "m 4"]:
-    """Drop each box that holds most of an earlier one, or of which an earlier one holds most."""
+def _without_nested(boxes: Boxes) -> list[int]:
+    """Rows of the boxes that neither hold most of an earlier box nor lie mostly within one."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     kept: list[int] = []
     for i, box in enumerate(boxes):
@@ -300,7 +311,7 @@ def _without_nested(boxes: Boxes) -> Float[np.ndarray, "m 4"]:
         shared = extent.clip(min=0).prod(axis=1)
         if (shared <= _NESTED * np.minimum(areas[i], areas[kept])).all():
             kept.append(i)
-    return boxes[kept]
+    return kept
 
 
 _silence = threading.Lock()

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -14,10 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from flax import nnx
 from jaxtyping import Float, UInt8
 
 from lcgcn_jax import geometry
+from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path, rgb_crops, rgb_image
@@ -27,9 +31,16 @@ from lcgcn_jax.inference.face_detector import FaceDetector
 from lcgcn_jax.inference.forking import check_not_forked
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bn_folding import fold_batch_norm
-from lcgcn_jax.models.bundles import Bundle, load_bundle
+from lcgcn_jax.models.bundles import (
+    Bundle,
+    abstract_weights,
+    check_weights,
+    load_bundle,
+    save_bundle,
+    shipped_bundles,
+)
 from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
-from lcgcn_jax.models.weights import merge_weights
+from lcgcn_jax.models.weights import all_weights, merge_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 # Faces at a time, at most. The maps of a few faces fit into a CPU's caches: of `w300-lcgcn-small` a face took
@@ -55,6 +66,12 @@ class Face:
         (`LandmarkScheme.normalizer`; the distance between the outer eye corners for 68 and 98 landmarks);
         None for a model that is not calibrated (`lcgcn calibrate`). It is large (about 90) for all landmarks
         of a face that the model has failed on, such as one that is no face.
+      visibility: probability that each landmark is visible, neither occluded by another object nor by the
+        face itself; None for a model without a visibility head.
+      score: the face detector's score, in 0..1; None for a given box.
+      predicted_error: predicted error of each of `landmarks`, in pixels of the image; None where
+        `expected_error` is None, and for a scheme whose normalizer is `given`.
+      scheme: meaning of the landmarks.
     """
 
     box: Float[np.ndarray, "4"]
@@ -63,6 +80,15 @@ class Face:
     heatmap_landmarks: Float[np.ndarray, "k 2"]
     edges: Float[np.ndarray, "k k"] | None = None
     expected_error: Float[np.ndarray, "k"] | None = None
+    visibility: Float[np.ndarray, "k"] | None = None
+    score: float | None = None
+    predicted_error: Float[np.ndarray, "k"] | None = None
+    scheme: LandmarkScheme | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the `k` landmarks; empty without a scheme."""
+        return () if self.scheme is None else self.scheme.names
 
 
 class _Programs:
@@ -97,6 +123,7 @@ class _Estimate:
     confidence: Float[np.ndarray, "k"]
     edges: Float[np.ndarray, "k k"] | None
     expected_error: Float[np.ndarray, "k"] | None
+    visibility: Float[np.ndarray, "k"] | None
 
 
 class LandmarkModel:
@@ -172,6 +199,73 @@ class LandmarkModel:
             if self._detector is None:
                 self._detector = FaceDetector(self._detector_model)
             return self._detector
+
+    @property
+    def bundle(self) -> Bundle:
+        """Configuration and weights of the model."""
+        return self._bundle
+
+    @functools.cached_property
+    def module(self) -> nnx.Module:
+        """The network with the model's weights, for fine-tuning.
+
+        Maps normalized crops `[b s s 3]` (`normalize_images`) to an `LCGCNOutput` in crop pixels; with
+        `train_heatmap=True` and `train_graph=True`, the BatchNorm layers of the heatmap model and of the
+        graph use and update the statistics of the batch. The predictions of this model
+        do not follow changes to the module; use `from_module` for a model with the new weights.
+        """
+        return merge_weights(*self._bundle.create())
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nnx.Module,
+        *,
+        config: Mapping[str, Any] | ml_collections.ConfigDict,
+        scheme: LandmarkScheme,
+        image_size: int,
+        detector_model: str | Path | None = None,
+    ) -> "LandmarkModel":
+        """Makes a model from a network, for example from a fine-tuned `module`.
+
+        The model has no predicted errors: they are fitted to certain weights (`lcgcn calibrate`).
+
+        Args:
+          module: the network, as `create_model` or `module` returns it.
+          config: its configuration, as in `LandmarkModel.config`, or the field `model` of a config.
+          scheme: meaning of its landmarks.
+          image_size: side of the crops that it was trained on, in pixels.
+          detector_model: as in `load_model`.
+
+        Raises:
+          InputError: the weights of the module are not those of the configuration, or not finite.
+        """
+        weights = {name: np.asarray(value) for name, value in all_weights(module).items()}
+        model_config = (
+            config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+        )
+        _, params, batch_stats = abstract_weights(model_config, scheme.num_landmarks)
+        check_weights(Path("module"), weights, params | batch_stats)
+        return cls(Bundle(model_config, scheme, image_size, weights), detector_model)
+
+    def save(self, path: str | Path, *, card: str = "", overwrite: bool = False) -> None:
+        """Writes the model as a bundle, which `load_model` and all commands read.
+
+        Args:
+          path: folder of the bundle.
+          card: text of its README, in Markdown.
+          overwrite: replace a bundle that exists.
+
+        Raises:
+          InputError: the folder exists, or cannot be written.
+        """
+        folder = Path(path)
+        if folder.exists() and not overwrite:
+            raise InputError(
+                f"{folder}: already exists; choose another folder or give overwrite=True"
+            )
+        with writing(folder):
+            save_bundle(folder, self._bundle, card or f"# {folder.name}\n")
 
     def forward(self, images: Any) -> LCGCNOutput:
         """Runs the model on normalized crops (`models.lcgcn.normalize_images`); in crop pixels.
@@ -293,14 +387,18 @@ class LandmarkModel:
     ) -> list[list[Face]]:
         check_not_forked()
         crops, affines, face_boxes, counts = [], [], [], []
+        scores: list[float | None] = []
         for i, image in enumerate(images):
             pixels = _read(image, names[i])
             given = None if boxes is None else boxes[i]
             if given is None:
-                found = list(self.detector.face_boxes(pixels))
+                boxes_found, scores_found = self.detector.scored_boxes(pixels)
+                found = list(boxes_found)
+                scores += scores_found.tolist()
             else:
                 name = image if is_path(image) else names[i]
                 found = check_boxes(given, pixels.shape[1], pixels.shape[0], name)
+                scores += [None] * len(found)
             for box in found:
                 affines.append(geometry.crop_transform(box, self.image_size))
                 crops.append(geometry.warp(pixels, affines[-1], self.image_size))
@@ -318,7 +416,10 @@ class LandmarkModel:
                 )
                 for n, estimate in zip(faces, better, strict=True):
                     estimates[n] = estimate
-        faces = [self._face(box, found) for box, found in zip(face_boxes, estimates, strict=True)]
+        faces = [
+            self._face(box, score, found)
+            for box, score, found in zip(face_boxes, scores, estimates, strict=True)
+        ]
         ends = np.cumsum(counts).tolist()
         return [faces[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
@@ -344,6 +445,7 @@ class LandmarkModel:
                 confidence=output.confidence[i],
                 edges=None if output.edges is None else output.edges[i],
                 expected_error=None if expected is None else expected[i],
+                visibility=None if output.visibility is None else output.visibility[i],
             )
             for i in range(len(crops))
         ]
@@ -396,13 +498,34 @@ class LandmarkModel:
             best[i] = min(best[i], estimate, key=error)
         return best
 
-    def _face(self, box: geometry.Box, found: _Estimate) -> Face:
-        fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-        if self.calibration is not None:
-            fields["expected_error"] = robust_crops.honest_error(
-                found.expected_error, found.landmarks, self.scheme, self.calibration
-            )
-        return Face(box=box, **fields)
+    def _face(self, box: geometry.Box, score: float | None, found: _Estimate) -> Face:
+        fields: dict[str, Any] = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+        if self.calibration is not None and found.expected_error is not None:
+            estimate = (found.expected_error, found.landmarks, self.scheme, self.calibration)
+            fields["expected_error"] = robust_crops.honest_error(*estimate)
+            fields["predicted_error"] = robust_crops.pixel_error(*estimate)
+        return Face(box=box, score=score, scheme=self.scheme, **fields)
+
+
+def list_models() -> list[str]:
+    """Names of the models that come with the package, for `load_model`."""
+    return shipped_bundles()
+
+
+def load_model(model: str | Path, *, detector_model: str | Path | None = None) -> LandmarkModel:
+    """Loads a model for prediction; the same function as `load`.
+
+    Args:
+      model: name of a shipped model (`list_models`), folder of a bundle, or training workdir (its best
+        model is loaded).
+      detector_model: YuNet's ONNX file, for images without given boxes; by default it is downloaded once
+        from the OpenCV zoo into the cache folder, at the first use.
+
+    Raises:
+      InputError: there is no such model, or its files are damaged.
+      RuntimeError: the process was forked after JAX had started.
+    """
+    return load(model, detector_model=detector_model)
 
 
 def load(model: str | Path, *, detector_model: str | Path | None = None) -> LandmarkModel:

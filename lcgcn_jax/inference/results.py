@@ -20,28 +20,41 @@ from lcgcn_jax.landmarks import LandmarkScheme
 BOX_COLUMNS = ["image", "x0", "y0", "x1", "y1"]
 CSV_COLUMNS = [
     "face", "landmark", "name", "x", "y", "confidence", "heatmap_x", "heatmap_y", "expected_error",
+    "visibility",
 ]  # fmt: skip
 
 
 def describe_face(face: Face) -> dict[str, Any]:
-    """A face in plain types for JSON; `expected_error` is there where the model is calibrated."""
-    fields = {
+    """A face in plain types for JSON.
+
+    `expected_error` (percent) and `predicted_error` (pixels) are left out if the model has no calibration,
+    `visibility` if it has no visibility head.
+    """
+    fields: dict[str, Any] = {
         "box": np.round(face.box, 3).tolist(),
+        "score": None if face.score is None else round(float(face.score), 4),
         "landmarks": np.round(face.landmarks, 3).tolist(),
         "confidence": np.round(face.confidence.astype(float), 4).tolist(),
         "heatmap_landmarks": np.round(face.heatmap_landmarks, 3).tolist(),
     }
     if face.expected_error is not None:
         fields["expected_error"] = np.round(face.expected_error, 2).tolist()
+    if face.visibility is not None:
+        fields["visibility"] = np.round(face.visibility.astype(float), 4).tolist()
+    if face.predicted_error is not None:
+        fields["predicted_error"] = np.round(face.predicted_error, 3).tolist()
     return fields
 
 
-def describe_image(path: Path, width: int, height: int, faces: Iterable[Face]) -> dict[str, Any]:
+def describe_image(
+    path: Path, width: int, height: int, faces: Iterable[Face], scheme: LandmarkScheme
+) -> dict[str, Any]:
     """The JSON of a image; the design's section 6 fixes its form."""
     return {
         "image": str(path),
         "width": width,
         "height": height,
+        "scheme": scheme.name,
         "faces": [describe_face(face) for face in faces],
     }
 
@@ -63,7 +76,8 @@ def describe_frame(
 def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
     """Formats a row for each landmark of each face, in pixels; faces and landmarks count from 0.
 
-    The predicted error, in percent, is empty where the model is not calibrated.
+    The predicted error, in percent, is empty where the model is not calibrated, and the visibility where it
+    has no visibility head.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
@@ -73,8 +87,9 @@ def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
             x, y, u, v = np.concatenate([face.landmarks[i], face.heatmap_landmarks[i]])
             confidence = f"{face.confidence[i]:.4f}"
             expected = "" if face.expected_error is None else f"{face.expected_error[i]:.2f}"
+            visibility = "" if face.visibility is None else f"{face.visibility[i]:.4f}"
             row = (f"{x:.3f}", f"{y:.3f}", confidence, f"{u:.3f}", f"{v:.3f}", expected)
-            writer.writerow((number, i, name, *row))
+            writer.writerow((number, i, name, *row, visibility))
     return file.getvalue()
 
 

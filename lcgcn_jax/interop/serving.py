@@ -29,17 +29,18 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import CROP_SCALE
+from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.bn_folding import fold_batch_norm
-from lcgcn_jax.models.bundles import Bundle
+from lcgcn_jax.models.bundles import Bundle, load_bundle
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
 
 INPUT = "crops"
 OUTPUTS = ("landmarks", "confidence", "heatmap_landmarks")
-"""Attributes of `LCGCNOutput` that the graph gives, in this order."""
+"""Attributes of `LCGCNOutput` that the graph gives, in this order (`output_names`)."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -48,15 +49,21 @@ OPSET = 20
 
 
 def crops_to_landmarks(bundle: Bundle) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """The function that is exported: uint8 crops `[b s s 3]` to `OUTPUTS` by name."""
+    """The function that is exported: uint8 crops `[b s s 3]` to `output_names` by name."""
+    names = output_names(bundle)
     weights = fold_batch_norm(*bundle.create())
 
     def predict(crops):
         output = merge_weights(*weights)(normalize_images(crops))
         # Copies, since without a graph head two of them are one value, which ONNX has one name for.
-        return {name: jnp.copy(getattr(output, name)) for name in OUTPUTS}
+        return {name: jnp.copy(getattr(output, name)) for name in names}
 
     return predict
+
+
+def output_names(bundle: Bundle) -> tuple[str, ...]:
+    """The outputs of a bundle's graph: `OUTPUTS`, then `visibility` where the model has the head."""
+    return (*OUTPUTS, "visibility") if bundle.has_visibility else OUTPUTS
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def description_file(path: Path) -> Path:
 def write_stablehlo(path: Path, bundle: Bundle) -> None:
     """Writes `jax.export`'s form of the graph, and its description beside it.
 
-    `jax.export.deserialize(path.read_bytes()).call(crops)` gives a dictionary of `OUTPUTS`.
+    `jax.export.deserialize(path.read_bytes()).call(crops)` gives a dictionary of `output_names`.
 
     Raises:
       OSError: a file cannot be written.
@@ -114,7 +121,7 @@ def write_onnx(path: Path, bundle: Bundle) -> None:
             model_name="lcgcn",
             opset=OPSET,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=list(output_names(bundle)),
         )
         # Left-overs of the conversion, of which onnxruntime would warn whoever loads the file. They are
         # found in what is written: the converter's own graph still counts uses by nodes that are gone.
@@ -127,6 +134,35 @@ def write_onnx(path: Path, bundle: Bundle) -> None:
         proto = onnx_ir.to_proto(model)
     onnx.checker.check_model(proto)
     write_whole(path, lambda tmp: tmp.write_bytes(proto.SerializeToString()))
+
+
+def export_model(
+    model: LandmarkModel | str | Path, path: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Exports a model as one graph from uint8 crops `[b s s 3]` to landmarks.
+
+    Args:
+      model: a model, or what `load_model` takes.
+      path: file to write; its suffix chooses the format, `.onnx` or `.stablehlo`.
+      overwrite: replace a file that exists.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      InputError: another suffix, the model cannot be read, or the file exists or cannot be written.
+    """
+    file = Path(path)
+    writers = {".onnx": write_onnx, ".stablehlo": write_stablehlo}
+    if file.suffix not in writers:
+        raise InputError(f"{file}: unknown format; give a name that ends in .onnx or .stablehlo")
+    outputs = [file, description_file(file)] if file.suffix == ".stablehlo" else [file]
+    for output in outputs:
+        require_writable(output, overwrite=overwrite)
+    bundle = model.bundle if isinstance(model, LandmarkModel) else load_bundle(model)
+    with writing(file):
+        writers[file.suffix](file, bundle)
+    return file
 
 
 def _import_jax2onnx(path: Path):

@@ -508,6 +508,8 @@ def _require_authors_graph(bundle: Bundle, source: Any) -> None:
         differ = [f"{name}={ours[name]!r}" for name in theirs if ours[name] != theirs[name]]
     else:
         differ = ["another kind of graph"]
+    if bundle.has_visibility:
+        differ.append("a visibility head")
     if bundle.model["heatmap"].get("features", "concat") != "concat":
         differ.append("features of the head")
     if any(np.any(bundle.weights[name]) for name in _graph_biases(bundle.weights)):

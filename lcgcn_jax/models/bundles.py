@@ -28,7 +28,7 @@ from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.lcgcn import LCGCN
-from lcgcn_jax.models.registry import create_model, heatmap_model_factory
+from lcgcn_jax.models.registry import create_model, heatmap_model_factory, visibility_config
 from lcgcn_jax.models.weights import Weights, split_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
@@ -38,6 +38,9 @@ BEST = "best"
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the bundles that come with the package."""
+
+DEFAULT_MODEL = "w300-lcgcn-small"
+"""Shipped model that `lcgcn predict` uses without `--model`."""
 
 _FORMAT = 1
 
@@ -76,8 +79,15 @@ class Bundle:
 
     def without_graph(self) -> "Bundle":
         """The heatmap model alone."""
-        weights = {name: w for name, w in self.weights.items() if not name.startswith("graph.")}
-        return dataclasses.replace(self, model={**self.model, "graph": None}, weights=weights)
+        others = ("graph.", "visibility.")
+        weights = {name: w for name, w in self.weights.items() if not name.startswith(others)}
+        model = {name: value for name, value in self.model.items() if name != "visibility"}
+        return dataclasses.replace(self, model={**model, "graph": None}, weights=weights)
+
+    @property
+    def has_visibility(self) -> bool:
+        """Whether the model predicts the visibility of its landmarks."""
+        return visibility_config(self.model.get("visibility")).head != "none"
 
 
 def abstract_weights(

@@ -78,11 +78,12 @@ class MeanShapeCascade(nnx.Module):
         positions: Positions,
         confidence: Float[Array, "b k"],
         maps: Float[Array, "b h w c"],
+        visible_logit: Float[Array, "b k"] | None = None,
         *,
         train: bool,
     ) -> tuple[Float[Array, "b t k 2"], Edges]:
         """The landmarks after the coarse stage and after each turn of the fine one, and its edges."""
-        del positions, train
+        del positions, visible_logit, train
         start = placed_in_crop(self.mean_shape[...])
         start = jnp.broadcast_to(start, (maps.shape[0], *start.shape))
         nodes, _ = self.coarse(start, confidence, maps)

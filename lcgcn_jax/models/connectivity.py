@@ -12,6 +12,8 @@ from lcgcn_jax.models.layers import MLP
 
 KINDS = ("learned_per_image", "learned_static", "uniform", "self_only")
 DIAGONALS = ("learned", "zero")
+EDGE_INPUTS = ("confidence", "visibility", "both")
+GATES = ("none", "visibility")
 
 Edges = Float[Array, "b k k"]
 Confidence = Float[Array, "b k"]
@@ -45,6 +47,8 @@ class PerImageEdges(nnx.Module):
         code).
       norm: in the MLPs: `batch` (the authors' code), `layer` or `none`.
       log_confidence: give the edge MLP log c instead of c.
+      inputs: what the edge MLP gets of the two landmarks, one of `EDGE_INPUTS`: their confidences
+        `[c_i, c_j]` (the paper), their visibility logits `[v_i, v_j]`, or `both`.
       self_logit: start of a learned logit on each landmark's edge to itself; None: there is none.
       edge_end: what the edge MLP's last layer is followed by, one of `layers.MLP_ENDS`.
       bn_momentum: part of the running statistics kept a step.
@@ -60,6 +64,7 @@ class PerImageEdges(nnx.Module):
         diagonal: str,
         norm: str,
         log_confidence: bool = False,
+        inputs: str = "confidence",
         self_logit: float | None = None,
         edge_end: str = "linear",
         bn_momentum: float,
@@ -70,17 +75,24 @@ class PerImageEdges(nnx.Module):
         # The graph is small and its softmax wants digits: float32 on every backend.
         make = {"norm": norm, "momentum": bn_momentum, "dtype": jnp.float32, "rngs": rngs}
         self.num_landmarks, self.diagonal = num_landmarks, diagonal
-        self.log_confidence = log_confidence
+        self.log_confidence, self.inputs = log_confidence, inputs
         self.self_logit = (
             None if self_logit is None else nnx.Param(jnp.full((num_landmarks,), self_logit))
         )
         self.class_mlp = MLP(2 * num_landmarks, class_widths, end="relu", **make)
-        self.edge_mlp = MLP(2 + class_widths[-1], (*edge_widths, 1), end=edge_end, **make)
+        scalars = 4 if inputs == "both" else 2
+        self.edge_mlp = MLP(scalars + class_widths[-1], (*edge_widths, 1), end=edge_end, **make)
 
-    def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
+    def __call__(
+        self, confidence: Confidence, visible_logit: Confidence | None = None, *, train: bool
+    ) -> Edges:
         one_hot = jnp.eye(self.num_landmarks, dtype=jnp.float32)
         classes = self.class_mlp(all_pairs(_join)(one_hot, one_hot), train=train)
         c = (log_of(confidence) if self.log_confidence else confidence)[..., None]
+        if self.inputs != "confidence":
+            assert visible_logit is not None, "LCGCN refuses these edges without a visibility head"
+            v = visible_logit[..., None]
+            c = _join(c, v) if self.inputs == "both" else v
         pairs = jax.vmap(all_pairs(_join))(c, c)
         classes = jnp.broadcast_to(classes, (*pairs.shape[:-1], classes.shape[-1]))
         logits = self.edge_mlp(_join(pairs, classes), train=train)[..., 0]
@@ -103,8 +115,10 @@ class StaticEdges(nnx.Module):
     def __init__(self, num_landmarks: int, self_logit: float = 0.0):
         self.logits = nnx.Param(self_logit * jnp.eye(num_landmarks, dtype=jnp.float32))
 
-    def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
-        del train
+    def __call__(
+        self, confidence: Confidence, visible_logit: Confidence | None = None, *, train: bool
+    ) -> Edges:
+        del visible_logit, train
         edges = jax.nn.softmax(self.logits[...], axis=-1)
         return jnp.broadcast_to(edges, (confidence.shape[0], *edges.shape))
 
@@ -115,8 +129,26 @@ class FixedEdges(nnx.Module):
     def __init__(self, num_landmarks: int, kind: str):
         self.num_landmarks, self.kind = num_landmarks, kind
 
-    def __call__(self, confidence: Confidence, *, train: bool) -> Edges:
-        del train
+    def __call__(
+        self, confidence: Confidence, visible_logit: Confidence | None = None, *, train: bool
+    ) -> Edges:
+        del visible_logit, train
         k = self.num_landmarks
         edges = jnp.full((k, k), 1 / k) if self.kind == "uniform" else jnp.eye(k)
         return jnp.broadcast_to(edges.astype(jnp.float32), (confidence.shape[0], k, k))
+
+
+class VisibilityGate(nnx.Module):
+    """Scales each message by the visibility of its sender: `e_ij p_j^a`, normalized over j.
+
+    p_j is the probability that landmark j is visible, and a is learned, from 1 on.
+    """
+
+    def __init__(self):
+        self.exponent = nnx.Param(jnp.ones((), jnp.float32))
+
+    def __call__(self, edges: Edges, visible_logit: Confidence) -> Edges:
+        # The floor keeps a row whose edges all come from hidden landmarks normalizable.
+        log_visible = jnp.maximum(jax.nn.log_sigmoid(visible_logit), -5.0)
+        weights = edges * jnp.exp(self.exponent[...] * log_visible)[:, None, :]
+        return weights / weights.sum(axis=-1, keepdims=True)

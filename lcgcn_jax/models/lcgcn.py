@@ -9,12 +9,13 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax import heatmaps
-from lcgcn_jax.geometry import centered_offset, heatmap_to_input
+from lcgcn_jax.geometry import centered_offset, heatmap_to_input, input_to_heatmap
 from lcgcn_jax.models import connectivity
 from lcgcn_jax.models.cascade import CascadeConfig, MeanShapeCascade
 from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors, ShapeRefiner
 from lcgcn_jax.models.layers import MLP, NORMS
 from lcgcn_jax.models.patch_refiner import PatchRefiner
+from lcgcn_jax.models.visibility import VisibilityConfig, VisibilityHead
 from lcgcn_jax.models.weights import AnyArray
 
 MESSAGES = ("paper", "pair_vector", "offsets")
@@ -69,6 +70,12 @@ class GraphConfig:
       embedding_widths: MLP from the visual feature to f_i.
       class_widths: MLP from a pair of classes to l_ij.
       edge_widths: hidden widths of the MLP from confidences and l_ij to an edge's logit.
+      edge_inputs: scalars of the two landmarks that this MLP gets: `confidence` (the paper), the logits of
+        their `visibility`, or `both`. `visibility` and `both` need `model.visibility` and the connectivity
+        `learned_per_image`.
+      gate: `none`, or `visibility`: messages are scaled by the visibility of their sender
+        (`connectivity.VisibilityGate`), for edges of any kind. It needs `model.visibility`.
+      visibility_gradient: whether the coordinate loss trains the visibility head through edges and gate.
       gcn_widths: node widths after each block; the last is 2.
       refinements: how many more turns move the landmarks by windows of the maps around them, each with
         weights of its own (`refinement.PatchRefiner`).
@@ -89,6 +96,9 @@ class GraphConfig:
     embedding_widths: tuple[int, ...] = (512, 128, 32, 8)
     class_widths: tuple[int, ...] = (32, 1)
     edge_widths: tuple[int, ...] = (4,)
+    edge_inputs: str = "confidence"
+    gate: str = "none"
+    visibility_gradient: bool = False
     gcn_widths: tuple[int, ...] = (64, 16, 2)
     refinements: int = 0
     shape_refiner: bool = False
@@ -105,6 +115,8 @@ class GraphConfig:
             "activation": ACTIVATIONS,
             "norm": NORMS,
             "mlp_output": MLP_OUTPUTS,
+            "edge_inputs": connectivity.EDGE_INPUTS,
+            "gate": connectivity.GATES,
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -114,6 +126,11 @@ class GraphConfig:
                 )
         if self.message == "offsets" and self.diagonal != "learned":
             raise ValueError("model.graph.diagonal: the message 'offsets' needs a learned one")
+        if self.edge_inputs != "confidence" and self.connectivity != "learned_per_image":
+            raise ValueError(
+                f"model.graph.edge_inputs: {self.edge_inputs!r} needs the connectivity "
+                f"'learned_per_image', not {self.connectivity!r}; model.graph.gate works with any"
+            )
         if self.positions == "corner" and self.output == "residual":
             raise ValueError(
                 "model.graph.positions: 'corner' is for absolute coordinates; what goes in and what "
@@ -121,6 +138,10 @@ class GraphConfig:
             )
         if self.gcn_widths[-1] != 2:
             raise ValueError("model.graph.gcn_widths: the last block gives coordinates: 2")
+
+    def reads_visibility(self) -> bool:
+        """Whether the graph depends on the visibility head."""
+        return self.edge_inputs != "confidence" or self.gate != "none"
 
 
 @typing.no_type_check  # as a pytree it also holds shapes, shardings and what JAX itself puts there
@@ -139,6 +160,9 @@ class LCGCNOutput:
         without a graph.
       heatmap_std: standard deviation of each heatmap about its peak (`heatmaps.heatmap_std`); None
         without heatmaps.
+      visibility: probability that each landmark is visible; None without a visibility head.
+      visibility_logits: logits of the visibility head (`visibility.VisibilityHead`), for the loss; None
+        without one.
     """
 
     heatmap_logits: Float[AnyArray, "b hh hw k"]
@@ -148,6 +172,8 @@ class LCGCNOutput:
     landmarks: Float[AnyArray, "b k 2"]
     stages: Float[AnyArray, "b t k 2"] | None = None
     heatmap_std: Float[AnyArray, "b k"] | None = None
+    visibility: Float[AnyArray, "b k"] | None = None
+    visibility_logits: Float[AnyArray, "b k 2"] | None = None
 
 
 @typing.no_type_check
@@ -161,11 +187,13 @@ class GraphInputs:
       confidence: probability at each heatmap's peak.
       features: the visual features that the graph reads: at the landmarks `[b k c]`, or, for a
         graph that looks elsewhere, whole maps `[b hh hw n]`; None without a graph.
+      heatmap_std: of each heatmap around its peak (`heatmaps.heatmap_std`); None without a visibility head.
     """
 
     landmarks: Float[AnyArray, "b k 2"]
     confidence: Float[AnyArray, "b k"]
     features: Float[AnyArray, "b ... n"] | None
+    heatmap_std: Float[AnyArray, "b k"] | None = None
 
 
 def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -218,6 +246,7 @@ class GraphHead(nnx.Module):
                 diagonal=config.diagonal,
                 norm=config.norm,
                 log_confidence=guessing,
+                inputs=config.edge_inputs,
                 self_logit=SELF_LOGIT if guessing else None,
                 edge_end="relu_norm" if activated else "linear",
                 bn_momentum=bn_momentum,
@@ -229,6 +258,7 @@ class GraphHead(nnx.Module):
             )
         else:
             self.connectivity = connectivity.FixedEdges(num_landmarks, config.connectivity)
+        self.gate = connectivity.VisibilityGate() if config.gate == "visibility" else None
         self.offset_voting = OffsetVoting(num_landmarks) if guessing else None
         self.pair_vectors = (
             PairVectors(num_landmarks, config.pair_width, rngs=rngs)
@@ -280,16 +310,30 @@ class GraphHead(nnx.Module):
         positions: Float[Array, "b k 2"],
         confidence: Float[Array, "b k"],
         features: Float[Array, "b ... n"],
+        visible_logit: Float[Array, "b k"] | None = None,
         *,
         train: bool,
     ) -> tuple[Float[Array, "b t k 2"], Float[Array, "b k k"]]:
-        """The landmarks after each turn, and the edges."""
+        """The landmarks after each turn, and the edges.
+
+        Args:
+          positions: of the initial landmarks.
+          confidence: probability at each heatmap's peak.
+          features: as `read` gives them.
+          visible_logit: logit of the probability that a landmark is visible.
+          train: whether BatchNorm uses, and updates, its statistics of this batch.
+        """
         maps = features
         if self.refinements:
             k = positions.shape[1]
             maps, heat = features[..., :-k], features[..., -k:].astype(jnp.float32)
             features = self._at(maps, heatmaps.cells_at(positions, maps.shape[1:3]))
-        edges = self.connectivity(confidence, train=train)
+        if visible_logit is not None and not self.config.visibility_gradient:
+            visible_logit = jax.lax.stop_gradient(visible_logit)
+        edges = self.connectivity(confidence, visible_logit, train=train)
+        if self.gate is not None:
+            assert visible_logit is not None, "LCGCN refuses a gate without a visibility head"
+            edges = self.gate(edges, visible_logit)
         embedded = self.embedding(features.astype(jnp.float32), train=train)
         log_confidence = connectivity.log_of(confidence)
         start, inputs = positions, [positions, embedded]
@@ -322,6 +366,7 @@ class LCGCN(nnx.Module):
       rngs: for the initial weights.
       heatmap_offset: input pixel, in x and in y, of the middle of heatmap cell (0, 0); None: the cells
         cover the input evenly (`geometry.centered_offset`).
+      visibility: options of the visibility head, which needs a graph; None: no head.
     """
 
     def __init__(
@@ -334,6 +379,7 @@ class LCGCN(nnx.Module):
         bn_momentum: float,
         rngs: nnx.Rngs,
         heatmap_offset: float | None = None,
+        visibility: VisibilityConfig | None = None,
     ):
         if decode not in heatmaps.DECODERS:
             raise ValueError(
@@ -354,6 +400,24 @@ class LCGCN(nnx.Module):
             self.graph = GraphHead(
                 graph, num_landmarks, channels, bn_momentum=bn_momentum, rngs=rngs
             )
+        if visibility is not None and visibility.head == "none":
+            visibility = None
+        if visibility is not None and graph is None:
+            raise ValueError(
+                f"model.visibility.head: {visibility.head!r} needs a graph, and model.graph is None; set it "
+                "to 'none'"
+            )
+        if isinstance(graph, GraphConfig) and graph.reads_visibility() and visibility is None:
+            raise ValueError(
+                f"model.graph: edge_inputs {graph.edge_inputs!r} with gate {graph.gate!r} needs a visibility "
+                "head; set model.visibility.head to 'attention'"
+            )
+        # After the graph, so that its initial weights do not depend on the head.
+        self.visibility = (
+            None
+            if visibility is None
+            else VisibilityHead(visibility, num_landmarks, channels, rngs=rngs)
+        )
 
     def __call__(
         self,
@@ -374,7 +438,9 @@ class LCGCN(nnx.Module):
         if train_graph and not train_heatmap:
             logits, graph_inputs = jax.lax.stop_gradient((logits, graph_inputs))
         output = self.refine(graph_inputs, images.shape[2], train=train_graph)
-        heatmap_std = heatmaps.heatmap_std(logits, activation=self.activation)
+        heatmap_std = graph_inputs.heatmap_std
+        if heatmap_std is None:
+            heatmap_std = heatmaps.heatmap_std(logits, activation=self.activation)
         return dataclasses.replace(output, heatmap_logits=logits, heatmap_std=heatmap_std)
 
     def detect(
@@ -394,18 +460,56 @@ class LCGCN(nnx.Module):
         if self.graph is not None:
             features = self.graph.read(maps, heatmaps.activate(logits, self.activation), cells)
         landmarks = heatmap_to_input(cells, self.heatmap_model.stride, self.heatmap_offset)
-        return GraphInputs(landmarks, confidence, features)
+        heatmap_std = None
+        if self.visibility is not None:
+            heatmap_std = heatmaps.heatmap_std(logits, activation=self.activation)
+        return GraphInputs(landmarks, confidence, features, heatmap_std)
 
     def refine(self, graph_inputs: GraphInputs, size: int, *, train: bool = False) -> LCGCNOutput:
-        """The graph stage on crops of `size` pixels, without `heatmap_logits` and `heatmap_std`."""
+        """The graph stage on crops of `size` pixels.
+
+        Its output lacks `heatmap_logits`, and without a visibility head `heatmap_std`.
+        """
         initial, confidence = graph_inputs.landmarks, graph_inputs.confidence
         if self.graph is None:
             return LCGCNOutput(None, initial, confidence, None, initial)
         shift_in, shift_out = 0.5, 0.5
         if self.graph.positions == "corner":
             shift_in, shift_out = -self.heatmap_offset, 0.0
+        logits = visible_logit = visibility = None
+        if self.visibility is not None:
+            logits = self._visibility_logits(graph_inputs, size)
+            visible_logit = logits[..., 0]
+            visibility = jax.nn.sigmoid(visible_logit)
         positions, edges = self.graph(
-            (initial + shift_in) / size, confidence, graph_inputs.features, train=train
+            (initial + shift_in) / size,
+            confidence,
+            graph_inputs.features,
+            visible_logit,
+            train=train,
         )
         stages = positions * size - shift_out
-        return LCGCNOutput(None, initial, confidence, edges, stages[:, -1], stages)
+        return LCGCNOutput(
+            None,
+            initial,
+            confidence,
+            edges,
+            stages[:, -1],
+            stages,
+            graph_inputs.heatmap_std,
+            visibility,
+            logits,
+        )
+
+    def _visibility_logits(self, graph_inputs: GraphInputs, size: int) -> Float[Array, "b k 2"]:
+        features = graph_inputs.features
+        if features.ndim == 4:  # whole maps, whose first channels are the visual features
+            maps = features[..., : self.heatmap_model.feature_channels]
+            cells = input_to_heatmap(
+                graph_inputs.landmarks, self.heatmap_model.stride, self.heatmap_offset
+            )
+            features = heatmaps.sample(maps, cells, bilinear=True)
+        positions = (graph_inputs.landmarks + 0.5) / size
+        return self.visibility(
+            positions, graph_inputs.confidence, graph_inputs.heatmap_std, features
+        )

@@ -3,10 +3,10 @@
 A model's configuration is a mapping of plain types, as a config file or a bundle's `config.json` holds it:
 
     {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "heatmap_offset": None, "decode": "argmax",
-     "graph": {"name": "lcgcn", ...} or None, "bn_momentum": 0.99}
+     "graph": {"name": "lcgcn", ...} or None, "visibility": {"head": "none", ...}, "bn_momentum": 0.99}
 
 `heatmap_offset` is the input pixel, in x and in y, of the middle of heatmap cell (0, 0). None, or no such
-field: the cells cover the input evenly, (stride - 1) / 2.
+field: the cells cover the input evenly, (stride - 1) / 2. Without `visibility` there is no visibility head.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
 from lcgcn_jax.models.lcgcn import LCGCN, GraphConfig
+from lcgcn_jax.models.visibility import VisibilityConfig
 
 HeatmapModelFactory = Callable[..., nnx.Module]
 
@@ -80,7 +81,11 @@ def create_model(
     Raises:
       InputError: an unknown field or value, with the nearest one that exists.
     """
-    require_known("model", config, ("heatmap", "heatmap_offset", "decode", "graph", "bn_momentum"))
+    require_known(
+        "model",
+        config,
+        ("heatmap", "heatmap_offset", "decode", "graph", "visibility", "bn_momentum"),
+    )
     options = dict(config["heatmap"])
     name = options.pop("name", None)
     if name not in _HEATMAP_MODELS:
@@ -108,6 +113,7 @@ def create_model(
             bn_momentum=config["bn_momentum"],
             rngs=rngs,
             heatmap_offset=_pixel_or_none(config.get("heatmap_offset")),
+            visibility=visibility_config(config.get("visibility")),
         )
     except ValueError as error:
         raise InputError(f"config: {error}") from error
@@ -126,6 +132,22 @@ def graph_config(config: Mapping[str, Any]) -> GraphConfig | CascadeConfig:
     require_known("model.graph", options, [f.name for f in dataclasses.fields(GRAPHS[name])])
     try:
         return GRAPHS[name](**_with_tuples(options))
+    except ValueError as error:
+        raise InputError(f"config: {error}") from error
+
+
+def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
+    """The options of a visibility head from its configuration, `model.visibility`.
+
+    Raises:
+      InputError: an unknown field or value.
+    """
+    options = dict(config or {})
+    require_known(
+        "model.visibility", options, [f.name for f in dataclasses.fields(VisibilityConfig)]
+    )
+    try:
+        return VisibilityConfig(**options)
     except ValueError as error:
         raise InputError(f"config: {error}") from error
 

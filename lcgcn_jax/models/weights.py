@@ -31,6 +31,12 @@ def merge_weights(graphdef: nnx.GraphDef, params: Weights, batch_stats: Weights)
     return nnx.merge(graphdef, _nest(params | batch_stats), copy=True)
 
 
+def all_weights(model: nnx.Module) -> Weights:
+    """Parameters and batch statistics of a model."""
+    _, params, batch_stats = split_weights(model)
+    return params | batch_stats
+
+
 def batch_stats_of(model: nnx.Module) -> Weights:
     """The model's batch statistics as they are now."""
     return _flatten(nnx.state(model, nnx.BatchStat))

@@ -187,6 +187,8 @@ def lower_train_step(
         "landmarks": jax.ShapeDtypeStruct((batch_size, num_landmarks, 2), jnp.float32),
         "visible": jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.bool_),
     }
+    if config.model.visibility.head != "none":
+        batch["visibility"] = jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.int8)
     if train.cache:
         detect = make_detect_step(graphdef)
         batch["graph_inputs"] = jax.eval_shape(detect, params, batch_stats, images)

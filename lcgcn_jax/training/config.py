@@ -19,6 +19,7 @@ from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.models.registry import require_known
+from lcgcn_jax.models.visibility import VisibilityConfig
 
 RUN_CONFIG = "config.json"
 """Name of the configuration in a run's folder."""
@@ -37,7 +38,9 @@ def default_config() -> ml_collections.ConfigDict:
     - `data.dir`: what `lcgcn prepare` wrote. `data.sources`: folders to train on in place of it, as
       `((dir, weight), ...)`: the faces of a batch come from them in proportion to the weights, and an epoch
       is as many faces as all of them have. The validation faces and the mean shape are those of `data.dir`.
-      `data.train_split`, `data.validation_split`.
+      A source can be `(dir, weight, offsets)`, with a file that `lcgcn fit-offsets` wrote: these annotation
+      offsets are removed from its landmarks, before any augmentation. `data.offsets`: the same for
+      `data.dir`; empty: none. `data.train_split`, `data.validation_split`.
     - `data.image_size`: side of the crops, in pixels.
     - `data.num_workers`: worker processes of the input pipeline; 0: threads of this process.
     - `data.num_threads`: threads that make batches, in each worker if there are any.
@@ -47,12 +50,17 @@ def default_config() -> ml_collections.ConfigDict:
       middle of heatmap cell (0, 0), for weights of codes that place it elsewhere; see
       `interop.torch_weights`; None: cells cover the input evenly. `model.decode`: see `heatmaps.decode`.
       `model.graph`: `name` and options of a graph, `lcgcn` (see `GraphConfig`) or `dag` (see
-      `cascade.CascadeConfig`); None for a heatmap model alone.
+      `cascade.CascadeConfig`); None for a heatmap model alone. `model.visibility`: options of the head that
+      predicts which landmarks are visible (see `visibility.VisibilityConfig`); `head` `none` is no head. It
+      trains with the graph, on faces whose data has visibility labels, such as MERL-RAV's.
       `model.bn_momentum`: part of BatchNorm's running statistics kept a step.
     - `loss.sigma`: of the target heatmaps, in cells. `loss.heatmap`: `focal` (the paper), `mse` or
       `adaptive_wing`, of a sigmoid or, with `model.heatmap.activation` `linear`, of the outputs
       themselves. `loss.coordinate`: `l1` (the paper), `smooth_l1` or `wing`; see `steps.total_loss`.
       `loss.coordinate_weight` and `loss.heatmap_weight`: the paper's lambda1 and lambda2.
+      `loss.visibility_weight`: of the visibility head's cross entropy. `loss.visibility_class_weights`: of
+      the classes visible, externally occluded and self-occluded in it. Other weights than equal ones
+      counter rare classes, but then `visibility` is not the probability in the data any more.
     - `optimizer`: see `training.optimizer`.
     - `train.mode`: `joint`, `frozen` (the heatmap model does not train) or `heatmap_only`.
       `train.cache`: in `frozen` mode and with `data.views`, compute what the graph sees once and keep it
@@ -77,6 +85,7 @@ def default_config() -> ml_collections.ConfigDict:
             "data": {
                 "dir": "data/wflw",
                 "sources": (),
+                "offsets": "",
                 "train_split": "train",
                 "validation_split": "validation",
                 "image_size": 256,
@@ -95,6 +104,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "heatmap_offset": None,
                 "decode": "argmax",
                 "graph": {"name": "lcgcn", **dataclasses.asdict(GraphConfig())},
+                "visibility": dataclasses.asdict(VisibilityConfig()),
                 "bn_momentum": 0.99,
             },
             "loss": {
@@ -103,6 +113,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "coordinate": "l1",
                 "coordinate_weight": 1.0,
                 "heatmap_weight": 1.0,
+                "visibility_weight": 1.0,
+                "visibility_class_weights": (1.0, 1.0, 1.0),
             },
             "optimizer": {
                 "learning_rate": {"heatmap": 1e-4, "graph": 1e-3},
@@ -165,7 +177,7 @@ def _start_between_cells(config: ml_collections.ConfigDict) -> None:
 
 
 def use_best_recipe(config: ml_collections.ConfigDict) -> None:
-    """Turns a configuration into the one that won on 300W's faces (`RESULTS.md`).
+    """Turns a configuration into the one that won on 300W's faces (docs/research/results.md).
 
     A sub-pixel start, neighbors' guesses, two more turns that read windows of the maps, a coordinate loss
     that the heatmap model feels too, and damaged training faces.

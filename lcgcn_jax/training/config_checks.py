@@ -9,11 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
 
-from lcgcn_jax import heatmaps
+from lcgcn_jax import geometry, heatmaps
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models import connectivity, lcgcn
 from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.layers import NORMS
+from lcgcn_jax.models.visibility import CLASSES, HEADS
 from lcgcn_jax.training.optimizer import SCHEDULES, TRAINED
 from lcgcn_jax.training.pretrained import PARTS
 from lcgcn_jax.training.steps import COORDINATE_LOSSES, HEATMAP_LOSSES
@@ -114,6 +115,8 @@ class Numbers:
         if self.ordered == "low_high":
             return f"low and high, low <= high, each {self.item}"
         text = f"a tuple, each item {self.item}"
+        if self.length is not None:
+            text += f", with {self.length} items"
         if self.shortest:
             text += f", with at least {self.shortest} item"
         if self.ordered == "ascending":
@@ -163,23 +166,27 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Folders with their weights."""
+    """Folders with their weights and, for some, files of annotation offsets."""
 
     def accepts(self, value: Any) -> bool:
         """Whether the field can have this value."""
         if not isinstance(value, tuple | list):
             return False
-        pairs = all(
-            isinstance(pair, tuple | list)
-            and len(pair) == 2
-            and Text().accepts(pair[0])
-            and Number(0, above=True).accepts(pair[1])
-            for pair in value
+        are_sources = all(
+            isinstance(source, tuple | list)
+            and len(source) in (2, 3)
+            and Text().accepts(source[0])
+            and Number(0, above=True).accepts(source[1])
+            and all(map(Text().accepts, source[2:]))
+            for source in value
         )
-        return pairs and len({pair[0] for pair in value}) == len(value)
+        return are_sources and len({source[0] for source in value}) == len(value)
 
     def __str__(self) -> str:
-        return "((dir, weight), ...), each folder once and each weight a number above 0"
+        return (
+            "((dir, weight), ...) or (dir, weight, offsets file) for some, each folder once and each weight "
+            "a number above 0"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +225,7 @@ FIELDS: dict[str, Constraint] = {
     "init_scope": Choice(tuple(PARTS)),
     "data.dir": Text(),
     "data.sources": Sources(),
+    "data.offsets": Text(may_be_empty=True),
     "data.train_split": Text(),
     "data.validation_split": Text(),
     "data.image_size": Number(16, 4_096, whole=True),
@@ -240,14 +248,19 @@ FIELDS: dict[str, Constraint] = {
     "data.augment.noise_sigma": _range(0, 255),
     "data.augment.low_light": _probability,
     "data.augment.low_light_factor": _range(0, 1),
+    "data.augment.border": Choice(tuple(geometry.BORDERS)),
     "model.heatmap_offset": OrNull(Number(-64, 64)),
     "model.decode": Choice(heatmaps.DECODERS),
+    "model.visibility.head": Choice(HEADS),
+    "model.visibility.width": Number(1, 65_536, whole=True),
     "model.bn_momentum": Number(0, 1, below=True),
     "loss.sigma": Number(0.25, 16),
     "loss.heatmap": Choice(HEATMAP_LOSSES),
     "loss.coordinate": Choice(tuple(COORDINATE_LOSSES)),
     "loss.coordinate_weight": _not_negative,
     "loss.heatmap_weight": _not_negative,
+    "loss.visibility_weight": _not_negative,
+    "loss.visibility_class_weights": Numbers(_not_negative, length=len(CLASSES)),
     "optimizer.learning_rate.heatmap": _not_negative,
     "optimizer.learning_rate.graph": _not_negative,
     "optimizer.schedule": Choice(SCHEDULES),
@@ -302,6 +315,9 @@ GRAPH_FIELDS: dict[str, dict[str, Constraint]] = {
         "embedding_widths": _widths,
         "class_widths": _widths,
         "edge_widths": dataclasses.replace(_widths, shortest=0),
+        "edge_inputs": Choice(connectivity.EDGE_INPUTS),
+        "gate": Choice(connectivity.GATES),
+        "visibility_gradient": Flag(),
         "gcn_widths": dataclasses.replace(_widths, last=2),
         "refinements": Number(0, 64, whole=True),
         "shape_refiner": Flag(),

@@ -30,12 +30,14 @@ class TrainingViews:
       graph_inputs: `[views * num_faces ...]`.
       landmarks: the truth, `[views * num_faces k 2]` in crop pixels.
       visible: which of them are annotated, `[views * num_faces k]`.
+      visibility: labels, `[views * num_faces k]` (`records.Visibility`).
     """
 
     num_faces: int
     graph_inputs: GraphInputs
     landmarks: np.ndarray
     visible: np.ndarray
+    visibility: np.ndarray
 
     def take(self, records: np.ndarray, views: np.ndarray) -> dict[str, Any]:
         """The batch of some faces' views, for the training step."""
@@ -44,6 +46,7 @@ class TrainingViews:
             "graph_inputs": jax.tree.map(lambda values: values[at], self.graph_inputs),
             "landmarks": self.landmarks[at],
             "visible": self.visible[at],
+            "visibility": self.visibility[at],
             "record": records,
         }
 
@@ -78,7 +81,8 @@ class FeatureCache:
             filled, start = None, 0
             for batch in tqdm(batches, desc="views", unit="batch"):
                 kept = batch["mask"]
-                row = (self._detect(batch["image"]), batch["landmarks"], batch["visible"])
+                truth = (batch[name] for name in ("landmarks", "visible", "visibility"))
+                row = (self._detect(batch["image"]), *truth)
                 row = jax.tree.map(lambda values, kept=kept: np.asarray(values)[kept], row)
                 if filled is None:
                     filled = jax.tree.map(lambda v: np.empty((count, *v.shape[1:]), v.dtype), row)

@@ -10,8 +10,8 @@ from lcgcn_jax.models.weights import Weights
 
 SCHEDULES = ("constant", "cosine", "step")
 
-GROUPS = {"heatmap": "heatmap_model", "graph": "graph"}
-"""Labels of the parameter groups, and the model's part that each one is."""
+GROUPS = {"heatmap": ("heatmap_model",), "graph": ("graph", "visibility")}
+"""Labels of the parameter groups, and the model's parts that each one is."""
 
 TRAINED = {
     "joint": ("heatmap", "graph"),
@@ -31,7 +31,7 @@ def trained_names(mode: str, params: Weights) -> frozenset[str]:
         raise InputError(
             f"config train.mode: unknown mode {mode!r}; use one of {', '.join(TRAINED)}"
         )
-    parts = {GROUPS[group] for group in TRAINED[mode]}
+    parts = {part for group in TRAINED[mode] for part in GROUPS[group]}
     names = frozenset(name for name in params if name.split(".")[0] in parts)
     if not names:
         raise InputError(f"config train.mode: {mode!r} trains the graph, and model.graph is None")
@@ -86,7 +86,7 @@ def make_optimizer(
 
     def adam(schedule: optax.Schedule) -> optax.GradientTransformation:
         # On one vector of all: W18 has 900 small weights, and a program with kernels for each of them is
-        # slow to compile, and slower to take from the cache (RESULTS.md, "Compiling").
+        # slow to compile, and slower to take from the cache (docs/research/compilation.md).
         update = optax.flatten(optax.adam(schedule))
         if not decay:
             return update
@@ -107,5 +107,5 @@ def _is_matrix(params: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _group_labels(params: Mapping[str, Any]) -> dict[str, str]:
-    by_part = {part: group for group, part in GROUPS.items()}
+    by_part = {part: group for group, parts in GROUPS.items() for part in parts}
     return {name: by_part[name.split(".")[0]] for name in params}

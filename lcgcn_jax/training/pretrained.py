@@ -25,6 +25,7 @@ PARTS = {"heatmap": "heatmap model", "whole": "whole model", "backbone": "backbo
 """What `init_scope` can be, in words."""
 
 _HEATMAP = "heatmap_model."
+_VISIBILITY = ("visibility.", "graph.gate.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +93,16 @@ def load_pretrained_weights(
             f"{scheme.num_landmarks}; with config.init_scope 'backbone' all before them is taken"
         )
     head = tuple(f"{_HEATMAP}{module}." for module in head_modules or ())
+    # A trained model may get a visibility head, or lose it.
+    changed = tuple(
+        prefix
+        for prefix in _VISIBILITY
+        if _has_part(params, prefix) != _has_part(source.weights, prefix)
+    )
 
     def part_of(weights: Mapping[str, Any]) -> dict[str, Any]:
         if parts == "whole":
-            return dict(weights)
+            return {name: value for name, value in weights.items() if not name.startswith(changed)}
         return {
             name: value
             for name, value in weights.items()
@@ -112,11 +119,23 @@ def load_pretrained_weights(
         said += "; the head is fresh"
     else:
         said += _other_meaning(path, source, model, config.train.mode)
+    if parts == "whole" and changed:
+        added = any(_has_part(params, prefix) for prefix in changed)
+        if added and config.train.mode == "heatmap_only":
+            raise InputError(
+                f"{path}: has no visibility head, and train.mode 'heatmap_only' does not train a fresh "
+                "one; use 'joint' or 'frozen', or set config.model.visibility.head to none"
+            )
+        said += f"; the visibility head is {'fresh' if added else 'left out'}"
     return (
         {name: taken.get(name, value) for name, value in params.items()},
         {name: taken.get(name, value) for name, value in batch_stats.items()},
         said,
     )
+
+
+def _has_part(weights: Mapping[str, Any], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in weights)
 
 
 def read_source(path: Path, config: ml_collections.ConfigDict) -> Source:

@@ -29,6 +29,9 @@ DATA = "data.json"
 LOCK = "train.lock"
 """Name of the file that a training process keeps locked, and that says which process that is."""
 
+OFFSETS = "annotation offsets"
+"""Key of the checksum of the annotation offsets among those of a dataset."""
+
 _ASK = "or --accept-changes to go on with"
 _SHOWN = 3  # changed files that a message names
 
@@ -129,8 +132,9 @@ class RunLock:
             self._accepted[RUN_CONFIG] = config_text
         if not data_file.is_file():  # a run that an older version began
             _write(data_file, data_text)
-        elif changed := _changed_files(_read(data_file), data):
+        elif changed := _changed_files(written := _read(data_file), data):
             if not accept_changes:
+                _check_offsets(self._workdir, config, written, data)
                 raise InputError(
                     f"{dataset.path}: not the data that {self._workdir} was started with ({changed}); "
                     f"give another --workdir, the same data, {_ASK} these"
@@ -201,11 +205,33 @@ def _lock(workdir: Path) -> int:
     return descriptor
 
 
-def _data_checksums(dataset: FaceDataset) -> dict[str, dict[str, int]]:
+def _data_checksums(dataset: FaceDataset) -> dict[str, dict[str, Any]]:
     try:
-        return checksums(dataset.path / RECORDS)
+        found: dict[str, dict[str, Any]] = {**checksums(dataset.path / RECORDS)}
     except OSError as error:
         raise InputError(f"{dataset.path}: cannot be read: {error.strerror}") from error
+    if dataset.offsets is not None:
+        found[OFFSETS] = {"sha256": dataset.offsets.digest}
+    return found
+
+
+def _check_offsets(
+    workdir: Path, config: ml_collections.ConfigDict, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+    """Refuses files of annotation offsets that are not those that a run was started with.
+
+    Raises:
+      InputError: with the name of the first of them.
+    """
+    files = {OFFSETS: config.data.offsets}
+    for number, source in enumerate(config.data.sources):
+        files[f"sources/{number}/{OFFSETS}"] = source[2] if len(source) > 2 else ""
+    for key, file in files.items():
+        if key in old and key in new and old[key] != new[key]:
+            raise InputError(
+                f"{file}: not the annotation offsets that {workdir} was started with (changed); give "
+                f"another --workdir, the same file, {_ASK} this one"
+            )
 
 
 def _changed_files(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -237,11 +263,16 @@ def _comparable(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool) 
     # The steps are compared; from which epochs they come makes no difference.
     old["train"] = {**old["train"], **{name: new["train"][name] for name in EPOCHS.values()}}
     if moved:  # allowed, since the data are known by what is in them
-        folders = [folder for folder, _ in new["data"]["sources"]]
-        weights = [weight for _, weight in old["data"]["sources"]]
-        old["data"] = {**old["data"], "dir": new["data"]["dir"]}
-        if len(folders) == len(weights):
-            old["data"]["sources"] = [list(pair) for pair in zip(folders, weights, strict=True)]
+        before, after = old["data"], new["data"]
+        old["data"] = {**before, "dir": after["dir"]}
+        if before["offsets"] and after["offsets"]:
+            old["data"]["offsets"] = after["offsets"]
+        if list(map(len, before["sources"])) == list(map(len, after["sources"])):
+            # The weights are compared, and not the names of folders and of files of offsets.
+            old["data"]["sources"] = [
+                [there[0], source[1], *there[2:]]
+                for source, there in zip(before["sources"], after["sources"], strict=True)
+            ]
     return old
 
 

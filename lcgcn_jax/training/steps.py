@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
 from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
+from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
@@ -75,23 +76,28 @@ def total_loss(
     size: int,
     activation: str = "sigmoid",
     heatmap_offset: float | None = None,
+    visibility: Int[Array, "b k"] | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
     """The paper's L = lambda1 L1 + lambda2 focal, or others in their place, of the stages that train.
 
-    A graph of several turns is held to the truth in every one.
+    A graph of several turns is held to the truth in every one. A visibility head, which trains with the
+    graph, adds a cross entropy.
 
     Args:
       output: what the model said.
       landmarks: the truth, in crop pixels.
       visible: which of them are annotated.
       config: `sigma` (cells), `heatmap` (one of `HEATMAP_LOSSES`), `coordinate` (one of
-        `COORDINATE_LOSSES`), `coordinate_weight` (lambda1) and `heatmap_weight` (lambda2).
+        `COORDINATE_LOSSES`), `coordinate_weight` (lambda1), `heatmap_weight` (lambda2), and for a visibility
+        head `visibility_weight` and `visibility_class_weights`.
       groups: the groups that train.
       size: side of the crops. Coordinate losses are taken in pixels of a crop of 256 px, where the
         constants of Wing and smooth L1 belong, and are then divided by 256: large errors count as much
         in all of them, and the L1 is in parts of the crop, like the graph's coordinates.
       activation: the model's, one of `heatmaps.ACTIVATIONS`.
       heatmap_offset: the model's; None as in `geometry.input_to_heatmap`.
+      visibility: labels of the classes `models.visibility.CLASSES`, -1 where unknown; a visibility head
+        needs them.
 
     Returns:
       The loss, and its parts by name before weighting.
@@ -121,6 +127,13 @@ def total_loss(
         )
         parts[name] = loss / _FRAME
         total = total + config["coordinate_weight"] * parts[name]
+        if output.visibility_logits is not None:
+            parts["visibility"] = losses.masked_cross_entropy(
+                log_probabilities(output.visibility_logits),
+                visibility,
+                config["visibility_class_weights"],
+            )
+            total = total + config["visibility_weight"] * parts["visibility"]
     return total, parts
 
 
@@ -138,7 +151,8 @@ def make_train_step(
     """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
 
     A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
-    `visible` bool [b k]. Where the heatmap model does not train, `graph_inputs`, what it said of the images
+    `visible` bool [b k]; for a model with a visibility head also `visibility`, int8 [b k], the labels
+    (`total_loss`). Where the heatmap model does not train, `graph_inputs`, what it said of the images
     (`LCGCN.detect`), may be there in their place. With `remat` the heatmap model's modules are computed
     again for the gradient. The scalars are the loss, its parts, the norm of its gradient, and that of the
     trained parameters after the step.
@@ -171,6 +185,7 @@ def make_train_step(
             size=image_size,
             activation=model.activation,
             heatmap_offset=model.heatmap_offset,
+            visibility=batch.get("visibility"),
         )
         return total, (parts, batch_stats_of(model))
 

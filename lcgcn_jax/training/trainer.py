@@ -112,6 +112,11 @@ class Trainer:
         check_image_size(config.data.image_size, model.heatmap_model.stride)
         if config.train.remat:
             check_remat(model.heatmap_model)
+        self._has_visibility = model.visibility is not None
+        if self._has_visibility:
+            raise_on_all_processes(
+                lambda: _require_visibility_labels(self.mixture, config.data.train_split)
+            )
         self.graphdef, params, batch_stats = split_weights(model)
         if shapes := batch_stats.keys() & set(MEAN_SHAPES):
             shape = jnp.asarray(mean_shape(self.dataset, config.data.train_split), jnp.float32)
@@ -250,6 +255,8 @@ class Trainer:
             for step in range(self.step + 1, train.steps + 1):
                 batch = next(self.batches)
                 records = batch.pop("record")
+                if not self._has_visibility:
+                    batch.pop("visibility")
                 self.state, scalars = self.train_step(
                     self.state, sharding.put_batch(batch, self.mesh)
                 )
@@ -343,8 +350,11 @@ class Trainer:
         self.checkpoints.save(self.state, progress)
 
     def _validate_and_keep_best(self) -> dict[str, float]:
-        means = self.validate().mean()
-        figures = {f"validation/{stage}_nme": 100 * mean for stage, mean in means.items()}
+        errors = self.validate()
+        figures = {f"validation/{stage}_nme": 100 * mean for stage, mean in errors.mean().items()}
+        visibility = errors.visibility_summary()
+        if visibility is not None and visibility["auroc"] is not None:
+            figures["validation/visibility_auroc"] = 100 * visibility["auroc"]
         judged = "graph" if "graph" in TRAINED[self.config.train.mode] else "heatmap"
         nme = figures[f"validation/{judged}_nme"]
         if not math.isfinite(nme):
@@ -393,21 +403,39 @@ class Trainer:
 
 
 def _open_data(config: ml_collections.ConfigDict) -> FaceDataset:
-    return _open_folder(config, config.data.dir, ("train_split", "validation_split"))
+    fields = ("train_split", "validation_split")
+    return _open_folder(config, config.data.dir, fields, config.data.offsets)
 
 
 def _open_mixture(config: ml_collections.ConfigDict, dataset: FaceDataset) -> FaceMixture:
     if not config.data.sources:
         return FaceMixture.of(dataset)
-    folders, weights = zip(*config.data.sources, strict=True)
-    datasets = tuple(_open_folder(config, folder, ("train_split",)) for folder in folders)
-    return FaceMixture(datasets, tuple(map(float, weights)))
+    datasets, weights = [], []
+    for folder, weight, *offsets in config.data.sources:
+        datasets.append(_open_folder(config, folder, ("train_split",), *offsets))
+        weights.append(float(weight))
+    return FaceMixture(tuple(datasets), tuple(weights))
+
+
+def _require_visibility_labels(mixture: FaceMixture, split: str) -> None:
+    """Refuses to train a visibility head on data without visibility labels."""
+    for source in mixture.sources(split):
+        if any((source[i]["visibility"] >= 0).any() for i in range(len(source))):
+            return
+    folders = ", ".join(str(dataset.path) for dataset in mixture.datasets)
+    raise InputError(
+        f"config model.visibility.head: no face of split {split!r} in {folders} has visibility labels; add "
+        "a dataset that has them, such as MERL-RAV, to data.sources, or set it to none"
+    )
 
 
 def _open_folder(
-    config: ml_collections.ConfigDict, folder: str, fields: tuple[str, ...]
+    config: ml_collections.ConfigDict, folder: str, fields: tuple[str, ...], offsets: str = ""
 ) -> FaceDataset:
-    """Opens a dataset that has to have the config's scheme and the splits that these fields name."""
+    """Opens a dataset that has to have the config's scheme and the splits that these fields name.
+
+    Where `offsets` names a file, its annotation offsets are removed.
+    """
     try:
         dataset = open_dataset(folder)
     except OSError as error:
@@ -438,4 +466,4 @@ def _open_folder(
                 f"{fixes[field]} config.data.{field} to one of these"
             )
         dataset.source(split)
-    return dataset
+    return dataset.without_offsets(offsets) if offsets else dataset

@@ -11,9 +11,10 @@ from lcgcn_jax.visualize.faces import (
     save_image,
     stage_comparison,
 )
-from lcgcn_jax.visualize.overlays import draw_faces
+from lcgcn_jax.visualize.overlays import draw, draw_faces
 
 __all__ = [
+    "draw",
     "draw_faces",
     "draw_landmarks",
     "edge_threshold",

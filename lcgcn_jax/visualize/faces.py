@@ -79,6 +79,18 @@ def draw_point(
     cv2.circle(canvas, (x, y), size, color, cv2.FILLED, cv2.LINE_AA, SHIFT)
 
 
+def draw_ring(
+    canvas: Image, point: Float[np.ndarray, "2"], color: tuple[int, int, int], radius: float
+) -> None:
+    """Draws a circle with a dark rim, on the picture itself; what is inside stays to be seen."""
+    radius = max(2.0, radius)  # a smaller one has no inside
+    x, y = fixed_point(point).tolist()
+    size = round(radius * (1 << SHIFT))
+    thickness = max(1, round(radius * 0.4))
+    cv2.circle(canvas, (x, y), size, (0, 0, 0), thickness + 2, cv2.LINE_AA, SHIFT)
+    cv2.circle(canvas, (x, y), size, color, thickness, cv2.LINE_AA, SHIFT)
+
+
 def fixed_point(points: Points) -> np.ndarray:
     """Points in sixteenths of a pixel, as OpenCV's `shift` wants them."""
     # OpenCV takes 32-bit integers: what lies far outside has to stay within them.

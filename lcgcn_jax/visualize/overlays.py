@@ -6,8 +6,19 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_image
+from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference.model import Face
 from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.visualize.faces import SHIFT, Image, draw_contours, draw_point, fixed_point
+from lcgcn_jax.visualize.faces import (
+    SHIFT,
+    Image,
+    draw_contours,
+    draw_point,
+    draw_ring,
+    fixed_point,
+)
 
 PARTS = (
     (86, 180, 233), (230, 159, 0), (240, 228, 66), (204, 121, 167), (213, 94, 0),
@@ -19,6 +30,7 @@ EDGES = (255, 255, 255)
 EDGES_A_LANDMARK = 1.0
 """Edges of the graph that are drawn, the strongest, over the number of landmarks."""
 
+_VISIBLE = 0.5  # points of a lower visibility are hollow
 _LEGEND_LINE = 18  # pixels
 
 
@@ -30,11 +42,12 @@ def draw_faces(
     *,
     sides: Sequence[float],
     edges: Sequence[Float[np.ndarray, "k k"]] | None = None,
+    visibility: Sequence[Float[np.ndarray, "k"] | None] | None = None,
 ) -> UInt8[np.ndarray, "_rows w 3"]:
     """A copy of a picture with faces drawn on it, and a legend below it.
 
     Contours have the colors `PARTS`, points the color of their confidence (viridis: 0 is dark blue, 1
-    is yellow).
+    is yellow). Points of a visibility below 0.5 are hollow.
 
     Args:
       image: RGB.
@@ -43,6 +56,7 @@ def draw_faces(
       scheme: what the landmarks mean.
       sides: of the faces' boxes, in pixels: points and lines are drawn to this size.
       edges: the graph of each face; its strongest edges between two landmarks are drawn.
+      visibility: of each face's landmarks, in 0..1; None for a face without it.
     """
     canvas = image.copy()
     colors = [PARTS[i % len(PARTS)] for i in range(len(scheme.contours))]
@@ -51,11 +65,63 @@ def draw_faces(
         draw_contours(canvas, points, scheme, colors, radius)
     for points, weights in zip(landmarks, edges or (), strict=edges is not None):
         _draw_edges(canvas, points, weights)
-    for points, values, radius in zip(landmarks, confidence, radii, strict=True):
-        for point, color in zip(points, _viridis(values), strict=True):
-            draw_point(canvas, point, (0, 0, 0), 1.3 * radius)
-            draw_point(canvas, point, color, radius)
-    return np.vstack([canvas, _legend(scheme, colors, canvas.shape[1])])
+    if visibility is None:
+        visibility = [None] * len(landmarks)
+    for points, values, seen, radius in zip(landmarks, confidence, visibility, radii, strict=True):
+        is_hollow = np.zeros(len(points), bool) if seen is None else seen < _VISIBLE
+        for point, color, hollow in zip(points, _viridis(values), is_hollow, strict=True):
+            if hollow:
+                draw_ring(canvas, point, color, 1.4 * radius)
+            else:
+                draw_point(canvas, point, (0, 0, 0), 1.3 * radius)
+                draw_point(canvas, point, color, radius)
+    has_visibility = any(seen is not None for seen in visibility)
+    legend = _legend(scheme, colors, canvas.shape[1], has_visibility=has_visibility)
+    return np.vstack([canvas, legend])
+
+
+def draw(
+    image: ImageInput,
+    faces: Sequence[Face],
+    *,
+    edges: bool = False,
+    legend: bool = False,
+) -> UInt8[np.ndarray, "_rows w 3"]:
+    """Draws predicted faces on an image.
+
+    Args:
+      image: the image that was given to `LandmarkModel.predict`: a path, an RGB array or a PIL image.
+      faces: its faces, in its pixels.
+      edges: draw the strongest edges of the graph.
+      legend: add a legend below the image.
+
+    Returns:
+      RGB `uint8` `[h w 3]`, with more rows if there is a legend. Contours have one color per part of the
+      face, points the color of their confidence (viridis: 0 is dark blue, 1 is yellow). Points that are
+      probably not visible are hollow.
+
+    Raises:
+      InputError: the image cannot be read, or `edges` is set and a face has none.
+    """
+    pixels = read_image(image) if is_path(image) else rgb_image(image)
+    if not faces:
+        return pixels.copy()
+    weights = [face.edges for face in faces if face.edges is not None]
+    if edges and len(weights) < len(faces):
+        raise InputError("draw: these faces have no edges; leave out edges=True")
+    scheme = faces[0].scheme
+    if scheme is None or any(face.scheme != scheme for face in faces):
+        raise InputError("draw: faces of one landmark scheme are needed; set Face.scheme")
+    drawn = draw_faces(
+        pixels,
+        [face.landmarks for face in faces],
+        [face.confidence for face in faces],
+        scheme,
+        sides=[float((face.box[2:] - face.box[:2]).max()) for face in faces],
+        edges=weights if edges else None,
+        visibility=[face.visibility for face in faces],
+    )
+    return drawn if legend else drawn[: len(pixels)]
 
 
 def _draw_edges(
@@ -77,11 +143,20 @@ def _viridis(values: Float[np.ndarray, "n"]) -> list[tuple[int, int, int]]:
 
 
 def _legend(
-    scheme: LandmarkScheme, colors: Sequence[tuple[int, int, int]], width: int
+    scheme: LandmarkScheme,
+    colors: Sequence[tuple[int, int, int]],
+    width: int,
+    *,
+    has_visibility: bool,
 ) -> UInt8[np.ndarray, "_rows _columns 3"]:
     """What the colors mean, on as many lines as it takes; none where the width is too small."""
     ramp = _viridis(np.linspace(0, 1, 3 * _LEGEND_LINE))
     items = [np.hstack([_text("0"), _swatch(ramp), _text("1 confidence")])]
+    if has_visibility:
+        ring = np.zeros((_LEGEND_LINE, _LEGEND_LINE, 3), np.uint8)
+        middle = np.array([_LEGEND_LINE - 1.0, _LEGEND_LINE - 1.0]) / 2
+        draw_ring(ring, middle, EDGES, _LEGEND_LINE / 4)
+        items.append(np.hstack([ring, _text("not visible")]))
     for contour, color in zip(scheme.contours, colors, strict=True):
         text = _text(contour.name.replace("_", " "))
         items.append(np.hstack([_swatch([color] * _LEGEND_LINE), text]))

@@ -5,12 +5,14 @@ Of a model of two steps in unit tests; of the shipped one, whose errors mean som
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.data.annotation_offsets import AnnotationOffsets
 from lcgcn_jax.data.augment import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.evaluation.evaluator import split_errors, with_flip_test
@@ -217,3 +219,28 @@ def test_data_of_other_points_is_refused(refused, small_run, synthetic68, tmp_pa
     words = ["--model", small_run, "--data", synthetic68, "--out", tmp_path / "out"]
     said = refused("calibrate", *words)
     assert "68 points (ibug68), but the checkpoint was trained for 98 (wflw98)" in said
+
+
+def test_several_data_sets_and_their_offsets(plain, case, refused, tmp_path, capsys):
+    more, file = tmp_path / "more", tmp_path / "offsets.json"
+    shutil.copytree(case.data, more)
+    scheme = open_dataset(more).scheme
+    frame = np.random.default_rng(0).normal(size=(scheme.num_landmarks, 2))
+    offsets = AnnotationOffsets(scheme.name, frame, np.full(frame.shape, 0.1), {})
+    file.write_text(json.dumps(offsets.to_dict()))
+    words = ["calibrate", "--model", plain, "--split", "test", "--data", case.data, *BATCH]
+    assert "give each folder once" in refused(*words, "--data", case.data, "--out", tmp_path / "a")
+    assert f"--offsets {more}: no such --data" in refused(
+        *words, "--offsets", more, file, "--out", tmp_path / "a"
+    )
+    out = tmp_path / "calibrated"
+    words += ["--data", more, "--offsets", more, file, "--out", out]
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    rows = [line for line in said.splitlines() if line.startswith((f"{case.data}, ", f"{more}, "))]
+    assert any(row.startswith(f"{case.data}, all") for row in rows)
+    assert any(row.startswith(f"{more}, all") for row in rows)
+    fitted_on = json.loads((out / CONFIG).read_text())["calibration"]["fitted_on"]
+    fingerprint = open_dataset(more).fingerprint
+    assert fitted_on["fingerprint"] == f"{fingerprint}+{fingerprint}"
+    assert fitted_on["offsets"] == f"+{offsets.digest}"

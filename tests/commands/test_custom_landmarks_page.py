@@ -1,4 +1,4 @@
-"""The walk in docs/custom_landmarks.md, with fewer faces and a shorter training."""
+"""The commands of docs/tutorials/custom-landmarks.md, with fewer faces and a shorter training."""
 
 import contextlib
 import csv
@@ -64,7 +64,7 @@ def run_blocks(folder, blocks):
             if kind == "yaml":
                 Path(*name).write_text(text)
             elif kind == "python":
-                exec(compile(text, "custom_landmarks.md", "exec"), {})
+                exec(compile(text, "custom-landmarks.md", "exec"), {})
             else:
                 assert kind == "sh"
                 for words in commands_of(text):

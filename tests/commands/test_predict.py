@@ -29,11 +29,11 @@ def test_json_and_overlay_in_the_images_pixels(small_run, photo, tmp_path):
     arguments = ["--model", str(small_run), str(photo), *boxes, "--out", str(out)]
     assert main(["predict", *arguments]) == 0
     result = json.loads((out / "photo.json").read_text())
-    assert list(result) == ["image", "width", "height", "faces"]
+    assert list(result) == ["image", "width", "height", "scheme", "faces"]
     assert (result["width"], result["height"]) == (300, 200)
     assert len(result["faces"]) == 2
     for face in result["faces"]:
-        assert list(face) == ["box", "landmarks", "confidence", "heatmap_landmarks"]
+        assert list(face) == ["box", "score", "landmarks", "confidence", "heatmap_landmarks"]
         assert np.shape(face["landmarks"]) == np.shape(face["heatmap_landmarks"]) == (98, 2)
         assert np.shape(face["confidence"]) == (98,)
         assert np.isfinite(face["landmarks"]).all()

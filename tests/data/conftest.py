@@ -48,8 +48,12 @@ class FaceMaker:
 
     def dataset(self, faces, name="dataset"):
         """The faces, prepared and opened."""
+        return self.prepared(self.annotations(faces), name)
+
+    def prepared(self, annotations, name="dataset"):
+        """What a reader handed on, prepared and opened."""
         out = self.folder / name
-        records.prepare(self.annotations(faces), out)
+        records.prepare(annotations, out)
         return open_dataset(out)
 
 

@@ -30,6 +30,7 @@ def record_of(image, landmarks=LANDMARKS, **fields):
         "image": cv2.imencode(".png", image[..., ::-1])[1].tobytes(),
         "landmarks": landmarks,
         "visible": np.array([True, False, True, True, True]),
+        "visibility": np.array([0, 2, 1, -1, 0], np.int8),
         "box": box.astype(np.float32),
         "provided_box": np.full(4, np.nan, np.float32),
         "attributes": np.zeros(0, bool),
@@ -193,8 +194,9 @@ def test_occlusion_covers_what_it_says():
     image = np.zeros((100, 100, 3), np.uint8)
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        covered = occlude(image, (0.23, 0.47), rng)
-        part = (covered > 0).any(axis=2).mean()
+        occluded, covered = occlude(image, (0.23, 0.47), rng)
+        assert not occluded[~covered].any()
+        part = (occluded > 0).any(axis=2).mean()
         assert 0.22**2 < part < 2 * 0.47**2
     assert not image.any()
 

@@ -49,6 +49,7 @@ def test_batches_have_the_promised_form(faces):
         "image": ("uint8", (4, 16, 16, 3)),
         "landmarks": ("float32", (4, 5, 2)),
         "visible": ("bool", (4, 5)),
+        "visibility": ("int8", (4, 5)),
         "record": ("int64", (4,)),
     }
 

@@ -13,9 +13,9 @@ from lcgcn_jax.evaluation.evaluator import (
     mean_face,
     mean_face_errors,
     mean_shape,
-    report,
     split_errors,
     subset_masks,
+    summarize,
     with_flip_test,
     write_face_errors,
 )
@@ -67,7 +67,7 @@ def official_faces(synthetic98):
 
 def test_metrics_agree_with_an_independent_computation(synthetic98, measured):
     dataset, _, errors = measured
-    result = report(dataset, "test", errors, boxes="gt")
+    result = summarize(dataset, "test", errors, boxes="gt").to_dict()
     points, attributes = official_faces(synthetic98)
     # A shift of s crop pixels is s * 1.25 * (longer side of the box) / 64 pixels of the image.
     longer = np.ptp(points, axis=1).max(axis=1)
@@ -108,7 +108,7 @@ def test_batch_size_does_not_matter(measured):
 
 def test_report_has_the_contracts_form(measured):
     dataset, _, errors = measured
-    result = json.loads(json.dumps(report(dataset, "test", errors, boxes="gt")))
+    result = json.loads(json.dumps(summarize(dataset, "test", errors, boxes="gt").to_dict()))
     assert list(result) == ["dataset", "split", "num_faces", "boxes", "stages", "subsets"]
     assert set(result["stages"]) == {"heatmap", "graph"}
     assert list(result["stages"]["graph"]) == ["nme", "nme_ci95", "fr10", "auc10"]
@@ -180,7 +180,13 @@ def test_a_model_without_graph_leaves_its_column_empty(synthetic98, tmp_path):
     dataset = open_dataset(synthetic98)
     of_landmarks = np.zeros((24, 98))
     errors = SplitErrors(
-        np.linspace(0.01, 0.24, 24), None, np.ones(24, bool), of_landmarks, of_landmarks, None
+        np.linspace(0.01, 0.24, 24),
+        None,
+        np.ones(24, bool),
+        of_landmarks,
+        of_landmarks,
+        None,
+        of_landmarks,
     )
     write_face_errors(tmp_path / "faces.csv", dataset, "test", errors)
     lines = (tmp_path / "faces.csv").read_text().splitlines()
@@ -211,7 +217,7 @@ def test_faces_without_the_normalizer_are_left_out_and_counted(synthetic98, meas
     np.testing.assert_allclose(errors.landmarks.mean(axis=1), errors.graph)
     assert errors.heatmap_std is None
     assert errors.mean()["graph"] == pytest.approx(plain.graph[kept].mean())
-    result = report(dataset, "test", errors, boxes="gt")
+    result = summarize(dataset, "test", errors, boxes="gt").to_dict()
     assert (result["num_faces"], result["unmeasured"]) == (21, 3)
     for name, mask in subset_masks(dataset, "test").items():
         assert result["subsets"][name]["num_faces"] == (mask & kept).sum()

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcgcn_jax.evaluation.metrics import MetricState, bootstrap_interval, face_errors
+from lcgcn_jax.evaluation.metrics import (
+    MetricState,
+    average_precision,
+    bootstrap_interval,
+    face_errors,
+    roc_auc,
+)
 
 RNG = np.random.default_rng(0)
 N, K = 40, 7
@@ -116,3 +122,47 @@ def test_a_face_must_have_a_visible_landmark():
     visible[5] = False
     with pytest.raises(ValueError, match="without any visible landmark"):
         face_errors(PREDICTED, TRUE, visible, DISTANCE)
+
+
+def count_pairs(scores, positive):
+    """AUROC by looking at every pair of a positive and a negative."""
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
+    return sum(pairs) / len(pairs)
+
+
+def sum_steps(scores, positive):
+    """Average precision by its definition, threshold by threshold."""
+    total = recall = 0.0
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        chosen = scores >= threshold
+        new_recall = positive[chosen].sum() / positive.sum()
+        total += (new_recall - recall) * positive[chosen].mean()
+        recall = new_recall
+    return total
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40).filter(
+        lambda rows: len({label for _, label in rows}) == 2
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_auroc_and_average_precision_with_ties(rows):
+    scores = np.array([score / 5 for score, _ in rows])
+    positive = np.array([label for _, label in rows])
+    assert roc_auc(scores, positive) == pytest.approx(count_pairs(scores, positive))
+    assert average_precision(scores, positive) == pytest.approx(sum_steps(scores, positive))
+    order = np.random.default_rng(0).permutation(len(rows))
+    assert roc_auc(scores[order], positive[order]) == pytest.approx(roc_auc(scores, positive))
+
+
+def test_auroc_and_average_precision_at_their_ends():
+    positive = np.array([True, True, False, False, False])
+    scores = np.array([0.9, 0.8, 0.3, 0.2, 0.1])
+    assert roc_auc(scores, positive) == average_precision(scores, positive) == 1
+    assert roc_auc(-scores, positive) == 0
+    assert roc_auc(np.zeros(5), positive) == 0.5
+    assert average_precision(np.zeros(5), positive) == pytest.approx(0.4)
+    for same in (np.ones(5, bool), np.zeros(5, bool)):
+        assert roc_auc(scores, same) is None
+        assert average_precision(scores, same) is None

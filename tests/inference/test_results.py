@@ -42,7 +42,9 @@ def test_csv_has_a_row_for_each_landmark(tmp_path):
 def test_expected_error_is_there_where_the_model_is_calibrated(tmp_path):
     plain = face(0)
     calibrated = dataclasses.replace(plain, expected_error=np.array([1.234, 5.0, 10.678]))
-    assert "expected_error" not in results.describe_face(plain)
+    assert not {"expected_error", "predicted_error"} & set(results.describe_face(plain))
+    in_pixels = dataclasses.replace(calibrated, predicted_error=np.array([0.12345, 0.5, 1.0]))
+    assert results.describe_face(in_pixels)["predicted_error"] == [0.123, 0.5, 1.0]
     assert results.describe_face(calibrated)["expected_error"] == [1.23, 5.0, 10.68]
     (tmp_path / "a.csv").write_text(results.format_csv([calibrated], SCHEME))
     with (tmp_path / "a.csv").open(newline="") as file:
@@ -211,3 +213,13 @@ def test_cells_after_the_box_may_be_missing_or_empty(tmp_path, row):
 def test_missing_file_of_boxes_is_named(tmp_path):
     with pytest.raises(InputError, match=r"boxes\.json: cannot be read: No such file"):
         results.BoxFile(tmp_path / "boxes.json")
+
+
+def test_visibility_is_there_where_the_model_has_the_head(tmp_path):
+    plain = face(0)
+    seen = dataclasses.replace(plain, visibility=np.array([0.12345, 1.0, 0.0], np.float32))
+    assert "visibility" not in results.describe_face(plain)
+    assert results.describe_face(seen)["visibility"] == [0.1235, 1.0, 0.0]
+    text = results.format_csv([plain, seen], SCHEME)
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["visibility"] for row in rows] == ["", "", "", "0.1235", "1.0000", "0.0000"]

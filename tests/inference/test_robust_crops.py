@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,14 @@ def test_face_is_uncertain_above_the_middle_of_the_range(error, uncertain):
     assert robust_crops.is_uncertain(np.full(5, error), CALIBRATION) == uncertain
 
 
+def test_calibration_of_hard_faces_knows_larger_errors_than_uncertain_faces_have():
+    hard = dataclasses.replace(CALIBRATION, errors=np.array([2.0, 40.0]))
+    assert not robust_crops.is_uncertain(np.full(5, 9.9), hard)
+    assert robust_crops.is_uncertain(np.full(5, 10.1), hard)
+    error = robust_crops.honest_error(np.full(5, 16.0), FACE, SCHEME, hard)
+    assert error.max() > 50
+
+
 def test_calibration_of_one_error_makes_no_face_uncertain():
     flat = UncertaintyModel(0.0, 0.0, np.zeros(5), np.array([0.0]), np.array([4.0]), fitted_on={})
     assert not robust_crops.is_uncertain(np.full(5, 4.0), flat)
@@ -95,3 +105,19 @@ def test_error_of_a_failed_face_is_large_for_every_normalizer(normalizer):
     assert 40 < error.mean() < 200
     collapsed = robust_crops.honest_error(np.full(5, 12.0), np.zeros((5, 2)), scheme, CALIBRATION)
     np.testing.assert_array_equal(collapsed, 12.0)
+
+
+def test_predicted_error_in_pixels():
+    """A certain face has percent times the eye distance, a failed one the error of a random orientation."""
+    certain = np.array([2.0, 3.0, 4.0, 5.0, 6.0])
+    pixels = robust_crops.pixel_error(certain, FACE, SCHEME, CALIBRATION)
+    np.testing.assert_allclose(pixels, 0.6 * certain)
+    failed = robust_crops.pixel_error(np.full(5, 12.0), FACE, SCHEME, CALIBRATION)
+    radius = np.linalg.norm(FACE - FACE.mean(axis=0), axis=1)
+    np.testing.assert_allclose(failed, np.maximum(7.2, 4 / np.pi * radius))
+    larger = robust_crops.pixel_error(certain, 3 * FACE, SCHEME, CALIBRATION)
+    np.testing.assert_allclose(larger, 3 * pixels)
+    collapsed = robust_crops.pixel_error(certain, np.ones((5, 2)), SCHEME, CALIBRATION)
+    np.testing.assert_array_equal(collapsed, 0)
+    given = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5, "normalizer": "given"})
+    assert robust_crops.pixel_error(certain, FACE, given, CALIBRATION) is None

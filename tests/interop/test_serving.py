@@ -22,6 +22,7 @@ from lcgcn_jax.interop.serving import (
     OUTPUTS,
     PLATFORMS,
     description_file,
+    output_names,
     write_onnx,
     write_stablehlo,
 )
@@ -38,7 +39,7 @@ NARROW = {
     "dag": {"width": 6, "blocks": 1, "turns": 2},
 }
 FIVE = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
-README_TEXT = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/how-to/serving.md").read_text(encoding="utf-8")
 TOLERANCE = 1e-3  # pixels
 CLEAR = 1e-4  # of the logits' deviation: with a runner-up nearer than that, either may be the peak
 
@@ -162,13 +163,13 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The shipped model's file of a kind, written once, by the README's command."""
+    """The shipped model's file of a kind, written once, by the page's command."""
     folder = tmp_path_factory.mktemp("served")
 
     @functools.cache
     def run(kind):
         require_converter(kind)
-        (line,) = re.findall(rf"^lcgcn (export .*--format {kind} .*)$", README_TEXT, re.MULTILINE)
+        (line,) = re.findall(rf"^lcgcn (export .*--format {kind} .*)$", PAGE, re.MULTILINE)
         with contextlib.chdir(folder):
             assert main(shlex.split(line)) == 0
         return folder / f"face.{kind}"
@@ -226,8 +227,8 @@ def assert_described(found, bundle):
     assert found["producer"].startswith("lcgcn-jax ")
 
 
-def readme_code(containing):
-    blocks = re.findall(r"```python\n(.*?)```", README_TEXT, re.DOTALL)
+def page_code(containing):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (code,) = [block for block in blocks if containing in block]
     return code
 
@@ -250,11 +251,11 @@ def run_apart(code, folder, blocked):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zoom", [1, 4])
-def test_the_onnx_example_of_the_readme_works_without_jax(written, tmp_path, zoom):
+def test_the_onnx_example_of_the_page_works_without_jax(written, tmp_path, zoom):
     (tmp_path / "face.onnx").symlink_to(written("onnx"))
     photo = tmp_path / "photo.jpg"
     cv2.imwrite(str(photo), draw_face(3, IBUG68, size=320 * zoom).image[..., ::-1])
-    code = readme_code("InferenceSession")
+    code = page_code("InferenceSession")
     (numbers,) = re.findall(r"np\.array\(\[(.*?)\]\)", code)
     box = [zoom * float(number) for number in numbers.split(", ")]
     if zoom != 1:
@@ -271,12 +272,12 @@ def test_the_onnx_example_of_the_readme_works_without_jax(written, tmp_path, zoo
 
 
 @pytest.mark.slow
-def test_the_stablehlo_example_of_the_readme_works_without_this_package(faces, written, tmp_path):
+def test_the_stablehlo_example_of_the_page_works_without_this_package(faces, written, tmp_path):
     path = written("stablehlo")
     for file in (path, description_file(path)):
         (tmp_path / file.name).symlink_to(file)
     np.save(tmp_path / "crops.npy", faces[:3])
-    code = readme_code("deserialize") + '\nnp.save("points.npy", found["landmarks"])'
+    code = page_code("deserialize") + '\nnp.save("points.npy", found["landmarks"])'
     run_apart(code, tmp_path, ["flax", "lcgcn_jax"])
     expected = serve_stablehlo(path)(faces[:3])["landmarks"]
     np.testing.assert_allclose(np.load(tmp_path / "points.npy"), expected, rtol=0, atol=TOLERANCE)
@@ -287,3 +288,34 @@ def test_without_jax2onnx_the_error_says_what_to_install(shipped, tmp_path, monk
     with pytest.raises(InputError, match=r"a\.onnx: .*pip install 'lcgcn-jax\[onnx\]'"):
         write_onnx(tmp_path / "a.onnx", shipped)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("graph", [{"edge_inputs": "both", "gate": "visibility"}, {"name": "dag"}])
+def test_visibility_is_the_last_output_where_the_model_has_the_head(
+    toy, random_bundle, tmp_path, kind, graph
+):
+    require_converter(kind)
+    model = {
+        "heatmap": {"name": "toy"},
+        "decode": "dark",
+        "graph": NARROW[graph.get("name", "lcgcn")] | graph,
+        "visibility": {"head": "attention", "width": 8},
+        "bn_momentum": 0.9,
+    }
+    bundle = random_bundle(model, FIVE, 32)
+    names = output_names(bundle)
+    assert names == (*OUTPUTS, "visibility")
+    crops = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    path = write(kind, tmp_path, bundle)
+    if kind == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+        assert [output.name for output in session.get_outputs()] == list(names)
+        found = dict(zip(names, session.run(None, {"crops": crops}), strict=True))
+    else:
+        found = serve_stablehlo(path)(crops)
+        assert set(found) == set(names)
+    expected = forward(*bundle.create(), crops).visibility
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(found["visibility"], expected, atol=1e-3)
+    assert output_names(bundle.without_graph()) == OUTPUTS

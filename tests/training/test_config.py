@@ -158,6 +158,8 @@ def test_override_of_the_sources():
     config = default_config().lock()
     apply_overrides(config, {"data.sources": "[[data/a (1), 3], [b, 0.5]]"})
     assert config.data.sources == (("data/a (1)", 3), ("b", 0.5))
+    apply_overrides(config, {"data.sources": "[[a, 3], [b, 0.5, b.json]]"})
+    assert config.data.sources == (("a", 3), ("b", 0.5, "b.json"))
 
 
 def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():

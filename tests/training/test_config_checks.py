@@ -63,7 +63,7 @@ def test_no_field_takes_nonsense(config, name, value):
     allowed = {
         -1: ("model.heatmap_offset",),
         True: ("train.cache", "train.remat"),
-        "": ("init_from",),
+        "": ("init_from", "data.offsets"),
     }
     *path, last = name.split(".")
     node = config
@@ -127,6 +127,9 @@ def test_no_field_takes_nonsense(config, name, value):
         ("data.sources=[[a, 1], [a, 2]]", "config data.sources: got (('a', 1), ('a', 2)); expected"),
         ("data.sources=[[a, 0]]", "config data.sources: got (('a', 0),); expected ((dir, weight), ...)"),
         ("data.sources=[[a]]", "config data.sources: got (('a',),);"),
+        ("data.sources=[[a, 1, 2]]", "config data.sources: got (('a', 1, 2),); expected"),
+        ("data.sources=[[a, 1, b, c]]", "config data.sources: got (('a', 1, 'b', 'c'),); expected"),
+        ("data.sources=[[a, 1, '']]", "or (dir, weight, offsets file) for some"),
         ("data.sources=[a, 1]", "config data.sources: got ('a', 1);"),
         ("train.cache=true", "config train.cache: needs a frozen heatmap model"),
     ],

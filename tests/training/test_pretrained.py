@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -29,12 +30,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 ARCH = "tiny"
 
 
+@functools.cache
+def abstract_model(model, k):
+    """A model without arrays, traced once per configuration, and its weights' shapes."""
+    built = nnx.eval_shape(lambda: create_model(json.loads(model), k, rngs=nnx.Rngs(0)))
+    return built, *split_weights(built)[1:]
+
+
 def begin(config, scheme=WFLW98):
     """What a training of a configuration begins with; what is fresh is an abstract array."""
-    model = nnx.eval_shape(
-        lambda: create_model(config.model.to_dict(), scheme.num_landmarks, rngs=nnx.Rngs(0))
+    model, params, batch_stats = abstract_model(
+        json.dumps(config.model.to_dict()), scheme.num_landmarks
     )
-    _, params, batch_stats = split_weights(model)
     params, batch_stats, said = load_pretrained_weights(config, scheme, model, params, batch_stats)
     return params | batch_stats, said
 

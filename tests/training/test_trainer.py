@@ -45,6 +45,15 @@ def without_rates(rows):
     return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]
 
 
+@pytest.fixture(scope="module")
+def run_of_two(make_tiny_config, tmp_path_factory):
+    """A training of two steps that has finished; tests that write to its workdir take a copy."""
+    config = make_tiny_config()
+    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
+    training, _ = train(config, tmp_path_factory.mktemp("two") / "run")
+    return training
+
+
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_path, stop_at_three):
     whole, finished = train(tiny_config, tmp_path / "whole")
     assert finished
@@ -91,10 +100,9 @@ def test_one_device_and_many_agree(tiny_config, tmp_path, count):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=max(1e-4 * np.abs(a).max(), 1e-9))
 
 
-def test_best_bundle_holds_the_moving_average(tiny_config, tmp_path):
-    tiny_config.train.steps = tiny_config.train.eval_every = 2
-    training, _ = train(tiny_config, tmp_path / "run")
-    bundle = load_bundle(tmp_path / "run")
+def test_best_bundle_holds_the_moving_average(run_of_two):
+    training = run_of_two
+    bundle = load_bundle(training.workdir)
     state = training.state
     average = from_vector(np.asarray(state.ema), state.params | state.batch_stats)
     assert bundle.weights.keys() == average.keys()
@@ -131,13 +139,12 @@ def test_mode_trains_its_parts_and_their_statistics_alone(tiny_config, tmp_path,
     assert changed_parts(batch_stats, training.state.batch_stats) == parts
 
 
-def test_frozen_run_begins_with_another_runs_heatmap_model(tiny_config, tmp_path):
+def test_frozen_run_begins_with_another_runs_heatmap_model(tiny_config, run_of_two, tmp_path):
     tiny_config.train.steps = 2
-    train(tiny_config, tmp_path / "first")
     tiny_config.train.mode = "frozen"
-    tiny_config.init_from = str(tmp_path / "first")
+    tiny_config.init_from = str(run_of_two.workdir)
     training, _ = train(tiny_config, tmp_path / "second")
-    best = load_bundle(tmp_path / "first" / BEST).weights
+    best = load_bundle(run_of_two.workdir / BEST).weights
     for name, value in training.state.params.items():
         if name.startswith("heatmap_model."):
             np.testing.assert_array_equal(np.asarray(value), best[name])
@@ -173,9 +180,9 @@ def test_other_config_on_the_same_workdir_is_refused(tiny_config, tmp_path):
         Trainer(tiny_config, tmp_path / "run", make_mesh(1))
 
 
-def test_a_run_of_an_older_version_goes_on(tiny_config, tmp_path):
-    tiny_config.train.steps = 2
-    train(tiny_config, tmp_path / "run")
+def test_a_run_of_an_older_version_goes_on(tiny_config, run_of_two, tmp_path):
+    tiny_config.train.steps = tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 2
+    shutil.copytree(run_of_two.workdir, tmp_path / "run")
     file = tmp_path / "run" / "config.json"
     config = json.loads(file.read_text())
     del config["model"]["heatmap_offset"], config["model"]["graph"]["positions"]
@@ -293,9 +300,10 @@ def test_only_the_latest_checkpoints_stay(tiny_config, tmp_path):
     assert names == {"5", "6"}
 
 
-def test_state_is_complete_in_a_checkpoint(tiny_config, tmp_path):
-    tiny_config.train.steps = tiny_config.train.checkpoint_every = 2
-    training, _ = train(tiny_config, tmp_path / "run")
+def test_state_is_complete_in_a_checkpoint(tiny_config, run_of_two, tmp_path):
+    tiny_config.train.steps = tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 2
+    training = run_of_two
+    shutil.copytree(training.workdir, tmp_path / "run")
     again = Trainer(tiny_config, tmp_path / "run", make_mesh(1))
     assert {f.name for f in dataclasses.fields(again.state)} >= {"opt_state", "ema", "step"}
     assert_same_state(training.state, again.state)

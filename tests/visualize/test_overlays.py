@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from lcgcn_jax import visualize
-from lcgcn_jax.landmarks import IBUG68
+from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 from lcgcn_jax.visualize import overlays
+
+NO_LINES = LandmarkScheme.from_dict({"name": "points", "num_landmarks": 68})
 
 
 def faces_of(*places):
@@ -71,3 +73,26 @@ def test_points_far_outside_do_no_harm():
             image, [landmarks], [np.ones(68, np.float32)], IBUG68, sides=[40.0]
         )
         assert not drawn[:50].any()
+
+
+def test_points_that_are_not_visible_are_hollow():
+    image = np.full((400, 600, 3), 128, np.uint8)
+    landmarks = np.full((68, 2), np.nan)
+    landmarks[:] = np.stack(np.meshgrid(np.arange(17) * 30, np.arange(4) * 90), -1).reshape(-1, 2)
+    landmarks = landmarks + np.array([60.0, 50.0])
+    visibility = np.ones(68, np.float32)
+    visibility[[3, 40]] = 0.49
+    arguments = ([landmarks], [np.ones(68, np.float32)], NO_LINES)
+    drawn = visualize.draw_faces(image, *arguments, sides=[300.0], visibility=[visibility])
+    for i, (x, y) in enumerate(landmarks.astype(int)):
+        hollow = i in (3, 40)
+        assert (drawn[y, x] == 128).all() == hollow
+        # Its rim has the color of the confidence.
+        around = drawn[y - 6 : y + 7, x - 6 : x + 7].reshape(-1, 3).astype(int)
+        assert (np.abs(around - (253, 231, 37)).max(axis=1) < 60).any()
+    legends = [
+        visualize.draw_faces(image, *arguments, sides=[300.0], visibility=given)[400:]
+        for given in (None, [None], [visibility])
+    ]
+    np.testing.assert_array_equal(legends[0], legends[1])
+    assert legends[0].shape != legends[2].shape or not np.array_equal(legends[0], legends[2])

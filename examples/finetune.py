@@ -1,0 +1,76 @@
+"""Fine-tune a trained model on your own images with plain optax, and save the result as a bundle.
+
+python examples/finetune.py images/ landmarks.csv tuned/
+
+`landmarks.csv` has one row per face: image, x_0, y_0, x_1, y_1, ... in pixels, with the landmarks of the
+model. For augmentation, validation, checkpoints and several devices, use `lcgcn prepare csv` and
+`lcgcn train` instead.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import lcgcn_jax as lc
+
+
+def read_faces(folder: Path, table: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Face crops `[n, size, size, 3]`, and the landmarks `[n, k, 2]` in crop pixels."""
+    crops, landmarks = [], []
+    with table.open(newline="") as file:
+        for name, *values in list(csv.reader(file))[1:]:
+            points = np.array(values, np.float64).reshape(-1, 2)
+            low, high = points.min(axis=0), points.max(axis=0)
+            scale = size / (1.25 * (high - low).max())
+            shift = (size - 1) / 2 - scale * (low + high) / 2
+            image = cv2.imread(str(folder / name), cv2.IMREAD_COLOR_RGB)
+            crops.append(cv2.warpAffine(image, np.c_[scale * np.eye(2), shift], (size, size)))
+            landmarks.append(scale * points + shift)
+    return np.stack(crops), np.stack(landmarks).astype(np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("landmarks", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="w300-lcgcn-small")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=8)
+    args = parser.parse_args()
+
+    model = lc.load_model(args.model)
+    crops, landmarks = read_faces(args.images, args.landmarks, model.image_size)
+    module = model.module
+    optimizer = nnx.Optimizer(module, optax.adamw(1e-5), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(module, optimizer, crops, landmarks):
+        def loss(module):
+            output = module(lc.normalize_images(crops), train_graph=True)
+            return jnp.abs(output.landmarks - landmarks).mean()
+
+        value, gradients = nnx.value_and_grad(loss)(module)
+        optimizer.update(module, gradients)
+        return value
+
+    rng = np.random.default_rng(0)
+    for number in range(args.steps):
+        rows = rng.choice(len(crops), args.batch)
+        error = step(module, optimizer, jnp.asarray(crops[rows]), jnp.asarray(landmarks[rows]))
+        print(f"step {number}: mean error {float(error):.2f} px of the crop")
+    tuned = lc.LandmarkModel.from_module(
+        module, config=model.config, scheme=model.scheme, image_size=model.image_size
+    )
+    tuned.save(args.out)
+    print(f"{args.out}: load it with lcgcn_jax.load_model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Predict the landmarks of the faces in an image, and save an overlay.
+
+python examples/predict_image.py photo.jpg overlay.png
+"""
+
+import argparse
+
+from PIL import Image
+
+import lcgcn_jax as lc
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image")
+    parser.add_argument("overlay")
+    parser.add_argument("--model", default="w300-lcgcn-small")
+    parser.add_argument("--detector-model", help="YuNet's ONNX file (default: downloaded once)")
+    args = parser.parse_args()
+
+    model = lc.load_model(args.model, detector_model=args.detector_model)
+    faces = model.predict(args.image)
+    for face in faces:
+        x0, y0, x1, y1 = face.box
+        print(f"face at ({x0:.0f}, {y0:.0f}) to ({x1:.0f}, {y1:.0f}), score {face.score:.2f}")
+        nose = face.names.index("nose_bridge_3")
+        x, y = face.landmarks[nose]
+        print(f"  nose tip ({x:.1f}, {y:.1f}), predicted error {face.predicted_error[nose]:.1f} px")
+    Image.fromarray(lc.draw(args.image, faces)).save(args.overlay)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Visibility head: the probability that each landmark can be seen in the image."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcgcn_jax.models.layers import glorot_normal, normal_init
+
+HEADS = ("none", "local", "attention")
+"""`local`: each landmark by itself; `attention`: with context from all other landmarks."""
+
+CLASSES = ("visible", "externally_occluded", "self_occluded")
+"""Classes in the order of the labels 0, 1 and 2."""
+
+_CUES = 5  # confidence, log confidence, spread, x and y
+_PRIOR_LOGIT = 2.0  # most landmarks are visible: every landmark starts at a probability of 0.88
+
+Logits = Float[Array, "b k 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisibilityConfig:
+    """Options of the visibility head.
+
+    Attributes:
+      head: one of `HEADS`.
+      width: channels of a node.
+    """
+
+    head: str = "none"
+    width: int = 64
+
+    def __post_init__(self):
+        if self.head not in HEADS:
+            raise ValueError(
+                f"model.visibility.head: {self.head!r} is not available; use one of {', '.join(HEADS)}"
+            )
+
+
+class VisibilityHead(nnx.Module):
+    """Predicts the visibility of every landmark from what the graph sees.
+
+    A node is the visual feature at the landmark (normalized over its channels), the confidence and the
+    spread of its heatmap, its position relative to the mean of all landmarks, and a learned vector of its
+    class; the other weights are shared by all landmarks. With `attention`, one residual attention layer
+    over the landmarks follows, with a learned bias for each pair of landmarks: whether the neighbors are
+    occluded, and where the landmarks lie (the pose), tell much about self-occlusion.
+
+    Gradients flow into the visual features; positions, confidences and spreads are constants, so that the
+    heatmaps are not trained to encode visibility.
+
+    Args:
+      config: its options; `head` is not `none`.
+      num_landmarks: k.
+      feature_channels: c.
+      rngs: for the initial weights.
+    """
+
+    def __init__(
+        self, config: VisibilityConfig, num_landmarks: int, feature_channels: int, *, rngs: nnx.Rngs
+    ):
+        width = config.width
+        self.visual = _linear(feature_channels, width, rngs)
+        self.cues = _linear(_CUES, width, rngs)
+        shape = (num_landmarks, width)
+        self.classes = nnx.Param(normal_init(0.1)(rngs.params(), shape, jnp.float32))
+        self.attention = (
+            LandmarkAttention(num_landmarks, width, rngs=rngs)
+            if config.head == "attention"
+            else None
+        )
+        self.hidden = _linear(width, width, rngs)
+        # Small, so that the first probabilities are the prior.
+        self.output = nnx.Linear(width, 2, kernel_init=normal_init(0.001), rngs=rngs)
+        self.output.bias.set_value(jnp.array([_PRIOR_LOGIT, 0.0], jnp.float32))
+
+    def __call__(
+        self,
+        positions: Float[Array, "b k 2"],
+        confidence: Float[Array, "b k"],
+        heatmap_std: Float[Array, "b k"],
+        features: Float[Array, "b k c"],
+    ) -> Logits:
+        """Logits of two binary decisions, which `log_probabilities` turns into three classes.
+
+        Args:
+          positions: of the initial landmarks, as a part of the crop's side.
+          confidence: probability at each heatmap's peak.
+          heatmap_std: of each heatmap around its peak (`heatmaps.heatmap_std`).
+          features: visual features at the initial landmarks.
+
+        Returns:
+          For each landmark the logit of `visible`, and that of `externally_occluded` given that it is
+          not visible.
+        """
+        positions, confidence, heatmap_std = jax.lax.stop_gradient(
+            (positions, confidence, heatmap_std)
+        )
+        relative = positions - positions.mean(axis=1, keepdims=True)
+        log_confidence = jnp.log(jnp.maximum(confidence, 1e-6))
+        # Scaled to about one.
+        scalars = jnp.stack([confidence, log_confidence / 4, 10 * heatmap_std], axis=-1)
+        cues = jnp.concatenate([scalars, 4 * relative], axis=-1)
+        nodes = self.visual(_normalized(features.astype(jnp.float32))) + self.cues(cues)
+        nodes = jax.nn.relu(nodes + self.classes[...][None])
+        if self.attention is not None:
+            nodes = nodes + self.attention(nodes)
+        return self.output(jax.nn.relu(self.hidden(nodes)))
+
+
+class LandmarkAttention(nnx.Module):
+    """Single-head attention over the landmarks, with a learned bias for each pair of them.
+
+    Args:
+      num_landmarks: k.
+      width: channels of a node.
+      rngs: for the initial weights.
+    """
+
+    def __init__(self, num_landmarks: int, width: int, *, rngs: nnx.Rngs):
+        self.query = _linear(width, width, rngs)
+        self.key = _linear(width, width, rngs)
+        self.value = _linear(width, width, rngs)
+        self.pair_bias = nnx.Param(jnp.zeros((num_landmarks, num_landmarks), jnp.float32))
+
+    def __call__(self, nodes: Float[Array, "b k w"]) -> Float[Array, "b k w"]:
+        scores = jnp.einsum("biw,bjw->bij", self.query(nodes), self.key(nodes))
+        scores = scores / math.sqrt(nodes.shape[-1]) + self.pair_bias[...][None]
+        return jax.nn.softmax(scores, axis=-1) @ self.value(nodes)
+
+
+def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, kernel_init=glorot_normal, rngs=rngs)
+
+
+def _normalized(features: Float[Array, "b k c"]) -> Float[Array, "b k c"]:
+    """Features of zero mean and unit variance over the channels."""
+    centered = features - features.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(variance + 1e-5)
+
+
+def log_probabilities(logits: Logits) -> Float[Array, "b k 3"]:
+    """Logarithms of the probabilities of `CLASSES`.
+
+    With the logits v and e: `sigmoid(v)`, `sigmoid(-v) sigmoid(e)` and `sigmoid(-v) sigmoid(-e)`.
+    """
+    visible, external = logits[..., 0], logits[..., 1]
+    hidden = jax.nn.log_sigmoid(-visible)
+    return jnp.stack(
+        [
+            jax.nn.log_sigmoid(visible),
+            hidden + jax.nn.log_sigmoid(external),
+            hidden + jax.nn.log_sigmoid(-external),
+        ],
+        axis=-1,
+    )

@@ -1,0 +1,117 @@
+"""Models with fresh weights, and training runs, from Python."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from flax import nnx
+
+from lcgcn_jax import visualize
+from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.distributed import is_primary_process
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.landmarks import get_scheme
+from lcgcn_jax.models import registry
+from lcgcn_jax.models.bundles import BEST, load_bundle, shipped_bundles
+from lcgcn_jax.training.config import load_config
+from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.run_lock import needs_writing
+from lcgcn_jax.training.trainer import Trainer
+
+CURVES = "curves.png"
+"""Name of the plot of the training curves in a run's folder."""
+
+
+def create_model(
+    name_or_config: str | Path | Mapping[str, Any] | ml_collections.ConfigDict,
+    *,
+    num_landmarks: int | None = None,
+    seed: int = 0,
+) -> nnx.Module:
+    """Creates a network with fresh weights.
+
+    It maps normalized float crops `[b s s 3]` to an `LCGCNOutput` with coordinates in crop pixels. Mean
+    shapes, which some graphs need, are zero until a training run sets them from its data.
+
+    Args:
+      name_or_config: name of a shipped model, folder of a bundle, or training workdir (its architecture is
+        used); config file or name of a config, with an optional `:argument`; a whole config, or its field
+        `model`.
+      num_landmarks: number of landmarks k; by default that of the config's landmark scheme.
+      seed: seed of the weights.
+
+    Raises:
+      InputError: there is no such model or config, it has an unknown field or value, or the number of
+        landmarks is missing or not positive.
+    """
+    model, scheme_size = _model_config(name_or_config)
+    count = scheme_size if num_landmarks is None else num_landmarks
+    if count is None:
+        raise InputError("create_model: this config has no landmark scheme; give num_landmarks")
+    if count < 1:
+        raise InputError(f"create_model: num_landmarks is {count}; give 1 or more")
+    return registry.create_model(model, count, rngs=nnx.Rngs(seed))
+
+
+def _model_config(source: Any) -> tuple[dict[str, Any], int | None]:
+    """The model's configuration, and the number of landmarks of the scheme where there is one."""
+    if isinstance(source, str | Path):
+        if str(source) in shipped_bundles() or Path(source).is_dir():
+            bundle = load_bundle(source)
+            return dict(bundle.model), bundle.scheme.num_landmarks
+        source = load_config(str(source))
+    fields = source.to_dict() if isinstance(source, ml_collections.ConfigDict) else dict(source)
+    if "model" not in fields:
+        return fields, None
+    return fields["model"], get_scheme(fields["scheme"]).num_landmarks
+
+
+def train(
+    config: str | Path | ml_collections.ConfigDict,
+    workdir: str | Path,
+    *,
+    accept_changes: bool = False,
+    on_validation: Callable[[int, dict[str, float]], None] | None = None,
+) -> Path:
+    """Trains a model, or resumes the run in a folder from its last checkpoint.
+
+    All devices of this process are used. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first.
+
+    Args:
+      config: config file or name of a config, with an optional `:argument`, or a config, as `load_config`
+        returns it.
+      workdir: folder of the run.
+      accept_changes: resume even if the config or the data differ from those that the run started with.
+      on_validation: called after each validation with the step and its NME in percent, by
+        `validation/heatmap_nme` and `validation/graph_nme`.
+
+    Returns:
+      Folder of the bundle with the best validation NME, for `load_model`.
+
+    Raises:
+      InputError: the config, the data or the folder cannot be used.
+      FloatingPointError: the loss or a weight is not finite.
+      KeyboardInterrupt: a signal stopped the training, after saving.
+    """
+    if not isinstance(config, ml_collections.ConfigDict):
+        config = load_config(str(config))
+    folder = Path(workdir)
+    training = Trainer(config, folder, accept_changes=accept_changes)
+    finished = training.run(on_validation=on_validation)
+    if is_primary_process():
+        write_curves(folder)
+    if not finished:
+        raise training.interruption()
+    return folder / BEST
+
+
+def write_curves(workdir: Path) -> None:
+    """Plots the training curves of a run to `CURVES` in its folder.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    curves = visualize.plot_curves(read_metrics(workdir))
+    with needs_writing(workdir / CURVES):
+        write_whole(workdir / CURVES, lambda tmp: curves.savefig(tmp, dpi=120))

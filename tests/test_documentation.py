@@ -1,0 +1,291 @@
+"""README, documentation and examples: commands parse, links exist, and code runs."""
+
+import argparse
+import contextlib
+import csv
+import importlib
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+import lcgcn_jax as lc
+from lcgcn_jax.commands.main import COMMANDS, main
+from lcgcn_jax.training.config import config_names
+
+ROOT = Path(__file__).parents[1]
+# The site's page of the API has no commands, and custom-landmarks.md has a test of its own.
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch/README.md"]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+PHOTO = ROOT / "docs/images/photo.jpg"
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+def blocks(page, language):
+    """Code blocks of a page."""
+    return re.findall(rf"^```{language}\b.*\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
+
+
+def commands(page):
+    """Words of each `lcgcn` command in the page's shell blocks."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&", line):
+                words = shlex.split(part, comments=True)
+                if words[:1] == ["lcgcn"]:
+                    yield [word for word in words[1:] if word not in ("...", "[...]")]
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    subparsers = argparse.ArgumentParser(prog="lcgcn").add_subparsers()
+    for name in COMMANDS:
+        module = importlib.import_module(f"lcgcn_jax.commands.{name.replace('-', '_')}")
+        module.add_parser(subparsers)
+    return subparsers.choices
+
+
+@each_page
+def test_commands_parse(page, parsers, capsys):
+    for words in commands(page):
+        name, *arguments = words
+        known, rest = parsers[name].parse_known_args(
+            [_spelled(parsers[name], a) for a in arguments]
+        )
+        unknown = [word for word in rest if not word.startswith("--config.")]
+        assert not unknown, words
+        config = getattr(known, "config", None)
+        if config is not None:
+            stem = Path(config.partition(":")[0]).stem
+            assert stem in config_names(), words
+
+
+def _spelled(parser, word):
+    """An option with dashes as the parser spells it."""
+    if word.startswith("--") and not word.startswith("--config."):
+        option, equals, value = word.partition("=")
+        with_underscores = "--" + option[2:].replace("-", "_")
+        if option not in parser._option_string_actions:
+            return f"{with_underscores}{equals}{value}"
+    return word
+
+
+@each_page
+def test_links_and_images_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target and not target.startswith("#"):
+            path, _, _anchor = target.partition("#")
+            if path in ("../reference/cli.md", "../reference/config.md", "reference/cli.md"):
+                continue  # generated when the site is built
+            assert (page.parent / path).exists(), target
+
+
+@each_page
+def test_python_blocks_compile(page):
+    for block in blocks(page, "python"):
+        compile(block, name_of(page), "exec")
+
+
+def test_front_page():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert "10.1109/ACCESS.2022.3200037" in text
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (ROOT / image).stat().st_size < 200_000
+    assert all(f"`{name}`" in text for name in lc.list_models())
+
+
+def test_citation():
+    fields = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert fields["version"] == lc.__version__
+    (paper,) = fields["references"]
+    assert [author["family-names"] for author in paper["authors"]] == [
+        "Nguyen", "Pham", "Li", "Wang", "Dang", "Song", "Moon",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [".github/ISSUE_TEMPLATE", ".pre-commit-config.yaml"])
+def test_yaml_files_load(path):
+    files = sorted((ROOT / path).glob("*.yml")) if (ROOT / path).is_dir() else [ROOT / path]
+    assert files
+    assert all(isinstance(yaml.safe_load(file.read_text()), dict) for file in files)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=name_of)
+def test_examples_use_the_public_api(example):
+    imports = re.findall(r"^\s*(?:from|import) (lcgcn_jax.*)$", example.read_text(), re.MULTILINE)
+    assert imports == ["lcgcn_jax as lc"]
+    for name in re.findall(r"\blc\.(\w+)", example.read_text()):
+        assert name in lc.__all__
+
+
+@pytest.fixture
+def folder(tmp_path, shared, monkeypatch):
+    """A working folder with `photo.jpg`, and the face detector in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    models = tmp_path / "cache/lcgcn_jax/models"
+    models.mkdir(parents=True)
+    detector = shared / "models/face_detection_yunet_2023mar.onnx"
+    (models / detector.name).symlink_to(detector)
+    shutil.copy(PHOTO, tmp_path / "photo.jpg")
+    with contextlib.chdir(tmp_path):
+        yield tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/tutorials/first-prediction.md"]
+)
+def test_prediction_pages_run(page, folder):
+    """Commands and code that need only an image, in order."""
+    for words in commands(ROOT / page):
+        if words == ["predict", "photo.jpg"]:
+            assert main(words) == 0
+            assert (folder / "predictions/photo.json").is_file()
+            assert (folder / "predictions/photo.png").is_file()
+    scope = {"__name__": "page"}  # not __main__: the block of a pool is for scripts
+    for block in blocks(ROOT / page, "python"):
+        exec(compile(block, page, "exec"), scope)
+    (face,) = scope["faces"]
+    assert face.landmarks.shape == (68, 2)
+    assert face.score is None or face.score > 0.9
+
+
+@pytest.mark.slow
+def test_training_page_runs(synthetic68, tmp_path):
+    code = (ROOT / "docs/tutorials/training.md").read_text()
+    (block,) = [b for b in blocks(ROOT / "docs/tutorials/training.md", "python") if "lc.train" in b]
+    assert block in code
+    smaller = "config.model.heatmap.arch = 'tiny'; config.data.image_size = 64\n"
+    smaller += "config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2\n"
+    block = block.replace("best =", smaller + "best =")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/w300").symlink_to(synthetic68)
+    scope = {}
+    with contextlib.chdir(tmp_path):
+        exec(compile(block, "training.md", "exec"), scope)
+    assert (tmp_path / "runs/w300_small/best").is_dir()
+
+
+def run_example(name, *arguments):
+    old = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    finally:
+        sys.argv = old
+
+
+@pytest.mark.slow
+def test_image_example(folder, capsys):
+    run_example("predict_image.py", "photo.jpg", "overlay.png")
+    assert "nose tip" in capsys.readouterr().out
+    overlay, image = cv2.imread("overlay.png"), cv2.imread("photo.jpg")
+    assert overlay.shape == image.shape
+    assert (overlay != image).any()
+
+
+@pytest.mark.slow
+def test_video_example(folder, capsys):
+    image = cv2.imread("photo.jpg")
+    size = image.shape[1], image.shape[0]
+    writer = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
+    for _ in range(9):
+        writer.write(image)
+    writer.release()
+    run_example("predict_video.py", "clip.mp4", "annotated.mp4")
+    assert capsys.readouterr().out.count("1 faces") == 9
+    assert cv2.VideoCapture("annotated.mp4").get(cv2.CAP_PROP_FRAME_COUNT) == 9
+
+
+@pytest.mark.slow
+def test_fine_tuning_example(small_run, synthetic98, tmp_path, capsys):
+    from lcgcn_jax.data.dataset import open_dataset
+
+    images = tmp_path / "images"
+    images.mkdir()
+    rows = [["image", *(f"{axis}_{i}" for i in range(98) for axis in "xy")]]
+    source = open_dataset(synthetic98).source("train")
+    for number in range(8):
+        record = source[number]
+        (images / f"{number}.jpg").write_bytes(bytes(record["image"]))
+        rows.append([f"{number}.jpg", *np.ravel(record["landmarks"]).tolist()])
+    with (tmp_path / "landmarks.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with jax_defaults():
+        run_example(
+            "finetune.py", images, tmp_path / "landmarks.csv", tmp_path / "tuned",
+            "--model", small_run, "--steps", "2",
+        )  # fmt: skip
+    assert "step 1: mean error" in capsys.readouterr().out
+    assert lc.load_model(tmp_path / "tuned").image_size == 64
+
+
+@contextlib.contextmanager
+def jax_defaults():
+    """JAX as users have it: optax relies on the promotion of types, which the other tests forbid."""
+    import jax
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.slow
+def test_custom_heatmap_model_example(synthetic98, tmp_path, capsys, monkeypatch):
+    from lcgcn_jax.models import registry
+
+    monkeypatch.setattr(registry, "_HEATMAP_MODELS", dict(registry._HEATMAP_MODELS))
+    with jax_defaults():
+        run_example("custom_heatmap_model.py", synthetic98, tmp_path / "run", "--steps", "2")
+    assert "NME %" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_export_example(small_run, tmp_path, capsys):
+    for package in ("jax2onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    run_example("export_onnx.py", tmp_path / "face.onnx", "--model", small_run)
+    assert "landmarks (2, 98, 2)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_site_is_built_without_warnings(tmp_path):
+    if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("material") is None:
+        pytest.skip("needs: pip install '.[docs]'")
+    import subprocess
+
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "site/reference/api.html").read_text()
+    assert all(
+        f'id="lcgcn_jax.{name}"' in api
+        for name in lc.__all__
+        if name not in ("IBUG68", "WFLW98", "load")
+    )
+    cli = (tmp_path / "site/reference/cli.html").read_text()
+    assert all(f"lcgcn {name}" in cli for name in COMMANDS)
+    assert "train.batch_size" in (tmp_path / "site/reference/config.html").read_text()

@@ -1,0 +1,147 @@
+"""Runs on data with annotation offsets removed: targets, checksum in the run, refusal of other offsets."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lcgcn_jax.data.annotation_offsets import AnnotationOffsets
+from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.evaluation.evaluator import mean_shape
+from lcgcn_jax.training.run_lock import DATA, OFFSETS, RunLock
+from lcgcn_jax.training.trainer import _open_data, _open_mixture
+
+
+@pytest.fixture
+def write_offsets(synthetic98, tmp_path):
+    """Writes a file of constant offsets."""
+    scheme = open_dataset(synthetic98).scheme
+    frame = np.random.default_rng(0).normal(size=(98, 2))
+
+    def write(name, x):
+        offsets = AnnotationOffsets(scheme.name, frame, np.full((98, 2), [x, 0.0]), {})
+        path = tmp_path / name
+        path.write_text(json.dumps(offsets.to_dict()))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def copy98(synthetic98, tmp_path):
+    return str(shutil.copytree(synthetic98, tmp_path / "copy"))
+
+
+@pytest.fixture
+def claim(tiny_config, tmp_path):
+    """Claims a run's folder for the tiny configuration, and lets it go again."""
+
+    def make(*, accept_changes=False):
+        dataset = _open_data(tiny_config)
+        mixture = _open_mixture(tiny_config, dataset)
+        sources = mixture.datasets if tiny_config.data.sources else ()
+        claimed = RunLock(
+            tmp_path / "run", tiny_config, dataset, sources=sources, accept_changes=accept_changes
+        )
+        claimed.adopt()
+        claimed.close()
+
+    return make
+
+
+def test_only_the_source_with_offsets_is_moved(tiny_config, synthetic98, copy98, write_offsets):
+    file = write_offsets("a.json", 0.1)
+    tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, file))
+    mixture = _open_mixture(tiny_config, _open_data(tiny_config))
+    plain, moved = (source[0] for source in mixture.sources("train"))
+    assert plain["name"] == moved["name"]
+    shift = moved["landmarks"] - plain["landmarks"]
+    assert np.linalg.norm(shift, axis=1).min() > 0
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-3)
+
+
+def test_offsets_of_data_dir_change_its_faces_and_the_mean_shape(
+    tiny_config, synthetic98, write_offsets
+):
+    tiny_config.data.offsets = write_offsets("a.json", 0.1)
+    moved, plain = _open_data(tiny_config), open_dataset(synthetic98)
+    for split in ("train", "validation"):
+        a, b = moved.source(split)[0], plain.source(split)[0]
+        assert np.abs(a["landmarks"] - b["landmarks"]).max() > 0.1
+    assert mean_shape(moved, "train").shape == (98, 2)
+
+
+def test_run_goes_on_with_the_same_offsets_under_another_name(
+    tiny_config, synthetic98, copy98, write_offsets, claim, tmp_path
+):
+    tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, write_offsets("a.json", 0.1)))
+    tiny_config.data.offsets = write_offsets("b.json", 0.2)
+    claim()
+    written = json.loads((tmp_path / "run" / DATA).read_text())
+    assert {key for key in written if OFFSETS in key} == {OFFSETS, f"sources/1/{OFFSETS}"}
+    tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, write_offsets("c.json", 0.1)))
+    tiny_config.data.offsets = write_offsets("d.json", 0.2)
+    claim()
+
+
+@pytest.mark.parametrize("field", ["sources", "offsets"])
+def test_run_refuses_a_changed_offsets_file(
+    tiny_config, synthetic98, copy98, write_offsets, claim, field
+):
+    file = write_offsets("a.json", 0.1)
+    if field == "sources":
+        tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, file))
+    else:
+        tiny_config.data.offsets = file
+    claim()
+    write_offsets("a.json", 0.2)
+    # Without keeping the exception, whose traceback would keep the folder's lock.
+    with pytest.raises(
+        InputError,
+        match=r"^[^\n]*a\.json: not the annotation offsets that .*--accept-changes[^\n]*$",
+    ):
+        claim()
+    claim(accept_changes=True)
+    claim()
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "weight"])
+def test_run_refuses_offsets_that_come_or_go(
+    tiny_config, synthetic98, copy98, write_offsets, claim, change
+):
+    file = write_offsets("a.json", 0.1)
+    without, with_file = (copy98, 1), (copy98, 1, file)
+    before, after = {
+        "added": (without, with_file),
+        "removed": (with_file, without),
+        "weight": (with_file, (copy98, 2, file)),
+    }[change]
+    tiny_config.data.sources = ((str(synthetic98), 1), before)
+    claim()
+    tiny_config.data.sources = ((str(synthetic98), 1), after)
+    with pytest.raises(InputError, match=r"another config \(data\.sources: "):
+        claim()
+
+
+def test_run_refuses_offsets_of_data_dir_that_come_or_go(tiny_config, write_offsets, claim):
+    claim()
+    tiny_config.data.offsets = write_offsets("a.json", 0.1)
+    with pytest.raises(InputError, match=r"another config \(data\.offsets: "):
+        claim()
+
+
+def test_a_run_that_an_older_version_began_goes_on(tiny_config, claim, tmp_path):
+    claim()
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    del config["data"]["offsets"], config["data"]["augment"]["border"]
+    file.write_text(json.dumps(config))
+    claim()
+
+
+def test_offsets_that_cannot_be_used_name_the_file(tiny_config, synthetic98, tmp_path):
+    tiny_config.data.offsets = str(tmp_path / "gone.json")
+    with pytest.raises(InputError, match=r"gone\.json: cannot be read: .*fit-offsets"):
+        _open_data(tiny_config)

@@ -17,10 +17,11 @@ _CONFIG_FIELDS = {
     "spread_weight": "std_weight",
 }
 _DAG_FIELDS = {"turns": "fine_steps"}
-_WEIGHT_PREFIXES = {
+_WEIGHT_NAMES = {
     # Sorted, both orders are the same, so vectors of all weights (`models.weights.to_vector`) need no change.
     "graph.guesses.": "graph.offset_voting.",
     "graph.shape_turn.": "graph.shape_refiner.",
+    ".neighbour.": ".neighbor.",
 }
 
 OPTIONS = {"--degrade": "--corruption", "--compare-published": "--compare-reported"}
@@ -41,38 +42,37 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def upgrade_weights(tree: Any) -> Any:
     """A tree in which weights are under their flat names, under today's names."""
-    return _rename(tree, _WEIGHT_PREFIXES)
+    return _rename(tree, _WEIGHT_NAMES)
 
 
 def downgrade_weights(tree: Any) -> Any:
     """The opposite of `upgrade_weights`, to describe the content of an older checkpoint."""
-    return _rename(tree, {new: old for old, new in _WEIGHT_PREFIXES.items()})
+    return _rename(tree, {new: old for old, new in _WEIGHT_NAMES.items()})
 
 
 def has_former_weights(tree: Any) -> bool:
     """Whether a tree has weights under former names."""
     if isinstance(tree, Mapping):
         return any(
-            str(name).startswith(tuple(_WEIGHT_PREFIXES)) or has_former_weights(value)
+            any(former in str(name) for former in _WEIGHT_NAMES) or has_former_weights(value)
             for name, value in tree.items()
         )
     return isinstance(tree, list | tuple) and any(map(has_former_weights, tree))
 
 
-def _rename(tree: Any, prefixes: Mapping[str, str]) -> Any:
+def _rename(tree: Any, names: Mapping[str, str]) -> Any:
     if isinstance(tree, Mapping):
-        return {_renamed(name, prefixes): _rename(value, prefixes) for name, value in tree.items()}
+        return {_renamed(name, names): _rename(value, names) for name, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a state of optax
-        return type(tree)(*(_rename(value, prefixes) for value in tree))
+        return type(tree)(*(_rename(value, names) for value in tree))
     if isinstance(tree, list | tuple):
-        return type(tree)(_rename(value, prefixes) for value in tree)
+        return type(tree)(_rename(value, names) for value in tree)
     return tree
 
 
-def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
-    for old, new in prefixes.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        name = name.replace(old, new)
     return name
 
 

@@ -151,9 +151,9 @@ def test_sparsification_of_the_oracle_of_none_and_of_the_reverse():
 def test_equals_are_taken_away_together():
     errors = np.array([1.0, 3.0, 2.0, 6.0])
     orders = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]]
-    uncertainty = np.array([0.0, 0.0, 1.0, 1.0])
+    predicted = np.array([0.0, 0.0, 1.0, 1.0])
     found = {
-        round(uncertainty.sparsification_error(errors[order], uncertainty[order]), 12)
+        round(uncertainty.sparsification_error(errors[order], predicted[order]), 12)
         for order in orders
     }
     # Left: 2, 2, 8/3, 3; of the oracle: 1, 1.5, 2, 3; the mean is 3.

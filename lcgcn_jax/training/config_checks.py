@@ -325,7 +325,7 @@ GRAPH_FIELDS: dict[str, dict[str, Constraint]] = {
     "dag": {
         "width": Number(1, 65_536, whole=True),
         "blocks": Number(1, 64, whole=True),
-        "turns": Number(1, 64, whole=True),
+        "fine_steps": Number(1, 64, whole=True),
     },
 }
 """`model.graph.name` -> ranges of its options."""

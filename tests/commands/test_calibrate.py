@@ -60,7 +60,7 @@ def plain(case, tmp_path_factory):
     for path in case.bundle.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / CONFIG).read_text())
-    config.pop("calibration", None)
+    config.pop("uncertainty", None)
     (folder / CONFIG).write_text(json.dumps(config))
     return folder
 
@@ -186,10 +186,10 @@ def test_model_itself_gets_the_map_once(calibrated, refused, case):
     before = json.loads((calibrated[0] / CONFIG).read_text())
     assert main(["calibrate", *map(str, words), "--overwrite"]) == 0
     after = json.loads((calibrated[0] / CONFIG).read_text())
-    assert after["calibration"]["fitted_on"]["split"] == "validation"
+    assert after["uncertainty"]["fitted_on"]["split"] == "validation"
     (calibrated[0] / CONFIG).write_text(json.dumps(before))
-    assert {k: v for k, v in after.items() if k != "calibration"} == {
-        k: v for k, v in before.items() if k != "calibration"
+    assert {k: v for k, v in after.items() if k != "uncertainty"} == {
+        k: v for k, v in before.items() if k != "uncertainty"
     }
 
 
@@ -240,7 +240,7 @@ def test_several_data_sets_and_their_offsets(plain, case, refused, tmp_path, cap
     rows = [line for line in said.splitlines() if line.startswith((f"{case.data}, ", f"{more}, "))]
     assert any(row.startswith(f"{case.data}, all") for row in rows)
     assert any(row.startswith(f"{more}, all") for row in rows)
-    fitted_on = json.loads((out / CONFIG).read_text())["calibration"]["fitted_on"]
+    fitted_on = json.loads((out / CONFIG).read_text())["uncertainty"]["fitted_on"]
     fingerprint = open_dataset(more).fingerprint
     assert fitted_on["fingerprint"] == f"{fingerprint}+{fingerprint}"
     assert fitted_on["offsets"] == f"+{offsets.digest}"

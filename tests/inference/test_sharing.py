@@ -159,7 +159,7 @@ def test_fork_before_jax_starts_is_allowed():
     code = """
 import os, warnings
 import lcgcn_jax.inference
-from lcgcn_jax.forking import check_not_forked
+from lcgcn_jax.inference.forking import check_not_forked
 pid = os.fork()
 if pid == 0:
     check_not_forked()
@@ -318,7 +318,7 @@ def test_forward_refuses_what_is_not_normalized_crops(model, images):
 @pytest.mark.parametrize("values", [5, None, Image.fromarray(IMAGE), "images"])
 def test_what_is_no_list_is_refused_in_one_line(values):
     with pytest.raises(lcgcn_jax.InputError, match=r"^images: .*; give a list$"):
-        model._as_list("images", values)
+        model_module._as_list("images", values)
 
 
 def test_uncertain_face_is_tried_again_in_turned_crops(bundle, monkeypatch):
@@ -337,12 +337,12 @@ def test_uncertain_face_is_tried_again_in_turned_crops(bundle, monkeypatch):
         return estimates
 
     monkeypatch.setattr(calibrated, "_estimate", spy)
-    monkeypatch.setattr(model.robust_crops, "is_uncertain", lambda *args: False)
+    monkeypatch.setattr(model_module.robust_crops, "is_uncertain", lambda *args: False)
     (certain,) = calibrated.predict(IMAGE, [BOX])
     np.testing.assert_array_equal(certain.landmarks, first.landmarks)
     assert len(seen) == 1
     seen.clear()
-    monkeypatch.setattr(model.robust_crops, "is_uncertain", lambda *args: True)
+    monkeypatch.setattr(model_module.robust_crops, "is_uncertain", lambda *args: True)
     (face,) = calibrated.predict(IMAGE, [BOX])
     assert 4 <= len(seen) <= 5
     surest = min(seen, key=lambda candidate: candidate.expected_error.mean())

@@ -36,7 +36,7 @@ SHIPPED = "w300-lcgcn-small"
 SIZE = json.loads((find_bundle(SHIPPED) / CONFIG).read_text())["image_size"]
 NARROW = {
     "lcgcn": {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]},
-    "dag": {"width": 6, "blocks": 1, "turns": 2},
+    "dag": {"width": 6, "blocks": 1, "fine_steps": 2},
 }
 FIVE = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
 PAGE = (Path(__file__).parents[2] / "docs/how-to/serving.md").read_text(encoding="utf-8")

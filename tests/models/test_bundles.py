@@ -221,7 +221,7 @@ def test_calibration_is_kept(bundle, saved, tmp_path):
     loaded = load_bundle(saved)
     assert loaded.calibration.to_dict() == CALIBRATION.to_dict()
     after = json.loads((saved / CONFIG).read_text())
-    assert after.pop("calibration") == CALIBRATION.to_dict()
+    assert after.pop("uncertainty") == CALIBRATION.to_dict()
     assert after == before
     save_bundle(tmp_path / "again", loaded, "")
     assert load_bundle(tmp_path / "again").calibration.to_dict() == CALIBRATION.to_dict()
@@ -240,7 +240,7 @@ def test_calibration_is_kept(bundle, saved, tmp_path):
 )
 def test_damaged_calibration_is_refused_in_one_line(saved, changes):
     config = json.loads((saved / CONFIG).read_text())
-    config["calibration"] = CALIBRATION.to_dict() | changes
+    config["uncertainty"] = CALIBRATION.to_dict() | changes
     (saved / CONFIG).write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"config\.json: not a bundle's configuration") as caught:
         load_bundle(saved)

@@ -78,7 +78,7 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
 
 
 def test_a_graph_is_chosen_by_name_and_an_older_config_without_one_is_the_papers(toy):
-    sizes = {"width": 8, "blocks": 1, "stages": 2}
+    sizes = {"width": 8, "blocks": 1, "fine_steps": 2}
     dag = make(config_of() | {"graph": {"name": "dag", **sizes}})
     assert run(dag).stages.shape == (B, 3, K, 2)
     assert isinstance(make(config_of()).graph, GraphHead)

@@ -31,7 +31,7 @@ GRAPHS = {
     "self_only": {"connectivity": "self_only", "gate": "visibility"},
     "edges": {"edge_inputs": "visibility"},
     "edges and gate": {"edge_inputs": "both", "gate": "visibility", "message": "offsets"},
-    "cascade": {"name": "dag", "width": 8, "blocks": 1, "stages": 2},
+    "cascade": {"name": "dag", "width": 8, "blocks": 1, "fine_steps": 2},
 }
 
 

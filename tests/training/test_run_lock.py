@@ -59,8 +59,8 @@ def test_a_folder_belongs_to_one_run_at_a_time(tiny_config, claim, tmp_path):
 
 def test_a_process_that_is_killed_leaves_no_lock(run, claim):
     code = (
-        "import sys, time; from pathlib import Path; from lcgcn_jax.training import workdir\n"
-        "held = workdir._lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from lcgcn_jax.training import run_lock\n"
+        "held = run_lock._lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(run)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:

@@ -347,7 +347,7 @@ def frozen_config(tiny_config, tmp_path):
 def test_training_from_the_cache_equals_training_from_pictures(frozen_config, tmp_path, name):
     if name == "dag":
         with frozen_config.unlocked():
-            frozen_config.model.graph = {"name": "dag", "width": 8, "blocks": 1, "turns": 2}
+            frozen_config.model.graph = {"name": "dag", "width": 8, "blocks": 1, "fine_steps": 2}
     plain, _ = train(frozen_config, tmp_path / "plain")
     faces = len(plain.dataset.source("train"))
     assert frozen_config.train.steps * 16 > 2 * faces, "more than all views once"

@@ -125,7 +125,7 @@ def test_cached_training_with_the_head(visibility_config, tmp_path, graph):
     config = visibility_config
     if graph is None:
         with config.unlocked():
-            config.model.graph = {"name": "dag", "width": 8, "blocks": 1, "turns": 1}
+            config.model.graph = {"name": "dag", "width": 8, "blocks": 1, "fine_steps": 1}
     else:
         config.model.graph.update(graph)
     config.train.mode, config.data.views = "frozen", 2

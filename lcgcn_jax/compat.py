@@ -21,7 +21,7 @@ _WEIGHT_NAMES = {
     # Sorted, both orders are the same, so vectors of all weights (`models.weights.to_vector`) need no change.
     "graph.guesses.": "graph.offset_voting.",
     "graph.shape_turn.": "graph.shape_refiner.",
-    ".neighbour.": ".neighbor.",
+    ".neighbour": ".neighbor",
 }
 
 OPTIONS = {"--degrade": "--corruption", "--compare-published": "--compare-reported"}

@@ -1,0 +1,73 @@
+"""Bundles, checkpoints, configurations and commands written with the names of version 0.1."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from lcgcn_jax import compat
+from lcgcn_jax.models.bundles import CONFIG, SHIPPED, WEIGHTS, abstract_weights, load_bundle
+
+FORMER = SHIPPED / "w300-lcgcn-small"
+
+
+def test_shipped_bundle_of_0_1_loads_with_every_weight():
+    stored = load_file(FORMER / WEIGHTS)
+    assert any(name.startswith("graph.guesses.") for name in stored)  # it has the former names
+    bundle = load_bundle(FORMER)
+    assert len(bundle.weights) == len(stored)
+    assert bundle.flip_bias == json.loads((FORMER / CONFIG).read_text())["mirror_offset"]
+    assert bundle.calibration is not None
+    assert bundle.model["graph"]["shape_refiner"] is True
+
+
+def test_former_and_new_names_have_one_order():
+    """Moving averages are vectors in the order of the names, so they need no permutation."""
+    stored = load_file(FORMER / WEIGHTS)
+    upgraded = compat.upgrade_weights(stored)
+    for former, new in zip(sorted(stored), sorted(upgraded), strict=True):
+        assert stored[former] is upgraded[new]
+    _, params, batch_stats = abstract_weights(load_bundle(FORMER).model, 68)
+    assert set(upgraded) == set(params | batch_stats)
+
+
+def test_weights_are_renamed_within_a_state_and_back():
+    former = {
+        "params": {"graph.guesses.correction": np.ones(2), "graph.blocks.0.neighbour": np.ones(3)},
+        "opt_state": ({"graph.shape_turn.bias": np.ones(1)}, ()),
+    }
+    assert compat.has_former_weights(former)
+    new = compat.upgrade_weights(former)
+    assert not compat.has_former_weights(new)
+    assert set(new["params"]) == {"graph.offset_voting.correction", "graph.blocks.0.neighbor"}
+    assert set(compat.downgrade_weights(new)["opt_state"][0]) == {"graph.shape_turn.bias"}
+
+
+def test_configuration_is_renamed_at_every_depth():
+    former = {
+        "init_parts": "heatmap",
+        "data": {"augment": {"darkness": 0.1, "mirror_offset": 0.0038}},
+        "model": {"heatmap_origin": None, "graph": {"name": "dag", "turns": 2}},
+    }
+    assert compat.upgrade_config(former) == {
+        "init_scope": "heatmap",
+        "data": {"augment": {"low_light": 0.1, "flip_bias": 0.0038}},
+        "model": {"heatmap_offset": None, "graph": {"name": "dag", "fine_steps": 2}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("former", "today"),
+    [
+        (["--flip_test"], ["--flip-test"]),
+        (["--per_face=a_b.csv"], ["--per-face=a_b.csv"]),
+        (["--degrade", "dark"], ["--corruption", "dark"]),
+        (["--config.train.batch_size=4"], ["--config.train.batch_size=4"]),
+        (["--unknown_option"], ["--unknown_option"]),
+        (["--", "--flip_test"], ["--", "--flip_test"]),
+    ],
+)
+def test_former_options(former, today):
+    known = {"--flip-test", "--per-face", "--corruption"}
+    assert compat.upgrade_arguments(former, known) == today

@@ -35,7 +35,7 @@ def encode(
       landmarks: points in heatmap cells.
       shape: (hh, hw).
       sigma: standard deviation in cells.
-      subpixel: center the Gaussian on the point itself. Otherwise it is centerd on the nearest cell, so
+      subpixel: center the Gaussian on the point itself. Otherwise it is centered on the nearest cell, so
         that its peak is exactly 1: what the focal loss takes as its positive.
 
     Returns:

@@ -80,7 +80,7 @@ def test_heatmap_cells_and_input_pixels_are_inverse(pts, stride):
         np.testing.assert_allclose(geometry.heatmap_to_input(cells, stride, origin), pts, atol=1e-6)
 
 
-def test_a_cell_is_centerd_on_the_pixels_it_covers():
+def test_a_cell_is_centered_on_the_pixels_it_covers():
     assert geometry.heatmap_to_input(np.array([0.0, 1.0]), 4).tolist() == [1.5, 5.5]
     assert geometry.centered_offset(4) == np.arange(4).mean()
 

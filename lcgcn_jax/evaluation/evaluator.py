@@ -280,7 +280,7 @@ def mean_face(dataset: FaceDataset, split: str) -> Float[np.ndarray, "k 2"]:
 
 
 def mean_shape(dataset: FaceDataset, split: str) -> Float[np.ndarray, "k 2"]:
-    """The mean face in a split's mean proportions, centerd, with a mean squared radius of 1."""
+    """The mean face in a split's mean proportions, centered, with a mean squared radius of 1."""
     *_, extent, _ = _boxed_faces(dataset, split)
     shape = mean_face(dataset, split) * (extent / extent[..., :1]).mean(axis=0)
     shape = shape - shape.mean(axis=0, keepdims=True)

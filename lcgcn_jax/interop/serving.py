@@ -70,7 +70,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """What a client has to know of an exported graph, in plain types.
 
     `image_size` is s. `crop_scale` is the side of the region that a crop shows, over the longer side of
-    the face's box, both centerd on the same point; the box is tight around the landmarks. `scheme` tells
+    the face's box, both centered on the same point; the box is tight around the landmarks. `scheme` tells
     what the landmarks mean (`LandmarkScheme.to_dict`).
     """
     return {

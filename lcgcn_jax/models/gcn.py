@@ -94,7 +94,7 @@ class OffsetVoting(nnx.Module):
     Two matrix products: `E P + (sum_j e_ij d_ij) A^T`.
 
     `mean_shape` is a statistic of the training faces, not a weight: the training sets it before the
-    first step (`[k 2]`, centerd, of unit size). While it is 0, A is 0 too.
+    first step (`[k 2]`, centered, of unit size). While it is 0, A is 0 too.
     """
 
     def __init__(self, num_landmarks: int):

@@ -11,7 +11,7 @@ from lcgcn_jax.synthetic.traits import Traits
 RELIEF_SHAPE = (198, 136)
 """Rows and columns of the height map; the same for every picture size, and so are landmarks."""
 _POLE = np.array([0.0, 0.25])
-"""Where the front of the face is centerd; meridians run from here to its outline."""
+"""Where the front of the face is centered; meridians run from here to its outline."""
 _NUM_JAW = {len(WFLW98.names): 33, len(IBUG68.names): 17}
 """By the number of landmarks: how many of them, the first, are on the jaw."""
 

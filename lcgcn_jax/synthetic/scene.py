@@ -162,7 +162,7 @@ def _paint_glasses(
 
 
 def _target(traits: Traits, view: View) -> np.ndarray:
-    """Where on the face, in picture coordinates, an occluder is centerd."""
+    """Where on the face, in picture coordinates, an occluder is centered."""
     return view.lift(np.array([traits.occluder_at]))[0]
 
 

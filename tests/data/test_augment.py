@@ -142,7 +142,7 @@ def test_a_crop_carries_its_landmarks_back():
     np.testing.assert_allclose(back, source, atol=1e-4)
     assert face["crop_to_source"].dtype == np.float64
     assert face["image"].shape == (100, 100, 3)
-    # The box fills 1 / 1.25 of the crop and is centerd in it.
+    # The box fills 1 / 1.25 of the crop and is centered in it.
     np.testing.assert_allclose(np.ptp(face["landmarks"], axis=0).max(), 80, atol=1e-3)
     middle = (face["landmarks"].min(axis=0) + face["landmarks"].max(axis=0)) / 2
     np.testing.assert_allclose(middle, 49.5, atol=1e-3)

@@ -9,7 +9,8 @@ also did other work took 150 steps at 8.6 steps per second, so all of them shoul
 there.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 192 px, 17 epochs on from the heatmap model
-of `w300_hrnet18:small` in `runs/w300_hrnet18_small` (another: `--config.init_from`). Figures: docs/research/results.md.
+of `w300_hrnet18:small` in `runs/w300_hrnet18_small` (another: `--config.init_from`).
+Figures: docs/research/results.md.
 """
 
 import ml_collections

@@ -239,6 +239,7 @@ def test_wrong_evaluation_options_are_refused(model, synthetic98, options, messa
         lc.evaluate(model, synthetic98, **{"split": "test", **options})
 
 
+@pytest.mark.slow
 def test_training(synthetic98, tmp_path):
     config = lc.load_config("demo:small")
     config.data.dir = str(synthetic98)

@@ -234,6 +234,7 @@ def more98(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_run_on_two_datasets_resumes_bit_for_bit(
     tiny_config, synthetic98, more98, tmp_path, stop_at_three
 ):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lcgcn_jax.commands.eval import format_visibility
+from lcgcn_jax.evaluation.evaluator import format_visibility
 from lcgcn_jax.data import records
 from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.dataset import open_dataset

@@ -57,7 +57,9 @@ def make_errors(located):
     predicted = jnp.asarray(truth + np.array([3.0, 0.0]), jnp.float32)
     truth = np.where(located[..., None], truth, np.nan)
     ones = jnp.ones((n, 68))
-    output = LCGCNOutput(None, predicted, ones, None, predicted, predicted[:, None], heatmap_std=ones)
+    output = LCGCNOutput(
+        None, predicted, ones, None, predicted, predicted[:, None], heatmap_std=ones
+    )
     batch = {
         "source_landmarks": truth,
         "visible": located,

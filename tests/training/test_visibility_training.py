@@ -7,13 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from lcgcn_jax.evaluation.evaluator import format_visibility
 from lcgcn_jax.data import records
 from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.formats import wflw
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import SplitErrors, report, split_errors, with_flip_test
+from lcgcn_jax.evaluation.evaluator import (
+    SplitErrors,
+    format_visibility,
+    report,
+    split_errors,
+    with_flip_test,
+)
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import WFLW98
 from lcgcn_jax.models.bundles import BEST, load_bundle

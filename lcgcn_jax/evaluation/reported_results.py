@@ -54,7 +54,7 @@ class ReportedTable:
         Args:
           dataset: the data that was evaluated.
           split: the split, or union of splits, that was evaluated.
-          result: its report (`evaluation.evaluator.report`).
+          result: `EvaluationResult.to_dict()` of an evaluation.
 
         Returns:
           By set, in the table's order, `num_faces` and the metrics of both stages; empty where the

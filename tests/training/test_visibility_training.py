@@ -15,8 +15,8 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import (
     SplitErrors,
     format_visibility,
-    report,
     split_errors,
+    summarize,
     with_flip_test,
 )
 from lcgcn_jax.inference.model import load
@@ -75,7 +75,7 @@ def test_training_lowers_the_loss_and_predicts(visibility_config, labeled98, tmp
     model, dataset = load(tmp_path / "run"), open_dataset(labeled98)
     errors = split_errors(model.predict_crops, dataset, "test", image_size=32, batch_size=8)
     assert errors.visibility.shape == errors.visibility_labels.shape == (24, 98)
-    result = json.loads(json.dumps(report(dataset, "test", errors, boxes="gt")))
+    result = json.loads(json.dumps(summarize(dataset, "test", errors, boxes="gt").to_dict()))
     figures = result["visibility"]
     known = (errors.visibility_labels >= 0).any(axis=1)
     assert figures["num_faces"] == known.sum() < 24

@@ -63,6 +63,7 @@ def train(config, workdir):
     return training
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_predicts(visibility_config, labeled98, tmp_path):
     train(visibility_config, tmp_path / "run")
     rows = read_metrics(tmp_path / "run")
@@ -194,7 +195,7 @@ def test_figures_are_of_labeled_landmarks():
     visibility = np.array([[0.9, 0.3, 0.4, 0.0], [0.5] * 4, [0.8, 0.2, 0.1, 0.7]], np.float32)
     values = np.full((3, 4), 0.5, np.float32)
     errors = SplitErrors(
-        np.zeros(3), None, np.ones(3, bool), values, values, None, visibility, labels
+        np.zeros(3), None, np.ones(3, bool), values, values, None, values, visibility, labels
     )
     figures = errors.visibility_summary()
     assert (figures["num_faces"], figures["num_landmarks"]) == (2, 7)

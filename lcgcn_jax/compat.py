@@ -10,6 +10,7 @@ from typing import Any
 _CONFIG_FIELDS = {
     "calibration": "uncertainty",
     "darkness": "low_light",
+    "darkness_factor": "low_light_factor",
     "heatmap_origin": "heatmap_offset",
     "init_parts": "init_scope",
     "mirror_offset": "flip_bias",
@@ -79,7 +80,7 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 def upgrade_overrides(overrides: Mapping[str, str]) -> dict[str, str]:
     """Command-line settings of configuration fields (`a.b.c`: text) with today's field names."""
     return {
-        ".".join(_CONFIG_FIELDS.get(part, part) for part in name.split(".")): text
+        ".".join((_CONFIG_FIELDS | _DAG_FIELDS).get(part, part) for part in name.split(".")): text
         for name, text in overrides.items()
     }
 

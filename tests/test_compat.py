@@ -47,13 +47,26 @@ def test_weights_are_renamed_within_a_state_and_back():
 def test_configuration_is_renamed_at_every_depth():
     former = {
         "init_parts": "heatmap",
-        "data": {"augment": {"darkness": 0.1, "mirror_offset": 0.0038}},
+        "data": {
+            "augment": {"darkness": 0.1, "darkness_factor": [0.1, 1.0], "mirror_offset": 0.0038}
+        },
         "model": {"heatmap_origin": None, "graph": {"name": "dag", "turns": 2}},
     }
     assert compat.upgrade_config(former) == {
         "init_scope": "heatmap",
-        "data": {"augment": {"low_light": 0.1, "flip_bias": 0.0038}},
+        "data": {
+            "augment": {"low_light": 0.1, "low_light_factor": [0.1, 1.0], "flip_bias": 0.0038}
+        },
         "model": {"heatmap_offset": None, "graph": {"name": "dag", "fine_steps": 2}},
+    }
+
+
+def test_command_line_settings_are_renamed():
+    former = {"init_parts": "whole", "data.augment.darkness": "0.1", "model.graph.turns": "2"}
+    assert compat.upgrade_overrides(former) == {
+        "init_scope": "whole",
+        "data.augment.low_light": "0.1",
+        "model.graph.fine_steps": "2",
     }
 
 

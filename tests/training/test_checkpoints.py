@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from lcgcn_jax import compat
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.checkpoints import (
     CHECKSUMS,
@@ -64,6 +65,20 @@ def test_every_flipped_byte_is_noticed_and_nothing_is_removed(run, load):
         assert files_of(run) == before
         path.write_bytes(whole)
     load()
+
+
+def test_checkpoint_with_former_names_of_weights_is_loaded(run, trained):
+    state = {f.name: getattr(trained.state, f.name) for f in dataclasses.fields(trained.state)}
+    former = compat.downgrade_weights(state)
+    assert compat.has_former_weights(former)
+    checkpoints = Checkpoints(run, keep=2)
+    shutil.rmtree(run / "checkpoints" / "2")
+    path = run / "checkpoints" / "2"
+    ocp.save_checkpointables(path.resolve(), {"state": former, "progress": {"epoch": 1}})
+    loaded, _ = checkpoints.load(trained.state)
+    assert jax.tree.structure(loaded) == jax.tree.structure(trained.state)
+    jax.tree.map(np.testing.assert_array_equal, loaded, trained.state)
+    read_checkpoint(path)
 
 
 def test_without_the_damaged_one_the_run_goes_on_from_the_one_before(run, load, trained):

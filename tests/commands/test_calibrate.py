@@ -60,7 +60,8 @@ def plain(case, tmp_path_factory):
     for path in case.bundle.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / CONFIG).read_text())
-    config.pop("uncertainty", None)
+    for name in ("uncertainty", "calibration"):  # today's and the former name
+        config.pop(name, None)
     (folder / CONFIG).write_text(json.dumps(config))
     return folder
 

@@ -288,10 +288,12 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
             keys = [
                 "track",
                 "box",
+                "score",
                 "landmarks",
                 "confidence",
                 "heatmap_landmarks",
                 "expected_error",
+                "predicted_error",
             ]
             assert list(face) == keys
             boxes.setdefault(face["track"], []).append(face["box"])

@@ -23,7 +23,7 @@ def add_parser(subparsers) -> None:
         "face, and writes the offsets to a file. In training, data.sources=[[DIR, WEIGHT, FILE], ...] or "
         "data.offsets=FILE removes them from the annotations; 'lcgcn eval --offsets FILE' and 'lcgcn "
         "calibrate' do so too. Where each face has exactly one attribute, such as its pose, each attribute "
-        "has offsets of its own. The model should be trained on data of the wanted style only: a model "
+        "has offsets of its own. Train the model on data of the target style only: a model "
         "that has seen the data set has learned a part of its offsets.",
         epilog="example: lcgcn fit-offsets --model w300-lcgcn-small --data data/merl_rav --out merl_rav.json",
     )

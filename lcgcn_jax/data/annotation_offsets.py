@@ -57,7 +57,7 @@ class AnnotationOffsets:
 
     @property
     def min_located(self) -> int:
-        """Located landmarks that a face needs; the annotation of a face with fewer is left as it is."""
+        """Located landmarks that a face needs; faces with fewer landmarks are not changed."""
         return min_located(len(self.mean_face))
 
     def of(self, groups: Sequence[str]) -> Float[np.ndarray, "k 2"]:

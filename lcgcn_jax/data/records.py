@@ -132,7 +132,7 @@ def fresh_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def write_records(
     annotations: AnnotationList, folder: Path, *, stored_pixels: bool = False
 ) -> PrepareReport:
-    """Writes the records and the report into a folder that is there.
+    """Write the records and the report into an existing folder.
 
     Args:
       annotations: what a reader found.
@@ -148,7 +148,7 @@ def write_records(
     builder = Faces(
         annotations, stored_pixels=stored_pixels, data_dir=folder, file_format="array_record"
     )
-    # TFDS speaks of downloads on standard output; there are none.
+    # TFDS prints a message about downloads, although nothing is downloaded.
     with contextlib.redirect_stdout(io.StringIO()), _system_errors():
         builder.download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)
@@ -588,7 +588,7 @@ class _SourceImage:
     def part(self, x0: int, y0: int, x1: int, y1: int) -> bytes:
         """A JPEG or PNG file of a part of the upright image; JPEG where the file is one.
 
-        All of an image that is stored upright stays as it is, rather than being compressed again. What
+        An image that is stored upright is copied without recompression. What
         follows the image in the file, such as the video of a motion photo, is left out.
         """
         if (x1 - x0, y1 - y0) == self.pixels.shape[1::-1] and self._is_kept:
@@ -639,7 +639,7 @@ def _check_on_picture(points: Float[np.ndarray, "k 2"], width: int, height: int)
 def _context(box: geometry.Box, width: int, height: int) -> tuple[int, int, int, int]:
     """First and past-the-last pixel (x0, y0, x1, y1) of the context crop, within the picture.
 
-    A crop that takes in nearly the whole picture takes it all: its file is kept as it is, rather
+    A crop that covers nearly the whole image is the whole image: its file is copied, rather
     than compressed once more for a few pixels at the border.
     """
     side = CONTEXT_SCALE * (box[2:] - box[:2]).max()

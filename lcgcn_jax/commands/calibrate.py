@@ -23,8 +23,8 @@ def add_parser(subparsers) -> None:
         help="fit how far off each landmark is to be expected, and put it into the model",
         description="Fits a monotone map from the peak and the spread of a landmark's heatmap to its "
         "predicted error, in percent of what NME divides by, and puts it into the model: `lcgcn predict` "
-        "then reports an predicted error for each landmark, and `lcgcn eval` how good these are. Each face "
-        "counts as it is and under every corruption of `lcgcn eval --corruption`; otherwise the map has not seen "
+        "then reports a predicted error for each landmark, and `lcgcn eval` how good these are. Each face "
+        "is used clean and under every corruption of `lcgcn eval --corruption`, so that the map sees "
         "large errors. The figures printed here are cross-validated: each face's are of a map that was "
         "fitted without its image. Fit on hard faces too, such as profiles: a map of easy "
         "faces expects too small errors on hard ones; each data set counts the same. The split has to be one "

@@ -8,7 +8,6 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 
 THRESHOLD = 0.1
 """Error above which a face counts as failed, and up to which the AUC integrates."""
@@ -125,6 +124,8 @@ def roc_auc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> 
     num_negative = len(positive) - num_positive
     if not num_positive or not num_negative:
         return None
+    from scipy.stats import rankdata  # takes a second to import
+
     rank_sum = rankdata(scores)[positive].sum()
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / num_positive / num_negative)
 

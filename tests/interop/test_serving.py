@@ -277,7 +277,7 @@ def test_the_stablehlo_example_of_the_page_works_without_this_package(faces, wri
     for file in (path, description_file(path)):
         (tmp_path / file.name).symlink_to(file)
     np.save(tmp_path / "crops.npy", faces[:3])
-    code = page_code("deserialize") + '\nnp.save("points.npy", found["landmarks"])'
+    code = page_code("deserialize") + '\nnp.save("points.npy", output["landmarks"])'
     run_apart(code, tmp_path, ["flax", "lcgcn_jax"])
     expected = serve_stablehlo(path)(faces[:3])["landmarks"]
     np.testing.assert_allclose(np.load(tmp_path / "points.npy"), expected, rtol=0, atol=TOLERANCE)

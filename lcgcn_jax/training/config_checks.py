@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import ml_collections
 
 from lcgcn_jax import geometry, heatmaps
+from lcgcn_jax.data.augment import DISTRIBUTIONS
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models import connectivity, lcgcn
 from lcgcn_jax.models.hrnet import ARCHS
@@ -236,14 +237,26 @@ FIELDS: dict[str, Constraint] = {
     "data.num_workers": Number(0, 1_024, whole=True),
     "data.num_threads": Number(0, 1_024, whole=True),
     "data.views": Number(0, 1_000_000, whole=True),
+    "data.augment.distribution": Choice(DISTRIBUTIONS),
     "data.augment.rotation": Number(0, 180),
     "data.augment.zoom": _range(0.1, 10),
     "data.augment.shift": Number(0, 0.5),
+    "data.augment.shear": Number(0, 60),
+    "data.augment.aspect": Number(0, 4),
+    "data.augment.perspective": Number(0, 0.3),
     "data.augment.mirror": _probability,
     "data.augment.flip_bias": Number(-0.5, 0.5),
     "data.augment.brightness": _strength,
     "data.augment.contrast": _strength,
     "data.augment.saturation": _strength,
+    "data.augment.gamma": Number(0, 1, below=True),
+    "data.augment.gray": _probability,
+    "data.augment.motion_blur": _probability,
+    "data.augment.motion_blur_length": _range(0, 0.5),
+    "data.augment.noise_blend": _probability,
+    "data.augment.noise_blend_weight": _range(0, 1),
+    "data.augment.jpeg": _probability,
+    "data.augment.jpeg_quality": _range(1, 100),
     "data.augment.occlusion": _probability,
     "data.augment.occlusion_side": _range(0, 1),
     "data.augment.blur": _probability,

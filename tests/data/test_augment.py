@@ -1,9 +1,18 @@
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 
 from lcgcn_jax import geometry
-from lcgcn_jax.data.augment import AugmentConfig, augment_face
+from lcgcn_jax.data.augment import (
+    AugmentConfig,
+    augment_face,
+    blend_with_noise,
+    compress_jpeg,
+    jitter_colors,
+    motion_blur,
+)
 from lcgcn_jax.data.corruptions import CORRUPTIONS, blur, occlude
 from lcgcn_jax.data.crops import crop_face
 from lcgcn_jax.errors import InputError
@@ -285,3 +294,159 @@ def test_a_mirrored_face_leans_to_the_same_side():
     np.testing.assert_allclose(landmarks(leaning, 1.0, offset), expected, atol=1e-3)
     # A plain face stays as it is annotated.
     np.testing.assert_array_equal(landmarks(leaning, 0.0, offset), landmarks(leaning, 0.0, 0.0))
+
+
+NEW_OPTIONS = {
+    "shear": {"shear": 20.0},
+    "aspect": {"aspect": 0.5},
+    "perspective": {"perspective": 0.1},
+    "all": {"shear": 15.0, "aspect": 0.3, "perspective": 0.08, "distribution": "normal"},
+}
+
+
+@pytest.mark.parametrize("options", NEW_OPTIONS.values(), ids=NEW_OPTIONS)
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
+def test_landmarks_follow_shear_aspect_and_perspective(options, mirror):
+    config = AugmentConfig(mirror=mirror, zoom=(0.6, 0.9), shift=0.05, **GEOMETRY_ONLY, **options)
+    for landmark in range(5):
+        record = record_of(spot(LANDMARKS[landmark], sigma=3.0))
+        face = augment_face(record, FIVE, 128, config, np.random.default_rng(landmark))
+        index = FIVE.mirror[landmark] if mirror else landmark
+        # The centroid of a spot is not exactly that of its center under a perspective.
+        np.testing.assert_allclose(face["landmarks"][index], centroid(face["image"]), atol=0.3)
+
+
+@pytest.mark.parametrize("border", ["black", "reflect", "blur"])
+def test_perspective_crops_have_the_border_of_the_config(border):
+    image = np.full((300, 300, 3), 200, np.uint8)
+    config = AugmentConfig(perspective=0.2, zoom=(0.2, 0.2), border=border, **GEOMETRY_ONLY)
+    face = augment_face(record_of(image), FIVE, 64, config, np.random.default_rng(0))
+    assert (face["image"] == 0).any() == (border == "black")
+
+
+def test_aspect_and_shear_span_their_limits():
+    record = record_of(spot(LANDMARKS[0]))
+    square = np.array([[100, 100], [200, 100], [100, 200], [0, 0], [0, 0]], np.float64)
+    record["landmarks"] = square.astype(np.float32)
+    none = dataclasses.replace(AugmentConfig.none(), aspect=0.5, shear=10.0)
+    ratios, angles = [], []
+    for seed in range(60):
+        face = augment_face(record, FIVE, 64, none, np.random.default_rng(seed))
+        a, b, c = face["landmarks"][:3].astype(float)
+        ratios.append(np.linalg.norm(b - a) / (c - a)[1])
+        angles.append(np.degrees(np.arctan((c - a)[0] / (c - a)[1])))
+    assert 1 / 1.51 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.51
+    assert -16 < min(angles) < -6
+    assert 6 < max(angles) < 16
+
+
+def test_normal_distribution_has_the_limits_and_half_of_them_as_deviation():
+    config = AugmentConfig(
+        distribution="normal", rotation=40.0, zoom=(1.0, 1.0), shift=0.0, mirror=0.0
+    )
+    record, angles = record_of(spot(LANDMARKS[0])), []
+    for seed in range(400):
+        face = augment_face(record, FIVE, 32, config, np.random.default_rng(seed))
+        x, y = (face["landmarks"][1] - face["landmarks"][0]).astype(float)
+        angles.append(np.degrees(np.arctan2(y, x)))
+    angles = np.array(angles) - np.degrees(np.arctan2(2.4, 58.6))
+    assert np.abs(angles).max() == pytest.approx(40, abs=0.1)
+    assert np.std(angles) == pytest.approx(19, abs=2)
+    assert (np.abs(angles) < 20).mean() == pytest.approx(0.68, abs=0.07)
+
+
+TEXTURE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gamma": 0.5}, {"gray": 1.0}, {"motion_blur": 1.0}, {"noise_blend": 1.0}, {"jpeg": 1.0},
+        {"shear": 20.0}, {"aspect": 0.3}, {"perspective": 0.1}, {"distribution": "normal"},
+    ],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_each_option_changes_the_crop_and_repeats_with_the_seed(options):
+    def view(**options):
+        return augment_face(
+            record_of(TEXTURE), FIVE, 48, AugmentConfig(**options), np.random.default_rng(3)
+        )
+
+    first, again = view(**options), view(**options)
+    np.testing.assert_array_equal(first["image"], again["image"])
+    assert not np.array_equal(first["image"], view()["image"])
+    is_geometric = next(iter(options)) in ("shear", "aspect", "perspective", "distribution")
+    assert np.array_equal(first["landmarks"], view()["landmarks"]) != is_geometric
+
+
+def test_views_of_former_configurations_are_unchanged():
+    """The first values of a view that version 0.1 drew."""
+    face = augment_face(
+        record_of(TEXTURE),
+        FIVE,
+        48,
+        AugmentConfig(occlusion=0.5, blur=0.5),
+        np.random.default_rng(3),
+    )
+    np.testing.assert_allclose(face["landmarks"][0], [11.157354, -4.516353], atol=1e-5)
+    np.testing.assert_allclose(face["landmarks"][4], [28.935070, 43.721375], atol=1e-5)
+    former = [[128, 129, 113], [123, 148, 126], [108, 116, 15]]
+    np.testing.assert_allclose(face["image"][::16, ::16, 0].astype(int), former, atol=1)
+
+
+def test_gray_crops_have_equal_channels():
+    face = augment_face(
+        record_of(TEXTURE), FIVE, 48, AugmentConfig(gray=1.0), np.random.default_rng(0)
+    )
+    assert np.ptp(face["image"], axis=2).max() == 0
+    assert face["image"].std() > 5
+
+
+def test_gamma_keeps_black_and_white_and_moves_gray():
+    image = np.tile(np.array([0, 128, 255], np.uint8)[:, None, None], (1, 1, 3))
+    means = []
+    for seed in range(20):
+        config = dataclasses.replace(AugmentConfig.none(), gamma=0.5)
+        out = jitter_colors(image, config, np.random.default_rng(seed))
+        assert out[0].max() == 0
+        assert out[2].min() == 255
+        means.append(out[1, 0, 0])
+    assert 80 < min(means) < 115
+    assert 145 < max(means) < 185
+
+
+@pytest.mark.parametrize("direction", [0.0, np.pi / 2], ids=["horizontal", "vertical"])
+def test_motion_blur_widens_a_spot_along_its_direction(direction):
+    def deviations(image):
+        weight = image[..., 0].astype(float)
+        y, x = np.indices(weight.shape)
+        return [
+            np.sqrt((weight * (c - (weight * c).sum() / weight.sum()) ** 2).sum() / weight.sum())
+            for c in (x, y)
+        ]
+
+    image = spot((50, 50), (101, 101), sigma=3.0)
+    before, after = deviations(image), deviations(motion_blur(image, 16.0, direction))
+    along, across = (0, 1) if direction == 0 else (1, 0)
+    assert after[along] == pytest.approx(np.hypot(before[along], 16 / np.sqrt(12)), rel=0.1)
+    assert after[across] == pytest.approx(before[across], rel=0.1)
+    np.testing.assert_array_equal(motion_blur(np.full_like(image, 90), 9.5, 0.7), 90)
+
+
+def test_noise_is_blended_with_its_weight():
+    flat = np.full((64, 64, 3), 200, np.uint8)
+    np.testing.assert_array_equal(blend_with_noise(flat, 0.0, np.random.default_rng(0)), flat)
+    for weight in (0.2, 0.5):
+        blended = blend_with_noise(flat, weight, np.random.default_rng(0)).astype(float)
+        assert np.abs(blended - 200 * (1 - weight)).max() <= 255 * weight + 1
+        assert blended.std() > 20 * weight
+
+
+def test_jpeg_quality_orders_the_errors():
+    image = cv2.GaussianBlur(TEXTURE, (0, 0), 2)
+    errors = [
+        np.abs(compress_jpeg(image, q).astype(float) - image).mean() for q in (95.0, 40.0, 5.0)
+    ]
+    assert errors[0] < errors[1] < errors[2]
+    assert errors[0] < 4

@@ -113,7 +113,10 @@ def test_no_field_takes_nonsense(config, name, value):
         ("optimizer.learning_rate.graph=-1e-3", "config optimizer.learning_rate.graph: got -0.001;"),
         ("optimizer.schedule=cosin", "expected one of constant, cosine, step; did you mean 'cosine'?"),
         ("loss.sigma=0", "config loss.sigma: got 0.0; expected a number from 0.25 to 16"),
-        ("loss.heatmap=bce", "config loss.heatmap: got 'bce'; expected one of focal, mse, adaptive_wing"),
+        (
+            "loss.heatmap=mae",
+            "config loss.heatmap: got 'mae'; expected one of focal, bce, mse, adaptive_wing",
+        ),
         ("model.decode=sharp", "config model.decode: got 'sharp'; expected one of argmax"),
         ("model.bn_momentum=1", "config model.bn_momentum: got 1.0;"),
         ("model.heatmap_offset=left", "got 'left'; expected a number from -64 to 64, or null"),

@@ -20,7 +20,15 @@ PARAMETERS = {
     "lcgcn_demo": 'CONFIG, FACES, TEST_FACES, SHOWN, VALIDATIONS = "demo:small", 24, 8, 2, 1',
 }
 NUM_PLOTS = {"lcgcn_demo": 5, "custom_landmarks": 2}
-MODULES = {"lcgcn_jax", "csv", "pathlib", "IPython.display", "matplotlib.pyplot", "numpy"}
+MODULES = {
+    "lcgcn_jax",
+    "csv",
+    "pathlib",
+    "warnings",
+    "IPython.display",
+    "matplotlib.pyplot",
+    "numpy",
+}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

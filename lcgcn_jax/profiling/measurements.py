@@ -104,7 +104,7 @@ class Measurements:
 
     def forward(self) -> Iterator[BenchmarkResult]:
         """Forward pass on crops on the device."""
-        weights = self._fold
+        weights = self._folded
 
         def forward(images):
             return merge_weights(*weights)(normalize_images(images))
@@ -113,10 +113,10 @@ class Measurements:
 
     def decode(self) -> Iterator[BenchmarkResult]:
         """Decoding of heatmaps to landmarks, confidences and standard deviations."""
-        graphdef, params, batch_stats = self._fold
+        weights = self._folded
 
         def decode(logits, maps):
-            model = merge_weights(graphdef, params, batch_stats)
+            model = merge_weights(*weights)
             heatmap_std = heatmaps.heatmap_std(logits, activation=model.activation)
             return model.read_peaks(logits, maps), heatmap_std
 
@@ -126,15 +126,12 @@ class Measurements:
         """Graph head only; no result for a model without one."""
         if self._config.model.graph is None:
             return
-        size = self._config.data.image_size
-        graphdef, params, batch_stats = self._fold
+        size, weights = self._config.data.image_size, self._folded
 
         def refine(graph_inputs):
-            return merge_weights(graphdef, params, batch_stats).refine(graph_inputs, size)
+            return merge_weights(*weights).refine(graph_inputs, size)
 
-        graph_inputs = jax.jit(
-            lambda *maps: merge_weights(graphdef, params, batch_stats).read_peaks(*maps)
-        )(*self._maps)
+        graph_inputs = jax.jit(lambda *maps: merge_weights(*weights).read_peaks(*maps))(*self._maps)
         yield self._program("graph head", refine, graph_inputs)
 
     def train_step(self) -> Iterator[BenchmarkResult]:
@@ -146,7 +143,7 @@ class Measurements:
                 self._training.state, scalars = step(self._training.state, batch)
             return scalars
 
-        timing = measure({"": steps}, repetitions=self._repetitions, warmup=1)[""].per(_STEPS)
+        timing = self._time(steps, warmup=1).per(_STEPS)
         dtype = compute_dtype(self._config.train.dtype)
         yield self._result("train step", timing, Cost.of(step), dtype)
 
@@ -162,8 +159,7 @@ class Measurements:
                 training.state, scalars = step(training.state, batch)
             return scalars
 
-        timing = measure({"": steps}, repetitions=self._repetitions, warmup=2)[""].per(_STEPS)
-        yield BenchmarkResult("train, end to end", timing, self._batch_size)
+        yield BenchmarkResult("train, end to end", self._time(steps).per(_STEPS), self._batch_size)
 
     def stages(self) -> Iterator[BenchmarkResult]:
         """Stages of the input pipeline for one batch, in one thread."""
@@ -210,11 +206,7 @@ class Measurements:
             # Several batches per measurement, since some are prefetched before the first request.
             count = _STEPS * max(1, data.num_threads)
             with contextlib.closing(batches):
-                timing = measure(
-                    {"": functools.partial(_take, batches, count)},
-                    repetitions=self._repetitions,
-                    warmup=1,
-                )[""]
+                timing = self._time(functools.partial(_take, batches, count), warmup=1)
             yield BenchmarkResult(f"input: {workers} workers", timing.per(count), self._batch_size)
 
     def predict(self) -> Iterator[BenchmarkResult]:
@@ -222,14 +214,16 @@ class Measurements:
         crops = np.resize(np.asarray(self._images), (PREDICT_BATCH_SIZE, *self._images.shape[1:]))
         for name, count in (("predict: latency", 1), ("predict: throughput", PREDICT_BATCH_SIZE)):
             call = functools.partial(self._model.predict_crops, crops[:count])
-            timing = measure({"": call}, repetitions=self._repetitions)[""]
-            yield BenchmarkResult(name, timing, count)
+            yield BenchmarkResult(name, self._time(call), count)
+
+    def _time(self, function: Callable[[], Any], *, warmup: int = 2) -> Timing:
+        return measure({"": function}, repetitions=self._repetitions, warmup=warmup)[""]
 
     def _program(self, name: str, function: Callable, *arguments: Any) -> BenchmarkResult:
         """Compile and time a function of the prediction."""
         jitted = jax.jit(function, compiler_options=compiler_options())
         program = jitted.lower(*arguments).compile()
-        timing = measure({"": lambda: program(*arguments)}, repetitions=self._repetitions)[""]
+        timing = self._time(lambda: program(*arguments))
         return self._result(name, timing, Cost.of(program), jnp.dtype(jnp.float32))
 
     def _result(self, name: str, timing: Timing, cost: Cost, dtype: jnp.dtype) -> BenchmarkResult:
@@ -260,14 +254,13 @@ class Measurements:
     @functools.cached_property
     def _bundle(self) -> Bundle:
         params, batch_stats = self._training.state.evaluated
-        weights = jax.tree.map(
-            np.array, params | batch_stats
-        )  # copies, since the step donates them
+        # Copies, since the step donates the arrays.
+        weights = jax.tree.map(np.array, params | batch_stats)
         config, scheme = self._config, self._training.dataset.scheme
         return Bundle(config.model.to_dict(), scheme, config.data.image_size, weights)
 
     @functools.cached_property
-    def _fold(self) -> tuple:
+    def _folded(self) -> tuple:
         return fold_batch_norm(*self._bundle.create())
 
     @functools.cached_property
@@ -277,11 +270,11 @@ class Measurements:
     @functools.cached_property
     def _maps(self) -> tuple[jax.Array, jax.Array]:
         """Logits and features of the heatmap model for `_images`."""
-        graphdef, params, batch_stats = self._fold
+        weights = self._folded
 
         @jax.jit
         def run(images):
-            model = merge_weights(graphdef, params, batch_stats)
+            model = merge_weights(*weights)
             logits, maps = model.heatmap_model(normalize_images(images), train=False)
             return logits.astype(jnp.float32), maps
 

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data.formats.w300 import read_pts
+from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.video import VideoWriter, open_video

@@ -22,8 +22,8 @@ import pytest
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data import records
 from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.data.formats import w300, wflw
-from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
 from lcgcn_jax.models.bundles import save_bundle
 from lcgcn_jax.synthetic import draw_face

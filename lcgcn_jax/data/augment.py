@@ -3,7 +3,7 @@
 All geometry is one affine and one warp from the stored picture. Landmarks that leave the crop stay
 `visible`: their coordinates are known, and the coordinate loss uses them; heatmaps do without.
 
-`visible` is whether a landmark has a location; the labels `visibility` (`records.Visibility`) say whether it
+`visible` is whether a landmark has a location; the labels `visibility` (`Visibility`) say whether it
 can be seen. Landmarks under an artificial occluder become externally occluded where they have a label. In
 training, the label of a landmark outside the crop becomes unknown, since nothing in the crop shows it.
 """
@@ -17,7 +17,7 @@ from lcgcn_jax import geometry
 from lcgcn_jax.data.annotations import Visibility
 from lcgcn_jax.data.corruptions import CorruptionConfig, Image, corrupt
 from lcgcn_jax.data.crops import Record, cover_labels, is_inside
-from lcgcn_jax.data.records import decode_image
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -86,7 +86,7 @@ def augment_face(
 
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
-      `visibility` int8 [k], values of `records.Visibility`.
+      `visibility` int8 [k], values of `annotations.Visibility`.
     """
     mirrored = rng.random() < config.mirror
     box, points = record["box"].astype(np.float64), record["landmarks"].astype(np.float64)

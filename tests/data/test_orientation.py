@@ -10,6 +10,7 @@ from PIL.Image import Transpose
 from lcgcn_jax import geometry
 from lcgcn_jax.data import records
 from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.errors import InputError
 
 FROM_UPRIGHT = {
@@ -74,7 +75,7 @@ def assert_upright(record, upright, *, tolerance=0):
     """Points, boxes and pixels are those of the upright image."""
     x0, y0 = record["to_source"][:, 2].astype(int)
     np.testing.assert_array_equal(record["to_source"][:, :2], np.eye(2))
-    pixels = records.decode_image(record["image"])
+    pixels = decode_image(record["image"])
     height, width = pixels.shape[:2]
     expected = np.asarray(upright)[y0 : y0 + height, x0 : x0 + width]
     assert np.abs(pixels.astype(float) - expected).mean() <= tolerance

@@ -15,6 +15,7 @@ from lcgcn_jax import geometry
 from lcgcn_jax.data import records
 from lcgcn_jax.data.crops import crop_face
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
+from lcgcn_jax.data.encoding import decode_image, encode_face
 from lcgcn_jax.data.formats import w300
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import WFLW98
@@ -30,9 +31,9 @@ def test_a_record_is_a_translated_part_of_the_image(maker, suffix):
     out = path.parent / "out"
     records.prepare(maker.annotations([face], ("pose", "blur")), out)
     (record,) = open_dataset(out).source("train")
-    image = records.decode_image(path.read_bytes())
+    image = decode_image(path.read_bytes())
     x0, y0 = record["to_source"][:, 2].astype(int)
-    crop = records.decode_image(record["image"])
+    crop = decode_image(record["image"])
     height, width = crop.shape[:2]
     np.testing.assert_array_equal(record["to_source"], [[1, 0, x0], [0, 1, y0]])
     part = image[y0 : y0 + height, x0 : x0 + width]
@@ -57,9 +58,9 @@ def test_a_record_is_a_translated_part_of_the_image(maker, suffix):
 def test_no_padding_is_invented_at_the_border(maker):
     path = maker.image("a.png", 200, 150)
     (record,) = maker.dataset([maker.face(path, center=(20, 140))]).source("train")
-    crop = records.decode_image(record["image"])
+    crop = decode_image(record["image"])
     x0, y0 = record["to_source"][:, 2].astype(int)
-    image = records.decode_image(path.read_bytes())
+    image = decode_image(path.read_bytes())
     np.testing.assert_array_equal(crop, image[y0:, : crop.shape[1]])
     assert x0 == 0
     assert crop.shape[0] < 64
@@ -90,7 +91,7 @@ def test_orientation_tags_in_records_of_earlier_versions_are_ignored(maker):
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + tag + b"\0\0\0\0"
     turned = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:]
     assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (66, 64, 3)
-    np.testing.assert_array_equal(records.decode_image(turned), records.decode_image(plain))
+    np.testing.assert_array_equal(decode_image(turned), decode_image(plain))
 
 
 def gray_png():
@@ -101,7 +102,7 @@ def test_sixteen_bit_gray_png_reads_as_rgb(maker):
     path = maker.folder / "a.png"
     path.write_bytes(gray_png())
     (record,) = maker.dataset([maker.face(path)]).source("train")
-    assert records.decode_image(record["image"]).shape[2] == 3
+    assert decode_image(record["image"]).shape[2] == 3
 
 
 def cut_to(part):
@@ -199,7 +200,7 @@ def test_only_a_dataset_is_overwritten(maker):
     out = maker.folder / "precious"
     out.mkdir()
     (out / "thesis.tex").write_text("...")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="not empty and not a dataset"):
         records.prepare(maker.annotations(faces), out, overwrite=True)
     assert (out / "thesis.tex").exists()
 
@@ -322,9 +323,7 @@ def test_other_formats_are_stored_as_png(maker, suffix):
     (record,) = maker.dataset([maker.face(path, center=(33, 32))]).source("train")
     assert record["image"].startswith(b"\x89PNG")
     if suffix != ".gif":
-        np.testing.assert_array_equal(
-            records.decode_image(record["image"]), records.decode_image(png.read_bytes())
-        )
+        np.testing.assert_array_equal(decode_image(record["image"]), decode_image(png.read_bytes()))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1"])
@@ -334,7 +333,7 @@ def test_png_records_have_eight_bits_and_three_channels(maker, mode):
     (record,) = maker.dataset([maker.face(path, center=(33, 32))]).source("train")
     np.testing.assert_array_equal(
         np.asarray(PIL.Image.open(io.BytesIO(record["image"]))),
-        records.decode_image(path.read_bytes()),
+        decode_image(path.read_bytes()),
     )
 
 
@@ -407,7 +406,7 @@ def test_splits_and_unions(maker):
     assert [record["name"] for record in dataset.source("full")] == ["common", "challenge"]
     assert [r["name"] for r in dataset.source("test+train")] == ["test", "train"]
     for unknown in ("validation", "full+nowhere", "train[:1]", ""):
-        with pytest.raises(InputError, match=r"no split .*; there are train, common"):
+        with pytest.raises(InputError, match=r"no split .*; available: train, common"):
             dataset.source(unknown)
     with pytest.raises(InputError, match="twice"):
         dataset.source("full+common")
@@ -491,9 +490,11 @@ def test_datasets_of_before_there_was_a_normalizer_are_read(maker):
 
 
 def test_opening_something_else_names_the_mend(tmp_path):
-    with pytest.raises(InputError, match=r"no such folder; `lcgcn prepare`"):
+    with pytest.raises(InputError, match=r"no such folder; prepare a dataset with `lcgcn prepare`"):
         open_dataset(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"not a prepared dataset; `lcgcn prepare`"):
+    with pytest.raises(
+        InputError, match=r"not a prepared dataset; prepare one with `lcgcn prepare`"
+    ):
         open_dataset(tmp_path)
 
 
@@ -501,8 +502,7 @@ def test_cut_and_full_size_images_give_the_same_crop(shared):
     cut = {face.name.split(".")[0]: face for face in w300.read(shared / "data/300w").faces}
     for face in w300.read(shared / "data/300w_fullsize").faces:
         crops = [
-            crop_face(records.encode_face(version), 192)
-            for version in (face, cut[face.name.split(".")[0]])
+            crop_face(encode_face(version), 192) for version in (face, cut[face.name.split(".")[0]])
         ]
         first, second = (crop["image"].astype(float) for crop in crops)
         assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.995

@@ -60,7 +60,9 @@ class FaceSource(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         index = range(self._length)[index]
-        record = self._records[index]
+        record = dict(self._records[index])
+        if not self._with_images:
+            del record["image"]
         texts = {key: record[key].decode() for key in ("name", "subset", "group")}
         absent = {
             "normalizer": np.float32(np.nan),
@@ -89,12 +91,7 @@ class FaceSource(Sequence[dict[str, Any]]):
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
         builder = tfds.builder_from_directory(self._path)
-        if self._with_images:
-            decoders = {"image": tfds.decode.SkipDecoding()}
-        else:
-            names = (name for name in builder.info.features if name != "image")
-            decoders = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
-        return builder.as_data_source(self._split, decoders=decoders)
+        return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,8 +170,8 @@ def test_folder_with_broken_files_is_finished(predict, tmp_path, capsys):
     assert predict(folder, "--whole-image") == 1
     said = capsys.readouterr()
     assert said.err.splitlines() == [
-        f"left out: {folder}/cut.jpg: the image file is truncated; give a whole JPEG or PNG file",
-        f"left out: {folder}/empty.png: the image file is empty; give a whole JPEG or PNG file",
+        f"left out: {folder}/cut.jpg: the image file is truncated; use a complete JPEG or PNG file",
+        f"left out: {folder}/empty.png: the image file is empty; use a complete JPEG or PNG file",
     ]
     written = sorted(
         p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")

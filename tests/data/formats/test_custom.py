@@ -151,7 +151,7 @@ def test_bad_csv_rows_are_listed_and_skipped(images, values, reason):
     assert reason in bad.reason
 
 
-def test_csv_row_with_missing_cells_is_listed(images):
+def test_csv_row_with_too_few_fields_is_listed(images):
     path = write_csv(images.parent / "points.csv", [row_of(), row_of()])
     path.write_text(path.read_text() + "b.png,1,2\n\n")
     annotations = custom.read_csv(images, {"": path}, scheme())

@@ -16,8 +16,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from lcgcn_jax import heatmaps
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.data.augment import AugmentConfig, augment_face
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.data.pipeline import Batch, train_iterator
-from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from lcgcn_jax.data.formats.pts import format_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import box_of_landmarks
 from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
@@ -65,7 +66,7 @@ def write_300w(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> No
     ]
     faces = _draw_all(paths, seed, IBUG68)
     for path, folder, face in zip(paths, folders, faces, strict=True):
-        text = _pts_text(face.landmarks, header=folder.startswith("lfpw"))
+        text = format_pts(face.landmarks, header=folder.startswith("lfpw"))
         path.with_suffix(".pts").write_text(text, encoding="utf-8")
 
 
@@ -101,11 +102,3 @@ def _wflw_line(face: SyntheticFace, name: str) -> str:
     fields += [str(int(value)) for value in np.round(box)]
     fields += [str(int(face.attributes[attribute])) for attribute in ATTRIBUTES]
     return " ".join([*fields, name])
-
-
-def _pts_text(landmarks: np.ndarray, *, header: bool) -> str:
-    """Text of a `.pts` file, whose pixels count from 1."""
-    lines = [f"{x:.6f} {y:.6f}" for x, y in landmarks + 1]
-    if header:
-        lines = ["version: 1", f"n_points:  {len(lines)}", "{", *lines, "}"]
-    return "\n".join(lines) + "\n"

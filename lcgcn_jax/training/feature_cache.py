@@ -30,7 +30,7 @@ class TrainingViews:
       graph_inputs: `[views * num_faces ...]`.
       landmarks: the truth, `[views * num_faces k 2]` in crop pixels.
       visible: which of them are annotated, `[views * num_faces k]`.
-      visibility: labels, `[views * num_faces k]` (`records.Visibility`).
+      visibility: labels, `[views * num_faces k]` (`annotations.Visibility`).
     """
 
     num_faces: int

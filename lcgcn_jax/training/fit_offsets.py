@@ -121,7 +121,11 @@ def fit_annotation_offsets(
             dataset.scheme,
             min_count=min_count,
             max_spread=max_spread,
-            about={"dataset": dataset.name, "fingerprint": dataset.fingerprint, "split": "train"},
+            provenance={
+                "dataset": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "split": "train",
+            },
         )
     except ValueError as error:
         raise InputError(

@@ -125,20 +125,17 @@ def run_ablation(
       InputError: the configuration, the data or the folder cannot be used.
       Interrupted: SIGINT, SIGTERM or SIGHUP ended it, after saving.
     """
-    results, graph_inputs, graph_inputs_of = {}, None, None
+    results, cache, cache_key = {}, None, None
     for name in rows:
         found = []
         for seed in range(seeds):
             workdir = out / name / f"seed{seed}"
             if not (workdir / RESULT).is_file():
                 run = row_config(config, ROWS[name], seed)
-                if graph_inputs_of != _seen_by_graph(run):
-                    graph_inputs, graph_inputs_of = (
-                        None,
-                        _seen_by_graph(run),
-                    )  # one in memory at a time
-                training = Trainer(run, workdir, graph_inputs=graph_inputs, overridden=overridden)
-                graph_inputs = training.graph_inputs
+                if cache_key != _cache_key(run):  # one in memory at a time
+                    cache, cache_key = None, _cache_key(run)
+                training = Trainer(run, workdir, feature_cache=cache, overridden=overridden).prepare()
+                cache = training.feature_cache
                 if not training.run():
                     raise training.interruption()
                 _write_errors(training, workdir / RESULT)
@@ -168,7 +165,7 @@ def row_config(config: ml_collections.ConfigDict, row: Row, seed: int) -> ml_col
     return config
 
 
-def _seen_by_graph(config: ml_collections.ConfigDict) -> tuple:
+def _cache_key(config: ml_collections.ConfigDict) -> tuple:
     graph = config.model.graph
     return config.model.decode, graph.name, graph.get("sampling")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from lcgcn_jax.errors import InputError
@@ -19,7 +18,8 @@ from lcgcn_jax.models.bundles import BEST, CONFIG, WEIGHTS, Bundle, check_weight
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.weights import Weights
 from lcgcn_jax.training.checkpoints import CHECKPOINTS, latest_checkpoint, read_checkpoint
-from lcgcn_jax.training.config import differences, to_json
+from lcgcn_jax.training.config import differences
+from lcgcn_jax.training.config_types import Config
 
 PARTS = {"heatmap": "heatmap model", "whole": "whole model", "backbone": "backbone"}
 """What `init_scope` can be, in words."""
@@ -44,7 +44,7 @@ class Source:
 
 
 def load_pretrained_weights(
-    config: ml_collections.ConfigDict,
+    config: Config,
     scheme: LandmarkScheme,
     model: LCGCN,
     params: Weights,
@@ -75,7 +75,7 @@ def load_pretrained_weights(
     if parts == "backbone" and head_modules is None:
         raise InputError(
             f"config init_scope: 'backbone' is all but the head, and model.heatmap "
-            f"{config.model.heatmap.name!r} does not say what its head is; give it `head_modules`"
+            f"{config.model.heatmap['name']!r} does not say what its head is; give it `head_modules`"
         )
     source = read_source(path, config)
     if parts == "whole" and source.num_landmarks is None:
@@ -138,7 +138,7 @@ def _has_part(weights: Mapping[str, Any], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in weights)
 
 
-def read_source(path: Path, config: ml_collections.ConfigDict) -> Source:
+def read_source(path: Path, config: Config) -> Source:
     """Reads the weights at a path.
 
     Args:
@@ -154,12 +154,12 @@ def read_source(path: Path, config: ml_collections.ConfigDict) -> Source:
         path = path.parent
     if path.suffix in SAFETENSORS + PICKLED and not path.is_dir():
         heatmap = config.model.heatmap
-        if heatmap.name != "hrnet":
+        if heatmap["name"] != "hrnet":
             raise InputError(
-                f"{path}: PyTorch weights are known of HRNet alone, and config.model.heatmap.name is "
-                f"{heatmap.name!r}"
+                f"{path}: PyTorch weights are known of HRNet alone, and config.model.heatmap['name'] is "
+                f"{heatmap['name']!r}"
             )
-        found = map_weights(read_state_dict(path), heatmap.arch, source=path)
+        found = map_weights(read_state_dict(path), heatmap["arch"], source=path)
         return Source(found.model, found.num_landmarks, found.weights)
     if path.parent.name == CHECKPOINTS and path.name.isdigit() and path.is_dir():
         return _source_of(read_checkpoint(path))
@@ -171,9 +171,9 @@ def _source_of(bundle: Bundle) -> Source:
     return Source(bundle.model, bundle.scheme.num_landmarks, bundle.weights)
 
 
-def _other_config(source: Source, config: ml_collections.ConfigDict) -> str:
+def _other_config(source: Source, config: Config) -> str:
     """How two models differ, where both configurations say it."""
-    old, new = source.model, json.loads(to_json(config))["model"]
+    old, new = source.model, json.loads(json.dumps(config.model.to_dict()))
     parts = [part for part in ("heatmap", "graph") if old.get(part) and new.get(part)]
     found = []
     for part in parts:

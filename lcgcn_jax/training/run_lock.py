@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import PARTIALS, checksums, write_whole
 from lcgcn_jax.data.dataset import FaceDataset
@@ -21,7 +19,8 @@ from lcgcn_jax.data.records import RECORDS
 from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.models.bundles import BEST
-from lcgcn_jax.training.config import EPOCHS, RUN_CONFIG, differences, fill_in, to_json
+from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
+from lcgcn_jax.training.config_types import EPOCHS, Config
 
 DATA = "data.json"
 """Name of the checksums of the data that a run was begun with, in its folder."""
@@ -47,7 +46,7 @@ class RunLock:
       config: what the run begins or goes on with.
       dataset: its data. A copy of them in another place is the same data.
       sources: what it trains on in place of it, `data.sources`.
-      accept_changes: go on also with another configuration or other data; `adopt` writes them down.
+      accept_changes: go on also with another configuration or other data; `write_config` writes them down.
 
     Raises:
       InputError: the folder holds something else, cannot be written, is trained in at this moment, or
@@ -57,7 +56,7 @@ class RunLock:
     def __init__(
         self,
         workdir: Path,
-        config: ml_collections.ConfigDict,
+        config: Config,
         dataset: FaceDataset,
         *,
         sources: Sequence[FaceDataset] = (),
@@ -89,7 +88,7 @@ class RunLock:
                 f"{workdir}: cannot be written: {error.strerror}; mend that, or give another --workdir"
             ) from error
 
-    def adopt(self) -> None:
+    def write_config(self) -> None:
         """Writes down what was accepted; what was there before stays beside it under a number.
 
         Called once it is clear that the run can go on with it.
@@ -110,7 +109,7 @@ class RunLock:
 
     def _begin_or_compare(
         self,
-        config: ml_collections.ConfigDict,
+        config: Config,
         dataset: FaceDataset,
         data: Mapping[str, Any],
         accept_changes: bool,
@@ -216,7 +215,7 @@ def _data_checksums(dataset: FaceDataset) -> dict[str, dict[str, Any]]:
 
 
 def _check_offsets(
-    workdir: Path, config: ml_collections.ConfigDict, old: Mapping[str, Any], new: Mapping[str, Any]
+    workdir: Path, config: Config, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
     """Refuses files of annotation offsets that are not those that a run was started with.
 

@@ -17,7 +17,11 @@ from lcgcn_jax.models.layers import NORMS
 from lcgcn_jax.models.visibility import CLASSES, HEADS
 from lcgcn_jax.training.optimizer import SCHEDULES, TRAINED
 from lcgcn_jax.training.pretrained import PARTS
-from lcgcn_jax.training.steps import COORDINATE_LOSSES, HEATMAP_LOSSES
+from lcgcn_jax.training.steps import (
+    COORDINATE_LOSSES,
+    HEATMAP_COORDINATE_LOSSES,
+    HEATMAP_LOSSES,
+)
 
 
 @runtime_checkable
@@ -256,6 +260,10 @@ FIELDS: dict[str, Constraint] = {
     "model.bn_momentum": Number(0, 1, below=True),
     "loss.sigma": Number(0.25, 16),
     "loss.heatmap": Choice(HEATMAP_LOSSES),
+    "loss.heatmap_coordinate": Choice(HEATMAP_COORDINATE_LOSSES),
+    "loss.heatmap_coordinate_weight": _not_negative,
+    "loss.heatmap_normalization": Choice(heatmaps.NORMALIZATIONS),
+    "loss.heatmap_temperature": Number(0, 1_000, above=True),
     "loss.coordinate": Choice(tuple(COORDINATE_LOSSES)),
     "loss.coordinate_weight": _not_negative,
     "loss.heatmap_weight": _not_negative,

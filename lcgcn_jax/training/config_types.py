@@ -90,9 +90,15 @@ class LossConfig:
 
     Attributes:
       sigma: standard deviation of the target heatmaps, in heatmap pixels.
-      heatmap: loss of the heatmaps: `focal` (the paper), `mse` or `adaptive_wing`. The last two apply to
-        sigmoids or, with `model.heatmap.activation` `linear`, to the outputs themselves.
-      coordinate: loss of the coordinates: `l1` (the paper), `smooth_l1` or `wing`.
+      heatmap: loss of the heatmaps: `focal` (the paper) or `bce`, of a sigmoid; `mse` or `adaptive_wing`, of a
+        sigmoid or, with `model.heatmap.activation` `linear`, of the outputs.
+      heatmap_coordinate: additional loss on the means of the heatmaps: `l1`, `smooth_l1`, `star` or `none`.
+      heatmap_coordinate_weight: weight of that loss.
+      heatmap_normalization: normalization of the heatmaps to distributions for that loss: `softmax` (of the
+        logits times `heatmap_temperature`) or `sigmoid`.
+      heatmap_temperature: factor on the logits before the softmax.
+      coordinate: loss of the coordinates: `l1` (the paper), `smooth_l1`, `wing` or `normalized_l2` (relative
+        to the size of the face).
       coordinate_weight: lambda1 of the paper.
       heatmap_weight: lambda2 of the paper.
       visibility_weight: weight of the cross entropy of the visibility head.
@@ -103,6 +109,10 @@ class LossConfig:
 
     sigma: float = 1.5
     heatmap: str = "focal"
+    heatmap_coordinate: str = "none"
+    heatmap_coordinate_weight: float = 20.0
+    heatmap_normalization: str = "softmax"
+    heatmap_temperature: float = 2.0
     coordinate: str = "l1"
     coordinate_weight: float = 1.0
     heatmap_weight: float = 1.0

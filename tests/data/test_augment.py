@@ -3,14 +3,9 @@ import numpy as np
 import pytest
 
 from lcgcn_jax import geometry
-from lcgcn_jax.data.augment import (
-    CORRUPTIONS,
-    AugmentConfig,
-    augment_face,
-    blur,
-    crop_face,
-    occlude,
-)
+from lcgcn_jax.data.augment import AugmentConfig, augment_face
+from lcgcn_jax.data.corruptions import CORRUPTIONS, blur, occlude
+from lcgcn_jax.data.crops import crop_face
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 

@@ -22,7 +22,7 @@ RUN_CONFIG = "config.json"
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """All fields of `config_types.Config` with their defaults, the paper's choices, for a config file to change."""
+    """All fields of `config_types.Config` with the defaults of the paper, for a config file to change."""
     return ml_collections.ConfigDict(Config().to_dict())
 
 
@@ -155,9 +155,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # a config file is a program, and may raise anything
-        raise InputError(
-            f"{path}: cannot be run as a config: {_with_line(error, path)}"
-        ) from error
+        raise InputError(f"{path}: cannot be run as a config: {_with_line(error, path)}") from error
     if not hasattr(module, "get_config"):
         raise InputError(f"{path}: a config file defines get_config(arg)")
     takes_argument = inspect.signature(module.get_config).parameters
@@ -205,9 +203,7 @@ def _find_config(name: str) -> Path:
     configs = _project_configs()
     if name in configs:
         return configs[name]
-    raise InputError(
-        f"{name}: no such config file; the project has {', '.join(sorted(configs))}"
-    )
+    raise InputError(f"{name}: no such config file; the project has {', '.join(sorted(configs))}")
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:

@@ -1,13 +1,13 @@
 """Typed configuration of a training run.
 
-`training.config.default_config` gives the same fields as an `ml_collections.ConfigDict`, which config files and
-the command line change; `training.config_checks` has the range of every field.
+`training.config.default_config` gives the same fields as an `ml_collections.ConfigDict`, for config files and
+the command line to change; `training.config_checks` has the range of every field.
 """
 
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Self
+from typing import Any
 
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.models.lcgcn import GraphConfig
@@ -42,7 +42,7 @@ class DataConfig:
     image_size: int = 256
     num_workers: int = 0
     num_threads: int = 4
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     views: int = 0
 
 
@@ -90,8 +90,8 @@ class LossConfig:
 
     Attributes:
       sigma: standard deviation of the target heatmaps, in heatmap pixels.
-      heatmap: loss of the heatmaps: `focal` (the paper) or `bce`, of a sigmoid; `mse` or `adaptive_wing`, of a
-        sigmoid or, with `model.heatmap.activation` `linear`, of the outputs.
+      heatmap: loss of the heatmaps: `focal` (the paper) or `bce`, of a sigmoid; `mse` or `adaptive_wing`, of
+        a sigmoid or, with `model.heatmap.activation` `linear`, of the outputs.
       heatmap_coordinate: additional loss on the means of the heatmaps: `l1`, `smooth_l1`, `star` or `none`.
       heatmap_coordinate_weight: weight of that loss.
       heatmap_normalization: normalization of the heatmaps to distributions for that loss: `softmax` (of the
@@ -146,7 +146,7 @@ class OptimizerConfig:
       clip_norm: largest norm of the gradient; 0: no clipping.
     """
 
-    learning_rate: LearningRates = LearningRates()
+    learning_rate: LearningRates = dataclasses.field(default_factory=LearningRates)
     schedule: str = "step"
     milestones: tuple[float, ...] = (0.5, 0.83)
     warmup_steps: int = 0
@@ -215,14 +215,14 @@ class Config:
     seed: int = 0
     init_from: str = ""
     init_scope: str = "heatmap"
-    data: DataConfig = DataConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    train: TrainConfig = TrainConfig()
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
         """Creates a configuration from nested mappings that `config_checks.check_config` accepts."""
         return _from_dict(cls, fields)
 

@@ -186,8 +186,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
 
-    A batch has `image` uint8 [b s s 3] with s = `data.image_size`, `landmarks` float32 [b k 2] in crop pixels,
-    `visible` bool [b k], and for a model with a visibility head `visibility` int8 [b k], the labels
+    A batch has `image` uint8 [b s s 3] with s = `data.image_size`, `landmarks` float32 [b k 2] in crop
+    pixels, `visible` bool [b k], and for a model with a visibility head `visibility` int8 [b k], the labels
     (`total_loss`). If the heatmap model does not train, `graph_inputs` (`LCGCN.detect`) can replace `image`.
     The scalars are the loss, its unweighted parts, the norm of its gradient, and the norm of the trained
     parameters after the step.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,7 @@ class Trainer:
         self._accept_changes, self._overridden = accept_changes, overridden
         self._lock: RunLock | None = None
 
-    def prepare(self) -> Self:
+    def prepare(self) -> "Trainer":
         """Opens the data and the workdir, builds the training step and restores the state, once.
 
         Raises:

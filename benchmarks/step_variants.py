@@ -36,7 +36,7 @@ from lcgcn_jax.profiling import tpu_compile
 from lcgcn_jax.profiling.roofline import Cost
 from lcgcn_jax.profiling.timing import format_seconds, measure
 from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
-from lcgcn_jax.training.trainer import compute_dtype
+from lcgcn_jax.training.train_step import compute_dtype
 
 GIB = tpu_compile.GIB
 BASELINE = "baseline"

@@ -100,7 +100,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         config.train.batch_size = args.batch_size
     with tempfile.TemporaryDirectory() as folder:
         config.data.dir = str(_data(config, args.data, Path(folder) / "data"))
-        training = Trainer(config, Path(folder) / "run")
+        training = Trainer(config, Path(folder) / "run").prepare()
         with contextlib.closing(training.batches):
             measurements = Measurements(training, repetitions=args.repetitions, workers=workers)
             rows = []

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lcgcn_jax import heatmaps
 from lcgcn_jax.compilation import compiler_options
-from lcgcn_jax.data.augment import AugmentConfig, augment_face
+from lcgcn_jax.data.augment import augment_face
 from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.data.pipeline import Batch, train_iterator
 from lcgcn_jax.inference.model import LandmarkModel
@@ -26,7 +26,8 @@ from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.profiling.roofline import Cost, Peaks, measure_peaks
 from lcgcn_jax.profiling.timing import Timing, measure
 from lcgcn_jax.training import sharding
-from lcgcn_jax.training.trainer import Trainer, compute_dtype
+from lcgcn_jax.training.train_step import compute_dtype
+from lcgcn_jax.training.trainer import Trainer
 
 PREDICT_BATCH_SIZE = 64
 """Batch size of the throughput of prediction."""
@@ -165,7 +166,7 @@ class Measurements:
         """Stages of the input pipeline for one batch, in one thread."""
         data, scheme = self._config.data, self._training.dataset.scheme
         source = self._training.dataset.source(data.train_split)
-        augment = AugmentConfig(**data.augment.to_dict())
+        augment = data.augment
         rng = np.random.default_rng(self._config.seed)
         indices = [int(i) for i in rng.integers(0, len(source), self._batch_size)]
         records = [source[i] for i in indices]
@@ -199,7 +200,7 @@ class Measurements:
                 image_size=data.image_size,
                 batch_size=self._batch_size,
                 seed=self._config.seed,
-                augment=AugmentConfig(**data.augment.to_dict()),
+                augment=data.augment,
                 num_workers=workers,
                 num_threads=data.num_threads,
             )

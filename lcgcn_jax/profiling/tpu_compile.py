@@ -21,14 +21,12 @@ from jax.experimental import topologies
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import get_scheme
-from lcgcn_jax.models.bundles import abstract_weights
 from lcgcn_jax.profiling.roofline import Cost, Peaks
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_checks import check_config
-from lcgcn_jax.training.optimizer import make_optimizer, trained_names
-from lcgcn_jax.training.state import create_state
-from lcgcn_jax.training.steps import make_detect_step, make_train_step
-from lcgcn_jax.training.trainer import compute_dtype
+from lcgcn_jax.training.config_types import Config
+from lcgcn_jax.training.steps import make_detect_step
+from lcgcn_jax.training.train_step import build_train_step
 
 GIB = 2**30
 
@@ -163,46 +161,27 @@ def lower_train_step(
       InputError: the configuration is invalid, or the batch size is not a multiple of the device count.
     """
     check_config(config)
-    mesh = sharding.mesh_of(devices)
-    sharding.check_batch_size(batch_size, mesh)
-    num_landmarks = get_scheme(config.scheme).num_landmarks
-    image_size, train = config.data.image_size, config.train
-    graphdef, params, batch_stats = abstract_weights(
-        config.model.to_dict(),
-        num_landmarks,
-        compute_dtype("bfloat16" if train.dtype == "auto" else train.dtype),
+    typed = Config.from_dict(config.to_dict())
+    # The length of the training is a constant of the schedule and changes no figure of the program.
+    train = dataclasses.replace(typed.train, batch_size=batch_size, steps=typed.train.steps or 1000)
+    num_landmarks = get_scheme(typed.scheme).num_landmarks
+    step = build_train_step(
+        dataclasses.replace(typed, train=train), num_landmarks, sharding.mesh_of(devices)
     )
-    trained = trained_names(train.mode, params)
-    # The number of steps is only a constant of the schedule, and does not affect the cost.
-    optimizer, _ = make_optimizer(config.optimizer.to_dict(), train.mode, train.steps or 1000)
-    state = jax.eval_shape(
-        lambda p, b: create_state(p, b, optimizer, trained, with_ema=train.ema_decay > 0),
-        params,
-        batch_stats,
-    )
+    image_size = typed.data.image_size
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8)
     batch = {
         "landmarks": jax.ShapeDtypeStruct((batch_size, num_landmarks, 2), jnp.float32),
         "visible": jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.bool_),
     }
-    if config.model.visibility.head != "none":
+    if step.abstract_model().visibility is not None:
         batch["visibility"] = jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.int8)
     if train.cache:
-        detect = make_detect_step(graphdef)
-        batch["graph_inputs"] = jax.eval_shape(detect, params, batch_stats, images)
+        detect = make_detect_step(step.graphdef)
+        batch["graph_inputs"] = jax.eval_shape(detect, step.params, step.batch_stats, images)
     else:
         batch["image"] = images
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        trained,
-        mode=train.mode,
-        loss_config=config.loss.to_dict(),
-        image_size=image_size,
-        ema_decay=train.ema_decay,
-        remat=train.remat,
-    )
-    return sharding.compile_train_step(step, mesh).lower(state, batch)
+    return step.compiled.lower(step.abstract_state(), batch)
 
 
 def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: int) -> StepCost:

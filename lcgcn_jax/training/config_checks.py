@@ -17,7 +17,7 @@ from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.layers import NORMS
 from lcgcn_jax.models.visibility import CLASSES, HEADS
 from lcgcn_jax.training.optimizer import SCHEDULES, TRAINED
-from lcgcn_jax.training.pretrained import PARTS
+from lcgcn_jax.training.pretrained import INIT_SCOPES
 from lcgcn_jax.training.steps import (
     COORDINATE_LOSSES,
     HEATMAP_COORDINATE_LOSSES,
@@ -227,7 +227,7 @@ FIELDS: dict[str, Constraint] = {
     "scheme": Text(),
     "seed": Number(0, 2**32 - 1, whole=True),
     "init_from": Text(may_be_empty=True),
-    "init_scope": Choice(tuple(PARTS)),
+    "init_scope": Choice(tuple(INIT_SCOPES)),
     "data.dir": Text(),
     "data.sources": Sources(),
     "data.offsets": Text(may_be_empty=True),

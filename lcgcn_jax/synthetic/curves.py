@@ -126,7 +126,7 @@ class Curves:
         return np.stack([wide * u, tr.nose_length + 0.16 - 0.055 * np.abs(u) ** 1.6], 1)
 
     def lip(self, u: Vector, edge: str) -> np.ndarray:
-        """Lip edge from the left (u = -1) to the right (u = 1) corner; `edge`: `outer_top`, `inner_top`, ..."""
+        """Lip edge from the left (u = -1) to the right (u = 1) corner; `edge`: `outer_top`, ..."""
         tr, u = self._t, np.asarray(u, np.float64)
         inner = edge.startswith("inner")
         half = tr.mouth_width * (1 + 0.14 * tr.smile - 0.35 * tr.jaw_drop)

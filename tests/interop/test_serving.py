@@ -280,8 +280,7 @@ def test_stablehlo_example_in_the_documentation_runs_without_this_package(faces,
     for file in (path, description_file(path)):
         (tmp_path / file.name).symlink_to(file)
     np.save(tmp_path / "crops.npy", faces[:3])
-    code = page_code("deserialize") + '
-np.save("points.npy", output["landmarks"])'
+    code = page_code("deserialize") + '\nnp.save("points.npy", output["landmarks"])'
     run_without_packages(code, tmp_path, ["flax", "lcgcn_jax"])
     expected = serve_stablehlo(path)(faces[:3])["landmarks"]
     np.testing.assert_allclose(np.load(tmp_path / "points.npy"), expected, rtol=0, atol=TOLERANCE)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import Predict, SplitErrors, split_errors, subset_masks
@@ -59,7 +59,7 @@ def calibrate(
     found: list[SplitErrors] = []
     groups: list[str] = []
     for number, dataset in enumerate(datasets):
-        of_faces = [record["group"] for record in dataset.source(split)]
+        of_faces = [record["group"] for record in dataset.source(split, with_images=False)]
         for corruption in CORRUPTIONS:
             parts.append((number, corruption))
             groups += of_faces

@@ -5,18 +5,18 @@ from lcgcn_jax.commands.main import main
 
 @pytest.fixture
 def refused(capsys):
-    """Runs `lcgcn` with arguments that it must refuse, and gives the one line that it says."""
+    """Runs `lcgcn` with arguments that it must reject, and returns its error message of one line."""
 
     def run(*arguments) -> str:
         try:
             code = main([str(a) for a in arguments])
-        except SystemExit as stop:  # argparse leaves this way
+        except SystemExit as stop:  # raised by argparse
             code = stop.code
-        said = capsys.readouterr().err.strip()
+        message = capsys.readouterr().err.strip()
         assert code == 2
-        assert len(said.splitlines()) == 1, said
-        assert "Traceback" not in said
-        assert said.startswith("lcgcn")
-        return said
+        assert len(message.splitlines()) == 1, message
+        assert "Traceback" not in message
+        assert message.startswith("lcgcn")
+        return message
 
     return run

@@ -41,7 +41,7 @@ class OneBlock(nnx.Module):
     "heatmap",
     [
         {"name": "one_block"},
-        pytest.param({"name": "hrnet", "arch": "w18-small-v1"}, marks=pytest.mark.slow),
+        pytest.param({"name": "hrnet", "arch": "tiny"}, marks=pytest.mark.slow),
         pytest.param({"name": "hourglass", "stacks": 1, "width": 16}, marks=pytest.mark.slow),
     ],
     ids=lambda heatmap: heatmap["name"],

@@ -14,7 +14,9 @@ FORMER = SHIPPED / "w300-lcgcn-small"
 
 def test_shipped_bundle_of_0_1_loads_with_every_weight():
     stored = load_file(FORMER / WEIGHTS)
-    assert any(name.startswith("graph.guesses.") for name in stored)  # it has the former names
+    assert any(
+        name.startswith("graph.guesses.") for name in stored
+    )  # the file has the former names
     bundle = load_bundle(FORMER)
     assert len(bundle.weights) == len(stored)
     assert bundle.flip_bias == json.loads((FORMER / CONFIG).read_text())["mirror_offset"]
@@ -23,7 +25,7 @@ def test_shipped_bundle_of_0_1_loads_with_every_weight():
 
 
 def test_former_and_new_names_have_one_order():
-    """Moving averages are vectors in the order of the names, so they need no permutation."""
+    """Moving averages are vectors in the order of the names and need no permutation."""
     stored = load_file(FORMER / WEIGHTS)
     upgraded = compat.upgrade_weights(stored)
     for former, new in zip(sorted(stored), sorted(upgraded), strict=True):

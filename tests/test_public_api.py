@@ -36,6 +36,14 @@ def network():
     return lc.create_model(MODEL, num_landmarks=5)
 
 
+@pytest.fixture
+def toy_model(toy, random_bundle, five):
+    """A model with the smallest heatmap model, which compiles fast, and a graph."""
+    graph = lc.load_config("demo:small").model.graph.to_dict()
+    config = MODEL | {"heatmap": {"name": "toy"}, "graph": graph | {"embedding_widths": [8, 4]}}
+    return lc.LandmarkModel(random_bundle(config, five, 64))
+
+
 @pytest.fixture(scope="module")
 def five():
     names = ["eye_left", "eye_right", "nose", "mouth_left", "mouth_right"]
@@ -122,7 +130,8 @@ def test_invalid_model_config_is_rejected(source, count, message):
         lc.create_model(source, num_landmarks=count)
 
 
-def test_module_predicts_as_the_model(model):
+def test_module_predicts_as_the_model(toy_model):
+    model = toy_model
     crops = np.stack([noise_image(seed, (64, 64)) for seed in range(2)])
     output = nnx.jit(lambda module, images: module(images))(
         model.module, lc.normalize_images(jnp.asarray(crops))
@@ -131,11 +140,9 @@ def test_module_predicts_as_the_model(model):
     assert model.module is model.module
 
 
-def test_fine_tuning_with_optax(toy, random_bundle, five, tmp_path):
+def test_fine_tuning_with_optax(toy_model, tmp_path):
     """Two steps change the module but not the model, and a bundle keeps the new weights."""
-    graph = lc.load_config("demo:small").model.graph.to_dict()
-    config = MODEL | {"heatmap": {"name": "toy"}, "graph": graph | {"embedding_widths": [8, 4]}}
-    model = lc.LandmarkModel(random_bundle(config, five, 64))
+    model = toy_model
     (before,) = model.predict(noise_image(), [BOX])
     module = model.module
     images = lc.normalize_images(jnp.asarray(noise_image(3, (64, 64)))[None])
@@ -167,8 +174,10 @@ def test_fine_tuning_with_optax(toy, random_bundle, five, tmp_path):
     np.testing.assert_array_equal(unchanged.landmarks, before.landmarks)
 
 
-def test_model_from_a_new_network(network, five, tmp_path):
-    model = lc.LandmarkModel.from_module(network, config=MODEL, scheme=five, image_size=64)
+def test_model_from_a_new_network(toy, five):
+    config = MODEL | {"heatmap": {"name": "toy"}}
+    network = lc.create_model(config, num_landmarks=5)
+    model = lc.LandmarkModel.from_module(network, config=config, scheme=five, image_size=64)
     (face,) = model.predict(noise_image(), [BOX])
     assert face.landmarks.shape == (5, 2)
     assert face.names == five.names
@@ -268,7 +277,8 @@ def test_export_rejects_other_suffixes_and_existing_files(model, tmp_path):
         lc.export_model(model, tmp_path / "a.stablehlo")
 
 
-def test_export(model, tmp_path):
+def test_export(toy_model, tmp_path):
+    model = toy_model
     path = lc.export_model(model, tmp_path / "a.stablehlo")
     crops = noise_image(5, (64, 64))[None]
     output = jax.export.deserialize(path.read_bytes()).call(crops)

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-# JAX reads these when it is imported, here and in the processes that tests start.
+# JAX reads these variables when it is imported, here and in the processes that tests start.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )

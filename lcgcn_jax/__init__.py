@@ -33,7 +33,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from lcgcn_jax.errors import InputError
-    from lcgcn_jax.evaluation.evaluator import EvaluationResult, evaluate
+    from lcgcn_jax.evaluation.evaluator import evaluate
+    from lcgcn_jax.evaluation.report import EvaluationResult
     from lcgcn_jax.inference.model import Face, LandmarkModel, list_models, load, load_model
     from lcgcn_jax.interop.serving import export_model
     from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme, get_scheme
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "EvaluationResult": "evaluation.evaluator",
+    "EvaluationResult": "evaluation.report",
     "Face": "inference.model",
     "IBUG68": "landmarks",
     "InputError": "errors",

@@ -10,8 +10,8 @@ from typing import Any
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import format_uncertainty
 from lcgcn_jax.evaluation.fit_uncertainty import calibrate
+from lcgcn_jax.evaluation.report import format_uncertainty
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.models.bundles import SHIPPED, find_bundle, save_uncertainty
 

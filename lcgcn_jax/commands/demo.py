@@ -9,7 +9,8 @@ from lcgcn_jax.commands import train
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import evaluate, mean_face_errors
+from lcgcn_jax.evaluation.evaluator import evaluate
+from lcgcn_jax.evaluation.mean_face import mean_face_errors
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.synthetic.dataset import prepare_synthetic
 from lcgcn_jax.training.config import load_config

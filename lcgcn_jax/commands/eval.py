@@ -11,7 +11,8 @@ from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
 from lcgcn_jax.data.augment import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import BOXES, evaluate, write_face_errors
+from lcgcn_jax.evaluation.evaluator import BOXES, evaluate
+from lcgcn_jax.evaluation.face_errors import write_face_errors
 from lcgcn_jax.evaluation.reported_results import METRICS, ReportedTable, reported_table
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import EVALUATION_NORMALIZERS

@@ -8,7 +8,7 @@ from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import with_flip_test
+from lcgcn_jax.evaluation.predictions import with_flip_test
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.training.fit_offsets import OffsetFit, fit_annotation_offsets
 

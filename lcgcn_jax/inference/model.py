@@ -432,7 +432,7 @@ class LandmarkModel:
         output = self.predict_crops(np.stack(crops))
         expected = None
         if self.calibration is not None:
-            expected = self.calibration.expected_error(output.confidence, output.heatmap_std)
+            expected = self.calibration.predict(output.confidence, output.heatmap_std)
 
         def in_image(landmarks, i):
             inverse = geometry.invert(affines[i])

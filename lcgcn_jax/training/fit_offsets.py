@@ -22,7 +22,7 @@ from lcgcn_jax.data.annotation_offsets import (
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import Predict
+from lcgcn_jax.evaluation.predictions import Predict
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
 

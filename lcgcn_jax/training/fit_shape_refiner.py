@@ -14,7 +14,7 @@ from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import view_batches
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import mean_shape
+from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.models.bundles import Bundle
 from lcgcn_jax.models.gcn import ShapeRefiner
 from lcgcn_jax.models.lcgcn import normalize_images

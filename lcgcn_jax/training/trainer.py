@@ -20,7 +20,8 @@ from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.data.pipeline import TrainIterator, train_iterator, view_order
 from lcgcn_jax.distributed import is_primary_process, preemption_guard, raise_on_all_processes
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import SplitErrors, errors_of, mean_shape, split_errors
+from lcgcn_jax.evaluation.face_errors import SplitErrors, errors_of, split_errors
+from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle

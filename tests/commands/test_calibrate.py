@@ -15,7 +15,8 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.annotation_offsets import AnnotationOffsets
 from lcgcn_jax.data.augment import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.evaluation.evaluator import split_errors, with_flip_test
+from lcgcn_jax.evaluation.face_errors import split_errors
+from lcgcn_jax.evaluation.predictions import with_flip_test
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import IBUG68
 from lcgcn_jax.models.bundles import CONFIG, SHIPPED, find_bundle
@@ -85,7 +86,7 @@ def measured(calibrated, case):
     found = split_errors(
         model.predict_crops, dataset, case.test, image_size=model.image_size, batch_size=8
     )
-    expected = model.calibration.expected_error(found.confidence, found.heatmap_std)
+    expected = model.calibration.predict(found.confidence, found.heatmap_std)
     names = [record["name"] for record in dataset.source(case.test)]
     seeds = [int(name.rsplit("_")[-1].split(".")[0]) for name in names]
     occluded = np.stack([draw_face(seed, IBUG68).occluded for seed in seeds])
@@ -128,7 +129,7 @@ def test_eval_reports_it(calibrated, case, tmp_path, capsys):
         assert main(["eval", *map(str, words), "--split", split, "--json", str(path)]) == 0
         results[split] = json.loads(path.read_text())["calibration"]
         said = capsys.readouterr().out
-        assert ("(optimiztic: fitted on faces of this split)" in said) == (split == "validation")
+        assert ("(optimistic: fitted on faces of this split)" in said) == (split == "validation")
     test = results[case.test]
     assert not test["fitted_here"]
     assert results["validation"]["fitted_here"]

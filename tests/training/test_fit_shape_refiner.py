@@ -5,7 +5,7 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import split_errors
+from lcgcn_jax.evaluation.face_errors import split_errors
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.training.fit_shape_refiner import fit_shape_refiner, solve

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcgcn_jax.evaluation.evaluator import errors_of
+from lcgcn_jax.evaluation.face_errors import errors_of
 from lcgcn_jax.landmarks import IBUG68
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.training.config import default_config

@@ -9,7 +9,7 @@ import pytest
 from lcgcn_jax.data.annotation_offsets import AnnotationOffsets
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import mean_shape
+from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.training.run_lock import DATA, OFFSETS, RunLock
 from lcgcn_jax.training.trainer import _open_data, _open_mixture
 

@@ -12,13 +12,9 @@ from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.formats import wflw
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import (
-    SplitErrors,
-    format_visibility,
-    split_errors,
-    summarize,
-    with_flip_test,
-)
+from lcgcn_jax.evaluation.face_errors import SplitErrors, split_errors
+from lcgcn_jax.evaluation.predictions import with_flip_test
+from lcgcn_jax.evaluation.report import format_visibility, summarize
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import WFLW98
 from lcgcn_jax.models.bundles import BEST, load_bundle

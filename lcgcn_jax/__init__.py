@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from lcgcn_jax.errors import InputError
     from lcgcn_jax.evaluation.evaluator import evaluate
     from lcgcn_jax.evaluation.report import EvaluationResult
-    from lcgcn_jax.inference.model import Face, LandmarkModel, list_models, load, load_model
+    from lcgcn_jax.inference.face import Face
+    from lcgcn_jax.inference.model import LandmarkModel, list_models, load, load_model
     from lcgcn_jax.interop.serving import export_model
     from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme, get_scheme
     from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EvaluationResult": "evaluation.report",
-    "Face": "inference.model",
+    "Face": "inference.face",
     "IBUG68": "landmarks",
     "InputError": "errors",
     "LCGCNOutput": "models.lcgcn",

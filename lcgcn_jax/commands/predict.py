@@ -22,8 +22,10 @@ from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference import results
+from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.face_detector import quiet_opencv
-from lcgcn_jax.inference.model import Face, LandmarkModel, check_boxes, load
+from lcgcn_jax.inference.image_inputs import check_boxes
+from lcgcn_jax.inference.model import LandmarkModel, load
 from lcgcn_jax.inference.sources import InputFile, find_inputs
 from lcgcn_jax.inference.tracking import FaceTracker, OneEuroFilter
 from lcgcn_jax.inference.video import Frame, Video, VideoWriter, open_video, varies

@@ -10,7 +10,7 @@ FITTED_ON = {"dataset": "d", "fingerprint": "f", "split": "validation"}
 def make_faces(n=200, k=10, seed=0):
     """Errors, peaks and standard deviations of heatmaps, and true mean errors.
 
-    An error is the norm of two normal variables. Their scale depends on peak, standard deviation and landmark.
+    An error is the norm of two normal variables, whose scale depends on peak, width and landmark.
     """
     rng = np.random.default_rng(seed)
     confidence = rng.beta(4, 2, (n, k)).astype(np.float32)

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"1/4 drawing and preparing {args.faces + args.test_faces:,} synthetic faces")
     prepare_synthetic(config.scheme, data, num_train=args.faces, num_test=args.test_faces, seed=0)
-    training = Trainer(config, workdir)
+    training = Trainer(config, workdir).prepare()
     print(
         f"2/4 training {training.config.train.steps:,} steps (the first compiles, about a minute)"
     )

@@ -8,7 +8,7 @@ from typing import Any
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
-from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import BOXES, evaluate

@@ -98,9 +98,9 @@ def format_fit(fit: OffsetFit) -> str:
             f"{group.name:{width}}  {group.num_faces:5d}  {group.before:6.2f}  {group.after:6.2f}  "
             f"{group.num_fitted} of {k}{other}"
         )
-    note = "" if fit.lean else ", not significant"
+    note = "" if fit.flip_bias else ", not significant"
     lines.append(
-        f"constant in x that mirror images do not share: {fit.lean:.2f} (standard error "
-        f"{fit.lean_error:.2f}{note})"
+        f"constant in x that mirror images do not share: {fit.flip_bias:.2f} (standard error "
+        f"{fit.flip_bias_error:.2f}{note})"
     )
     return "\n".join(lines)

@@ -9,8 +9,9 @@ from lcgcn_jax.commands.main import use_compilation_cache
 from lcgcn_jax.distributed import initialize_distributed, is_primary_process
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.api import CURVES, write_curves
-from lcgcn_jax.training.config import apply_overrides, describe_steps, load_config, parse_overrides
+from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.config_checks import check_config
+from lcgcn_jax.training.config_types import describe_steps
 from lcgcn_jax.training.sharding import describe_devices
 from lcgcn_jax.training.trainer import Trainer
 
@@ -67,7 +68,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     _join(args)
     training = Trainer(
         config, args.workdir, accept_changes=args.accept_changes, overridden=overrides
-    )
+    ).prepare()
     if not is_primary_process():
         training.run()
         return 0 if training.stopped_by is None else 128 + training.stopped_by
@@ -75,8 +76,8 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     print(f"{args.workdir}: {describe_steps(training.config, training.num_faces)}", flush=True)
     if training.step:
         print(f"{args.workdir}: going on from step {training.step:,}", flush=True)
-    elif training.begins:
-        print(f"{args.workdir}: {training.begins}", flush=True)
+    elif training.start_message:
+        print(f"{args.workdir}: {training.start_message}", flush=True)
     finished = training.run(on_validation=print_figures)
     write_curves(args.workdir)
     if not finished:

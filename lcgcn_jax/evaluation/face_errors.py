@@ -244,7 +244,7 @@ def write_face_errors(path: Path, dataset: FaceDataset, split: str, errors: Spli
     The graph column is empty for a model without a graph, and both columns for a face that is not measured.
     To compare two systems on the same faces, use `metrics.bootstrap_interval` of the differences.
     """
-    names = record_names(dataset.source(split), range(len(errors.heatmap)))
+    names = record_names(dataset.source(split, with_images=False), range(len(errors.heatmap)))
 
     def column(stage):
         return [
@@ -260,8 +260,7 @@ def write_face_errors(path: Path, dataset: FaceDataset, split: str, errors: Spli
 
 def subset_masks(dataset: FaceDataset, split: str) -> dict[str, Bool[np.ndarray, "n"]]:
     """Masks of the subsets of a split: the parts of a union of splits, the sources and the attributes."""
-    source = dataset.source(split)
-    records = [source[i] for i in range(len(source))]
+    records = list(dataset.source(split, with_images=False))
     masks = {}
     parts = dataset.parts(split)
     if len(parts) > 1:

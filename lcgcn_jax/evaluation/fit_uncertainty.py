@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize
 
-from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.face_errors import split_errors, subset_masks
@@ -87,7 +87,10 @@ def calibrate(
     heatmap_std = np.concatenate([part.heatmap_std for part in part_errors])
     sizes = [len(part.measured) for part in part_errors]
     weights = _equal_weights(np.repeat([number for number, _ in parts], sizes))
-    groups_of_datasets = [[face["group"] for face in data.source(split)] for data in datasets]
+    groups_of_datasets = [
+        [record["group"] for record in dataset.source(split, with_images=False)]
+        for dataset in datasets
+    ]
     groups = [group for number, _ in parts for group in groups_of_datasets[number]]
     try:
         predicted = cross_validate(errors, confidence, heatmap_std, groups, weights=weights)

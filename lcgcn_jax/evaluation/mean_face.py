@@ -64,8 +64,7 @@ def _mean_in_box(faces: _Faces) -> Float[np.ndarray, "k 2"]:
 
 
 def _read_faces(dataset: FaceDataset, split: str) -> _Faces:
-    source = dataset.source(split)
-    records = [source[i] for i in range(len(source))]
+    records = list(dataset.source(split, with_images=False))
     boxes = np.stack([record["box"] for record in records]).astype(np.float64)[:, None]
     return _Faces(
         landmarks=np.stack([record["landmarks"] for record in records]).astype(np.float64),

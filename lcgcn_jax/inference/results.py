@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.inference.face import Face
@@ -101,13 +100,6 @@ def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
                 )
             )
     return file.getvalue()
-
-
-def format_pts(landmarks: Float[np.ndarray, "k 2"]) -> str:
-    """Format landmarks, whose pixels count from 0, as a `.pts` file of 300W, which counts from 1."""
-    lines = [f"{x:.6f} {y:.6f}" for x, y in landmarks + 1.0]
-    header = f"version: 1\nn_points: {len(lines)}\n"
-    return header + "{\n" + "\n".join(lines) + "\n}\n"
 
 
 class BoxFile:

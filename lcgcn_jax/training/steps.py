@@ -1,6 +1,6 @@
-"""Pure functions of one training step and of prediction; `sharding` compiles them."""
+"""Pure functions of a training step and of prediction; `sharding` compiles them."""
 
-import difflib
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +16,7 @@ from lcgcn_jax.geometry import input_to_heatmap
 from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
 from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
+from lcgcn_jax.training.config_types import Config, LossConfig
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
 
@@ -23,46 +24,45 @@ Batch = dict[str, Array | GraphInputs]
 Scalars = dict[str, Float[Array, ""]]
 
 
-HEATMAP_LOSSES = ("focal", "mse", "adaptive_wing")
-COORDINATE_LOSSES = {"l1": losses.l1, "smooth_l1": losses.smooth_l1, "wing": losses.wing}
+HEATMAP_LOSSES = ("focal", "bce", "mse", "adaptive_wing")
+HEATMAP_COORDINATE_LOSSES = ("none", "l1", "smooth_l1", "star")
+COORDINATE_LOSSES = {
+    "l1": losses.l1,
+    "smooth_l1": losses.smooth_l1,
+    "wing": losses.wing,
+    "normalized_l2": losses.normalized_l2,
+}
 
 _FRAME = 256  # px; the side of the crops in whose pixels Wing's and smooth L1's constants are
 
 
-def check_losses(config: Mapping[str, Any], activation: str) -> None:
-    """Refuses losses that are not there, or do not fit the model.
+def check_activation(loss: LossConfig, activation: str) -> None:
+    """Checks that the heatmap loss fits the activation of the heatmap model.
 
     Args:
-      config: as `total_loss` takes it.
-      activation: the model's, one of `heatmaps.ACTIVATIONS`.
+      loss: the losses.
+      activation: one of `heatmaps.ACTIVATIONS`.
 
     Raises:
-      InputError: with the names that there are.
+      InputError: it does not fit.
     """
-    for field, known in (("heatmap", HEATMAP_LOSSES), ("coordinate", COORDINATE_LOSSES)):
-        if config[field] not in known:
-            near = difflib.get_close_matches(config[field], known, n=1, cutoff=0.0)
-            raise InputError(
-                f"config loss.{field}: unknown loss {config[field]!r}; did you mean {near[0]!r}? "
-                f"There are {', '.join(known)}"
-            )
-    if config["heatmap"] == "focal" and activation != "sigmoid":
+    if loss.heatmap in ("focal", "bce") and activation != "sigmoid":
         raise InputError(
-            f"config loss.heatmap: focal is for a sigmoid, but model.heatmap.activation is "
+            f"config loss.heatmap: {loss.heatmap} needs a sigmoid, but model.heatmap.activation is "
             f"{activation!r}; use mse or adaptive_wing"
         )
 
 
 def check_remat(heatmap_model: nnx.Module) -> None:
-    """Refuses `train.remat` for a heatmap model that does not heed it.
+    """Checks that a heatmap model supports `train.remat`.
 
     Raises:
       InputError: it has no attribute `remat` (`registry.register_heatmap_model`).
     """
     if not hasattr(heatmap_model, "remat"):
         raise InputError(
-            f"config train.remat: the heatmap model {type(heatmap_model).__name__} cannot compute its "
-            "parts again; leave it False, or give the model an attribute `remat` and heed it"
+            f"config train.remat: the heatmap model {type(heatmap_model).__name__} cannot recompute its "
+            "activations; set it to false, or implement the attribute `remat` in the model"
         )
 
 
@@ -78,22 +78,24 @@ def total_loss(
     heatmap_offset: float | None = None,
     visibility: Int[Array, "b k"] | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
-    """The paper's L = lambda1 L1 + lambda2 focal, or others in their place, of the stages that train.
+    """Weighted sum of the losses of the stages that train; the paper's is lambda1 L1 + lambda2 focal.
 
-    A graph of several turns is held to the truth in every one. A visibility head, which trains with the
-    graph, adds a cross entropy.
+    Every refinement stage of the graph is supervised. A visibility head, which trains with the graph, adds a
+    cross entropy.
 
     Args:
-      output: what the model said.
-      landmarks: the truth, in crop pixels.
+      output: the model's outputs.
+      landmarks: the true landmarks, in crop pixels.
       visible: which of them are annotated.
-      config: `sigma` (cells), `heatmap` (one of `HEATMAP_LOSSES`), `coordinate` (one of
-        `COORDINATE_LOSSES`), `coordinate_weight` (lambda1), `heatmap_weight` (lambda2), and for a visibility
-        head `visibility_weight` and `visibility_class_weights`.
+      config: `sigma` (heatmap pixels), `heatmap` (one of `HEATMAP_LOSSES`), `heatmap_coordinate` (one of
+        `HEATMAP_COORDINATE_LOSSES`) with `heatmap_coordinate_weight`, `heatmap_normalization` and
+        `heatmap_temperature`, `coordinate` (one of `COORDINATE_LOSSES`), `coordinate_weight` (lambda1),
+        `heatmap_weight` (lambda2), and for a visibility head `visibility_weight` and
+        `visibility_class_weights`.
       groups: the groups that train.
-      size: side of the crops. Coordinate losses are taken in pixels of a crop of 256 px, where the
-        constants of Wing and smooth L1 belong, and are then divided by 256: large errors count as much
-        in all of them, and the L1 is in parts of the crop, like the graph's coordinates.
+      size: side of the crops. Coordinate losses are computed in pixels of a 256 px crop, for which the
+        constants of Wing and smooth L1 are made, and divided by 256: their gradients are equal for large
+        errors, and the L1 is in fractions of the crop, like the coordinates of the graph.
       activation: the model's, one of `heatmaps.ACTIVATIONS`.
       heatmap_offset: the model's; None as in `geometry.input_to_heatmap`.
       visibility: labels of the classes `models.visibility.CLASSES`, -1 where unknown; a visibility head
@@ -107,15 +109,18 @@ def total_loss(
         name = config["heatmap"]
         logits = output.heatmap_logits
         hh, hw = logits.shape[1:3]
-        cells = input_to_heatmap(landmarks, size / hw, heatmap_offset)
-        # The focal loss takes a peak of exactly 1 as its positive; the others take the point as it is.
-        targets = heatmaps.encode(cells, (hh, hw), sigma=config["sigma"], subpixel=name != "focal")
-        if name == "focal":
-            parts[name] = losses.focal(logits, targets, visible)
+        points = input_to_heatmap(landmarks, size / hw, heatmap_offset)
+        # The focal loss needs a pixel with a target of exactly 1; the others take the position itself.
+        targets = heatmaps.encode(points, (hh, hw), sigma=config["sigma"], subpixel=name != "focal")
+        if name in ("focal", "bce"):
+            parts[name] = getattr(losses, name)(logits, targets, visible)
         else:
             loss = losses.mse if name == "mse" else losses.adaptive_wing
             parts[name] = loss(heatmaps.activate(logits, activation), targets, visible)
         total = total + config["heatmap_weight"] * parts[name]
+        if config["heatmap_coordinate"] != "none":
+            parts["heatmap_coordinate"] = heatmap_coordinate_loss(logits, points, visible, config)
+            total = total + config["heatmap_coordinate_weight"] * parts["heatmap_coordinate"]
     if "graph" in groups:
         name = config["coordinate"]
         scale = _FRAME / size
@@ -125,7 +130,8 @@ def total_loss(
             jnp.repeat(landmarks * scale, stages, axis=0),
             jnp.repeat(visible, stages, axis=0),
         )
-        parts[name] = loss / _FRAME
+        # Already a fraction, of the face's size.
+        parts[name] = loss if name == "normalized_l2" else loss / _FRAME
         total = total + config["coordinate_weight"] * parts[name]
         if output.visibility_logits is not None:
             parts["visibility"] = losses.masked_cross_entropy(
@@ -137,36 +143,69 @@ def total_loss(
     return total, parts
 
 
+def heatmap_coordinate_loss(
+    logits: Float[Array, "b hh hw k"],
+    points: Float[Array, "b k 2"],
+    visible: Bool[Array, "b k"],
+    config: Mapping[str, Any],
+) -> Float[Array, ""]:
+    """Coordinate loss of the heatmap stage, on the means of whole heatmaps.
+
+    Landmarks outside the heatmap do not count, since no mean can reach them.
+
+    Args:
+      logits: heatmaps before the activation.
+      points: the true landmarks, in heatmap pixels.
+      visible: which of them are annotated.
+      config: as in `total_loss`.
+
+    Returns:
+      `l1` and `smooth_l1` (linear from 1 px of a 256 px crop) in fractions of the crop, like the coordinate
+      loss of the graph; `star` without a unit, with eigenvalues in units of half a crop, as its authors.
+    """
+    hh, hw = logits.shape[1:3]
+    mean, covariance = heatmaps.moments(
+        logits,
+        normalization=config["heatmap_normalization"],
+        temperature=config["heatmap_temperature"],
+    )
+    last = jnp.array([[[hw - 0.5, hh - 0.5]]], points.dtype)
+    visible = visible & ((points >= -0.5) & (points < last)).all(axis=-1)
+    if config["heatmap_coordinate"] == "star":
+        return losses.star(mean, covariance, points, visible, restriction=1 / (hh * hw / 4))
+    scale = _FRAME / hw
+    loss = COORDINATE_LOSSES[config["heatmap_coordinate"]]
+    return loss(mean * scale, points * scale, visible) / _FRAME
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     trained: frozenset[str],
-    *,
-    mode: str,
-    loss_config: Mapping[str, Any],
-    image_size: int,
-    ema_decay: float,
-    remat: bool = False,
+    config: Config,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
 
-    A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
-    `visible` bool [b k]; for a model with a visibility head also `visibility`, int8 [b k], the labels
-    (`total_loss`). Where the heatmap model does not train, `graph_inputs`, what it said of the images
-    (`LCGCN.detect`), may be there in their place. With `remat` the heatmap model's modules are computed
-    again for the gradient. The scalars are the loss, its parts, the norm of its gradient, and that of the
-    trained parameters after the step.
+    A batch has `image` uint8 [b s s 3] with s = `data.image_size`, `landmarks` float32 [b k 2] in crop
+    pixels, `visible` bool [b k], and for a model with a visibility head `visibility` int8 [b k], the labels
+    (`total_loss`). If the heatmap model does not train, `graph_inputs` (`LCGCN.detect`) can replace `image`.
+    The scalars are the loss, its unweighted parts, the norm of its gradient, and the norm of the trained
+    parameters after the step.
 
-    Raises:
-      InputError: when it is traced, with `remat`: the heatmap model does not heed it.
+    Args:
+      graphdef: structure of the model.
+      optimizer: optimizer of the trained parameters.
+      trained: names of the parameters that train.
+      config: uses `data.image_size`, `loss`, and of `train` the fields `mode`, `ema_decay` and `remat`.
     """
-    groups = TRAINED[mode]
+    groups = TRAINED[config.train.mode]
+    image_size, ema_decay = config.data.image_size, config.train.ema_decay
+    loss_config = dataclasses.asdict(config.loss)
 
-    def loss_of(learnt: Weights, state: TrainState, batch: Batch):
-        # Parameters that do not train get no gradient: the backward pass stops where they begin.
-        model = merge_weights(graphdef, state.params | learnt, state.batch_stats)
-        if remat:
-            check_remat(model.heatmap_model)
+    def loss_of(learned: Weights, state: TrainState, batch: Batch):
+        # The other parameters are constants, so the backward pass does not compute their gradients.
+        model = merge_weights(graphdef, state.params | learned, state.batch_stats)
+        if config.train.remat:
             model.heatmap_model.remat = True
         if "graph_inputs" in batch:
             output = model.refine(batch["graph_inputs"], image_size, train=True)
@@ -190,24 +229,24 @@ def make_train_step(
         return total, (parts, batch_stats_of(model))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        learnt = {name: state.params[name] for name in sorted(trained)}
+        learned = {name: state.params[name] for name in sorted(trained)}
         (loss, (parts, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            learnt, state, batch
+            learned, state, batch
         )
-        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes types
-            updates, opt_state = optimizer.update(gradients, state.opt_state, learnt)
-        learnt = optax.apply_updates(learnt, updates)
-        params = state.params | learnt
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+            updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
+        learned = optax.apply_updates(learned, updates)
+        params = state.params | learned
         step = state.step + 1
         scalars = {
             "loss": loss,
             **parts,
             "gradient_norm": _norm(gradients),
-            "parameter_norm": _norm(learnt),
+            "parameter_norm": _norm(learned),
         }
         ema = state.ema
         if ema is not None:
-            # Early on the average would be of the initial weights; see Polyak averaging with warm-up.
+            # With a warm-up of the decay, so that early averages do not hold the initial weights.
             count = step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
             ema = decay * ema + (1 - decay) * to_vector(params | batch_stats)
@@ -217,7 +256,7 @@ def make_train_step(
 
 
 def _norm(weights: Weights) -> Float[Array, ""]:
-    """Euclidean, of all together. In one piece: XLA takes 10 s to compile a sum for each of W18's."""
+    """Euclidean norm of all weights as one vector: XLA takes 10 s to compile a sum per weight of W18."""
     return jnp.linalg.norm(to_vector(weights))
 
 

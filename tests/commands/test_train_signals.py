@@ -39,6 +39,7 @@ def test_signal_saves_and_ends_in_one_line(
     shown = captured.out.splitlines()
     assert "6 steps of 8 faces, 1.3 epochs of 37;" in shown[1].partition(": ")[2]
     assert captured.err.splitlines()[-1] == (
-        f"lcgcn: stopped by {number.name}; {tmp_path / 'run'}: saved at step 3; the same command goes on"
+        f"lcgcn: stopped by {number.name}; {tmp_path / 'run'}: saved at step 3; "
+        "the same command resumes the run"
     )
     assert latest_checkpoint(tmp_path / "run").name == "3"

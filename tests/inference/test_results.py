@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lcgcn_jax.data.formats.w300 import read_pts
+from lcgcn_jax.data.formats.pts import format_pts, read_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import results
-from lcgcn_jax.inference.model import Face
+from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -54,7 +54,7 @@ def test_predicted_errors_of_a_calibrated_model_are_written(tmp_path):
 
 def test_pts_has_the_official_format_and_counts_from_one(tmp_path):
     landmarks = face(0).landmarks
-    (tmp_path / "a.pts").write_text(results.format_pts(landmarks))
+    (tmp_path / "a.pts").write_text(format_pts(landmarks))
     lines = (tmp_path / "a.pts").read_text().splitlines()
     assert lines[:3] == ["version: 1", "n_points: 3", "{"]
     assert lines[-1] == "}"

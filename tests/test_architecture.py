@@ -22,7 +22,16 @@ LAYERS = [
     {"models", "data"},
     {"losses", "uncertainty", "distributed"},
     {"heatmaps", "image_io"},
-    {"geometry", "landmarks", "cache", "compat", "compilation", "atomic_io", "image_arrays"},
+    {
+        "geometry",
+        "landmarks",
+        "cache",
+        "tables",
+        "compat",
+        "compilation",
+        "atomic_io",
+        "image_arrays",
+    },
     {"accelerators", "errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
@@ -58,7 +67,7 @@ IMPORTS = {module: imports_of(module) for module in FILES}
 
 
 def part_of(module):
-    return module.split(".")[1]
+    return module.split(".")[1] if "." in module else module
 
 
 def reached_from(module):
@@ -99,8 +108,26 @@ def test_data_never_brings_in_jax(module):
 
 def test_importing_the_package_brings_in_nothing():
     body = ast.parse(FILES["lcgcn_jax"].read_text(encoding="utf-8")).body
-    at_once = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert at_once == ["from typing import TYPE_CHECKING, Any"]
+    imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports == [
+        "import ast", "import importlib", "from pathlib import Path", "from typing import Any",
+    ]  # fmt: skip
+
+
+def test_only_main_imports_commands():
+    importers = [
+        module
+        for module, targets in IMPORTS.items()
+        if part_of(module) != "commands"
+        and any(target.startswith("lcgcn_jax.commands") for target in targets)
+    ]
+    assert importers == ["lcgcn_jax.__main__"]
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m.startswith("lcgcn_jax.commands")])
+def test_commands_are_short(module):
+    """Commands have flags, a call into the library, and printing."""
+    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_no_module_is_a_drawer():

@@ -110,17 +110,15 @@ def test_the_training_is_one_that_lcgcn_takes(name, monkeypatch):
     trainings = training_of(name, commands)
     assert len(trainings) == (3 if name == "slurm" else 1)
     seen = []
-    monkeypatch.setattr(
-        train, "run_with_overrides", lambda args, rest: seen.append((args, rest)) or 0
-    )
+    monkeypatch.setattr(train, "run", lambda args: seen.append(args) or 0)
     monkeypatch.chdir(ROOT)
     assert main(trainings[0]) == 0
-    args, rest = seen[0]
+    (args,) = seen
     assert args.config == CONFIG
     assert args.workdir.name == "w300"
     assert args.distributed == (name in ("slurm", "tpu_pod"))
     config = load_config(args.config)
-    apply_overrides(config, parse_overrides(rest))
+    apply_overrides(config, parse_overrides(args.overrides))
     assert (config.seed, config.init_from) == (3, "my runs/first")
     assert config.data.dir.endswith("/data" if name == "container" else "data/w300")
 

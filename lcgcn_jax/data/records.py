@@ -25,7 +25,7 @@ from jaxtyping import Float, Int8, UInt8
 from lcgcn_jax import geometry, image_io
 from lcgcn_jax.data.annotations import AnnotationList, BadRecord, FaceAnnotation, Visibility
 from lcgcn_jax.data.mirror_check import mirror_pair_note
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, one_line, require_absent
 
 VERSION = "1.0.0"
 RECORDS = f"faces/{VERSION}"
@@ -99,8 +99,7 @@ def fresh_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
       InputError: `out` exists and is not empty, and is not a prepared dataset to overwrite.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise InputError(f"{out}: already exists; choose another folder or give --overwrite")
+        require_absent(out, overwrite=overwrite)
         if not (out / RECORDS).is_dir():
             raise InputError(f"{out}: holds something else than a dataset; choose another folder")
     # A name such as `.` or `a/..` would give no sibling.

@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 from lcgcn_jax import geometry
 from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.compilation import compiler_options
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, one_line, require_absent
 from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path, rgb_crops, rgb_image
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference import robust_crops
@@ -260,10 +260,7 @@ class LandmarkModel:
           InputError: the folder exists, or cannot be written.
         """
         folder = Path(path)
-        if folder.exists() and not overwrite:
-            raise InputError(
-                f"{folder}: already exists; choose another folder or give overwrite=True"
-            )
+        require_absent(folder, overwrite=overwrite)
         with writing(folder):
             save_bundle(folder, self._bundle, card or f"# {folder.name}\n")
 

@@ -1,6 +1,5 @@
 """Pure functions of one training step and of prediction; `sharding` compiles them."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lcgcn_jax import heatmaps, losses
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, choose
 from lcgcn_jax.geometry import input_to_heatmap
 from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
 from lcgcn_jax.models.visibility import log_probabilities
@@ -40,12 +39,7 @@ def check_losses(config: Mapping[str, Any], activation: str) -> None:
       InputError: with the names that there are.
     """
     for field, known in (("heatmap", HEATMAP_LOSSES), ("coordinate", COORDINATE_LOSSES)):
-        if config[field] not in known:
-            near = difflib.get_close_matches(config[field], known, n=1, cutoff=0.0)
-            raise InputError(
-                f"config loss.{field}: unknown loss {config[field]!r}; did you mean {near[0]!r}? "
-                f"There are {', '.join(known)}"
-            )
+        choose(f"config loss.{field}", config[field], known, kind="loss")
     if config["heatmap"] == "focal" and activation != "sigmoid":
         raise InputError(
             f"config loss.heatmap: focal is for a sigmoid, but model.heatmap.activation is "

@@ -297,7 +297,7 @@ class Trainer:
         """The exception for commands to raise after a signal ended `run`."""
         assert self.stopped_by is not None, "no signal ended the run"
         stop = Interrupted(self.stopped_by)
-        stop.kept = f"{self.workdir}: saved at step {self.step:,}; the same command goes on"
+        stop.saved = f"{self.workdir}: saved at step {self.step:,}; the same command goes on"
         return stop
 
     def _open_batches(self) -> TrainIterator | CachedBatches:

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from lcgcn_jax.commands import compile as command
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.commands.research import compile as command
 from lcgcn_jax.profiling.tpu_compile import GIB, Collective, StepCost
 
 ARGUMENTS = ["compile", "--config", "w300_lcgcn_best", "--topology", "v5e:4x4"]

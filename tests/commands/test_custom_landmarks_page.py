@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.commands.prepare import parse_annotations
 from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.prepare import parse_annotations
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.metric_writer import read_metrics
 

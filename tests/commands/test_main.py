@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from lcgcn_jax.commands.main import COMMANDS, main
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.commands.parsing import COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

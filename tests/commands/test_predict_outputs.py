@@ -17,6 +17,7 @@ from lcgcn_jax.commands import predict
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.formats.w300 import read_pts
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.inference import batch_predict
 from lcgcn_jax.inference.model import Face, LandmarkModel
 from lcgcn_jax.inference.video import VideoWriter, open_video
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -49,7 +50,7 @@ class Model(LandmarkModel):
 def model(monkeypatch):
     model = Model()
     monkeypatch.setattr(predict, "load", lambda *args, **kwargs: model)
-    monkeypatch.setattr(predict, "_FACES", 1)
+    monkeypatch.setattr(batch_predict, "_MIN_FACES", 1)
     return model
 
 

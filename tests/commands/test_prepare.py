@@ -1,4 +1,3 @@
-import argparse
 import json
 
 import cv2
@@ -6,16 +5,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from lcgcn_jax.commands import prepare
+from lcgcn_jax.commands.parsing import parse_arguments
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.errors import InputError
 
 
 def run(*argv):
-    parser = argparse.ArgumentParser()
-    prepare.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["prepare", *map(str, argv)])
+    args = parse_arguments(["prepare", *map(str, argv)])
     return args.run(args)
 
 

@@ -31,7 +31,7 @@ def test_signal_saves_and_ends_in_one_line(
     toy, synthetic98, tmp_path, monkeypatch, capsys, number, code
 ):
     (tmp_path / "config.py").write_text(CONFIG)
-    monkeypatch.setattr(train, "print_figures", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(train, "print_validation", lambda *_: os.kill(os.getpid(), number))
     command = ["train", "--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
     command += [f"--config.data.dir={synthetic98}"]
     assert main(command) == code

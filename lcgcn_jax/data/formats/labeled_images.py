@@ -1,7 +1,6 @@
 """Convert labeled points of images to annotated faces: grouping, names of landmarks, paths."""
 
 import dataclasses
-import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from lcgcn_jax.data import raw_faces
 from lcgcn_jax.data.annotations import AnnotationList, BadRecord, FaceAnnotation, Visibility
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.raw_faces import SPLITS, UNSTATED, RawFace
-from lcgcn_jax.errors import InputError, printable
+from lcgcn_jax.errors import InputError, did_you_mean, printable
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _Entry = TypeVar("_Entry")
@@ -299,11 +298,10 @@ def landmarks_of_labels(
         return {label: by_name[label] for label in labels}
     if all(map(_is_whole, labels)):
         return _landmarks_of_numbers(labels, scheme, path)
-    near = difflib.get_close_matches(unknown[0], by_name, n=1, cutoff=_NEAR)
     more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     raise InputError(
         f"{places[unknown[0]]}: the point label {unknown[0]!r}{more} is not a landmark of {scheme.name}"
-        + (f"; did you mean {near[0]!r}?" if near else "; use the names in the scheme")
+        + (did_you_mean(unknown[0], by_name, cutoff=_NEAR) or "; use the names in the scheme")
     )
 
 

@@ -87,8 +87,9 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _dataclass(title: str, option: type) -> str:
     """Table of a dataclass: its fields, defaults, and their text in the docstring."""
-    text = inspect.getdoc(option) or ""
-    summary, _, attributes = text.partition("Attributes:")
+    summary = (inspect.getdoc(option) or "").partition("Attributes:")[0]
+    docs = [inspect.getdoc(parent) or "" for parent in option.__mro__[-2::-1]]
+    attributes = "\n".join(doc.partition("Attributes:")[2] for doc in docs)
     entries = re.split(r"\n  (?=\w+: )", "\n" + inspect.cleandoc(attributes).replace("\n", "\n  "))
     meaning = {
         name: " ".join(body.split())

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 Affine = Float[np.ndarray, "2 3"]
+Homography = Float[np.ndarray, "3 3"]
 Box = Float[np.ndarray, "4"]
 Points = Float[np.ndarray, "*b 2"]
 
@@ -74,6 +75,19 @@ def check_box(box: Box, width: int, height: int) -> None:
         raise ValueError("it is less than half a pixel large")
 
 
+def perspective_transform(size: int, corner_offsets: Float[np.ndarray, "4 2"]) -> Homography:
+    """The homography that moves the corners of a square crop.
+
+    Args:
+      size: side of the crop, in pixels.
+      corner_offsets: (x, y) by which the corners move, in fractions of the side: top left, top right, bottom
+        right, bottom left.
+    """
+    corners = (size - 1) * np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    moved = corners + np.float32(size) * corner_offsets.astype(np.float32)
+    return cv2.getPerspectiveTransform(corners, moved)
+
+
 def compose(outer: Affine, inner: Affine) -> Affine:
     """The affine that applies `inner` first and `outer` to its result."""
     return outer @ np.vstack([inner, [0.0, 0.0, 1.0]])
@@ -85,9 +99,12 @@ def invert(affine: Affine) -> Affine:
     return np.concatenate([linear, -linear @ affine[:, 2:]], axis=1)
 
 
-def transform_points(affine: Affine, points: Points) -> Points:
-    """Applies an affine to points of any leading shape; keeps their dtype."""
-    return (points @ affine[:, :2].T + affine[:, 2]).astype(points.dtype)
+def transform_points(transform: Affine | Homography, points: Points) -> Points:
+    """Applies an affine or a homography to points of any leading shape; keeps their dtype."""
+    result = points @ transform[:, :2].T + transform[:, 2]
+    if len(transform) == 3:
+        result = result[..., :2] / result[..., 2:]
+    return result.astype(points.dtype)
 
 
 def transform_box(affine: Affine, box: Box) -> Box:
@@ -171,9 +188,15 @@ _BORDER_BLUR = 0.04  # of the crop's side
 
 
 def warp(
-    image: UInt8[np.ndarray, "h w c"], affine: Affine, size: int, border: str = "black"
+    image: UInt8[np.ndarray, "h w c"],
+    affine: Affine,
+    size: int,
+    border: str = "black",
+    perspective: Homography | None = None,
 ) -> UInt8[np.ndarray, "size size c"]:
     """Warp an image to a `size` x `size` crop in one bilinear step.
+
+    The transform is `affine`, followed by `perspective` if there is one.
 
     Outside the image is what `border`, one of `BORDERS`, states. Where the crop is less than half as fine as
     the image, the image is first halved by OpenCV's Gaussian pyramid (whose pixel i is centered on pixel 2i),
@@ -185,10 +208,19 @@ def warp(
         affine = compose(affine, np.diag([2.0, 2.0, 1.0])[:2])
         scale *= 2
     shape = (size, size)
-    crop = cv2.warpAffine(image, affine, shape, flags=cv2.INTER_LINEAR, borderMode=BORDERS[border])
+
+    def warp_once(image: np.ndarray, interpolation: int, border_mode: int) -> np.ndarray:
+        if perspective is None:
+            return cv2.warpAffine(image, affine, shape, flags=interpolation, borderMode=border_mode)
+        homography = perspective @ np.vstack([affine, [0.0, 0.0, 1.0]])
+        return cv2.warpPerspective(
+            image, homography, shape, flags=interpolation, borderMode=border_mode
+        )
+
+    crop = warp_once(image, cv2.INTER_LINEAR, BORDERS[border])
     if border == "blur":
         inside = np.ones(image.shape[:2], np.uint8)
-        is_outside = cv2.warpAffine(inside, affine, shape, flags=cv2.INTER_NEAREST) == 0
+        is_outside = warp_once(inside, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT) == 0
         if is_outside.any():
             crop[is_outside] = cv2.GaussianBlur(crop, (0, 0), _BORDER_BLUR * size)[is_outside]
     return crop

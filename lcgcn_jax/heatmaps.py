@@ -266,3 +266,46 @@ def _gaussian_matrix(n: int) -> np.ndarray:
     kernel = np.exp(-(distance**2) / (2 * _DARK_SIGMA**2))
     full = np.exp(-(np.arange(-n, n + 1) ** 2) / (2 * _DARK_SIGMA**2)).sum()
     return kernel / full
+
+
+NORMALIZATIONS = ("softmax", "sigmoid")
+
+
+def moments(
+    logits: Heatmaps, *, normalization: str = "softmax", temperature: float = 1.0
+) -> tuple[Float[Array, "b k 2"], Float[Array, "b k 2 2"]]:
+    """Mean and covariance of each heatmap as a probability distribution over its pixels.
+
+    Args:
+      logits: heatmaps before the activation.
+      normalization: one of `NORMALIZATIONS`: the softmax of the logits times `temperature`, or their sigmoid
+        divided by its sum.
+      temperature: factor on the logits under `softmax`.
+
+    Returns:
+      Means (x, y) in heatmap pixels, and covariances in squared heatmap pixels.
+    """
+    logits = logits.astype(jnp.float32)
+    _, hh, hw, _ = logits.shape
+    if normalization == "softmax":
+        weights = jax.nn.softmax(logits * temperature, axis=(1, 2))
+    else:
+        weights = jax.nn.sigmoid(logits)
+        weights = weights / (weights.sum(axis=(1, 2), keepdims=True) + 1e-12)
+    x, y = (jnp.arange(n, dtype=jnp.float32) for n in (hw, hh))
+    along_x, along_y = weights.sum(axis=1), weights.sum(axis=2)
+    mean = jnp.stack(
+        [jnp.einsum("bxk,x->bk", along_x, x), jnp.einsum("byk,y->bk", along_y, y)], axis=-1
+    )
+    dx = x[None, :, None] - mean[:, None, :, 0]
+    dy = y[None, :, None] - mean[:, None, :, 1]
+    variance_x = (along_x * jnp.square(dx)).sum(axis=1)
+    variance_y = (along_y * jnp.square(dy)).sum(axis=1)
+    covariance = ((weights * dx[:, None]).sum(axis=2) * dy).sum(axis=1)
+    return mean, jnp.stack(
+        [
+            jnp.stack([variance_x, covariance], axis=-1),
+            jnp.stack([covariance, variance_y], axis=-1),
+        ],
+        axis=-2,
+    )

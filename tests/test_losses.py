@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from lcgcn_jax.heatmaps import encode
+from lcgcn_jax.heatmaps import encode, moments
 from lcgcn_jax.losses import (
     adaptive_wing,
+    bce,
     focal,
     l1,
     masked_cross_entropy,
     masked_mean,
     mse,
+    normalized_l2,
     smooth_l1,
+    star,
     wing,
 )
 
@@ -25,8 +28,8 @@ VISIBLE = jnp.array([[True, False, True], [True, True, False]])
 HIDDEN = ~VISIBLE[:, None, None] & jnp.ones_like(TARGETS, bool)
 
 
-def focal_by_loops(logits, targets, visible, alpha=2.0, beta=4.0):
-    """Law and Deng 2018, eq. 1, cell by cell in float64."""
+def focal_reference(logits, targets, visible, alpha=2.0, beta=4.0):
+    """Law and Deng 2018, eq. 1, pixel by pixel in float64."""
     logits, targets = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
     losses = []
     for image in range(B):
@@ -47,20 +50,20 @@ def focal_by_loops(logits, targets, visible, alpha=2.0, beta=4.0):
 
 
 @pytest.mark.parametrize("powers", [{}, {"alpha": 1.5, "beta": 3.0}])
-def test_focal_is_the_published_formula(powers):
-    expected = focal_by_loops(LOGITS, TARGETS, VISIBLE, **powers)
+def test_focal_equals_the_formula_of_its_paper(powers):
+    expected = focal_reference(LOGITS, TARGETS, VISIBLE, **powers)
     np.testing.assert_allclose(focal(LOGITS, TARGETS, VISIBLE, **powers), expected, rtol=1e-5)
 
 
 def test_l1_is_the_mean_over_visible_coordinates():
     predicted = np.array(LANDMARKS + 1.0)
-    predicted[0, 0] += [2.0, -4.0]  # off by (3, -3) now, the others by (1, 1)
+    predicted[0, 0] += [2.0, -4.0]  # an error of (3, -3); that of the others is (1, 1)
     loss = l1(jnp.asarray(predicted), LANDMARKS, VISIBLE)
     np.testing.assert_allclose(loss, (3 + 3 + 3 * 2) / 8, rtol=1e-6)
 
 
 @pytest.mark.parametrize("junk", [1e6, jnp.nan])
-def test_the_truth_of_hidden_landmarks_does_not_count(junk):
+def test_targets_of_hidden_landmarks_have_no_effect(junk):
     def focal_and_gradient(targets):
         return jax.value_and_grad(focal)(LOGITS, targets, VISIBLE)
 
@@ -75,7 +78,7 @@ def test_the_truth_of_hidden_landmarks_does_not_count(junk):
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
-def test_hidden_landmarks_get_no_gradient():
+def test_hidden_landmarks_have_no_gradient():
     by_logits = jax.grad(focal)(LOGITS, TARGETS, VISIBLE)
     assert not by_logits[HIDDEN].any()
     assert by_logits[~HIDDEN].all()
@@ -83,7 +86,7 @@ def test_hidden_landmarks_get_no_gradient():
     assert (by_points.any(axis=-1) == VISIBLE).all()
 
 
-def test_nothing_visible_is_a_loss_of_0():
+def test_loss_is_0_without_visible_landmarks():
     nothing = jnp.zeros((B, K), bool)
     assert focal(LOGITS, TARGETS, nothing) == 0.0
     assert l1(LANDMARKS + 0.3, LANDMARKS, nothing) == 0.0
@@ -93,12 +96,12 @@ def test_nothing_visible_is_a_loss_of_0():
 @pytest.mark.parametrize("level", [-80.0, 80.0])
 def test_focal_is_finite_at_extreme_logits(level):
     loss, gradient = jax.value_and_grad(focal)(jnp.full_like(LOGITS, level), TARGETS, VISIBLE)
-    # A sure miss costs its logit: of the one positive, or of all the others.
+    # A confident error costs its logit: of the positive pixel, or of all others.
     assert 70 < loss < 80 * H * W
     assert np.isfinite(gradient).all()
 
 
-def test_the_gradient_of_focal_is_that_of_its_differences():
+def test_gradient_of_focal_equals_finite_differences():
     check_grads(
         lambda logits: focal(jnp.asarray(logits), TARGETS, VISIBLE),
         (LOGITS,),
@@ -109,26 +112,27 @@ def test_the_gradient_of_focal_is_that_of_its_differences():
     )
 
 
-def test_bfloat16_logits_are_reckoned_in_float32():
+def test_bfloat16_logits_are_computed_in_float32():
     rough = LOGITS.astype(jnp.bfloat16)
-    expected = focal_by_loops(rough.astype(jnp.float32), TARGETS, VISIBLE)
+    expected = focal_reference(rough.astype(jnp.float32), TARGETS, VISIBLE)
     np.testing.assert_allclose(focal(rough, TARGETS, VISIBLE), expected, rtol=1e-5)
 
 
-# Heat on both sides of Adaptive Wing's theta, points on both sides of Wing's w and smooth L1's beta.
-HEAT = jnp.asarray(RNG.uniform(-0.2, 1.2, (B, H, W, K)), jnp.float32)
+# Heatmaps with errors below and above theta of Adaptive Wing; points below and above w of Wing and beta of
+# smooth L1.
+HEATMAPS = jnp.asarray(RNG.uniform(-0.2, 1.2, (B, H, W, K)), jnp.float32)
 POINTS = LANDMARKS + jnp.asarray(RNG.uniform(0.1, 14, (B, K, 2)), jnp.float32)
 
 
-def mse_formula(heat, target):
-    return 0.5 * (heat - target) ** 2
+def mse_formula(value, target):
+    return 0.5 * (value - target) ** 2
 
 
-def adaptive_wing_formula(heat, target, omega=14.0, epsilon=1.0, alpha=2.1, theta=0.5):
-    """Wang et al. 2019, for one cell."""
-    difference = abs(target - heat)
+def adaptive_wing_formula(value, target, omega=14.0, epsilon=1.0, alpha=2.1, theta=0.5):
+    """Wang et al. 2019, for one pixel."""
+    difference = abs(target - value)
     if difference < theta:
-        return omega * np.log(1 + abs((target - heat) / epsilon) ** (alpha - target))
+        return omega * np.log(1 + abs((target - value) / epsilon) ** (alpha - target))
     a = omega * (1 / (1 + (theta / epsilon) ** (alpha - target))) * (alpha - target)
     a *= (theta / epsilon) ** (alpha - target - 1) * (1 / epsilon)
     c = theta * a - omega * np.log(1 + (theta / epsilon) ** (alpha - target))
@@ -146,16 +150,16 @@ def smooth_l1_formula(x):
     return 0.5 * x**2 if abs(x) < 1 else abs(x) - 0.5
 
 
-def mean_by_loops(cell_loss, heat, targets, visible, weight=0.0):
-    heat, targets = np.asarray(heat, np.float64), np.asarray(targets, np.float64)
+def mean_reference(pixel_loss, heatmaps, targets, visible, weight=0.0):
+    heatmaps, targets = np.asarray(heatmaps, np.float64), np.asarray(targets, np.float64)
     losses = []
     for image, landmark in np.argwhere(np.asarray(visible)):
         for y in range(H):
             for x in range(W):
                 near = targets[image, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2, landmark]
                 factor = weight * (near.max() >= 0.2) + 1
-                cell = heat[image, y, x, landmark], targets[image, y, x, landmark]
-                losses.append(factor * cell_loss(*cell))
+                pixel = heatmaps[image, y, x, landmark], targets[image, y, x, landmark]
+                losses.append(factor * pixel_loss(*pixel))
     return np.mean(losses)
 
 
@@ -163,14 +167,12 @@ def mean_by_loops(cell_loss, heat, targets, visible, weight=0.0):
     ("loss", "formula", "weight"),
     [(mse, mse_formula, 0.0), (adaptive_wing, adaptive_wing_formula, 10.0)],
 )
-def test_losses_of_heat_are_the_published_formulas(loss, formula, weight):
-    expected = mean_by_loops(formula, HEAT, TARGETS, VISIBLE, weight)
-    np.testing.assert_allclose(loss(HEAT, TARGETS, VISIBLE), expected, rtol=1e-5)
-    if (
-        weight
-    ):  # parts of the map are near a peak, parts are not, and their errors on both sides of theta
-        assert expected > 1.2 * mean_by_loops(formula, HEAT, TARGETS, VISIBLE)
-        errors = abs(HEAT - TARGETS)[~HIDDEN]
+def test_heatmap_losses_equal_the_formulas_of_their_papers(loss, formula, weight):
+    expected = mean_reference(formula, HEATMAPS, TARGETS, VISIBLE, weight)
+    np.testing.assert_allclose(loss(HEATMAPS, TARGETS, VISIBLE), expected, rtol=1e-5)
+    if weight:  # pixels near a peak and far from it, with errors below and above theta
+        assert expected > 1.2 * mean_reference(formula, HEATMAPS, TARGETS, VISIBLE)
+        errors = abs(HEATMAPS - TARGETS)[~HIDDEN]
         assert 0.2 < (errors < 0.5).mean() < 0.8
 
 
@@ -178,7 +180,7 @@ def test_losses_of_heat_are_the_published_formulas(loss, formula, weight):
     ("loss", "formula"), [(smooth_l1, smooth_l1_formula), (wing, wing_formula)]
 )
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
-def test_losses_of_points_are_the_published_formulas(loss, formula, scale):
+def test_coordinate_losses_equal_the_formulas_of_their_papers(loss, formula, scale):
     points = LANDMARKS + scale * (POINTS - LANDMARKS)
     differences = (np.asarray(points, np.float64) - np.asarray(LANDMARKS))[np.asarray(VISIBLE)]
     expected = np.mean([formula(x) for x in differences.ravel()])
@@ -186,20 +188,21 @@ def test_losses_of_points_are_the_published_formulas(loss, formula, scale):
 
 
 @pytest.mark.parametrize(
-    ("loss", "heat_or_points", "truth"),
+    ("loss", "predicted", "target"),
     [
-        (mse, HEAT, TARGETS),
-        (adaptive_wing, HEAT, TARGETS),
+        (mse, HEATMAPS, TARGETS),
+        (adaptive_wing, HEATMAPS, TARGETS),
         (l1, POINTS, LANDMARKS),
         (smooth_l1, POINTS, LANDMARKS),
         (wing, POINTS, LANDMARKS),
+        (normalized_l2, POINTS, LANDMARKS),
     ],
 )
 class TestEveryLoss:
-    def test_gradient_is_that_of_its_differences(self, loss, heat_or_points, truth):
+    def test_gradient_equals_finite_differences(self, loss, predicted, target):
         check_grads(
-            lambda x: loss(jnp.asarray(x), truth, VISIBLE),
-            (heat_or_points,),
+            lambda x: loss(jnp.asarray(x), target, VISIBLE),
+            (predicted,),
             order=1,
             modes=["fwd", "rev"],
             eps=1e-3,
@@ -208,42 +211,143 @@ class TestEveryLoss:
         )
 
     @pytest.mark.parametrize("junk", [1e6, jnp.nan])
-    def test_hidden_landmarks_do_not_count(self, loss, heat_or_points, truth, junk):
-        shown = VISIBLE[:, None, None] if truth.ndim == 4 else VISIBLE[..., None]
-        clean, gradient = jax.value_and_grad(loss)(heat_or_points, truth, VISIBLE)
-        dirty = jax.value_and_grad(loss)(heat_or_points, jnp.where(shown, truth, junk), VISIBLE)
+    def test_hidden_landmarks_have_no_effect(self, loss, predicted, target, junk):
+        mask = VISIBLE[:, None, None] if target.ndim == 4 else VISIBLE[..., None]
+        clean, gradient = jax.value_and_grad(loss)(predicted, target, VISIBLE)
+        dirty = jax.value_and_grad(loss)(predicted, jnp.where(mask, target, junk), VISIBLE)
         jax.tree.map(np.testing.assert_array_equal, (clean, gradient), dirty)
-        hidden = jnp.broadcast_to(~shown, truth.shape)
+        hidden = jnp.broadcast_to(~mask, target.shape)
         assert not gradient[hidden].any()
         assert gradient[~hidden].all()
-        assert loss(heat_or_points, truth, jnp.zeros((B, K), bool)) == 0.0
+        assert loss(predicted, target, jnp.zeros((B, K), bool)) == 0.0
 
-    def test_the_truth_itself_costs_nothing_and_has_a_finite_gradient(
-        self, loss, heat_or_points, truth
-    ):
-        value, gradient = jax.value_and_grad(loss)(truth, truth, VISIBLE)
+    def test_loss_is_0_at_the_target_with_a_finite_gradient(self, loss, predicted, target):
+        value, gradient = jax.value_and_grad(loss)(target, target, VISIBLE)
         assert value == 0.0
         assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(("loss", "joint"), [(wing, 10.0), (smooth_l1, 1.0)])
-def test_the_pieces_of_a_loss_of_points_join(loss, joint):
+def test_coordinate_losses_are_continuous(loss, joint):
     def at(x):
         return float(loss(jnp.full((1, 1, 2), x), jnp.zeros((1, 1, 2)), jnp.ones((1, 1), bool)))
 
     assert at(joint + 1e-4) - at(joint - 1e-4) == pytest.approx(2e-4, abs=2e-4)
 
 
-def test_the_pieces_of_adaptive_wing_join_in_value_and_slope():
-    shown = jnp.ones((1, 1), bool)
+def test_adaptive_wing_is_continuous_in_value_and_slope():
+    visible = jnp.ones((1, 1), bool)
 
     def at(x, target):
         everywhere = jnp.full((1, 3, 3, 1), target, jnp.float32)
-        return jax.value_and_grad(lambda x: adaptive_wing(everywhere + x, everywhere, shown))(x)
+        return jax.value_and_grad(lambda x: adaptive_wing(everywhere + x, everywhere, visible))(x)
 
     for target in (0.0, 0.6, 1.0):
         (value_1, slope_1), (value_2, slope_2) = at(0.4999, target), at(0.5001, target)
         np.testing.assert_allclose([value_1, slope_1], [value_2, slope_2], rtol=2e-3)
+
+
+def test_bce_is_the_divergence_of_each_pixel():
+    targets = encode(LANDMARKS, (H, W), sigma=1.0, subpixel=True)
+    p = 1 / (1 + np.exp(-np.asarray(LOGITS, np.float64)))
+    t = np.asarray(targets, np.float64)
+    divergence = t * np.log(t / p) + (1 - t) * np.log((1 - t) / (1 - p))
+    expected = divergence.sum(axis=(1, 2))[np.asarray(VISIBLE)].mean()
+    np.testing.assert_allclose(bce(LOGITS, targets, VISIBLE), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_bce_is_0_for_exact_heatmaps_and_finite_for_targets_of_0_and_1(value):
+    targets = jnp.full_like(LOGITS, value)
+    loss, gradient = jax.value_and_grad(bce)(
+        jnp.full_like(LOGITS, 40 * (2 * value - 1)), targets, VISIBLE
+    )
+    assert loss == pytest.approx(0, abs=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+def test_normalized_l2_is_the_distance_over_the_root_of_the_box_area():
+    true = jnp.array([[[0, 0], [40, 10], [0, 90]], [[5, 5], [15, 25], [10, 10]]], jnp.float32)
+    distances = np.array([[3.0, 0.0, 7.0], [0.0, 2.0, 9.0]])
+    predicted = true + jnp.asarray(distances[..., None] * [[[0.6, 0.8]]], jnp.float32)
+    visible = jnp.array([[True, True, True], [True, True, False]])
+    expected = np.sum(distances[0] / 60) + 2 / np.sqrt(10 * 20)
+    np.testing.assert_allclose(normalized_l2(predicted, true, visible), expected / 5, rtol=1e-6)
+
+
+def test_moments_are_those_of_the_distribution():
+    weights = np.exp(2 * np.asarray(LOGITS, np.float64))
+    weights /= weights.sum(axis=(1, 2), keepdims=True)
+    y, x = np.indices((H, W))
+    points = np.stack([x, y], axis=-1).astype(float)
+    mean, covariance = moments(LOGITS, temperature=2.0)
+    for image, landmark in np.ndindex(B, K):
+        p = weights[image, :, :, landmark].ravel()
+        expected = p @ points.reshape(-1, 2)
+        np.testing.assert_allclose(mean[image, landmark], expected, atol=1e-5)
+        matrix = np.cov(points.reshape(-1, 2).T, aweights=p, bias=True)
+        np.testing.assert_allclose(covariance[image, landmark], matrix, atol=1e-5)
+
+
+def test_moments_of_sigmoid_heatmaps_are_those_of_the_target():
+    points = jnp.array([[[2.3, 2.6]]], jnp.float32)
+    targets = encode(points, (H, W), sigma=0.5, subpixel=True)
+    targets = jnp.clip(targets, 1e-6, 1 - 1e-6)
+    mean, covariance = moments(jnp.log(targets) - jnp.log1p(-targets), normalization="sigmoid")
+    np.testing.assert_allclose(mean, points, atol=0.03)  # the border cuts off the tails
+    np.testing.assert_allclose(covariance[0, 0], 0.25 * np.eye(2), atol=0.03)
+
+
+def star_reference(mean, covariance, true, beta, restriction):
+    """Zhou et al. 2023, eq. 5 to 8, with NumPy's eigenvectors."""
+    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+    error = np.einsum("bkij,bki->bkj", vectors, np.asarray(mean - true, np.float64))
+    x = abs(error) / np.sqrt(values)
+    smooth = np.where(x < beta, x**2 / (2 * beta), x - beta / 2).sum(axis=-1)
+    return smooth + restriction / 2 * values.sum(axis=-1)
+
+
+@pytest.mark.parametrize(("beta", "restriction"), [(0.05, 1.0), (1.0, 0.1)])
+def test_star_equals_the_formula_of_its_paper(beta, restriction):
+    mean, covariance = moments(LOGITS)
+    loss = star(mean, covariance, LANDMARKS, VISIBLE, beta=beta, restriction=restriction)
+    expected = star_reference(mean, covariance, LANDMARKS, beta, restriction)
+    np.testing.assert_allclose(loss, expected[np.asarray(VISIBLE)].mean(), rtol=1e-4)
+
+
+def test_star_allows_errors_along_the_ambiguous_direction():
+    covariance = jnp.array([[[[9.0, 0.0], [0.0, 0.25]]]])
+    mean, visible = jnp.zeros((1, 1, 2)), jnp.ones((1, 1), bool)
+    along, across = (
+        star(mean, covariance, jnp.array([[point]]), visible, restriction=0.0)
+        for point in ([2.0, 0.0], [0.0, 2.0])
+    )
+    assert along < across / 2
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [jnp.zeros((1, 5, 5, 1)), jnp.zeros((1, 5, 5, 1)).at[0, 2, 2, 0].set(200.0)],
+    ids=["uniform", "one pixel"],
+)
+def test_star_has_a_finite_gradient_at_equal_and_at_zero_eigenvalues(logits):
+    def loss(logits):
+        return star(*moments(logits), jnp.array([[[1.0, 3.0]]]), jnp.ones((1, 1), bool))
+
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("junk", [1e6, jnp.nan])
+def test_star_ignores_hidden_landmarks(junk):
+    def loss(logits, true):
+        return star(*moments(logits), true, VISIBLE)
+
+    clean = jax.value_and_grad(loss)(LOGITS, LANDMARKS)
+    dirty = jax.value_and_grad(loss)(LOGITS, jnp.where(VISIBLE[..., None], LANDMARKS, junk))
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+    assert not clean[1][HIDDEN].any()
 
 
 LABELS = np.array([[0, 1, -1], [2, -1, 0]], np.int8)
@@ -265,7 +369,7 @@ def test_cross_entropy_is_the_weighted_mean_over_known_labels():
     assert float(cross_entropy(jnp.asarray(logits))) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_unknown_labels_have_no_gradient_at_all():
+def test_unknown_labels_have_no_gradient():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3)), jnp.float32)
     gradient = np.asarray(jax.grad(cross_entropy)(logits))
     assert not gradient[LABELS < 0].any()

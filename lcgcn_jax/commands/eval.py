@@ -17,7 +17,7 @@ from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import require_writable, write_json, write_whole, writing
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
-from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import BOXES, evaluate, write_face_errors

@@ -15,7 +15,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from lcgcn_jax.data.augment import AugmentConfig, augment_face, crop_face
+from lcgcn_jax.data.augment import AugmentConfig, augment_face
+from lcgcn_jax.data.crops import crop_face
 from lcgcn_jax.data.dataset import FaceDataset, FaceSource
 from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.landmarks import LandmarkScheme

@@ -162,7 +162,7 @@ def split_errors(
       batch_size: faces in a batch over all processes.
       box: `gt` (box of the true landmarks), `rect` (the box that came with the data), or a box for
         each face, as `evaluation.detector_boxes.detector_boxes` gives them.
-      corruption: what to damage every crop with: one of `data.augment.CORRUPTIONS`.
+      corruption: what to damage every crop with: one of `data.corruptions.CORRUPTIONS`.
       num_threads: threads that make batches.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import Predict, SplitErrors, split_errors, subset_masks

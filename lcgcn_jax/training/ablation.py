@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lcgcn_jax.atomic_io import write_whole, writing
-from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.evaluation import metrics
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.cascade import CascadeConfig

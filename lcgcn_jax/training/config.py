@@ -54,9 +54,13 @@ def default_config() -> ml_collections.ConfigDict:
       predicts which landmarks are visible (see `visibility.VisibilityConfig`); `head` `none` is no head. It
       trains with the graph, on faces whose data has visibility labels, such as MERL-RAV's.
       `model.bn_momentum`: part of BatchNorm's running statistics kept a step.
-    - `loss.sigma`: of the target heatmaps, in cells. `loss.heatmap`: `focal` (the paper), `mse` or
-      `adaptive_wing`, of a sigmoid or, with `model.heatmap.activation` `linear`, of the outputs
-      themselves. `loss.coordinate`: `l1` (the paper), `smooth_l1` or `wing`; see `steps.total_loss`.
+    - `loss.sigma`: standard deviation of the target heatmaps, in heatmap pixels. `loss.heatmap`: `focal`
+      (the paper) or `bce`, of a sigmoid; `mse` or `adaptive_wing`, of a sigmoid or, with
+      `model.heatmap.activation` `linear`, of the outputs. `loss.heatmap_coordinate`: an additional loss on
+      the means of the heatmaps, `l1`, `smooth_l1` or `star`, or `none`; `loss.heatmap_coordinate_weight`:
+      its weight. `loss.heatmap_normalization` makes distributions of the heatmaps: `softmax` (of the logits
+      times `loss.heatmap_temperature`) or `sigmoid`. `loss.coordinate`: `l1` (the paper), `smooth_l1`,
+      `wing` or `normalized_l2` (by the size of the face); see `steps.total_loss`.
       `loss.coordinate_weight` and `loss.heatmap_weight`: the paper's lambda1 and lambda2.
       `loss.visibility_weight`: of the visibility head's cross entropy. `loss.visibility_class_weights`: of
       the classes visible, externally occluded and self-occluded in it. Other weights than equal ones
@@ -110,6 +114,10 @@ def default_config() -> ml_collections.ConfigDict:
             "loss": {
                 "sigma": 1.5,
                 "heatmap": "focal",
+                "heatmap_coordinate": "none",
+                "heatmap_coordinate_weight": 20.0,
+                "heatmap_normalization": "softmax",
+                "heatmap_temperature": 2.0,
                 "coordinate": "l1",
                 "coordinate_weight": 1.0,
                 "heatmap_weight": 1.0,

@@ -1,4 +1,4 @@
-"""Ranges of the configuration fields, and the rules that several fields have to meet together."""
+"""Ranges of configuration fields, and rules that combine several fields."""
 
 import dataclasses
 import itertools
@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import ml_collections
 
 from lcgcn_jax import geometry, heatmaps
+from lcgcn_jax.data.augment import DISTRIBUTIONS
 from lcgcn_jax.errors import InputError, did_you_mean
 from lcgcn_jax.models import connectivity, lcgcn
 from lcgcn_jax.models.hrnet import ARCHS
@@ -17,7 +18,11 @@ from lcgcn_jax.models.visibility import CLASSES, HEADS
 from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.optimizer import SCHEDULES, TRAINED
 from lcgcn_jax.training.pretrained import PARTS
-from lcgcn_jax.training.steps import COORDINATE_LOSSES, HEATMAP_LOSSES
+from lcgcn_jax.training.steps import (
+    COORDINATE_LOSSES,
+    HEATMAP_COORDINATE_LOSSES,
+    HEATMAP_LOSSES,
+)
 
 
 @runtime_checkable
@@ -40,10 +45,10 @@ class Number:
     Attributes:
       low: smallest value.
       high: largest value; infinity: any finite number from `low`.
-      whole: whether it has to be an `int`.
+      whole: whether it must be an `int`.
       above: whether `low` itself is excluded.
       below: whether `high` itself is excluded.
-      multiple: what a whole number has to be a multiple of.
+      multiple: number of which a whole number must be a multiple.
     """
 
     low: int | float
@@ -55,7 +60,7 @@ class Number:
 
     def accepts(self, value: Any) -> bool:
         """Whether the field can have this value."""
-        # A bool is an int to Python, and to a person a mistake.
+        # A bool is an int in Python; here it is a mistake.
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
         if (isinstance(value, float) and not math.isfinite(value)) or (
@@ -85,11 +90,11 @@ class Numbers:
     """A tuple of numbers.
 
     Attributes:
-      item: range of each of them.
-      length: how many there are; None: any number of them from `shortest`.
-      shortest: the least number of them.
-      ordered: `""`; `ascending`, each above the one before it; or `low_high`, none below it.
-      last: what the last of them has to be.
+      item: range of each number.
+      length: how many numbers; None: any from `shortest`.
+      shortest: smallest length.
+      ordered: `""`; `ascending`, each above the previous one; or `low_high`, none below the previous one.
+      last: required last number.
     """
 
     item: Number
@@ -126,7 +131,7 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of some names."""
+    """A name from a list."""
 
     names: tuple[str, ...]
 
@@ -232,14 +237,26 @@ FIELDS: dict[str, Constraint] = {
     "data.num_workers": Number(0, 1_024, whole=True),
     "data.num_threads": Number(0, 1_024, whole=True),
     "data.views": Number(0, 1_000_000, whole=True),
+    "data.augment.distribution": Choice(DISTRIBUTIONS),
     "data.augment.rotation": Number(0, 180),
     "data.augment.zoom": _range(0.1, 10),
     "data.augment.shift": Number(0, 0.5),
+    "data.augment.shear": Number(0, 60),
+    "data.augment.aspect": Number(0, 4),
+    "data.augment.perspective": Number(0, 0.3),
     "data.augment.mirror": _probability,
     "data.augment.flip_bias": Number(-0.5, 0.5),
     "data.augment.brightness": _strength,
     "data.augment.contrast": _strength,
     "data.augment.saturation": _strength,
+    "data.augment.gamma": Number(0, 1, below=True),
+    "data.augment.gray": _probability,
+    "data.augment.motion_blur": _probability,
+    "data.augment.motion_blur_length": _range(0, 0.5),
+    "data.augment.noise_blend": _probability,
+    "data.augment.noise_blend_weight": _range(0, 1),
+    "data.augment.jpeg": _probability,
+    "data.augment.jpeg_quality": _range(1, 100),
     "data.augment.occlusion": _probability,
     "data.augment.occlusion_side": _range(0, 1),
     "data.augment.blur": _probability,
@@ -256,6 +273,10 @@ FIELDS: dict[str, Constraint] = {
     "model.bn_momentum": Number(0, 1, below=True),
     "loss.sigma": Number(0.25, 16),
     "loss.heatmap": Choice(HEATMAP_LOSSES),
+    "loss.heatmap_coordinate": Choice(HEATMAP_COORDINATE_LOSSES),
+    "loss.heatmap_coordinate_weight": _not_negative,
+    "loss.heatmap_normalization": Choice(heatmaps.NORMALIZATIONS),
+    "loss.heatmap_temperature": Number(0, 1_000, above=True),
     "loss.coordinate": Choice(tuple(COORDINATE_LOSSES)),
     "loss.coordinate_weight": _not_negative,
     "loss.heatmap_weight": _not_negative,
@@ -297,7 +318,7 @@ HEATMAP_MODEL_FIELDS: dict[str, dict[str, Constraint]] = {
         "activation": _activation,
     },
 }
-"""`model.heatmap.name` -> ranges of its options. Models from outside the package check theirs themselves."""
+"""`model.heatmap.name` -> ranges of its options. Registered models check their options themselves."""
 
 GRAPH_FIELDS: dict[str, dict[str, Constraint]] = {
     "lcgcn": {
@@ -332,10 +353,10 @@ GRAPH_FIELDS: dict[str, dict[str, Constraint]] = {
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-    """Refuses a configuration with a field that is missing, unknown or out of range.
+    """Refuse a configuration with a field that is missing, unknown or out of range.
 
     Raises:
-      InputError: with the field, its value and its range; or fields that do not fit each other.
+      InputError: naming the field, its value and its range, or fields that contradict each other.
     """
     fields = config.to_dict()
     model = fields.get("model") or {}
@@ -359,7 +380,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             "config model.heatmap: got None; expected fields, with the name of a model"
         )
-    # What is not in these tables is refused where the model is made, with the options that exist.
+    # `create_model` refuses options that are not in these tables, with the names of those that exist.
     for part, known, default in (
         ("heatmap", HEATMAP_MODEL_FIELDS, None),
         ("graph", GRAPH_FIELDS, "lcgcn"),
@@ -393,7 +414,7 @@ def load_checked_config(
 
 
 def leaf_fields(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields of nested mappings by their dotted names."""
+    """Fields of nested mappings by dotted name."""
     leaves = {}
     for key, value in fields.items():
         if isinstance(value, Mapping):
@@ -404,14 +425,14 @@ def leaf_fields(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_image_size(image_size: int, stride: int) -> None:
-    """Refuses crops whose heatmaps would not cover them evenly.
+    """Refuse crop sizes that are not a multiple of the heatmap stride.
 
     Args:
       image_size: side of the crops, `data.image_size`.
       stride: input pixels for each heatmap pixel of the heatmap model.
 
     Raises:
-      InputError: with the nearest sizes that fit.
+      InputError: naming the nearest valid sizes.
     """
     if image_size % stride:
         low = image_size // stride * stride
@@ -438,13 +459,13 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     if not any(loss[weights[group]] for group in groups):
         fields = " and ".join(f"loss.{weights[group]}" for group in groups)
         raise InputError(
-            f"config {fields}: got 0, so nothing is learned in train.mode {train.mode!r}; expected a number "
+            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected a number "
             "above 0"
         )
     if not any(rates[group] for group in groups):
         fields = " and ".join(f"optimizer.learning_rate.{group}" for group in groups)
         raise InputError(
-            f"config {fields}: got 0, so nothing is learned in train.mode {train.mode!r}; expected a number "
+            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected a number "
             "above 0"
         )
     if train.cache and (train.mode != "frozen" or config.data.views < 1):

@@ -22,8 +22,14 @@ Batch = dict[str, Array | GraphInputs]
 Scalars = dict[str, Float[Array, ""]]
 
 
-HEATMAP_LOSSES = ("focal", "mse", "adaptive_wing")
-COORDINATE_LOSSES = {"l1": losses.l1, "smooth_l1": losses.smooth_l1, "wing": losses.wing}
+HEATMAP_LOSSES = ("focal", "bce", "mse", "adaptive_wing")
+HEATMAP_COORDINATE_LOSSES = ("none", "l1", "smooth_l1", "star")
+COORDINATE_LOSSES = {
+    "l1": losses.l1,
+    "smooth_l1": losses.smooth_l1,
+    "wing": losses.wing,
+    "normalized_l2": losses.normalized_l2,
+}
 
 _FRAME = 256  # px; the side of the crops in whose pixels Wing's and smooth L1's constants are
 
@@ -38,11 +44,15 @@ def check_losses(config: Mapping[str, Any], activation: str) -> None:
     Raises:
       InputError: with the names that there are.
     """
-    for field, known in (("heatmap", HEATMAP_LOSSES), ("coordinate", COORDINATE_LOSSES)):
+    for field, known in (
+        ("heatmap", HEATMAP_LOSSES),
+        ("heatmap_coordinate", HEATMAP_COORDINATE_LOSSES),
+        ("coordinate", COORDINATE_LOSSES),
+    ):
         choose(f"config loss.{field}", config[field], known, kind="loss")
-    if config["heatmap"] == "focal" and activation != "sigmoid":
+    if config["heatmap"] in ("focal", "bce") and activation != "sigmoid":
         raise InputError(
-            f"config loss.heatmap: focal is for a sigmoid, but model.heatmap.activation is "
+            f"config loss.heatmap: {config['heatmap']} needs a sigmoid, but model.heatmap.activation is "
             f"{activation!r}; use mse or adaptive_wing"
         )
 
@@ -72,22 +82,24 @@ def total_loss(
     heatmap_offset: float | None = None,
     visibility: Int[Array, "b k"] | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
-    """The paper's L = lambda1 L1 + lambda2 focal, or others in their place, of the stages that train.
+    """Weighted sum of the losses of the stages that train; the paper's is lambda1 L1 + lambda2 focal.
 
-    A graph of several turns is held to the truth in every one. A visibility head, which trains with the
-    graph, adds a cross entropy.
+    Every refinement stage of the graph is supervised. A visibility head, which trains with the graph, adds a
+    cross entropy.
 
     Args:
-      output: what the model said.
-      landmarks: the truth, in crop pixels.
+      output: the model's outputs.
+      landmarks: the true landmarks, in crop pixels.
       visible: which of them are annotated.
-      config: `sigma` (cells), `heatmap` (one of `HEATMAP_LOSSES`), `coordinate` (one of
-        `COORDINATE_LOSSES`), `coordinate_weight` (lambda1), `heatmap_weight` (lambda2), and for a visibility
-        head `visibility_weight` and `visibility_class_weights`.
+      config: `sigma` (heatmap pixels), `heatmap` (one of `HEATMAP_LOSSES`), `heatmap_coordinate` (one of
+        `HEATMAP_COORDINATE_LOSSES`) with `heatmap_coordinate_weight`, `heatmap_normalization` and
+        `heatmap_temperature`, `coordinate` (one of `COORDINATE_LOSSES`), `coordinate_weight` (lambda1),
+        `heatmap_weight` (lambda2), and for a visibility head `visibility_weight` and
+        `visibility_class_weights`.
       groups: the groups that train.
-      size: side of the crops. Coordinate losses are taken in pixels of a crop of 256 px, where the
-        constants of Wing and smooth L1 belong, and are then divided by 256: large errors count as much
-        in all of them, and the L1 is in parts of the crop, like the graph's coordinates.
+      size: side of the crops. Coordinate losses are computed in pixels of a 256 px crop, for which the
+        constants of Wing and smooth L1 are made, and divided by 256: their gradients are equal for large
+        errors, and the L1 is in fractions of the crop, like the coordinates of the graph.
       activation: the model's, one of `heatmaps.ACTIVATIONS`.
       heatmap_offset: the model's; None as in `geometry.input_to_heatmap`.
       visibility: labels of the classes `models.visibility.CLASSES`, -1 where unknown; a visibility head
@@ -101,15 +113,18 @@ def total_loss(
         name = config["heatmap"]
         logits = output.heatmap_logits
         hh, hw = logits.shape[1:3]
-        cells = input_to_heatmap(landmarks, size / hw, heatmap_offset)
-        # The focal loss takes a peak of exactly 1 as its positive; the others take the point as it is.
-        targets = heatmaps.encode(cells, (hh, hw), sigma=config["sigma"], subpixel=name != "focal")
-        if name == "focal":
-            parts[name] = losses.focal(logits, targets, visible)
+        points = input_to_heatmap(landmarks, size / hw, heatmap_offset)
+        # The focal loss needs a pixel with a target of exactly 1; the others take the position itself.
+        targets = heatmaps.encode(points, (hh, hw), sigma=config["sigma"], subpixel=name != "focal")
+        if name in ("focal", "bce"):
+            parts[name] = getattr(losses, name)(logits, targets, visible)
         else:
             loss = losses.mse if name == "mse" else losses.adaptive_wing
             parts[name] = loss(heatmaps.activate(logits, activation), targets, visible)
         total = total + config["heatmap_weight"] * parts[name]
+        if config["heatmap_coordinate"] != "none":
+            parts["heatmap_coordinate"] = heatmap_coordinate_loss(logits, points, visible, config)
+            total = total + config["heatmap_coordinate_weight"] * parts["heatmap_coordinate"]
     if "graph" in groups:
         name = config["coordinate"]
         scale = _FRAME / size
@@ -119,7 +134,8 @@ def total_loss(
             jnp.repeat(landmarks * scale, stages, axis=0),
             jnp.repeat(visible, stages, axis=0),
         )
-        parts[name] = loss / _FRAME
+        # Already a fraction, of the face's size.
+        parts[name] = loss if name == "normalized_l2" else loss / _FRAME
         total = total + config["coordinate_weight"] * parts[name]
         if output.visibility_logits is not None:
             parts["visibility"] = losses.masked_cross_entropy(
@@ -129,6 +145,41 @@ def total_loss(
             )
             total = total + config["visibility_weight"] * parts["visibility"]
     return total, parts
+
+
+def heatmap_coordinate_loss(
+    logits: Float[Array, "b hh hw k"],
+    points: Float[Array, "b k 2"],
+    visible: Bool[Array, "b k"],
+    config: Mapping[str, Any],
+) -> Float[Array, ""]:
+    """Coordinate loss of the heatmap stage, on the means of whole heatmaps.
+
+    Landmarks outside the heatmap do not count, since no mean can reach them.
+
+    Args:
+      logits: heatmaps before the activation.
+      points: the true landmarks, in heatmap pixels.
+      visible: which of them are annotated.
+      config: as in `total_loss`.
+
+    Returns:
+      `l1` and `smooth_l1` (linear from 1 px of a 256 px crop) in fractions of the crop, like the coordinate
+      loss of the graph; `star` without a unit, with eigenvalues in units of half a crop, as its authors.
+    """
+    hh, hw = logits.shape[1:3]
+    mean, covariance = heatmaps.moments(
+        logits,
+        normalization=config["heatmap_normalization"],
+        temperature=config["heatmap_temperature"],
+    )
+    last = jnp.array([[[hw - 0.5, hh - 0.5]]], points.dtype)
+    visible = visible & ((points >= -0.5) & (points < last)).all(axis=-1)
+    if config["heatmap_coordinate"] == "star":
+        return losses.star(mean, covariance, points, visible, restriction=1 / (hh * hw / 4))
+    scale = _FRAME / hw
+    loss = COORDINATE_LOSSES[config["heatmap_coordinate"]]
+    return loss(mean * scale, points * scale, visible) / _FRAME
 
 
 def make_train_step(

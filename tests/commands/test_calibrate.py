@@ -13,7 +13,7 @@ import pytest
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.annotation_offsets import AnnotationOffsets
-from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.evaluation.evaluator import split_errors, with_flip_test
 from lcgcn_jax.inference.model import load

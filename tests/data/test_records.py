@@ -13,7 +13,7 @@ import pytest
 
 from lcgcn_jax import geometry
 from lcgcn_jax.data import records
-from lcgcn_jax.data.augment import crop_face
+from lcgcn_jax.data.crops import crop_face
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.data.formats import w300
 from lcgcn_jax.errors import InputError

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lcgcn_jax import geometry
-from lcgcn_jax.data.augment import AugmentConfig, augment_face, cover_labels, crop_face
+from lcgcn_jax.data.augment import AugmentConfig, augment_face
+from lcgcn_jax.data.crops import cover_labels, crop_face
 from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.data.pipeline import eval_batches, train_iterator
 

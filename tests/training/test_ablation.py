@@ -4,7 +4,7 @@ import signal
 import numpy as np
 import pytest
 
-from lcgcn_jax.data.augment import CORRUPTIONS
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.training import ablation
 from lcgcn_jax.training.ablation import PAIRS, ROWS, RowErrors, markdown, row_config, summarize

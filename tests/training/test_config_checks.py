@@ -1,4 +1,4 @@
-"""Every field of a configuration has a range, and a value outside of it is refused by name."""
+"""Ranges of configuration fields."""
 
 import dataclasses
 import inspect
@@ -52,14 +52,14 @@ def test_every_option_of_a_heatmap_model_has_a_range(name, kind):
 
 @pytest.mark.parametrize("name", config_names())
 @pytest.mark.parametrize("argument", ["", ":small"])
-def test_configs_that_come_with_the_project_are_in_range(name, argument):
+def test_shipped_configs_are_in_range(name, argument):
     check_config(load_config(name + argument))
 
 
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, {}, [None], b"x", True, ""])
-def test_no_field_takes_nonsense(config, name, value):
-    """What some fields do take: -1, true and an empty text."""
+def test_invalid_values_are_refused_for_every_field(config, name, value):
+    """Some fields accept -1, true or an empty text."""
     allowed = {
         -1: ("model.heatmap_offset",),
         True: ("train.cache", "train.remat"),
@@ -72,9 +72,9 @@ def test_no_field_takes_nonsense(config, name, value):
     with node.ignore_type(), node.unlocked():
         node[last] = value
     if value is True and node[last] is not True:
-        return  # ml_collections has made a number of it
+        return  # ml_collections converted it to a number
     if not isinstance(value, float | dict | list) and name in allowed.get(value, ()):
-        if name != "train.cache":  # which needs frozen mode
+        if name != "train.cache":  # needs frozen mode
             check_config(config)
         return
     assert name in refusal(config)
@@ -113,7 +113,10 @@ def test_no_field_takes_nonsense(config, name, value):
         ("optimizer.learning_rate.graph=-1e-3", "config optimizer.learning_rate.graph: got -0.001;"),
         ("optimizer.schedule=cosin", "expected one of constant, cosine, step; did you mean 'cosine'?"),
         ("loss.sigma=0", "config loss.sigma: got 0.0; expected a number from 0.25 to 16"),
-        ("loss.heatmap=bce", "config loss.heatmap: got 'bce'; expected one of focal, mse, adaptive_wing"),
+        (
+            "loss.heatmap=mae",
+            "config loss.heatmap: got 'mae'; expected one of focal, bce, mse, adaptive_wing",
+        ),
         ("model.decode=sharp", "config model.decode: got 'sharp'; expected one of argmax"),
         ("model.bn_momentum=1", "config model.bn_momentum: got 1.0;"),
         ("model.heatmap_offset=left", "got 'left'; expected a number from -64 to 64, or null"),
@@ -134,7 +137,7 @@ def test_no_field_takes_nonsense(config, name, value):
         ("train.cache=true", "config train.cache: needs a frozen heatmap model"),
     ],
 )  # fmt: skip
-def test_value_out_of_range_is_named_with_its_range(config, override, message):
+def test_message_states_the_value_and_the_range(config, override, message):
     name, _, text = override.partition("=")
     apply_overrides(config, {name: text})
     assert message in refusal(config)
@@ -148,14 +151,14 @@ def test_value_out_of_range_is_named_with_its_range(config, override, message):
         ("frozen", ("optimizer.learning_rate.graph",)),
     ],
 )
-def test_run_that_would_learn_nothing_is_refused(config, mode, fields):
+def test_run_without_anything_to_learn_is_refused(config, mode, fields):
     apply_overrides(config, {"train.mode": mode} | dict.fromkeys(fields, "0"))
     message = refusal(config)
     assert "nothing is learned" in message
     assert all(field in message for field in fields)
 
 
-def test_field_that_is_missing_or_unknown(config):
+def test_missing_and_unknown_fields_are_refused(config):
     with config.unlocked():
         del config.train["keep"]
     assert refusal(config) == (
@@ -169,12 +172,12 @@ def test_field_that_is_missing_or_unknown(config):
 @pytest.mark.parametrize(
     "name", ["model", "model.heatmap", "train", "optimizer.learning_rate", "data.augment"]
 )
-def test_group_of_fields_that_is_null(config, name):
+def test_null_group_of_fields_is_refused(config, name):
     apply_overrides(config, {name: "null"})
     assert f"config {name}: " in refusal(config)
 
 
-def test_heatmap_model_alone_and_one_from_outside(config):
+def test_registered_heatmap_model_without_a_graph_is_accepted(config):
     config.train.mode = "heatmap_only"
     with config.unlocked(), config.ignore_type():
         config.model.graph = None

@@ -39,7 +39,10 @@ def test_coordinate_losses_are_in_pixels_of_256_whatever_the_crop(size):
         (_, parts), true, predicted = parts_of(size, coordinate=name)
         assert set(parts) == {"focal", name}
         factor = 256 / size
-        expected = loss(predicted * factor, true * factor, VISIBLE) / 256
+        expected = loss(predicted * factor, true * factor, VISIBLE)
+        expected /= (
+            1 if name == "normalized_l2" else 256
+        )  # that loss is a fraction of the face's size
         np.testing.assert_allclose(parts[name], expected, rtol=1e-6)
         np.testing.assert_allclose(
             parts[name], parts_of(256, coordinate=name)[0][1][name], rtol=1e-5
@@ -189,5 +192,5 @@ def test_focal_of_linear_heat_is_refused(tiny_config, tmp_path):
     tiny_config.unlock().model.heatmap = {
         "name": "hrnet", "arch": "w18-small-v1", "activation": "linear",
     }  # fmt: skip
-    with pytest.raises(InputError, match=r"focal is for a sigmoid.*'linear'; use mse"):
+    with pytest.raises(InputError, match=r"focal needs a sigmoid.*'linear'; use mse"):
         Trainer(tiny_config, tmp_path / "run", make_mesh(1))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.data import records
-from lcgcn_jax.data.augment import AugmentConfig, augment_face, crop_face
+from lcgcn_jax.data.augment import AugmentConfig, augment_face
+from lcgcn_jax.data.crops import crop_face
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.formats import custom
 from lcgcn_jax.errors import InputError

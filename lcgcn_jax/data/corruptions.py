@@ -1,0 +1,115 @@
+"""Image corruptions: occluding rectangles, blur, low light and noise."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+Image = UInt8[np.ndarray, "h w 3"]
+Mask = Bool[np.ndarray, "h w"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptionConfig:
+    """Probability and strength of each corruption; the defaults apply none.
+
+    Attributes:
+      occlusion: probability of one or two rectangles over the crop.
+      occlusion_side: smallest and largest side of a rectangle, as a part of the crop's side.
+      blur: probability of a Gaussian blur.
+      blur_sigma: smallest and largest sigma, as a part of the crop's side.
+      noise: probability of Gaussian noise.
+      noise_sigma: smallest and largest sigma, in gray levels.
+      low_light: probability of a darkened crop.
+      low_light_factor: smallest and largest factor on all gray levels.
+    """
+
+    occlusion: float = 0.0
+    occlusion_side: tuple[float, float] = (0.23, 0.47)
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.016, 0.039)
+    noise: float = 0.0
+    noise_sigma: tuple[float, float] = (5.0, 25.0)
+    low_light: float = 0.0
+    low_light_factor: tuple[float, float] = (0.15, 0.5)
+
+
+CORRUPTIONS = {
+    "none": CorruptionConfig(),
+    "occlude": CorruptionConfig(occlusion=1.0),
+    "blur": CorruptionConfig(blur=1.0),
+    "low_light": CorruptionConfig(low_light=1.0),
+    "noise": CorruptionConfig(noise=1.0),
+}
+"""Damage to evaluate under -> the one damage that every face gets.
+
+- `occlude`: one or two rectangles with sides of 23-47 % of the crop, of one random color with noise of
+  sigma 15.
+- `blur`: Gaussian, sigma 1.6-3.9 % of the crop's side.
+- `low_light`: all gray levels times 0.15-0.5.
+- `noise`: Gaussian, sigma 5-25 gray levels.
+"""
+
+
+def corrupt(image: Image, config: CorruptionConfig, rng: np.random.Generator) -> tuple[Image, Mask]:
+    """Darkens, covers, blurs and adds noise, each with its probability.
+
+    Returns:
+      The image, and which of its pixels are covered.
+    """
+    covered = np.zeros(image.shape[:2], bool)
+    darkened, occluded, blurred, noisy = rng.random(4) < (
+        config.low_light, config.occlusion, config.blur, config.noise,
+    )  # fmt: skip
+    if darkened:
+        image = cv2.convertScaleAbs(image, alpha=rng.uniform(*config.low_light_factor))
+    if occluded:
+        image, covered = occlude(image, config.occlusion_side, rng)
+    if blurred:
+        image = blur(image, config.blur_sigma, rng)
+    if noisy:
+        image = _add_noise(image, rng.uniform(*config.noise_sigma), rng)
+    return image, covered
+
+
+def occlude(
+    image: Image, sides: tuple[float, float], rng: np.random.Generator
+) -> tuple[Image, Mask]:
+    """Covers a square crop with one or two rectangles of one random color with noise (sigma 15).
+
+    Args:
+      image: the crop; it is left as it is.
+      sides: smallest and largest side of a rectangle, as a part of the crop's side.
+      rng: the source of chance.
+
+    Returns:
+      The image, and which of its pixels are covered.
+    """
+    size = image.shape[0]
+    image = image.copy()
+    covered = np.zeros(image.shape[:2], bool)
+    color = rng.integers(0, 256, 3, np.uint8)
+    for _ in range(rng.integers(1, 3)):
+        width, height = (size * rng.uniform(*sides, 2)).astype(int)
+        x, y = rng.integers(0, (size - width + 1, size - height + 1))
+        patch = np.broadcast_to(color, (height, width, 3))
+        image[y : y + height, x : x + width] = _add_noise(patch, 15.0, rng)
+        covered[y : y + height, x : x + width] = True
+    return image, covered
+
+
+def blur(image: Image, sigmas: tuple[float, float], rng: np.random.Generator) -> Image:
+    """Blurs a square crop.
+
+    Args:
+      image: the crop.
+      sigmas: smallest and largest sigma of the Gaussian, as a part of the crop's side.
+      rng: the source of chance.
+    """
+    return cv2.GaussianBlur(image, (0, 0), image.shape[0] * rng.uniform(*sigmas))
+
+
+def _add_noise(image: Image, sigma: float, rng: np.random.Generator) -> Image:
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(sigma)
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)

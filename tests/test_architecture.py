@@ -43,24 +43,24 @@ def module_name(path):
 
 
 FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-# The configs lie in the package once it is installed, and beside it in an editable install.
+# In an editable install, the configs are not in the folder of the package.
 CONFIGS = Path(lcgcn_jax.configs.__file__).parent
 FILES |= {f"lcgcn_jax.configs.{path.stem}": path for path in CONFIGS.glob("[!_]*.py")}
 FILES |= {"lcgcn_jax.configs": CONFIGS / "__init__.py"}
 
 
 def imports_of(module):
-    """Full names of the modules that a module imports, wherever in its code."""
-    found = set()
+    """Full names of the modules that a module imports, in all of its code."""
+    targets = set()
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                found.add(full if full in FILES else node.module)
-    return found
+                targets.add(full if full in FILES else node.module)
+    return targets
 
 
 IMPORTS = {module: imports_of(module) for module in FILES}

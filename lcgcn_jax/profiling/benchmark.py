@@ -113,14 +113,14 @@ def format_benchmark(result: Mapping[str, Any]) -> str:
     table = [["", "median", "quartiles", "faces/s", "GFLOP", "bound", "of bound"]]
     for name, row in result["rows"].items():
         quartiles = " - ".join(format_seconds(value) for value in row["quartiles"])
-        cells = [name, format_seconds(row["median"]), quartiles if row["repetitions"] > 1 else ""]
-        cells.append(f"{row['faces_per_second']:,.1f}" if row["faces"] else "")
+        values = [name, format_seconds(row["median"]), quartiles if row["repetitions"] > 1 else ""]
+        values.append(f"{row['faces_per_second']:,.1f}" if row["faces"] else "")
         if row["floor"] is None:
-            cells += ["", "", ""]
+            values += ["", "", ""]
         else:
-            cells += [f"{row['flops'] / 1e9:.3g}", format_seconds(row["floor"])]
-            cells.append(f"{row['floor'] / row['median']:.0%}")
-        table.append(cells)
+            values += [f"{row['flops'] / 1e9:.3g}", format_seconds(row["floor"])]
+            values.append(f"{row['floor'] / row['median']:.0%}")
+        table.append(values)
     lines += ["", format_table(table)]
     shares = result["shares"]
     if "graph_and_decode" in shares:

@@ -26,7 +26,7 @@ from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.commands.options import add, add_count, number
 from lcgcn_jax.errors import choose
 from lcgcn_jax.profiling.benchmark import format_benchmark, run_benchmark
-from lcgcn_jax.profiling.measurements import PARTS
+from lcgcn_jax.profiling.measurements import BENCHMARKS
 from lcgcn_jax.training.config_checks import load_checked_config
 
 
@@ -52,9 +52,9 @@ def _parse_workers(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         require_writable(args.json, overwrite=args.overwrite)
-    names = args.only.split(",") if args.only else list(PARTS)
+    names = args.only.split(",") if args.only else list(BENCHMARKS)
     for name in names:
-        choose("--only", name, PARTS)
+        choose("--only", name, BENCHMARKS)
     config, _ = load_checked_config(args.config, args.overrides)
     if args.batch_size is not None:
         config.train.batch_size = args.batch_size

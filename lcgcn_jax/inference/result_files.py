@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from lcgcn_jax.atomic_io import write_all
+from lcgcn_jax.data.formats.pts import format_pts
 from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.model import Face
@@ -101,7 +102,7 @@ class ResultFiles:
         if self.format == "pts":
             for number, face in enumerate(faces, start=1):
                 path = overlay_file.with_name(f"{file.name.name}_face{number}.pts")
-                texts[path] = results.format_pts(face.landmarks)
+                texts[path] = format_pts(face.landmarks)
         _, png = cv2.imencode(".png", cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR))
         contents = {path: text.encode("utf-8") for path, text in texts.items()}
         contents[overlay_file] = png.tobytes()

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.profiling.measurements import PARTS, Measurements, Row
+from lcgcn_jax.profiling.measurements import BENCHMARKS, BenchmarkResult, Measurements
 from lcgcn_jax.profiling.timing import format_seconds
 from lcgcn_jax.synthetic.dataset import LAYOUTS, prepare_synthetic
 from lcgcn_jax.tables import format_table
@@ -44,11 +44,11 @@ def run_benchmark(
     config.init_from, config.train.cache = "", False
     with tempfile.TemporaryDirectory() as folder:
         config.data.dir = str(data or _draw_faces(config, Path(folder) / "data"))
-        trainer = Trainer(config, Path(folder) / "run")
+        trainer = Trainer(config, Path(folder) / "run").prepare()
         with contextlib.closing(trainer.batches):
             measurements = Measurements(trainer, repetitions=repetitions, workers=workers)
-            rows: list[Row] = []
-            for part in PARTS:  # in their order, whatever the order of `parts`
+            rows: list[BenchmarkResult] = []
+            for part in BENCHMARKS:  # in their order, whatever the order of `parts`
                 if part in parts:
                     print(f"measuring: {part}", flush=True)
                     rows += measurements.run(part)
@@ -68,7 +68,7 @@ def _draw_faces(config: ml_collections.ConfigDict, folder: Path) -> Path:
 
 
 def _describe(
-    config: ml_collections.ConfigDict, measurements: Measurements, rows: Iterable[Row]
+    config: ml_collections.ConfigDict, measurements: Measurements, rows: Iterable[BenchmarkResult]
 ) -> dict[str, Any]:
     results = {row.name: row.to_dict() for row in rows}
     return {

@@ -17,7 +17,7 @@ from lcgcn_jax.models.layers import NORMS
 from lcgcn_jax.models.visibility import CLASSES, HEADS
 from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.optimizer import SCHEDULES, TRAINED
-from lcgcn_jax.training.pretrained import PARTS
+from lcgcn_jax.training.pretrained import INIT_SCOPES
 from lcgcn_jax.training.steps import (
     COORDINATE_LOSSES,
     HEATMAP_COORDINATE_LOSSES,
@@ -227,7 +227,7 @@ FIELDS: dict[str, Constraint] = {
     "scheme": Text(),
     "seed": Number(0, 2**32 - 1, whole=True),
     "init_from": Text(may_be_empty=True),
-    "init_scope": Choice(tuple(PARTS)),
+    "init_scope": Choice(tuple(INIT_SCOPES)),
     "data.dir": Text(),
     "data.sources": Sources(),
     "data.offsets": Text(may_be_empty=True),
@@ -459,14 +459,14 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     if not any(loss[weights[group]] for group in groups):
         fields = " and ".join(f"loss.{weights[group]}" for group in groups)
         raise InputError(
-            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected a number "
-            "above 0"
+            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected "
+            "a number above 0"
         )
     if not any(rates[group] for group in groups):
         fields = " and ".join(f"optimizer.learning_rate.{group}" for group in groups)
         raise InputError(
-            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected a number "
-            "above 0"
+            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected "
+            "a number above 0"
         )
     if train.cache and (train.mode != "frozen" or config.data.views < 1):
         raise InputError(

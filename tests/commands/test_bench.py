@@ -5,7 +5,7 @@ import pytest
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.profiling import benchmark, measurements, roofline
-from lcgcn_jax.profiling.measurements import PARTS
+from lcgcn_jax.profiling.measurements import BENCHMARKS
 
 CONFIG = """
     from lcgcn_jax.training.config import default_config
@@ -44,7 +44,7 @@ def config(tmp_path, toy, monkeypatch):
     """Config of a toy model; the peaks of the device are measured in little time."""
     monkeypatch.setattr(roofline, "_MATRIX", {"cpu": 64})
     monkeypatch.setattr(roofline, "_COPIED", {"cpu": 1 << 16})
-    monkeypatch.setattr(measurements, "PREDICTED", 4)
+    monkeypatch.setattr(measurements, "PREDICT_BATCH_SIZE", 4)
     path = tmp_path / "toy.py"
     path.write_text(textwrap.dedent(CONFIG))
     return path
@@ -123,4 +123,4 @@ def test_help_lists_the_benchmarks(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--help"])
     output = capsys.readouterr().out
-    assert all(f"\n  {part} " in output for part in PARTS)
+    assert all(f"\n  {part} " in output for part in BENCHMARKS)

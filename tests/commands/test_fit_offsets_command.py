@@ -15,7 +15,7 @@ def test_offsets_are_written_and_used_by_eval(small_run, synthetic98, tmp_path, 
     assert "mean distance from the predictions on training faces" in output
     dataset = open_dataset(synthetic98)
     offsets = read_offsets(out, dataset.scheme)
-    assert offsets.about == {
+    assert offsets.provenance == {
         "dataset": dataset.name, "fingerprint": dataset.fingerprint, "split": "train",
     }  # fmt: skip
     assert "already exists" in error_line("fit-offsets", *words)

@@ -7,7 +7,7 @@ import pytest
 
 from lcgcn_jax.commands.parsing import parse_arguments
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.data.records import decode_image
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.errors import InputError
 
 

@@ -43,7 +43,7 @@ def test_pretrained_weights_are_reported(small_run, synthetic98, tmp_path, capsy
     overrides = [f"--config.data.dir={synthetic98}", f"--config.init_from={small_run}"]
     code = main(["train", "--config", "demo:small", "--workdir", str(tmp_path / "run"), *overrides])
     assert code == 0
-    assert f"run: begins with the heatmap model of {small_run}\n" in capsys.readouterr().out
+    assert f"run: starts with the heatmap model of {small_run}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_damaged_checkpoint_is_a_one_line_error(error_line, run, synthetic98):
         f"--config.data.dir={synthetic98}", "--config.train.keep=1",
     )  # fmt: skip
     assert f"{run}/checkpoints/2: not a checkpoint, or damaged: " in error
-    assert "without this folder, the run goes on from the checkpoint before it" in error
+    assert "remove this folder to resume from the checkpoint before it" in error
     assert largest.read_bytes() == data
 
 

@@ -37,6 +37,7 @@ def test_signal_saves_a_checkpoint(toy, synthetic98, tmp_path, monkeypatch, caps
     shown = captured.out.splitlines()
     assert "6 steps of 8 faces, 1.3 epochs of 37;" in shown[1].partition(": ")[2]
     assert captured.err.splitlines()[-1] == (
-        f"lcgcn: stopped by {number.name}; {tmp_path / 'run'}: saved at step 3; the same command goes on"
+        f"lcgcn: stopped by {number.name}; {tmp_path / 'run'}: saved at step 3; "
+        "the same command resumes the run"
     )
     assert latest_checkpoint(tmp_path / "run").name == "3"

@@ -7,7 +7,14 @@ import pytest
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.training import ablation
-from lcgcn_jax.training.ablation import PAIRS, ROWS, RowErrors, markdown, row_config, summarize
+from lcgcn_jax.training.ablation import (
+    PAIRS,
+    ROWS,
+    VariantErrors,
+    markdown,
+    summarize,
+    variant_config,
+)
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
@@ -44,13 +51,13 @@ def test_rows_train_are_measured_and_are_not_trained_again(frozen_config, tmp_pa
 
 @pytest.mark.slow
 def test_a_row_is_measured_as_evaluation_measures_its_model(frozen_config, tmp_path):
-    config = row_config(frozen_config, ROWS["residual"], 0)
+    config = variant_config(frozen_config, ROWS["residual"], 0)
     ablation.run_ablation(frozen_config, tmp_path / "out", rows=["residual"], seeds=1)
     found = json.loads((tmp_path / "out" / "residual" / "seed0" / ablation.RESULT).read_text())
     config.train.cache = False
     config.init_from = str(tmp_path / "out" / "residual" / "seed0")
     config.init_scope = "whole"
-    plain = Trainer(config, tmp_path / "plain", make_mesh(1))
+    plain = Trainer(config, tmp_path / "plain", make_mesh(1)).prepare()
     # The best validation of such a short run is its last, so its bundle is what was measured.
     for kind in ("none", "noise"):
         errors = plain.validate(kind)
@@ -61,12 +68,12 @@ def test_a_row_is_measured_as_evaluation_measures_its_model(frozen_config, tmp_p
 def test_a_row_says_all_that_the_paper_does_otherwise(frozen_config):
     frozen_config.model.graph.message = "offsets"
     frozen_config.model.graph.norm = "layer"
-    paper = row_config(frozen_config, ROWS["paper"], 3)
+    paper = variant_config(frozen_config, ROWS["paper"], 3)
     assert (paper.model.graph.message, paper.model.graph.output) == ("paper", "absolute")
     assert paper.model.graph.norm == "layer", "what the table does not vary is the config's"
     assert (paper.seed, paper.model.decode) == (3, "argmax")
     assert frozen_config.seed == 0
-    assert row_config(frozen_config, ROWS["dag"], 0).model.graph.name == "dag"
+    assert variant_config(frozen_config, ROWS["dag"], 0).model.graph.name == "dag"
 
 
 def known_results():
@@ -75,7 +82,7 @@ def known_results():
     noise = rng.normal(0, 1e-4, 50)
     kinds = ("none", "blur")
     return {
-        name: RowErrors(
+        name: VariantErrors(
             dict.fromkeys(kinds, base),
             {k: np.stack([base * factor - 0.001, base * factor + 0.001]) + noise for k in kinds},
         )
@@ -125,5 +132,5 @@ def test_a_stopped_row_is_told(frozen_config, tmp_path, monkeypatch):
         ablation.run_ablation(frozen_config, tmp_path / "out", rows=["paper"], seeds=1)
     assert caught.value.number == signal.SIGHUP
     assert caught.value.saved == (
-        f"{tmp_path}/out/paper/seed0: saved at step 0; the same command goes on"
+        f"{tmp_path}/out/paper/seed0: saved at step 0; the same command resumes the run"
     )

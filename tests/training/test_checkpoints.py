@@ -26,7 +26,7 @@ def trained(make_tiny_config, tmp_path_factory):
     config = make_tiny_config()
     config.train.steps = config.train.eval_every = 2
     config.train.checkpoint_every = 1
-    training = Trainer(config, tmp_path_factory.mktemp("runs") / "run", make_mesh(1))
+    training = Trainer(config, tmp_path_factory.mktemp("runs") / "run", make_mesh(1)).prepare()
     training.run()
     return training
 
@@ -60,7 +60,9 @@ def test_every_flipped_byte_is_noticed_and_nothing_is_removed(run, load):
         for read in (load, lambda: read_checkpoint(checkpoint)):
             with pytest.raises(InputError, match=r"/2: not a checkpoint, or damaged: ") as refusal:
                 read()
-            assert "without this folder, the run goes on from the checkpoint" in str(refusal.value)
+            assert "remove this folder to resume from the checkpoint before it" in str(
+                refusal.value
+            )
             assert path.name in str(refusal.value) or path.name == CHECKSUMS
         assert files_of(run) == before
         path.write_bytes(whole)
@@ -85,7 +87,7 @@ def test_without_the_damaged_one_the_run_goes_on_from_the_one_before(run, load, 
     shutil.rmtree(run / "checkpoints" / "2")
     state, _ = load()
     assert int(state.step) == 1
-    again = Trainer(trained.config, run, make_mesh(1))
+    again = Trainer(trained.config, run, make_mesh(1)).prepare()
     assert again.run()
     for a, b in zip(*(jax.tree.leaves(t.state) for t in (trained, again)), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
@@ -137,7 +139,7 @@ def test_a_run_does_not_begin_anew_over_damaged_checkpoints(run, trained):
         remove_state(run / "checkpoints" / step)
     before = files_of(run)
     with pytest.raises(InputError, match=r"checkpoints/2: not a checkpoint, or damaged: "):
-        Trainer(trained.config, run, make_mesh(1))
+        Trainer(trained.config, run, make_mesh(1)).prepare()
     assert {**files_of(run), Path(LOCK): b""} == {**before, Path(LOCK): b""}
 
 
@@ -195,7 +197,7 @@ def test_accepted_changes_that_do_not_fit_are_refused(
     with pytest.raises(
         InputError, match=rf"checkpoints/2: is of another model or optimizer .* the first: {first}"
     ):
-        Trainer(config, run, make_mesh(1), accept_changes=True)
+        Trainer(config, run, make_mesh(1), accept_changes=True).prepare()
     after = files_of(run)
     lock = Path(LOCK)
     assert {**after, lock: b""} == {**before, lock: b""}

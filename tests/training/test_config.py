@@ -8,9 +8,9 @@ from lcgcn_jax.training.config import (
     differences,
     fill_in,
     load_config,
-    resolve_steps,
     to_json,
 )
+from lcgcn_jax.training.config_types import Config, resolve_steps
 from lcgcn_jax.training.optimizer import make_schedule
 
 CONFIGS = (
@@ -42,11 +42,10 @@ def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
     [("w300_lcgcn:frozen", 2833, 256), ("w300_lcgcn:small,frozen", 1802, 128)],
 )
 def test_frozen_form_is_the_papers_ablation(spec, faces, size):
-    config = resolve_steps(load_config(spec), faces)
+    config = resolve_steps(Config.from_dict(load_config(spec).to_dict()), faces)
     assert (config.train.mode, config.train.cache, config.data.image_size) == ("frozen", True, size)
-    rate = make_schedule(
-        config.optimizer.to_dict(), config.optimizer.learning_rate.graph, config.train.steps
-    )
+    peak = config.optimizer.learning_rate.graph
+    rate = make_schedule(config.optimizer, peak, config.train.steps)
     epoch = faces / config.train.batch_size
     assert config.train.steps == pytest.approx(32 * epoch, abs=1)
     rates = [float(rate(int(e * epoch))) for e in (0.1, 1.9, 2.1, 31.9)]
@@ -134,18 +133,18 @@ def test_override_has_the_fields_type(name, text, value):
     [
         ("train.step", "1", "unknown field 'step'; did you mean 'steps'"),
         ("modle.decode", "dark", "unknown field 'modle'; did you mean 'model'"),
-        ("train.batch_size", "many", "not of the type"),
-        ("train.batch_size", "1.5", "not of the type"),
-        ("data.sources", "data/a", "no list; give"),
+        ("train.batch_size", "many", "does not have the type"),
+        ("train.batch_size", "1.5", "does not have the type"),
+        ("data.sources", "data/a", "not a list; give"),
         ("train.batch_size", "[1", "'\\[1' cannot be read"),
         ("train.batch_size", "2020-99-99", "cannot be read"),
-        ("train.batch_size", "true", "not of the type"),
-        ("train.batch_size", "", "not of the type"),
-        ("train.ema_decay", "true", "not of the type"),
-        ("data.augment.zoom", "(wide, 1)", "'wide' is not of the type"),
-        ("model.graph.gcn_widths", "[32, 2.5]", "'2.5' is not of the type"),
+        ("train.batch_size", "true", "does not have the type"),
+        ("train.batch_size", "", "does not have the type"),
+        ("train.ema_decay", "true", "does not have the type"),
+        ("data.augment.zoom", "(wide, 1)", "'wide' does not have the type"),
+        ("model.graph.gcn_widths", "[32, 2.5]", "'2.5' does not have the type"),
         ("train.steps.x", "1", "train.steps has no fields"),
-        ("model", "1", "has fields of its own"),
+        ("model", "1", "is a group of fields"),
     ],
 )
 def test_bad_override_is_one_line(name, text, message):

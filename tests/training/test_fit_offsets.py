@@ -63,7 +63,7 @@ def test_synthetic_offsets_are_recovered_exactly(shape, rng, lean):
     faces = make_faces(shape, offsets, rng)
     fit = fit_offsets(*faces, IBUG68)
     np.testing.assert_allclose(fit.offsets.mean_face, shape, atol=1e-6)
-    assert fit.lean == pytest.approx(100 * lean, abs=1e-6)
+    assert fit.flip_bias == pytest.approx(100 * lean, abs=1e-6)
     for name, values in offsets.items():
         np.testing.assert_allclose(fit.offsets.groups[name], values, atol=1e-6)
     np.testing.assert_allclose(fit.offsets.default, offsets["frontal"], atol=1e-6)
@@ -77,8 +77,8 @@ def test_synthetic_offsets_are_recovered_exactly(shape, rng, lean):
 def test_mirrored_poses_have_mirrored_offsets_up_to_the_lean(shape, rng):
     offsets = offsets_by_pose(rng, 0.01)
     fit = fit_offsets(*make_faces(shape, offsets, rng, noise=0.02), IBUG68)
-    lean = np.array([fit.lean / 100, 0.0])
-    assert fit.lean == pytest.approx(1.0, abs=0.2)
+    lean = np.array([fit.flip_bias / 100, 0.0])
+    assert fit.flip_bias == pytest.approx(1.0, abs=0.2)
     groups = {name: values - lean for name, values in fit.offsets.groups.items()}
     np.testing.assert_allclose(groups["left"], mirrored(groups["right"], IBUG68), atol=1e-12)
     np.testing.assert_allclose(groups["frontal"], mirrored(groups["frontal"], IBUG68), atol=1e-12)
@@ -88,8 +88,8 @@ def test_mirrored_poses_have_mirrored_offsets_up_to_the_lean(shape, rng):
 
 def test_chance_is_no_lean(shape, rng):
     fit = fit_offsets(*make_faces(shape, {"": np.zeros((68, 2))}, rng, noise=0.02), IBUG68)
-    assert fit.lean == 0
-    assert fit.lean_error > 0
+    assert fit.flip_bias == 0
+    assert fit.flip_bias_error > 0
 
 
 def test_mirrored_poses_share_their_faces(shape, rng):
@@ -157,7 +157,7 @@ def test_a_scheme_without_mirror_pairs(rng):
     shape = (shape - shape.mean(axis=0)) / unit_length(shape, scheme)
     annotated, predicted, located, groups = make_faces(shape, {"": offset}, rng)
     fit = fit_offsets(annotated, predicted, located, groups, scheme)
-    assert fit.lean == 0
+    assert fit.flip_bias == 0
     found = fit.offsets.remove(annotated[0], located[0])
     np.testing.assert_allclose(found, predicted[0], atol=1e-6)
 

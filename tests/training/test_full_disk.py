@@ -65,7 +65,10 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(
     run, out = small_disk
     error = error_of(out, "full")
     assert f"error: {run}/" in error
-    assert "cannot be written: No space left on device; mend that, and the same command" in error
+    assert (
+        "cannot be written: No space left on device; fix that, and the same command resumes"
+        in error
+    )
     reached = int(latest_checkpoint(out / "full").name)
     assert 1 < reached < STEPS
     read_checkpoint(latest_checkpoint(out / "full"))

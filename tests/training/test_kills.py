@@ -85,7 +85,7 @@ def being_written(workdir):
 
 def state_and_figures(config, workdir):
     """All that a finished run leaves, but for how fast it was."""
-    state = Trainer(config, workdir, make_mesh(1)).state
+    state = Trainer(config, workdir, make_mesh(1)).prepare().state
     figures = [
         {name: value for name, value in row.items() if name != "steps_per_second"}
         for row in read_metrics(workdir)
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
         else:
             assert code == 128 + sent, life.said()[-2000:]
             assert kept == seen
-            assert f"saved at step {kept}; the same command goes on" in life.said()
+            assert f"saved at step {kept}; the same command resumes the run" in life.said()
         if life.began_at and "on 1 x cpu" in life.said():
             assert f"resuming from step {life.began_at}\n" in life.said()
         if kept:

@@ -10,8 +10,9 @@ from lcgcn_jax.data.annotation_offsets import AnnotationOffsets
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import mean_shape
+from lcgcn_jax.training.config_types import Config
 from lcgcn_jax.training.run_lock import DATA, OFFSETS, RunLock
-from lcgcn_jax.training.trainer import _open_data, _open_mixture
+from lcgcn_jax.training.train_data import open_train_data
 
 
 @pytest.fixture
@@ -39,13 +40,13 @@ def claim(tiny_config, tmp_path):
     """Claims a run's folder for the tiny configuration, and lets it go again."""
 
     def make(*, accept_changes=False):
-        dataset = _open_data(tiny_config)
-        mixture = _open_mixture(tiny_config, dataset)
+        config = Config.from_dict(tiny_config.to_dict())
+        dataset, mixture = open_train_data(config)
         sources = mixture.datasets if tiny_config.data.sources else ()
         claimed = RunLock(
-            tmp_path / "run", tiny_config, dataset, sources=sources, accept_changes=accept_changes
+            tmp_path / "run", config, dataset, sources=sources, accept_changes=accept_changes
         )
-        claimed.adopt()
+        claimed.write_config()
         claimed.close()
 
     return make
@@ -54,7 +55,7 @@ def claim(tiny_config, tmp_path):
 def test_only_the_source_with_offsets_is_moved(tiny_config, synthetic98, copy98, write_offsets):
     file = write_offsets("a.json", 0.1)
     tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, file))
-    mixture = _open_mixture(tiny_config, _open_data(tiny_config))
+    _, mixture = open_train_data(Config.from_dict(tiny_config.to_dict()))
     plain, moved = (source[0] for source in mixture.sources("train"))
     assert plain["name"] == moved["name"]
     shift = moved["landmarks"] - plain["landmarks"]
@@ -66,7 +67,8 @@ def test_offsets_of_data_dir_change_its_faces_and_the_mean_shape(
     tiny_config, synthetic98, write_offsets
 ):
     tiny_config.data.offsets = write_offsets("a.json", 0.1)
-    moved, plain = _open_data(tiny_config), open_dataset(synthetic98)
+    moved, _ = open_train_data(Config.from_dict(tiny_config.to_dict()))
+    plain = open_dataset(synthetic98)
     for split in ("train", "validation"):
         a, b = moved.source(split)[0], plain.source(split)[0]
         assert np.abs(a["landmarks"] - b["landmarks"]).max() > 0.1
@@ -144,4 +146,4 @@ def test_a_run_that_an_older_version_began_goes_on(tiny_config, claim, tmp_path)
 def test_offsets_that_cannot_be_used_name_the_file(tiny_config, synthetic98, tmp_path):
     tiny_config.data.offsets = str(tmp_path / "gone.json")
     with pytest.raises(InputError, match=r"gone\.json: cannot be read: .*fit-offsets"):
-        _open_data(tiny_config)
+        open_train_data(Config.from_dict(tiny_config.to_dict()))

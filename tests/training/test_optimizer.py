@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,16 +7,14 @@ import optax
 import pytest
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.training.config_types import LearningRates, OptimizerConfig
 from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, make_schedule, trained_names
 
-CONFIG = {
-    "learning_rate": {"heatmap": 1e-4, "graph": 1e-3},
-    "schedule": "constant",
-    "milestones": (0.5, 0.8),
-    "warmup_steps": 0,
-    "weight_decay": 0.0,
-    "clip_norm": 0.0,
-}
+CONFIG = OptimizerConfig(
+    learning_rate=LearningRates(heatmap=1e-4, graph=1e-3),
+    schedule="constant",
+    milestones=(0.5, 0.8),
+)
 PARAMS = {
     "heatmap_model.conv.kernel": jnp.full((2, 2), 3.0),
     "heatmap_model.bn.scale": jnp.full((2,), 3.0),
@@ -24,13 +24,13 @@ PARAMS = {
 
 
 def rates(steps=100, **config):
-    schedule = make_schedule(CONFIG | config, 0.2, steps)
+    schedule = make_schedule(dataclasses.replace(CONFIG, **config), 0.2, steps)
     return np.array([float(schedule(step)) for step in range(steps + 1)])
 
 
 def steps_taken(gradients, mode="joint", params=PARAMS, **config):
     """How far each parameter goes with each of the gradients (numbers, the same for all)."""
-    optimizer, _ = make_optimizer(CONFIG | config, mode, 100)
+    optimizer, _ = make_optimizer(dataclasses.replace(CONFIG, **config), mode, 100)
     state, steps = optimizer.init(params), []
     for gradient in gradients:
         full = jax.tree.map(lambda p, value=gradient: jnp.full_like(p, value), params)
@@ -81,7 +81,7 @@ def test_each_group_steps_by_its_own_learning_rate():
 def test_schedules_of_the_groups_are_given_for_the_log():
     _, schedules = make_optimizer(CONFIG, "joint", 100)
     assert {group: float(rate(0)) for group, rate in schedules.items()} == pytest.approx(
-        CONFIG["learning_rate"]
+        {"heatmap": 1e-4, "graph": 1e-3}
     )
 
 
@@ -106,7 +106,7 @@ def test_clipping_keeps_a_spike_from_the_moving_averages():
 
 
 def test_clipping_is_by_the_norm_of_all_gradients_together():
-    optimizer, _ = make_optimizer(CONFIG | {"clip_norm": 1.0}, "joint", 100)
+    optimizer, _ = make_optimizer(dataclasses.replace(CONFIG, clip_norm=1.0), "joint", 100)
     gradients = jax.tree.map(jnp.ones_like, PARAMS)
     with jax.numpy_dtype_promotion("standard"):
         _, state = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)

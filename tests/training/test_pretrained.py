@@ -19,7 +19,7 @@ from lcgcn_jax.models.bundles import BEST, WEIGHTS, Bundle, abstract_weights, sa
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training.config import default_config, to_json
-from lcgcn_jax.training.pretrained import PARTS, load_pretrained_weights
+from lcgcn_jax.training.pretrained import INIT_SCOPES, load_pretrained_weights
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
@@ -86,7 +86,7 @@ HEAD, HEATMAP = "heatmap_model.out.", "heatmap_model."
 TAKEN = {"heatmap": ((HEATMAP,), ()), "whole": (("",), ()), "backbone": ((HEATMAP,), (HEAD,))}
 
 
-@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("parts", INIT_SCOPES)
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_bundle_gives_its_parts(from_bundle, tiny_bundle, parts, as_file):
     from_bundle.init_scope = parts
@@ -95,8 +95,8 @@ def test_a_bundle_gives_its_parts(from_bundle, tiny_bundle, parts, as_file):
     found, said = begin(from_bundle)
     starts, but = TAKEN[parts]
     assert_begins_with(found, tiny_bundle.weights, *starts, but=but)
-    expected = f"begins with the {PARTS[parts]} of {from_bundle.init_from}"
-    assert said == expected + ("; the head is fresh" if parts == "backbone" else "")
+    expected = f"starts with the {INIT_SCOPES[parts]} of {from_bundle.init_from}"
+    assert said == expected + ("; the head is random" if parts == "backbone" else "")
 
 
 def test_a_backbone_is_taken_for_another_number_of_landmarks(from_bundle, tiny_bundle):
@@ -126,7 +126,7 @@ def trained(request, make_tiny_config, tmp_path_factory):
     """A workdir with a checkpoint of each of two steps and no best model, and what it evaluates with."""
     config = two_steps(make_tiny_config(), ema_decay=request.param)
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    training = Trainer(config, workdir, make_mesh(8))
+    training = Trainer(config, workdir, make_mesh(8)).prepare()
     training.run()
     shutil.rmtree(workdir / BEST)
     weights = {n: np.asarray(v) for part in training.state.evaluated for n, v in part.items()}
@@ -152,7 +152,7 @@ def test_a_run_without_a_best_model_gives_its_latest_checkpoint(tiny_config, tra
     tiny_config.init_scope = "whole"
     latest, said = begin_with(tiny_config, workdir)
     assert_begins_with(latest, evaluated, "")
-    assert said == f"begins with the whole model of {workdir}"
+    assert said == f"starts with the whole model of {workdir}"
     second, _ = begin_with(tiny_config, workdir / "checkpoints" / "2")
     assert_begins_with(second, evaluated, "")
     first, _ = begin_with(tiny_config, workdir / "checkpoints" / "1")
@@ -171,8 +171,8 @@ def test_a_run_that_goes_on_needs_its_beginning_no_more(tiny_config, run):
     config = two_steps(tiny_config, ema_decay=0.9)
     config.init_from = "gone"
     (run / "config.json").write_text(to_json(config))
-    training = Trainer(config, run, make_mesh(1))
-    assert (training.begins, training.step) == ("", 2)
+    training = Trainer(config, run, make_mesh(1)).prepare()
+    assert (training.start_message, training.step) == ("", 2)
 
 
 # PyTorch files, of a small HRNet.
@@ -244,7 +244,7 @@ def test_a_pytorch_file_gives_its_parts(hrnet, face, tmp_path, ending, parts):
     config.init_scope = parts
     found, said = begin_with(config, write(tmp_path / f"face{ending}", face))
     assert_begins_with(found, hrnet[0].weights, HEATMAP, but=OF_HEAD if parts == "backbone" else ())
-    assert said.startswith(f"begins with the {PARTS[parts]} of {tmp_path}")
+    assert said.startswith(f"starts with the {INIT_SCOPES[parts]} of {tmp_path}")
 
 
 def test_mmposes_names_are_known_too(hrnet, face, tmp_path):
@@ -278,7 +278,7 @@ def test_an_imagenet_file_gives_its_backbone_and_the_head_is_fresh(hrnet, face, 
     path = write(tmp_path / "imagenet.safetensors", state)
     found, said = begin_with(config, path)
     assert_begins_with(found, hrnet[0].weights, HEATMAP, but=OF_HEAD)
-    assert said == f"begins with the backbone of {path}; the head is fresh"
+    assert said == f"starts with the backbone of {path}; the head is random"
 
 
 def test_heatmaps_that_mean_something_else_are_said(face, tmp_path):
@@ -319,7 +319,7 @@ def test_frozen_heatmaps_have_to_mean_the_same(hrnet, face, tmp_path):
 
 def test_what_is_fresh_cannot_be_frozen(from_bundle):
     from_bundle.init_scope, from_bundle.train.mode = "backbone", "frozen"
-    assert "the head would be fresh, and train.mode 'frozen'" in refusal(from_bundle)
+    assert "the head would be random, and train.mode 'frozen'" in refusal(from_bundle)
 
 
 def test_a_backbone_alone_is_no_whole_model(face, tmp_path):
@@ -327,13 +327,13 @@ def test_a_backbone_alone_is_no_whole_model(face, tmp_path):
     config = hrnet_config(graph=False)
     config.init_from = str(write(tmp_path / "imagenet.safetensors", state))
     config.init_scope = "whole"
-    assert refusal(config).endswith("has a backbone alone; set config.init_scope to 'backbone'")
+    assert refusal(config).endswith("has only a backbone; set config.init_scope to 'backbone'")
 
 
 def test_another_number_of_points_is_refused_with_the_way_out(from_bundle):
     said = refusal(from_bundle, IBUG68)
     assert "its heatmaps are of 98 landmarks, and ibug68 has 68" in said
-    assert "config.init_scope 'backbone'" in said
+    assert "config.init_scope to 'backbone'" in said
 
 
 def test_another_size_of_bundle_is_refused_with_what_differs(from_bundle, tiny_bundle, tmp_path):
@@ -372,7 +372,7 @@ def test_a_model_that_does_not_name_its_head_has_no_backbone(from_bundle, monkey
     factory = registry._HEATMAP_MODELS["two_convs"]
     monkeypatch.delattr(factory, "head_modules")
     from_bundle.init_scope = "backbone"
-    assert "'two_convs' does not say what its head is" in refusal(from_bundle)
+    assert "'two_convs' does not define its head" in refusal(from_bundle)
 
 
 class Code:
@@ -446,7 +446,7 @@ def truncated(config, tmp_path):
 
 def not_an_hrnet(config, tmp_path):
     config.init_from = str(tmp_path / "face.pth")
-    return r"face\.pth: PyTorch weights are known of HRNet alone, and .* is 'two_convs'"
+    return r"face\.pth: PyTorch weights can be read for HRNet only, and .* is 'two_convs'"
 
 
 def unknown_part(config, tmp_path):
@@ -473,7 +473,7 @@ def unknown_part(config, tmp_path):
 def test_a_bad_beginning_is_one_line_and_leaves_nothing(from_bundle, run, tmp_path, spoil):
     message = spoil(from_bundle, tmp_path)
     with pytest.raises(InputError, match=message) as caught:
-        Trainer(from_bundle, tmp_path / "run", make_mesh(1))
+        Trainer(from_bundle, tmp_path / "run", make_mesh(1)).prepare()
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -482,7 +482,7 @@ def test_weights_take_effect(from_bundle, tiny_bundle, tmp_path):
     """From the source to what the model says."""
     from_bundle.init_scope = "whole"
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
-    training = Trainer(from_bundle, tmp_path / "run", make_mesh(1))
+    training = Trainer(from_bundle, tmp_path / "run", make_mesh(1)).prepare()
     _, params, batch_stats = tiny_bundle.create()
     expected = training._predict_step(params, batch_stats, jnp.asarray(images))
     np.testing.assert_array_equal(training.predict(images).landmarks, expected.landmarks)

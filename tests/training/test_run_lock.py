@@ -14,6 +14,7 @@ from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.records import RECORDS
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.training.config_types import Config
 from lcgcn_jax.training.run_lock import DATA, LOCK, RunLock, needs_writing
 
 
@@ -26,8 +27,9 @@ def claim(tiny_config, tmp_path):
         if data is not None:
             tiny_config.data.dir = str(data)
         dataset = open_dataset(tiny_config.data.dir)
-        claimed = RunLock(tmp_path / "run", tiny_config, dataset, accept_changes=accept_changes)
-        claimed.adopt()
+        config = Config.from_dict(tiny_config.to_dict())
+        claimed = RunLock(tmp_path / "run", config, dataset, accept_changes=accept_changes)
+        claimed.write_config()
         claimed.close()
 
     return make
@@ -46,10 +48,11 @@ def contents(folder):
 
 def test_a_folder_belongs_to_one_run_at_a_time(tiny_config, claim, tmp_path):
     dataset = open_dataset(tiny_config.data.dir)
-    first = RunLock(tmp_path / "run", tiny_config, dataset)
+    first = RunLock(tmp_path / "run", Config.from_dict(tiny_config.to_dict()), dataset)
     before = contents(tmp_path / "run")
     with pytest.raises(
-        InputError, match=rf"run: process {os.getpid()} on {os.uname().nodename} trains here"
+        InputError,
+        match=rf"run: process {os.getpid()} on {os.uname().nodename} is training in this folder",
     ):
         claim()
     assert contents(tmp_path / "run") == before

@@ -177,14 +177,14 @@ def test_unknown_losses_are_refused_before_anything_is_written(
 ):
     tiny_config.loss[field] = value
     with pytest.raises(InputError, match=message):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     assert not (tmp_path / "run").exists()
 
 
 def test_remat_is_refused_where_no_model_heeds_it(tiny_config, tmp_path):
     tiny_config.train.remat = True
     with pytest.raises(InputError, match=r"train\.remat: the heatmap model \w+ cannot"):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     assert not (tmp_path / "run").exists()
 
 
@@ -193,4 +193,4 @@ def test_focal_of_linear_heat_is_refused(tiny_config, tmp_path):
         "name": "hrnet", "arch": "w18-small-v1", "activation": "linear",
     }  # fmt: skip
     with pytest.raises(InputError, match=r"focal needs a sigmoid.*'linear'; use mse"):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()

@@ -6,6 +6,7 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from lcgcn_jax.training.trainer import Trainer
 
 
 def train(config, workdir, mesh=None, **kwargs):
-    training = Trainer(config, workdir, make_mesh(1) if mesh is None else mesh)
+    training = Trainer(config, workdir, make_mesh(1) if mesh is None else mesh).prepare()
     finished = training.run(**kwargs)
     return training, finished
 
@@ -131,7 +132,7 @@ def changed_parts(before, after):
 def test_mode_trains_its_parts_and_their_statistics_alone(tiny_config, tmp_path, mode, parts):
     tiny_config.train.mode = mode
     tiny_config.train.steps = 2
-    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     params = jax.tree.map(np.asarray, training.state.params)
     batch_stats = jax.tree.map(np.asarray, training.state.batch_stats)
     training.run()
@@ -152,7 +153,7 @@ def test_frozen_run_begins_with_another_runs_heatmap_model(tiny_config, run_of_t
 
 @pytest.mark.parametrize("what", ["loss", "gradient_norm", "parameter_norm"])
 def test_any_figure_that_is_not_finite_stops_at_its_step(tiny_config, tmp_path, what):
-    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     step = training.train_step
 
     def wrong_at_2(state, batch):
@@ -167,17 +168,17 @@ def test_any_figure_that_is_not_finite_stops_at_its_step(tiny_config, tmp_path, 
 
 def test_infinite_loss_stops_with_step_rate_and_records(tiny_config, tmp_path):
     tiny_config.optimizer.learning_rate.heatmap = 1e30
-    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     with pytest.raises(FloatingPointError, match=r"at step \d .*heatmap 1e\+30.*train/0000\d\d:"):
         training.run()
     assert training.checkpoints.latest is None
 
 
 def test_other_config_on_the_same_workdir_is_refused(tiny_config, tmp_path):
-    Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+    Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     tiny_config.train.batch_size = 16
     with pytest.raises(InputError, match=r"train\.batch_size: 8 -> 16"):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
 
 
 def test_a_run_of_an_older_version_goes_on(tiny_config, run_of_two, tmp_path):
@@ -187,7 +188,7 @@ def test_a_run_of_an_older_version_goes_on(tiny_config, run_of_two, tmp_path):
     config = json.loads(file.read_text())
     del config["model"]["heatmap_offset"], config["model"]["graph"]["positions"]
     file.write_text(json.dumps(config))
-    assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).step == 2
+    assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare().step == 2
 
 
 def test_a_run_that_an_older_version_began_with_steps_alone_goes_on(tiny_config, tmp_path):
@@ -199,7 +200,7 @@ def test_a_run_that_an_older_version_began_with_steps_alone_goes_on(tiny_config,
         del config["train"][name]
     file.write_text(json.dumps(config))
     tiny_config.train.update({"steps": None, "eval_every": None, "epochs": 60.0})
-    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     assert (training.step, training.config.train.steps) == (2, 2)
     assert tiny_config.train.steps is None
 
@@ -207,7 +208,7 @@ def test_a_run_that_an_older_version_began_with_steps_alone_goes_on(tiny_config,
 def test_epochs_are_resolved_against_the_data_and_written_down(tiny_config, tmp_path):
     tiny_config.train.update({"steps": None, "eval_every": None, "checkpoint_every": None})
     tiny_config.train.epochs = 0.5
-    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     steps = training.num_faces // 2 // tiny_config.train.batch_size
     assert training.num_faces == len(training.dataset.source("train"))
     assert training.run()
@@ -217,13 +218,13 @@ def test_epochs_are_resolved_against_the_data_and_written_down(tiny_config, tmp_
     assert written["eval_every"] == 2 * training.num_faces // tiny_config.train.batch_size
     # The same steps given as such are the same run.
     tiny_config.train.steps = steps
-    assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).step == steps
+    assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare().step == steps
 
 
 def test_data_without_a_validation_part_names_the_fix(tiny_config, synthetic98, tmp_path):
     tiny_config.data.validation_split = "common"
     with pytest.raises(InputError, match=r"column 'split' .* set config\.data\.validation_split"):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
 
 
 @pytest.fixture(scope="module")
@@ -261,34 +262,34 @@ def test_run_on_two_datasets_resumes_bit_for_bit(
 )
 def test_other_sources_are_refused(tiny_config, synthetic98, more98, tmp_path, change, message):
     tiny_config.data.sources = ((str(synthetic98), 3), (str(more98), 1))
-    Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+    Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     tiny_config.data.sources = change(str(synthetic98), str(more98))
     with pytest.raises(InputError, match=message):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
 
 
 def test_sources_of_another_scheme_are_refused(tiny_config, synthetic98, synthetic68, tmp_path):
     tiny_config.data.sources = ((str(synthetic98), 1), (str(synthetic68), 1))
     with pytest.raises(InputError, match="68 points"):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
 
 
 def test_folder_with_something_else_is_refused(tiny_config, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="not empty and not a training run"):
-        Trainer(tiny_config, tmp_path, make_mesh(1))
+        Trainer(tiny_config, tmp_path, make_mesh(1)).prepare()
 
 
 def test_batch_that_cannot_be_cut_names_one_that_can(tiny_config, tmp_path):
     tiny_config.train.batch_size = 12
     with pytest.raises(InputError, match="12 does not share out over 8 devices; 16 would"):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(8))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(8)).prepare()
 
 
 def test_data_of_another_scheme_is_refused(tiny_config, synthetic68, tmp_path):
     tiny_config.data.dir = str(synthetic68)
     with pytest.raises(InputError, match=r"68 points \(ibug68\), but the config is for 98"):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     assert not (tmp_path / "run").exists()
 
 
@@ -305,7 +306,7 @@ def test_state_is_complete_in_a_checkpoint(tiny_config, run_of_two, tmp_path):
     tiny_config.train.steps = tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 2
     training = run_of_two
     shutil.copytree(training.workdir, tmp_path / "run")
-    again = Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+    again = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     assert {f.name for f in dataclasses.fields(again.state)} >= {"opt_state", "ema", "step"}
     assert_same_state(training.state, again.state)
     assert again.batches.get_state() == {"next_batch": 2}
@@ -354,7 +355,7 @@ def test_training_from_the_cache_equals_training_from_pictures(frozen_config, tm
     assert frozen_config.train.steps * 16 > 2 * faces, "more than all views once"
     frozen_config.train.cache = True
     cached, _ = train(frozen_config, tmp_path / "cached")
-    fresh = Trainer(frozen_config, tmp_path / "fresh", make_mesh(1)).state.params
+    fresh = Trainer(frozen_config, tmp_path / "fresh", make_mesh(1)).prepare().state.params
     for key, value in plain.state.params.items():
         np.testing.assert_allclose(cached.state.params[key], value, rtol=1e-3, atol=1e-5)
         trained = not np.array_equal(value, fresh[key])
@@ -377,12 +378,12 @@ def test_cached_training_resumes_bit_for_bit(frozen_config, tmp_path, stop_at_th
 
 def test_runs_that_differ_in_the_seed_share_the_views(frozen_config, tmp_path):
     frozen_config.train.cache = True
-    first = Trainer(frozen_config, tmp_path / "first", make_mesh(1))
+    first = Trainer(frozen_config, tmp_path / "first", make_mesh(1)).prepare()
     frozen_config.seed = 1
     second = Trainer(
-        frozen_config, tmp_path / "second", make_mesh(1), graph_inputs=first.graph_inputs
-    )
-    alone = Trainer(frozen_config, tmp_path / "alone", make_mesh(1))
+        frozen_config, tmp_path / "second", make_mesh(1), feature_cache=first.feature_cache
+    ).prepare()
+    alone = Trainer(frozen_config, tmp_path / "alone", make_mesh(1)).prepare()
     shared, own = next(second.batches), next(alone.batches)
     assert not np.array_equal(shared["record"], next(first.batches)["record"])
     for a, b in zip(jax.tree.leaves(shared), jax.tree.leaves(own), strict=True):
@@ -394,7 +395,7 @@ def test_a_cache_of_what_changes_is_refused(tiny_config, tmp_path, field, value)
     tiny_config.train.mode, tiny_config.data.views, tiny_config.train.cache = "frozen", 2, True
     (tiny_config.train if field == "mode" else tiny_config.data)[field] = value
     with pytest.raises(InputError, match=r"train\.cache: needs a frozen"):
-        Trainer(tiny_config, tmp_path / "run", make_mesh(1))
+        Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     assert not (tmp_path / "run").exists()
 
 
@@ -443,3 +444,22 @@ def test_missing_points_are_learned_around(
         # The point that no face has never hears of a gradient.
         bias = np.asarray(run.state.params["heatmap_model.out.bias"])
         assert np.flatnonzero(bias == 0).tolist() == list(run.dataset.scheme.find("left_pupil"))
+
+
+def test_constructor_touches_no_folder(tiny_config, tmp_path):
+    """A notebook cell that is run twice builds two trainers."""
+    tiny_config.train.steps = tiny_config.train.eval_every = 1
+    trainers = [Trainer(tiny_config, tmp_path / "run", make_mesh(1)) for _ in range(2)]
+    assert not list(tmp_path.iterdir())
+    assert trainers[0].run()
+    assert trainers[1].run(), "resumes at the end"
+
+
+def test_failed_preparation_unlocks_the_workdir(run_of_two, tmp_path):
+    shutil.copytree(run_of_two.workdir, tmp_path / "run")
+    config = ml_collections.ConfigDict(run_of_two.config.to_dict())
+    config.train.ema_decay = 0.0
+    trainer = Trainer(config, tmp_path / "run", make_mesh(1), accept_changes=True)
+    for _ in range(2):
+        with pytest.raises(InputError, match="of another model or optimizer"):
+            trainer.prepare()

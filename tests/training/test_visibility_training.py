@@ -58,7 +58,7 @@ def visibility_config(tiny_config, labeled98):
 
 
 def train(config, workdir):
-    training = Trainer(config, workdir, make_mesh(1))
+    training = Trainer(config, workdir, make_mesh(1)).prepare()
     assert training.run()
     return training
 
@@ -109,7 +109,7 @@ def test_data_without_labels_is_refused(visibility_config, synthetic98, tmp_path
     with pytest.raises(
         InputError, match=r"model\.visibility\.head: no face .* has visibility"
     ) as e:
-        Trainer(visibility_config, tmp_path / "run", make_mesh(1))
+        Trainer(visibility_config, tmp_path / "run", make_mesh(1)).prepare()
     assert "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
 
@@ -139,7 +139,7 @@ def test_cached_training_with_the_head(visibility_config, tmp_path, graph):
     plain = train(config, tmp_path / "plain")
     config.train.cache = True
     cached = train(config, tmp_path / "cached")
-    before = Trainer(config, tmp_path / "fresh", make_mesh(1)).state.params
+    before = Trainer(config, tmp_path / "fresh", make_mesh(1)).prepare().state.params
     for name, value in plain.state.params.items():
         trained = not np.array_equal(value, before[name])
         assert trained <= name.startswith(("graph.", "visibility.")), name
@@ -160,20 +160,20 @@ def test_a_trained_model_gets_the_head_and_loses_it(visibility_config, tmp_path)
     without = train(config, tmp_path / "without")
     config.init_from, config.init_scope = str(tmp_path / "without"), "whole"
     config.model.visibility.head = "attention"
-    begun = Trainer(config, tmp_path / "with", make_mesh(1))
-    assert begun.begins.endswith("; the visibility head is fresh")
+    begun = Trainer(config, tmp_path / "with", make_mesh(1)).prepare()
+    assert begun.start_message.endswith("; the visibility head is random")
     best = load_bundle(tmp_path / "without")
     for name in without.state.params:
         np.testing.assert_array_equal(begun.state.params[name], best.weights[name])
     begun.run()
     config.init_from = str(tmp_path / "with")
     config.model.visibility.head = "none"
-    again = Trainer(config, tmp_path / "again", make_mesh(1))
-    assert again.begins.endswith("; the visibility head is left out")
+    again = Trainer(config, tmp_path / "again", make_mesh(1)).prepare()
+    assert again.start_message.endswith("; the visibility head is dropped")
     config.init_from = str(tmp_path / "without")
     config.model.visibility.head, config.train.mode = "attention", "heatmap_only"
-    with pytest.raises(InputError, match="'heatmap_only' does not train a fresh one"):
-        Trainer(config, tmp_path / "none", make_mesh(1))
+    with pytest.raises(InputError, match="'heatmap_only' does not train a random one"):
+        Trainer(config, tmp_path / "none", make_mesh(1)).prepare()
 
 
 def test_flip_test_averages_visibility():

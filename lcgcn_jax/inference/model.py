@@ -20,7 +20,7 @@ from flax import nnx
 
 from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.compilation import compiler_options
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_crops, rgb_image
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.face import Face
@@ -212,10 +212,7 @@ class LandmarkModel:
           InputError: the folder exists, or cannot be written.
         """
         folder = Path(path)
-        if folder.exists() and not overwrite:
-            raise InputError(
-                f"{folder}: already exists; choose another folder or give overwrite=True"
-            )
+        require_absent(folder, overwrite=overwrite)
         with writing(folder):
             save_bundle(folder, self._bundle, card or f"# {folder.name}\n")
 

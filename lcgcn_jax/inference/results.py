@@ -171,6 +171,13 @@ class BoxFile:
                 unused.remove(parts)
         self.unused = [name for parts, name in self._names.items() if parts in unused]
 
+    def describe_unused(self) -> str:
+        """One line about the names that are not among the images; empty if there are none."""
+        if not self.unused:
+            return ""
+        names = ", ".join(self.unused[:5]) + (", ..." if len(self.unused) > 5 else "")
+        return f"{self._path}: {len(self.unused)} names are not among the inputs: {names}"
+
     def of(self, image: Path) -> list[list[float]]:
         """Boxes of an image, after `assign`.
 

@@ -25,6 +25,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.predictions import Predict
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.tables import format_table
 
 ALL = "all"
 """Name of all faces together, in reports."""
@@ -74,6 +75,21 @@ class OffsetFit:
     flip_bias: float
     flip_bias_error: float
     groups: list[GroupFit]
+
+    def __str__(self) -> str:
+        rows = [["", "faces", "before", "after", "fitted landmarks"]]
+        for group in self.groups:
+            fallback = f", others {group.fallback}" if group.fallback else ""
+            fitted = f"{group.num_fitted} of {len(self.offsets.mean_face)}{fallback}"
+            errors = (f"{group.before:.2f}", f"{group.after:.2f}")
+            rows.append([group.name, str(group.num_faces), *errors, fitted])
+        note = "" if self.flip_bias else ", not significant"
+        return (
+            "mean distance from the predictions on training faces, in % of the outer eye distance\n"
+            f"{format_table(rows)}\n"
+            f"constant in x that mirror images do not share: {self.flip_bias:.2f} (standard error "
+            f"{self.flip_bias_error:.2f}{note})"
+        )
 
 
 def fit_annotation_offsets(

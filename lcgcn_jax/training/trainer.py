@@ -306,7 +306,9 @@ class Trainer:
         """Exception for a command to raise after a signal ended `run`."""
         assert self.stopped_by is not None, "no signal ended the run"
         stop = Interrupted(self.stopped_by)
-        stop.kept = f"{self.workdir}: saved at step {self.step:,}; the same command resumes the run"
+        stop.saved = (
+            f"{self.workdir}: saved at step {self.step:,}; the same command resumes the run"
+        )
         return stop
 
     def _initial_weights(self, step: TrainStep) -> tuple[Weights, Weights]:

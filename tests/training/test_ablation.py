@@ -131,6 +131,6 @@ def test_a_stopped_row_is_told(frozen_config, tmp_path, monkeypatch):
     with pytest.raises(Interrupted) as caught:
         ablation.run_ablation(frozen_config, tmp_path / "out", rows=["paper"], seeds=1)
     assert caught.value.number == signal.SIGHUP
-    assert caught.value.kept == (
+    assert caught.value.saved == (
         f"{tmp_path}/out/paper/seed0: saved at step 0; the same command resumes the run"
     )

@@ -76,7 +76,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(
     every = {str(step) for step in range(1, STEPS + 1)}
     assert names & every == {str(step) for step in range(1, reached + 1)}
     assert (out / "room.code").read_text() == "0\n"
-    assert f"going on from step {reached}\n" in (out / "room.out").read_text()
+    assert f"resuming from step {reached}\n" in (out / "room.out").read_text()
     assert latest_checkpoint(out / "room").name == str(STEPS)
     assert {path.name for path in (out / "room" / "checkpoints").iterdir()} == every
     logged = [row["step"] for row in read_metrics(out / "room") if "train/loss" in row]

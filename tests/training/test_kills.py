@@ -139,7 +139,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
             assert kept == seen
             assert f"saved at step {kept}; the same command resumes the run" in life.said()
         if life.began_at and "on 1 x cpu" in life.said():
-            assert f"going on from step {life.began_at}\n" in life.said()
+            assert f"resuming from step {life.began_at}\n" in life.said()
         if kept:
             read_checkpoint(latest_checkpoint(parts))
         if (parts / BEST / WEIGHTS).is_file():

@@ -2,7 +2,6 @@
 
 import collections
 import csv
-import difflib
 import functools
 import io
 import math
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, UNSTATED, Entry, RawFace
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, did_you_mean
 from lcgcn_jax.landmarks import LandmarkScheme
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
@@ -183,9 +182,8 @@ class _RowReader:
         ]
         absent = [name for name in known if columns.find(name) is None]
         for i in unknown:
-            near = difflib.get_close_matches(_plain(header[i]), absent, n=1, cutoff=0.75)
-            if near:
-                raise ValueError(f"unknown column {header[i]!r}; did you mean {near[0]!r}?")
+            if hint := did_you_mean(_plain(header[i]), absent, cutoff=0.75):
+                raise ValueError(f"unknown column {header[i]!r}{hint}")
         axes = collections.defaultdict(set)  # by the point of an unknown column
         for i in unknown:
             plain = _plain(header[i])

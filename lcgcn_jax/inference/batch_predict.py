@@ -18,8 +18,7 @@ from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
-from lcgcn_jax.inference.face_detector import FaceDetector
-from lcgcn_jax.inference.image_inputs import check_boxes
+from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.result_files import ResultFiles, rename_interrupted
 from lcgcn_jax.inference.sources import InputFile
@@ -27,38 +26,20 @@ from lcgcn_jax.inference.tracking import FaceTracker, OneEuroFilter
 from lcgcn_jax.inference.video import Frame, Video, VideoWriter, open_video, varies
 from lcgcn_jax.interrupts import Interrupted, deferred, received
 
-FaceBoxes = tuple[list[Box], list[float] | None]
-"""Face boxes of an image, and the scores of the face detector; None for other boxes."""
+BoxSource = Callable[[Path, np.ndarray], Sequence[BoxInput]]
+"""Path of an image and its pixels -> its face boxes."""
 
-BoxSource = Callable[[Path, np.ndarray], FaceBoxes]
-"""Path of an image, for messages, and its pixels -> its face boxes."""
-
-# The model runs once as many faces (its largest batch on an accelerator) or pixels are waiting.
-_MIN_FACES = 32
-_MAX_PIXELS = 50_000_000
 _FRAMES_PER_BATCH = 8
 
 
-def boxes_from(boxes_of: Callable[[Path], Sequence[Sequence[float]]]) -> BoxSource:
-    """Box source with the boxes of a file or an option, checked against the size of the image."""
-
-    def check(path: Path, image: np.ndarray) -> FaceBoxes:
-        return check_boxes(boxes_of(path), image.shape[1], image.shape[0], path), None
-
-    return check
+def boxes_from(boxes_of: Callable[[Path], Sequence[BoxInput]]) -> BoxSource:
+    """Box source with the boxes of a file or an option."""
+    return lambda path, image: boxes_of(path)
 
 
-def whole_image_box(path: Path, image: np.ndarray) -> FaceBoxes:
+def whole_image_box(path: Path, image: np.ndarray) -> Sequence[BoxInput]:
     """Box source for images that are face crops."""
-    return [box_of_crop(image.shape[1], image.shape[0])], None
-
-
-def _detected_boxes(detector: FaceDetector) -> BoxSource:
-    def detect(path: Path, image: np.ndarray) -> FaceBoxes:
-        boxes, scores = detector.scored_boxes(image)
-        return list(boxes), scores.tolist()
-
-    return detect
+    return [box_of_crop(image.shape[1], image.shape[0])]
 
 
 def parse_box(text: str) -> list[float]:
@@ -107,9 +88,7 @@ class _ImageJob:
     """An image that waits for the model."""
 
     file: InputFile
-    pixels: np.ndarray
-    boxes: list[Box]
-    scores: list[float] | None
+    image: BoxedImage
 
 
 class BatchPredictor:
@@ -144,8 +123,9 @@ class BatchPredictor:
     ):
         if draw_edges and model.config["graph"] is None:
             raise InputError("the model has no graph; leave out --draw-edges")
-        self._model, self._files, self._detects_faces = model, files, box_source is None
-        self._box_source = box_source or _detected_boxes(model.detector)
+        self._model, self._files, self._box_source = model, files, box_source
+        if box_source is None:
+            _ = model.detector  # raises an error before the first image, not for each
         self._draw_faces, self._draw_edges = draw, draw_edges
         self._upright, self._frames_per_second, self._smooth = upright, frames_per_second, smooth
 
@@ -179,7 +159,7 @@ class BatchPredictor:
                     self._predict_video(file)
                 else:
                     pixels = read_image(file.path, upright=self._upright)
-                    jobs.append(_ImageJob(file, pixels, *self._box_source(file.path, pixels)))
+                    jobs.append(_ImageJob(file, self._find_boxes(file.path, pixels)))
             except InputError as error:
                 # A signal stopped a video, and then its files could not be closed or renamed.
                 if (number := received()) is not None:
@@ -188,28 +168,29 @@ class BatchPredictor:
                     stop.saved = f"{lost}{error}"
                     raise stop from error
                 self._summary.failures.append(str(error))
-            num_faces = sum(len(job.boxes) for job in jobs)
-            if num_faces >= _MIN_FACES or sum(job.pixels.size for job in jobs) >= 3 * _MAX_PIXELS:
+            if is_full_batch([job.image for job in jobs]):
                 self._predict_images(jobs)
                 jobs = []
         self._predict_images(jobs)
 
+    def _find_boxes(self, path: Path, pixels: np.ndarray) -> BoxedImage:
+        boxes = None if self._box_source is None else self._box_source(path, pixels)
+        return self._model.boxed_image(pixels, boxes, name=path)
+
     def _predict_images(self, jobs: Sequence[_ImageJob]) -> None:
-        predictions = self._model.predict_batch(
-            [job.pixels for job in jobs], [job.boxes for job in jobs]
-        )
-        for job, unscored in zip(jobs, predictions, strict=True):
-            faces = _with_scores(unscored, job.scores)
-            overlay = self._draw(job.pixels, faces)
+        predictions = self._model.predict_boxed([job.image for job in jobs])
+        for job, faces in zip(jobs, predictions, strict=True):
+            pixels = job.image.pixels
+            overlay = self._draw(pixels, faces)
             with _writing(self._files.folder):
                 paths = self._files.write_image(
-                    job.file, job.pixels, overlay, faces, self._model.scheme
+                    job.file, pixels, overlay, faces, self._model.scheme
                 )
             self._finish(job.file, len(faces), f"{len(faces)} faces", paths)
 
     def _finish(self, file: InputFile, num_faces: int, text: str, paths: Sequence[Path]) -> None:
         self._summary.num_finished += 1
-        if self._detects_faces and not num_faces:
+        if self._box_source is None and not num_faces:
             self._summary.without_face.append(str(file.path))
         print(printable(f"{file.path}: {text}; {', '.join(map(str, paths))}"))
 
@@ -273,13 +254,9 @@ class BatchPredictor:
         tracker = FaceTracker()
         filters: dict[int, OneEuroFilter] = collections.defaultdict(OneEuroFilter)
         while frames := list(itertools.islice(video.frames, _FRAMES_PER_BATCH)):
-            pixels = [frame.pixels for frame in frames]
-            boxes, scores = zip(
-                *(self._box_source(video.path, image) for image in pixels), strict=True
-            )
-            predictions = self._model.predict_batch(pixels, boxes)
-            for frame, unscored, frame_scores in zip(frames, predictions, scores, strict=True):
-                faces = _with_scores(unscored, frame_scores)
+            images = [self._find_boxes(video.path, frame.pixels) for frame in frames]
+            predictions = self._model.predict_boxed(images)
+            for frame, faces in zip(frames, predictions, strict=True):
                 tracks = tracker.update(np.array([face.box for face in faces]).reshape(-1, 4))
                 if self._smooth:
                     for i, (face, track) in enumerate(zip(faces, tracks, strict=True)):
@@ -288,14 +265,6 @@ class BatchPredictor:
                         )
                         faces[i] = dataclasses.replace(face, landmarks=landmarks)
                 yield frame, faces, tracks
-
-
-def _with_scores(faces: list[Face], scores: list[float] | None) -> list[Face]:
-    if scores is None:
-        return faces
-    return [
-        dataclasses.replace(face, score=score) for face, score in zip(faces, scores, strict=True)
-    ]
 
 
 def _side(box: Box) -> float:

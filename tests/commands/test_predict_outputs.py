@@ -18,7 +18,8 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import batch_predict
-from lcgcn_jax.inference.model import Face, LandmarkModel
+from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.video import VideoWriter, open_video
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -33,7 +34,7 @@ class Model(LandmarkModel):
         self.scheme, self.config = SCHEME, {"graph": None}
         self.calls, self.stop_at, self.number = 0, None, signal.SIGINT
 
-    def predict_batch(self, images, boxes=None):
+    def predict_boxed(self, images):
         self.calls += 1
         if self.calls == self.stop_at:
             os.kill(os.getpid(), self.number)
@@ -43,14 +44,14 @@ class Model(LandmarkModel):
             points = box[:2] + parts * (box[2:] - box[:2])
             return Face(box, points, np.ones(3, np.float32), points)
 
-        return [[face(box) for box in image_boxes] for image_boxes in boxes]
+        return [[face(box) for box in image.boxes] for image in images]
 
 
 @pytest.fixture
 def model(monkeypatch):
     model = Model()
     monkeypatch.setattr(predict, "load", lambda *args, **kwargs: model)
-    monkeypatch.setattr(batch_predict, "_MIN_FACES", 1)
+    monkeypatch.setattr(batch_predict, "is_full_batch", bool)
     return model
 
 

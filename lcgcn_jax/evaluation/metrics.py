@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
 
 THRESHOLD = 0.1
 """Error above which a face counts as a failure, and upper limit of the AUC."""
@@ -75,6 +74,8 @@ def bootstrap_interval(
     if len(values) < 2:  # scipy needs two values
         mean = float(values[0]) if len(values) else np.nan
         return mean, mean
+    from scipy import stats  # takes a second to import
+
     interval = stats.bootstrap(
         (values,),
         np.mean,

@@ -52,7 +52,9 @@ _READERS = (
     (re.compile(rb"P[1-6]\s"), PpmImagePlugin.PpmImageFile),
 )
 _ISO_BOX = re.compile(rb"\0\0[\0-\x0f].ftyp", re.DOTALL)  # start of AVIF, HEIC and MP4
-_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # except restart markers, padding and 0xff bytes
+_JPEG_MARKER = re.compile(
+    rb"\xff([\x01-\xcf\xd8-\xfe])"
+)  # except restart markers, padding and 0xff bytes
 _JPEG_EOI, _JPEG_SOS = 0xD9, 0xDA
 # Markers between the scans of one image: DHT, EOI, SOS, DQT, DNL, DRI, APP0 to APP15, COM.
 _JPEG_AFTER_SCAN = frozenset({0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)})
@@ -251,7 +253,9 @@ def _open(encoded: bytes) -> tuple[PIL.Image.Image, ImageHeader]:
         image = reader(io.BytesIO(encoded))
         orientation = _orientation(image, encoded)
         width, height = image.size
-        if image.format == "TIFF" and orientation >= 5:  # the size in Pillow is that of the upright image
+        if (
+            image.format == "TIFF" and orientation >= 5
+        ):  # the size in Pillow is that of the upright image
             width, height = height, width
     except Exception as error:  # corrupt headers raise errors of many types
         raise ValueError("the image cannot be decoded") from error
@@ -271,9 +275,7 @@ def _reader(encoded: bytes) -> type[PIL.Image.Image]:
             raise ValueError("HEIC images cannot be read; convert it to JPEG")
         if len(encoded) < size:
             raise ValueError("the image file is truncated")
-        raise ValueError(
-            "the file is a video and not an image; its name must end in .mp4 or .mov"
-        )
+        raise ValueError("the file is a video and not an image; its name must end in .mp4 or .mov")
     raise ValueError("the image cannot be decoded")
 
 

@@ -7,7 +7,6 @@ import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -50,38 +49,35 @@ def _help(title: str, parser: argparse.ArgumentParser, level: int) -> Iterator[s
 
 
 def config_fields() -> str:
-    """Page with all fields of a config and their defaults, and the options of augmentation and graphs."""
+    """Page with all fields of a config: defaults, and their meaning from the dataclasses."""
     from lcgcn_jax.data.augment import AugmentConfig
     from lcgcn_jax.models.cascade import CascadeConfig
     from lcgcn_jax.models.lcgcn import GraphConfig
-    from lcgcn_jax.training.config import config_names, default_config
+    from lcgcn_jax.models.visibility import VisibilityConfig
+    from lcgcn_jax.training import config_types
+    from lcgcn_jax.training.config import config_names
 
-    config = default_config()
-    rows = [f"| `{name}` | `{value!r}` |" for name, value in _flat(config.to_dict())]
     sections = [
         "# Config fields",
-        "Set any field with `--config.NAME=VALUE`, or in a config file. Generated from the code.",
+        "Set any field with `--config.NAME=VALUE`, or in a config file. Generated from the code. The ranges "
+        "of the fields are in `lcgcn_jax/training/config_checks.py`.",
         f"Configs of the project: {', '.join(f'`{name}`' for name in config_names())}.",
-        "## Meaning",
-        inspect.getdoc(default_config) or "",
-        "## Defaults",
-        "| field | default |\n|---|---|\n" + "\n".join(rows),
     ]
     options = {
+        "Run": config_types.Config,
+        "data": config_types.DataConfig,
         "data.augment": AugmentConfig,
+        "model": config_types.ModelConfig,
         "model.graph with name lcgcn": GraphConfig,
         "model.graph with name dag": CascadeConfig,
+        "model.visibility": VisibilityConfig,
+        "loss": config_types.LossConfig,
+        "optimizer": config_types.OptimizerConfig,
+        "optimizer.learning_rate": config_types.LearningRates,
+        "train": config_types.TrainConfig,
     }
     sections += [_dataclass(title, option) for title, option in options.items()]
     return "\n\n".join(sections) + "\n"
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _dataclass(title: str, option: type) -> str:
@@ -96,9 +92,21 @@ def _dataclass(title: str, option: type) -> str:
     }
     rows = []
     for field in dataclasses.fields(option):
-        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        default = _default(field)
         rows.append(
             f"| `{field.name}` | {default} | {meaning.get(field.name, '')} |".replace("\n", " ")
         )
     table = "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
     return f"## {title}\n\n{summary.strip()}\n\n{table}"
+
+
+def _default(field: dataclasses.Field) -> str:
+    """Default of a field; empty for a group of fields in another table."""
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is dataclasses.MISSING or dataclasses.is_dataclass(value):
+        return ""
+    if isinstance(value, Mapping) and {"connectivity", "head"} & value.keys():  # in separate tables
+        return ""
+    return f"`{value!r}`"

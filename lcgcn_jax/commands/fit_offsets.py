@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         image_size=model.image_size,
         batch_size=args.batch_size,
         min_count=args.min_count,
-        max_spread=args.max_spread,
+        max_ratio=args.max_spread,
     )
     print(format_fit(fit))
     text = json.dumps(fit.offsets.to_dict(), indent=1) + "\n"

@@ -83,7 +83,7 @@ def fit_annotation_offsets(
     image_size: int,
     batch_size: int,
     min_count: int = 30,
-    max_spread: float = 1.5,
+    max_ratio: float = 1.5,
 ) -> OffsetFit:
     """Fits the offsets of a dataset on its training faces; see `fit_offsets`.
 
@@ -93,7 +93,7 @@ def fit_annotation_offsets(
       image_size: side of the crops.
       batch_size: faces in a batch.
       min_count: see `fit_offsets`.
-      max_spread: see `fit_offsets`.
+      max_ratio: see `fit_offsets`.
 
     Raises:
       InputError: the train split does not exist, or has too few usable faces.
@@ -119,7 +119,7 @@ def fit_annotation_offsets(
             groups,
             dataset.scheme,
             min_count=min_count,
-            max_spread=max_spread,
+            max_ratio=max_ratio,
             source={"dataset": dataset.name, "fingerprint": dataset.fingerprint, "split": "train"},
         )
     except ValueError as error:
@@ -137,7 +137,7 @@ def fit_offsets(
     scheme: LandmarkScheme,
     *,
     min_count: int = 30,
-    max_spread: float = 1.5,
+    max_ratio: float = 1.5,
     source: Mapping[str, Any] | None = None,
 ) -> OffsetFit:
     """Fits the offsets between annotated and predicted landmarks.
@@ -147,7 +147,7 @@ def fit_offsets(
     relative to mirror images is added to it if it exceeds three standard errors.
 
     A landmark with fewer than `min_count` faces gets the offset of the main group: the largest group that is
-    its own mirror image, or all faces. A group in which the distances scatter more than `max_spread` times as
+    its own mirror image, or all faces. A group in which the distances scatter more than `max_ratio` times as
     much as in the main group gets a constant offset, the main group's median: the model fails on these faces,
     and its errors are not an annotation style.
 
@@ -158,7 +158,7 @@ def fit_offsets(
       groups: group of each face; "" for none.
       scheme: landmark scheme.
       min_count: smallest number of located landmarks, mirror images included, to fit an offset to.
-      max_spread: see above.
+      max_ratio: see above.
       source: origin of the offsets, stored with them (`AnnotationOffsets`).
 
     Raises:
@@ -205,7 +205,7 @@ def fit_offsets(
     base = np.where(is_fitted[main][:, None], medians[main], constant)
     offsets, reports = {}, []
     for name in names:
-        fails = spreads[name] > max_spread * spreads[main]
+        fails = spreads[name] > max_ratio * spreads[main]
         is_own = is_fitted[name] & (not fails)
         other, fallback = base, f"of {main or ALL}"
         if fails or name == main:

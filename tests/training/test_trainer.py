@@ -6,7 +6,6 @@ import signal
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -457,8 +456,8 @@ def test_constructor_touches_no_folder(tiny_config, tmp_path):
 
 def test_failed_preparation_unlocks_the_workdir(run_of_two, tmp_path):
     shutil.copytree(run_of_two.workdir, tmp_path / "run")
-    config = ml_collections.ConfigDict(run_of_two.config.to_dict())
-    config.train.ema_decay = 0.0
+    config = run_of_two.config
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, ema_decay=0.0))
     trainer = Trainer(config, tmp_path / "run", make_mesh(1), accept_changes=True)
     for _ in range(2):
         with pytest.raises(InputError, match="of another model or optimizer"):

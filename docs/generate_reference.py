@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-_WIDTH = 92
+_WIDTH = 80
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -1,4 +1,4 @@
-"""Writing files, and telling whether they are still as they were written."""
+"""Atomic replacement of files, and checksums."""
 
 import contextlib
 import os
@@ -11,22 +11,20 @@ from lcgcn_jax import interrupts
 from lcgcn_jax.errors import InputError
 
 PARTIALS = ".*.partial*"
-"""Pattern of the names of files that are being written, or were when their process was killed."""
+"""Pattern of temporary files, including those of killed processes."""
 
 _CHUNK = 1 << 20  # bytes read at a time
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of another one when the block ends well.
-
-    Until then what was there before stays, and if the block fails, nothing of the new file does.
+    """Temporary file that replaces `path` when the block succeeds, and is deleted when it fails.
 
     Args:
-      path: the file that is replaced, or made.
+      path: the file to replace or create.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     with replacing_all([path]) as (partial,):
         yield partial
@@ -34,15 +32,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Files to write that belong together: all of them take their places when the block ends well, or none.
+    """Temporary files that replace `paths` when the block succeeds, and are deleted when it fails.
 
     Args:
-      paths: the files that are replaced, or made.
+      paths: the files to replace or create.
 
     Raises:
-      OSError: one cannot be written; the error names it and not the temporary file.
+      OSError: a file cannot be written; the error names it and not the temporary file.
     """
-    # With the same ending, which tells some writers what to write, and apart from other processes'.
+    # The suffix tells some writers the format. The process id keeps files of other processes apart.
     partials = [p.with_name(f".{p.stem}.{os.getpid()}.partial{p.suffix}") for p in paths]
     names = {str(partial): str(path) for partial, path in zip(partials, paths, strict=True)}
     try:
@@ -61,45 +59,45 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
-    """Writes files that belong together, all of them whole or none.
+    """Write several files, all of them or none.
 
     Args:
-      contents: file -> what it will hold.
+      contents: file -> content.
 
     Raises:
-      OSError: one cannot be written; the error names it.
+      OSError: a file cannot be written; the error names it.
     """
     with replacing_all(list(contents)) as partials:
         for partial, path in zip(partials, contents, strict=True):
             try:
                 partial.write_bytes(contents[path])
-            except OSError as error:  # of a full disk, it names no file
+            except OSError as error:  # the error for a full disk names no file
                 raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file whole or not at all, as `replacing`.
+    """Write a file atomically.
 
     Args:
       path: the file.
-      write: writes the content to the file that it is given.
+      write: function that writes the content to the path that it is called with.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     with replacing(path) as partial:
         write(partial)
 
 
 def require_writable(path: Path, *, overwrite: bool) -> None:
-    """Checks before minutes of work that a file can be written at their end; makes its folder.
+    """Check that a file can be written, before a long computation; create its folder.
 
     Args:
       path: the file.
-      overwrite: whether it may be there already.
+      overwrite: whether the file may exist.
 
     Raises:
-      InputError: it is a folder, is there already, or its folder cannot be written.
+      InputError: it is a folder, already exists, or its folder cannot be written.
     """
     with writing(path):
         if path.is_dir():
@@ -113,10 +111,10 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Reports in one line what keeps the block from writing a file or folder.
+    """Convert errors of a block that writes a file or folder to messages of one line.
 
     Raises:
-      InputError: the disk is full, the folder is read-only, and the like.
+      InputError: for example, the disk is full or the folder is read-only.
     """
     try:
         yield
@@ -127,13 +125,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def checksums(folder: Path) -> dict[str, dict[str, int]]:
-    """What the files in a folder and below it hold, in short.
+    """Checksums of the files in a folder and below it.
 
-    A CRC finds any damage to a few bytes, reads a gigabyte a second, and is no protection against someone
-    who means to deceive.
+    A CRC detects every corruption of a few bytes at about 1 GB/s. It does not protect against deliberate
+    changes.
 
     Returns:
-      Path within the folder -> `bytes`, the size, and `crc32`.
+      Relative path -> `bytes`, the size, and `crc32`.
 
     Raises:
       OSError: a file cannot be read.

@@ -1,14 +1,14 @@
-"""Convert arrays and PIL images to RGB bytes, and refuse what is ambiguous.
+"""Conversion of arrays and PIL images to 8-bit RGB arrays; ambiguous inputs are rejected.
 
-Every function of the Python interface that takes pixels reads them by these rules:
+All functions of the Python API that accept pixels follow these rules:
 
-- `uint8` RGB `[h w 3]` is used as it is, whatever its memory layout. OpenCV's `cv2.imread` returns BGR, which
+- `uint8` RGB `[h w 3]` is used unchanged, with any memory layout. OpenCV's `cv2.imread` returns BGR, which
   cannot be distinguished from RGB: convert it first.
-- Grayscale `[h w]` or `[h w 1]`, RGBA `[h w 4]` (alpha is dropped) and PIL images of any mode (turned by
-  their EXIF orientation) are converted as the same image in a file is.
-- Other integer types are converted if all values are in 0..255. `uint16` is not: it usually holds 16-bit
-  images.
-- Floating-point and boolean arrays, files' bytes and all other objects are refused.
+- Grayscale `[h w]` or `[h w 1]`, RGBA `[h w 4]` (alpha is dropped) and PIL images of any mode (rotated by
+  their EXIF orientation) are converted like image files.
+- Other integer types are converted if all values are in 0..255, except `uint16`, which usually means
+  16-bit images.
+- Floating-point and boolean arrays, bytes of files and all other objects are rejected.
 """
 
 import os
@@ -25,20 +25,20 @@ from lcgcn_jax.errors import InputError, one_line
 RGB = UInt8[np.ndarray, "h w 3"]
 
 ImageInput = Any
-"""A path, an array or a PIL image, by the module's rules. Any type, for the rules give better errors."""
+"""A path, an array or a PIL image, by the rules of this module. `Any`, since the rules give better errors."""
 
 _CHANNELS = (1, 3, 4)
 
 
 def rgb_image(image: ImageInput, name: str = "image") -> RGB:
-    """Convert an image to contiguous RGB bytes.
+    """Convert an image to a contiguous 8-bit RGB array.
 
     Args:
-      image: array, nested list or PIL image; see the module's rules.
-      name: what to call the image in an error message.
+      image: array, nested list or PIL image; see the rules of this module.
+      name: name of the image in error messages.
 
     Raises:
-      InputError: the image is of a type, shape or range that can be read in more than one way.
+      InputError: the type, shape or range of the image is ambiguous.
     """
     expected = "an RGB uint8 array [h w 3]"
     if _is_pil(image):
@@ -61,11 +61,11 @@ def rgb_image(image: ImageInput, name: str = "image") -> RGB:
 
 
 def rgb_crops(crops: ImageInput, size: int) -> UInt8[np.ndarray, "b size size 3"]:
-    """Convert a batch of square face crops to RGB bytes.
+    """Convert a batch of square face crops to an 8-bit RGB array.
 
     Args:
-      crops: array `[b size size 3]`, or a list of crops; each crop as in `rgb_image`.
-      size: side of the crops that the model takes, in pixels.
+      crops: array `[b size size 3]`, or a list of crops as in `rgb_image`.
+      size: input size of the model, in pixels.
 
     Raises:
       InputError: as `rgb_image`, or the crops have another size.
@@ -92,19 +92,19 @@ def rgb_crops(crops: ImageInput, size: int) -> UInt8[np.ndarray, "b size size 3"
 
 
 def is_path(image: Any) -> bool:
-    """Whether an image is given as a file's path."""
+    """Whether an image is the path of a file."""
     return isinstance(image, str | os.PathLike)
 
 
 def describe_value(value: Any) -> str:
-    """A short description of a value of any type, for an error message of one line."""
+    """Describe a value of any type briefly, for error messages of one line."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return _describe(value)
     return " ".join(reprlib.repr(value).split())
 
 
 def _bytes_of(values: Any, name: str, expected: str) -> np.ndarray:
-    """Values as a uint8 array of any shape."""
+    """Convert values to a uint8 array of any shape."""
     if values is None:
         raise InputError(
             f"{name}: None; give {expected} (cv2.imread returns None for a file that it cannot read)"
@@ -122,7 +122,7 @@ def _bytes_of(values: Any, name: str, expected: str) -> np.ndarray:
         raise InputError(f"{name}: a masked array; give {expected}: image.filled(0)")
     try:
         array = np.asarray(values)
-    except Exception as error:  # conversions of other libraries raise what they like
+    except Exception as error:  # conversions of other libraries raise errors of many types
         raise InputError(
             f"{name}: {type(values).__name__} cannot become an array: {one_line(error)[:100]}; "
             f"give {expected}"
@@ -163,13 +163,13 @@ def _describe(array: Any) -> str:
 
 
 def _is_pil(image: Any) -> bool:
-    # PIL is not imported for this: where nobody has imported it, nothing is its image.
+    # Without an import of PIL anywhere, the image cannot be a PIL image.
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(image, pil.Image)
 
 
 def _from_pil(image: Any, name: str) -> RGB:
-    """A PIL image as OpenCV reads it from a file: upright, without alpha, the high bytes of 16 bits."""
+    """Convert a PIL image like the same file: upright, without alpha, and the high bytes of 16 bits."""
     from PIL import ImageOps
 
     try:
@@ -181,7 +181,7 @@ def _from_pil(image: Any, name: str) -> RGB:
         return rgb_image(np.asarray(image.convert("RGB")), name)
     except (InputError, MemoryError):
         raise
-    # PIL reads lazily: a damaged file fails only now, with what its decoder raises.
+    # PIL decodes lazily, so that corrupt files raise errors of the decoder here.
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error) as error:
         raise InputError(
             f"{name}: PIL image of mode {image.mode} cannot be decoded: {one_line(error)[:100]}"

@@ -1,4 +1,9 @@
-"""Reading image files: completeness, size limit, orientation, and decoding to 8-bit RGB."""
+"""Image files: completeness checks, size limit, EXIF orientation, and decoding to 8-bit RGB.
+
+Pillow reads headers and all formats other than JPEG and PNG, which OpenCV decodes about twice as fast. The
+ends of JPEG and PNG files are located here, because neither library reports a missing end marker, or the
+start of appended data such as the video of a motion photo.
+"""
 
 import dataclasses
 import io
@@ -30,12 +35,12 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff",
     ".webp", ".avif", ".jp2", ".j2k", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-"""Suffixes of the image files that are read, in lower case."""
+"""Suffixes of supported image files, in lower case."""
 
 MAX_PIXELS = 1 << 28
-"""Pixels of the largest image that is read, such as 16,384 x 16,384: 0.8 GB in memory."""
+"""Maximum number of pixels, e.g. 16,384 x 16,384; such an image takes 0.8 GB of memory."""
 
-# Opened by their own classes: `PIL.Image.open` has a limit of its own, below `MAX_PIXELS`, and warns.
+# Opened by the class of the format: `PIL.Image.open` has a lower limit than `MAX_PIXELS`, and warns.
 _READERS = (
     (re.compile(rb"\xff\xd8"), JpegImagePlugin.JpegImageFile),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
@@ -46,8 +51,10 @@ _READERS = (
     (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "), Jpeg2KImagePlugin.Jpeg2KImageFile),
     (re.compile(rb"P[1-6]\s"), PpmImagePlugin.PpmImageFile),
 )
-_ISO_BOX = re.compile(rb"\0\0[\0-\x0f].ftyp", re.DOTALL)  # AVIF, HEIC, MP4: their first bytes
-_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # no restart, no padding, no 0xff itself
+_ISO_BOX = re.compile(rb"\0\0[\0-\x0f].ftyp", re.DOTALL)  # start of AVIF, HEIC and MP4
+_JPEG_MARKER = re.compile(
+    rb"\xff([\x01-\xcf\xd8-\xfe])"
+)  # except restart markers, padding and 0xff bytes
 _JPEG_EOI, _JPEG_SOS = 0xD9, 0xDA
 # Markers between the scans of one image: DHT, EOI, SOS, DQT, DNL, DRI, APP0 to APP15, COM.
 _JPEG_AFTER_SCAN = frozenset({0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)})
@@ -66,13 +73,13 @@ _TRANSPOSITION = {
 
 @dataclasses.dataclass(frozen=True)
 class ImageHeader:
-    """Format, size and orientation that an image file states.
+    """Format, size and orientation of an image file.
 
     Attributes:
       format: Pillow's name of the format, such as "JPEG".
       stored_size: width and height as stored, in pixels.
-      orientation: EXIF orientation, 1 to 8; 1 is upright. For AVIF, the file's rotation and mirroring
-        (`irot`, `imir`), which replace EXIF there.
+      orientation: EXIF orientation, 1 to 8; 1 is upright. For AVIF, the equivalent of the rotation and
+        mirroring boxes (`irot`, `imir`), which replace EXIF.
     """
 
     format: str
@@ -87,14 +94,14 @@ class ImageHeader:
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads an image file as 8-bit RGB, upright: as its EXIF orientation says.
+    """Read an image file as 8-bit RGB, rotated upright by its EXIF orientation.
 
     Args:
       path: the file.
       upright: as in `decode_image`.
 
     Raises:
-      InputError: there is no such file, or it is not a complete image.
+      InputError: the file does not exist, or is not a complete image.
     """
     path = Path(path)
     try:
@@ -104,42 +111,41 @@ def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "
     try:
         return decode_image(encoded, upright=upright)
     except ValueError as error:
-        fix = "" if ";" in str(error) else "; give a whole JPEG or PNG file"
+        fix = "" if ";" in str(error) else "; use a complete JPEG or PNG file"
         raise InputError(f"{path}: {error}{fix}") from error
 
 
 def decode_image(encoded: bytes, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image file to 8-bit RGB; an alpha channel is dropped.
+    """Decode an image file to 8-bit RGB; an alpha channel is dropped.
 
     Args:
-      encoded: the bytes of the file.
-      upright: apply the EXIF orientation (of AVIF, `irot` and `imir`), as viewers and labeling tools
-        do. False gives the pixels as they are stored.
+      encoded: content of the file.
+      upright: apply the EXIF orientation (for AVIF, `irot` and `imir`), as viewers and labeling tools do.
+        With False, the result has the pixels as stored.
 
     Raises:
       ValueError: the bytes are not a complete image, or the image has more than `MAX_PIXELS` pixels.
     """
     check_complete(encoded)
     image, header = _open(encoded)
-    # Before the decoder takes memory: a flipped bit in a header may cost it gigabytes.
+    # Checked before the decoder allocates memory: a flipped bit in the header may cost gigabytes.
     width, height = header.stored_size
     if width * height > MAX_PIXELS:
         raise ValueError(
-            f"the image claims {width} x {height} pixels, and at most {MAX_PIXELS:,} are read"
+            f"the image claims {width} x {height} pixels; the limit is {MAX_PIXELS:,} pixels"
         )
-    turn = header.orientation if upright else 1
+    orientation = header.orientation if upright else 1
     if header.format in ("JPEG", "PNG"):
-        # OpenCV is twice as fast as Pillow, and training reads these two formats only.
         pixels = _decode_with_opencv(encoded)
     else:
         pixels = _decode_with_pillow(image)
-        if header.format == "TIFF":  # Pillow turns these itself
-            turn = 1 if upright else _INVERSE.get(header.orientation, header.orientation)
-    return np.ascontiguousarray(_TRANSPOSITION[turn](pixels)) if turn > 1 else pixels
+        if header.format == "TIFF":  # Pillow applies the orientation of TIFF files
+            orientation = 1 if upright else _INVERSE.get(header.orientation, header.orientation)
+    return pixels if orientation == 1 else np.ascontiguousarray(_TRANSPOSITION[orientation](pixels))
 
 
 def read_header(encoded: bytes) -> ImageHeader:
-    """Reads format, size and orientation without decoding the pixels.
+    """Read format, size and orientation without decoding the pixels.
 
     Raises:
       ValueError: the bytes are not an image.
@@ -148,9 +154,9 @@ def read_header(encoded: bytes) -> ImageHeader:
 
 
 def check_complete(encoded: bytes) -> None:
-    """Refuses JPEG and PNG files that end early: some decoders fill the rest with gray, without an error.
+    """Check that a JPEG or PNG file is complete, since OpenCV fills missing pixels with gray.
 
-    Data after the end of the image, such as the video of a motion photo, are ignored.
+    Data after the image, such as the video of a motion photo, are ignored.
 
     Raises:
       ValueError: the file is empty, truncated, or has a wrong checksum.
@@ -159,9 +165,9 @@ def check_complete(encoded: bytes) -> None:
 
 
 def image_end(encoded: bytes) -> int:
-    """Offset of the first byte after the image: of data that a camera or program appended, if any.
+    """Offset of the first byte after the image, where appended data start.
 
-    Only JPEG and PNG files are searched; other formats end where the file ends.
+    For formats other than JPEG and PNG, it is the end of the file.
 
     Raises:
       ValueError: as in `check_complete`.
@@ -173,7 +179,7 @@ def image_end(encoded: bytes) -> int:
     elif encoded.startswith(b"\xff\xd8"):
         end = _jpeg_end(encoded)
     else:
-        end = len(encoded)  # truncated files of other formats: the decoder raises
+        end = len(encoded)  # for other formats, the decoder raises if the file is truncated
     if end is None:
         raise ValueError("the image file is truncated")
     return end
@@ -181,7 +187,7 @@ def image_end(encoded: bytes) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _PngChunk:
-    """Chunk of a PNG file; `stop` is the offset of the next one."""
+    """Chunk of a PNG file; `stop` is the offset of the next chunk."""
 
     kind: bytes
     start: int
@@ -193,25 +199,25 @@ class _PngChunk:
 
 
 def _png_chunks(encoded: bytes) -> Iterator[_PngChunk]:
-    """The whole chunks of a PNG file, up to the end chunk or to a chunk that is cut off."""
-    place = 8
-    while place + 12 <= len(encoded):
-        (length,) = struct.unpack_from(">I", encoded, place)
-        end = place + 8 + length
+    """Complete chunks of a PNG file, up to the end chunk or to a truncated chunk."""
+    start = 8
+    while start + 12 <= len(encoded):
+        (length,) = struct.unpack_from(">I", encoded, start)
+        end = start + 8 + length
         if end + 4 > len(encoded):
             return
-        kind = encoded[place + 4 : place + 8]
-        checksum = struct.pack(">I", zlib.crc32(encoded[place + 4 : end]))
-        yield _PngChunk(kind, place, end + 4, checksum == encoded[end : end + 4])
+        kind = encoded[start + 4 : start + 8]
+        checksum = struct.pack(">I", zlib.crc32(encoded[start + 4 : end]))
+        yield _PngChunk(kind, start, end + 4, checksum == encoded[end : end + 4])
         if kind == b"IEND":
             return
-        place = end + 4
+        start = end + 4
 
 
 def _png_end(encoded: bytes) -> int | None:
-    """Offset after the end chunk, or None without one; raises `ValueError` for a wrong checksum."""
+    """Offset after the end chunk, or None without one; raises ValueError for a wrong checksum."""
     for chunk in _png_chunks(encoded):
-        # Critical chunks have a capital first letter; decoders skip damaged chunks of other kinds.
+        # Critical chunks have a capital first letter. Decoders skip other chunks if they are corrupt.
         if chunk.kind[:1].isupper() and not chunk.is_intact:
             raise ValueError("the image cannot be decoded (a PNG chunk has a wrong checksum)")
         if chunk.kind == b"IEND":
@@ -220,36 +226,38 @@ def _png_end(encoded: bytes) -> int | None:
 
 
 def _jpeg_end(encoded: bytes) -> int | None:
-    """Offset after the end marker of a JPEG file's first image, or None if that is cut off."""
-    place = 2
-    scan = None
-    while match := _JPEG_MARKER.search(encoded, place):
+    """Offset after the end marker of the first image of a JPEG file, or None if it is truncated."""
+    offset = 2
+    scan = None  # offset of the first scan
+    while match := _JPEG_MARKER.search(encoded, offset):
         marker = match[1][0]
-        place = match.end()
+        offset = match.end()
         if marker == _JPEG_EOI:
-            # The end marker of an appended file does not end a truncated image.
-            is_own = scan is not None and not _ISO_BOX.search(encoded, scan, place)
-            return place if is_own else None
+            # After an appended file, the marker does not belong to this image.
+            is_end = scan is not None and not _ISO_BOX.search(encoded, scan, offset)
+            return offset if is_end else None
         if scan is not None and marker not in _JPEG_AFTER_SCAN:
             return None
-        if marker == 0x01:  # TEM, without a length
+        if marker == 0x01:  # TEM has no length
             continue
-        place += int.from_bytes(encoded[place : place + 2])
+        offset += int.from_bytes(encoded[offset : offset + 2])
         if marker == _JPEG_SOS and scan is None:
-            scan = place
+            scan = offset
     return None
 
 
 def _open(encoded: bytes) -> tuple[PIL.Image.Image, ImageHeader]:
-    """The image, opened by Pillow but not decoded, and its header."""
+    """Open an image with Pillow, without decoding it."""
     reader = _reader(encoded)
     try:
         image = reader(io.BytesIO(encoded))
         orientation = _orientation(image, encoded)
         width, height = image.size
-        if image.format == "TIFF" and orientation >= 5:  # Pillow states the upright size
+        if (
+            image.format == "TIFF" and orientation >= 5
+        ):  # the size in Pillow is that of the upright image
             width, height = height, width
-    except Exception as error:  # damaged headers raise errors of many types
+    except Exception as error:  # corrupt headers raise errors of many types
         raise ValueError("the image cannot be decoded") from error
     return image, ImageHeader(image.format, (width, height), orientation)
 
@@ -267,9 +275,7 @@ def _reader(encoded: bytes) -> type[PIL.Image.Image]:
             raise ValueError("HEIC images cannot be read; convert it to JPEG")
         if len(encoded) < size:
             raise ValueError("the image file is truncated")
-        raise ValueError(
-            "the file is a video and not an image; its name has to end in .mp4 or .mov"
-        )
+        raise ValueError("the file is a video and not an image; its name must end in .mp4 or .mov")
     raise ValueError("the image cannot be decoded")
 
 
@@ -278,16 +284,16 @@ def _orientation(image: PIL.Image.Image, encoded: bytes) -> int:
         value = image.tag_v2.get(_ORIENTATION)
     else:
         content = image.info.get("exif")
-        if image.format == "PNG":  # Pillow finds the chunk only where it precedes the pixels
+        if image.format == "PNG":  # Pillow finds the chunk only if it precedes the pixels
             chunks = (c for c in _png_chunks(encoded) if c.kind == b"eXIf" and c.is_intact)
             chunk = next(chunks, None)
             content = None if chunk is None else chunk.content(encoded)
-        # Not `getexif`, which also reads XMP: viewers do not.
+        # Unlike viewers, `getexif` also reads XMP.
         exif = PIL.Image.Exif()
         try:
             exif.load(content or b"")
             value = exif.get(_ORIENTATION)
-        except Exception:  # damaged EXIF data raise errors of many types; the pixels are whole
+        except Exception:  # corrupt EXIF data raise errors of many types, and the pixels are intact
             value = None
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -311,7 +317,7 @@ def _decode_with_pillow(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
             return gray[..., None].repeat(3, axis=2)
         if image.mode in ("I", "F"):
             raise ValueError("the pixels have 32 bits; convert them to 8 bits")
-        if image.mode in ("P", "PA"):  # with transparency, Pillow warns unless alpha comes first
+        if image.mode in ("P", "PA"):  # without this step, Pillow warns about transparency
             image = image.convert("RGBA")
         return np.array(image.convert("RGB"))
     except OSError as error:
@@ -319,5 +325,5 @@ def _decode_with_pillow(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         raise ValueError(reason or "the image cannot be decoded") from error
     except ValueError as error:
         raise ValueError(f"the image cannot be decoded ({error})") from error
-    except Exception as error:  # damaged data raise errors of many types
+    except Exception as error:  # corrupt data raise errors of many types
         raise ValueError("the image cannot be decoded") from error

@@ -1,7 +1,7 @@
-"""A campaign of damaged inputs: each is named, and nothing crashes, hangs or writes elsewhere.
+"""Tests of corrupt inputs of `prepare` and `predict`: each is reported, without crashes or hangs.
 
-What has to be refused says so here. A bit flipped in a JPEG's scan, in a digit or in an uncompressed
-picture makes another input that nothing marks as damaged: it is either used or named, and never lost.
+Corrupt inputs must be rejected. Ambiguous inputs are those whose corruption cannot be detected, such as a
+flipped bit in the scan of a JPEG or in a digit: they are either used or reported.
 """
 
 import csv
@@ -22,8 +22,8 @@ import pytest
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data import records
 from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.data.formats import w300, wflw
-from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
 from lcgcn_jax.models.bundles import save_bundle
 from lcgcn_jax.synthetic import draw_face
@@ -34,7 +34,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9 \xff")
 
 @pytest.fixture(autouse=True)
 def no_hang():
-    """Ends a test that waits for something."""
+    """Stop tests that hang."""
 
     def stop(number, frame):
         raise TimeoutError(f"not done in {LIMIT} s")
@@ -57,7 +57,7 @@ def encoded(suffix, *options):
 
 
 def flipped(content, num_bits, rng):
-    """Some bits of it turned over."""
+    """Flip random bits."""
     content = bytearray(content)
     for bit in rng.integers(8 * len(content), size=num_bits):
         content[bit // 8] ^= 1 << (bit % 8)
@@ -65,7 +65,7 @@ def flipped(content, num_bits, rng):
 
 
 def png_of(width, height):
-    """A PNG of some KB that claims any size; its checksums are right."""
+    """PNG of a few KB with any size in its header, and correct checksums."""
 
     def chunk(kind, data):
         return (
@@ -80,7 +80,7 @@ def png_of(width, height):
 
 
 def jpeg_of(width, height, *options):
-    """A whole JPEG whose header claims another size."""
+    """Complete JPEG with another size in its header."""
     jpeg = bytearray(encoded(".jpg", *options))
     frame = jpeg.index(b"\xff\xc2" if options else b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -105,26 +105,26 @@ HUGE = {
     "huge.gif": gif_of(60_000, 20_000),
     "as a image.jpg": gif_of(60_000, 60_000),
 }
-"""Pictures of some KB that would take gigabytes."""
+"""Images of a few KB that would take gigabytes of memory."""
 
 
-def damaged_pictures():
-    """File name -> bytes, of pictures that must be refused and of those that may decode."""
+def corrupt_images():
+    """Images by file name: those that must be rejected, and those that may decode."""
     rng = np.random.default_rng(0)
-    refused, open_ = dict(HUGE), {}
+    rejected, ambiguous = dict(HUGE), {}
     for suffix in (".jpg", ".png"):
         whole = encoded(suffix)
         for i, part in enumerate(np.linspace(0.001, 0.999, 14)):
-            refused[f"cut {i}{suffix}"] = whole[: int(part * len(whole))]
-        # A PNG's chunks have checksums; a JPEG has none.
-        kind = open_ if suffix == ".jpg" else refused
+            rejected[f"cut {i}{suffix}"] = whole[: int(part * len(whole))]
+        # PNG chunks have checksums; JPEG has none.
+        kind = ambiguous if suffix == ".jpg" else rejected
         for i in range(16):
             kind[f"flipped {i}{suffix}"] = flipped(whole, 1, rng)
             kind[f"flipped often {i}{suffix}"] = flipped(whole, 30, rng)
         half = len(whole) // 2
         kind[f"part missing{suffix}"] = whole[: half - 60] + whole[half + 60 :]
         kind[f"part zero{suffix}"] = whole[: half - 60] + bytes(120) + whole[half + 60 :]
-        refused |= {
+        rejected |= {
             f"empty{suffix}": b"",
             f"a byte{suffix}": whole[:1],
             f"zeros{suffix}": bytes(5000),
@@ -133,11 +133,11 @@ def damaged_pictures():
             f"no start{suffix}": whole[8:],
             f"swapped{suffix}": whole[half:] + whole[:half],
         }
-    for i in range(8):  # where the header is, rather than anywhere
+    for i in range(8):  # flips in the header
         jpeg = encoded(".jpg")
-        open_[f"header {i}.jpg"] = flipped(jpeg[:200], 3, rng) + jpeg[200:]
-    refused |= {"no size.jpg": jpeg_of(0, 0), "no size.png": png_of(0, 0)}
-    return refused, open_
+        ambiguous[f"header {i}.jpg"] = flipped(jpeg[:200], 3, rng) + jpeg[200:]
+    rejected |= {"no size.jpg": jpeg_of(0, 0), "no size.png": png_of(0, 0)}
+    return rejected, ambiguous
 
 
 def pts_text(points, header="version: 1\nn_points: 68\n"):
@@ -145,8 +145,8 @@ def pts_text(points, header="version: 1\nn_points: 68\n"):
     return f"{header}{{\n{lines}\n}}\n"
 
 
-def damaged_points():
-    """What a .pts file holds, by name: what must be refused, and what may still be 68 points."""
+def corrupt_points():
+    """Content of `.pts` files by name: those that must be rejected, and those that may have 68 points."""
     rng = np.random.default_rng(1)
     points = face(IBUG68).landmarks + 1.0
     text = pts_text(points)
@@ -160,17 +160,17 @@ def damaged_points():
         change(changed)
         return pts_text(changed)
 
-    def spread(size):
+    def with_far_points(size):
         def change(changed):
             changed[:40] = size * rng.uniform(-1, 1, (40, 2))
 
         return with_points(change)
 
     cut = rng.integers(1, text.rindex("}"), 8)
-    refused = {f"cut {i}": text[:end] for i, end in enumerate(cut)}
+    rejected = {f"cut {i}": text[:end] for i, end in enumerate(cut)}
     values = ("nose", "nan", "inf", "-inf", "1e400", "-50000", "1e30", "-1e308", "0x10", "1,5", "")
-    refused |= {f"value {value}": with_line(9, f"{value} 40.5") for value in values}
-    refused |= {
+    rejected |= {f"value {value}": with_line(9, f"{value} 40.5") for value in values}
+    rejected |= {
         "words": "these are no points\n" * 68,
         "empty": "",
         "no points": "version: 1\nn_points: 0\n{\n}\n",
@@ -181,21 +181,21 @@ def damaged_points():
         "no brace": text.replace("}", ""),
         "three columns": with_line(9, "40.5 40.5 1"),
         "all negative": pts_text(points - 5000),
-        "mostly far": spread(1e6),
-        "mostly infinite in float32": spread(1e300),
-        "one place": pts_text(np.full((68, 2), 40.0)),
+        "mostly far": with_far_points(1e6),
+        "mostly infinite in float32": with_far_points(1e300),
+        "one location": pts_text(np.full((68, 2), 40.0)),
         "one column": "\n".join(["12"] * 68),
         "UTF-16": text.encode("utf-16"),
         "noise": rng.bytes(2000),
         "NUL": with_line(9, "4\0 5"),
         "Latin-1": with_line(9, "4 5 \xe9").encode("latin-1"),
     }
-    open_ = {f"flipped {i}": flipped(text.encode(), 1 + i % 3, rng) for i in range(10)}
-    return refused, open_
+    ambiguous = {f"flipped {i}": flipped(text.encode(), 1 + i % 3, rng) for i in range(10)}
+    return rejected, ambiguous
 
 
-def damaged_rows(path_of_good):
-    """Cells of a row of WFLW's list, by what is wrong: (coordinates and box and attributes, image)."""
+def corrupt_rows(path_of_good):
+    """Lines of a WFLW list, by their error, and a correct line."""
     rng = np.random.default_rng(2)
     points = face(WFLW98).landmarks
     box = [*points.min(axis=0), *points.max(axis=0)]
@@ -207,11 +207,11 @@ def damaged_rows(path_of_good):
         "box inside out": (198, -5.0), "box far": (198, 1e5), "attribute": (202, 2), "half": (203, 0.5),
     }  # fmt: skip
     rows = {}
-    for name, (place, value) in numbers.items():
-        rows[name] = ([*good[:place], value, *good[place + 1 :]], path_of_good)
+    for name, (column, value) in numbers.items():
+        rows[name] = ([*good[:column], value, *good[column + 1 :]], path_of_good)
     rows["all negative"] = ([*(points.reshape(-1) - 9000), *good[196:]], path_of_good)
     far = [v + 400 for v in box]
-    rows["box beside"] = ([*good[:196], *far, *good[200:]], path_of_good)
+    rows["box elsewhere"] = ([*good[:196], *far, *good[200:]], path_of_good)
     rows["box of nothing"] = (
         [*good[:196], 40, 40, 40 + 1e-9, 40 + 1e-9, *good[200:]],
         path_of_good,
@@ -236,13 +236,14 @@ BAD_PATHS = [
     "link.jpg", "link to folder/outside.jpg", "loop.jpg", "device.jpg", "pipe.jpg", "missing.jpg",
     "x" * 5000 + ".jpg", "good.jpg/..", "C:\\good.jpg", "\u202egood.jpg", "good.jpg\u200b",
 ]  # fmt: skip
-"""Paths of images that a list may not name; OUTSIDE becomes an absolute one that is there."""
+"""Image paths that must be rejected; OUTSIDE is replaced by an existing absolute path."""
 
 
 def make_images(folder):
-    """A whole picture, and what may lie beside it.
+    """Write a valid image next to links, a device and a pipe.
 
-    Links lead to another whole one, two folders up, whose path is returned.
+    Returns:
+      Path of another valid image, two folders up, which is the target of the links.
     """
     folder.mkdir(parents=True)
     (folder / "good.jpg").write_bytes(encoded(".jpg"))
@@ -258,8 +259,8 @@ def make_images(folder):
     return outside
 
 
-class Place:
-    """A folder in which a command runs; only `out` may change."""
+class Sandbox:
+    """Folder in which a command runs; only `out` may change."""
 
     def __init__(self, folder, capfd):
         self.folder = folder
@@ -267,29 +268,29 @@ class Place:
         self._capfd = capfd
 
     def snapshot(self):
-        """All files outside of `out`: what they hold, or where they lead."""
-        found = {}
+        """Content or link target of all files outside of `out`."""
+        files = {}
         for path in self.folder.rglob("*"):
             if path == self.out or self.out in path.parents:
                 continue
             if path.is_symlink():
-                found[path] = os.readlink(path)
+                files[path] = os.readlink(path)
             else:
-                found[path] = path.read_bytes() if path.is_file() else path.stat().st_mode
-        return found
+                files[path] = path.read_bytes() if path.is_file() else path.stat().st_mode
+        return files
 
     def run(self, *arguments):
-        """Runs `lcgcn`; gives its exit code and the lines of both its outputs."""
+        """Run `lcgcn`; returns the exit code and the lines of stdout and stderr."""
         before = self.snapshot()
         self._capfd.readouterr()
         code = main([str(a) for a in arguments])
-        said = self._capfd.readouterr()
+        captured = self._capfd.readouterr()
         assert self.snapshot() == before
-        assert "Traceback" not in said.err
-        return code, said.out.splitlines(), said.err.splitlines()
+        assert "Traceback" not in captured.err
+        return code, captured.out.splitlines(), captured.err.splitlines()
 
     def prepare(self, layout, *arguments):
-        """Runs `lcgcn prepare`; gives names and reasons of the bad records, and names of the others."""
+        """Run `lcgcn prepare`; returns bad records by name, and the names of the others."""
         code, *_ = self.run("prepare", layout, *arguments, "--out", self.out)
         assert code == 1
         content = (self.out / records.REPORT).read_text()
@@ -304,8 +305,8 @@ class Place:
         assert len(stored) == sum(dataset.num_faces.values())
         return bad, [record["name"] for record in stored]
 
-    def refused(self, *arguments):
-        """Runs `lcgcn`, which must refuse; gives the one line that it says."""
+    def run_rejected(self, *arguments):
+        """Run `lcgcn`, which must fail; returns its error message of one line."""
         code, out, err = self.run(*arguments)
         assert code == 2
         assert out == []
@@ -315,40 +316,40 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path, capfd, monkeypatch):
-    # What a command would write without being told where is seen, too.
+def sandbox(tmp_path, capfd, monkeypatch):
+    # Also detect files written to the current folder.
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return Place(tmp_path, capfd)
+    return Sandbox(tmp_path, capfd)
 
 
-PICTURES, OPEN_PICTURES = damaged_pictures()
-POINTS, OPEN_POINTS = damaged_points()
-ROWS, GOOD_ROW = damaged_rows("good.jpg")
+CORRUPT_IMAGES, AMBIGUOUS_IMAGES = corrupt_images()
+POINTS, AMBIGUOUS_POINTS = corrupt_points()
+ROWS, GOOD_ROW = corrupt_rows("good.jpg")
 
 
-def test_there_are_enough_of_them():
-    kinds = (PICTURES, OPEN_PICTURES, POINTS, OPEN_POINTS, ROWS, CSV_ROWS, CSV_FILES)
+def test_number_of_corrupt_inputs():
+    kinds = (CORRUPT_IMAGES, AMBIGUOUS_IMAGES, POINTS, AMBIGUOUS_POINTS, ROWS, CSV_ROWS, CSV_FILES)
     kinds += (ANNOTATIONS, COCO_FILES, BOX_FILES)
-    # Pictures go through `prepare` and through `predict`, and are counted once.
+    # Images are used for `prepare` and for `predict`, and are counted once.
     assert sum(map(len, kinds)) >= 300
 
 
 @pytest.mark.slow
-def test_prepare_300w(place):
-    afw = place.folder / "src/afw"
+def test_prepare_300w(sandbox):
+    afw = sandbox.folder / "src/afw"
     make_images(afw)
     whole = pts_text(face(IBUG68).landmarks + 1.0)
-    refused, open_ = {"loop.jpg", "link.jpg", "device.jpg", "pipe.jpg"}, set()
-    for names, pictures in ((refused, PICTURES), (open_, OPEN_PICTURES)):
-        for name, content in pictures.items():
+    rejected, ambiguous = {"loop.jpg", "link.jpg", "device.jpg", "pipe.jpg"}, set()
+    for names, images in ((rejected, CORRUPT_IMAGES), (ambiguous, AMBIGUOUS_IMAGES)):
+        for name, content in images.items():
             if name.endswith((".jpg", ".png")):
-                # Of one name, a face's files: the suffix has to go into it.
+                # The stem includes the suffix, because the files of a face share their stem.
                 stem, _, suffix = name.rpartition(".")
                 (afw / f"{stem} {suffix}.{suffix}").write_bytes(content)
                 (afw / f"{stem} {suffix}.pts").write_text(whole)
                 names.add(f"{stem} {suffix}.{suffix}")
-    for names, texts in ((refused, POINTS), (open_, OPEN_POINTS)):
+    for names, texts in ((rejected, POINTS), (ambiguous, AMBIGUOUS_POINTS)):
         for name, content in texts.items():
             content = content if isinstance(content, bytes) else content.encode()
             (afw / f"points {name}.pts").write_bytes(content)
@@ -363,32 +364,31 @@ def test_prepare_300w(place):
         "points never end",
     ):
         (afw / f"{name}.jpg").write_bytes(encoded(".jpg"))
-        refused.add(f"{name}.pts")
+        rejected.add(f"{name}.pts")
     (afw / "points are a folder.pts").mkdir()
     os.mkfifo(afw / "points are a pipe.pts")
     (afw / "points are a link.pts").symlink_to("../../outside.pts")
     (afw.parent.parent / "outside.pts").write_text(whole)
     (afw / "points never end.pts").symlink_to("/dev/zero")
 
-    bad, used = place.prepare("300w", "--src", place.folder / "src")
+    bad, used = sandbox.prepare("300w", "--src", sandbox.folder / "src")
     stems = {name.rpartition(".")[0] for name in bad}
-    assert {f"afw/{Path(name).stem}" for name in refused} <= stems
+    assert {f"afw/{Path(name).stem}" for name in rejected} <= stems
     assert "afw/caf\\udce9 \\udcff.pts" in bad
     assert stems.isdisjoint(name.rpartition(".")[0] for name in used)
     assert len(bad) + len(used) == len(list(afw.glob("*.pts")))
     assert "afw/good.jpg" in used
-    assert any("flipped" in name for name in used), "some still decode, or no flip was tried"
+    assert any("flipped" in name for name in used), "some images with flipped bits still decode"
     for name in HUGE:
         stem, _, suffix = name.rpartition(".")
         if name.endswith((".jpg", ".png")) and "image" not in name:
-            assert "at most 268,435,456 are read" in bad[f"afw/{stem} {suffix}.{suffix}"]
+            assert "the limit is 268,435,456 pixels" in bad[f"afw/{stem} {suffix}.{suffix}"]
     assert "NaN or infinite" in bad["afw/points value 1e400.pts"]
     assert "two negative coordinates" in bad["afw/points mostly far.pts"]
-    assert "n_points is 67, and there are 68" in bad["afw/points says 67.pts"]
+    assert "n_points is 67, but the file has 68" in bad["afw/points says 67.pts"]
 
 
-def test_a_link_within_300w_is_followed(tmp_path):
-    """As is a subset's folder that lies elsewhere."""
+def test_links_within_300w_are_followed(tmp_path):
     elsewhere = tmp_path / "disk/faces"
     make_images(elsewhere)
     (elsewhere / "good.pts").write_text(pts_text(face(IBUG68).landmarks + 1.0))
@@ -400,16 +400,16 @@ def test_a_link_within_300w_is_followed(tmp_path):
 
 
 @pytest.mark.slow
-def test_prepare_wflw(place):
-    src = place.folder / "src"
+def test_prepare_wflw(sandbox):
+    src = sandbox.folder / "src"
     outside = make_images(src / wflw.IMAGES)
     lines = [GOOD_ROW, *(row.replace(b"OUTSIDE", os.fsencode(outside)) for row in ROWS.values())]
     for split in wflw.SPLITS:
         path = wflw.list_file(src, split)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"\n".join(lines))
-    bad, used = place.prepare("wflw", "--src", src)
-    # A reader's report calls a line by its number, `encode_face` by the image as well.
+    bad, used = sandbox.prepare("wflw", "--src", src)
+    # Readers report the line number; `encode_face` also reports the image.
     numbers = {
         (
             split,
@@ -452,7 +452,7 @@ CSV_ROWS += [
     {f"x_{name}": -5000 for name in FOUR},
     {f"{axis}_{name}": 9 for name in FOUR for axis in "xy"},
 ]
-"""What is wrong with a row, each by itself."""
+"""Changes of a row, each with one error."""
 
 
 def csv_of(rows):
@@ -464,21 +464,26 @@ def csv_of(rows):
 
 
 @pytest.fixture
-def own(place):
-    """Images, a scheme, and the options that name them."""
-    place.outside = make_images(place.folder / "src/images")
-    (place.folder / "scheme.json").write_text(json.dumps(SCHEME))
-    place.options = ("--src", place.folder / "src/images", "--scheme", place.folder / "scheme.json")
-    return place
+def custom(sandbox):
+    """Sandbox with images and a scheme, and their options."""
+    sandbox.outside = make_images(sandbox.folder / "src/images")
+    (sandbox.folder / "scheme.json").write_text(json.dumps(SCHEME))
+    sandbox.options = (
+        "--src",
+        sandbox.folder / "src/images",
+        "--scheme",
+        sandbox.folder / "scheme.json",
+    )
+    return sandbox
 
 
 @pytest.mark.slow
-def test_prepare_csv(own):
+def test_prepare_csv(custom):
     rows = [CSV_ROW | changes for changes in ({}, *CSV_ROWS, {})]
-    rows = [row | {"image": row["image"].replace("OUTSIDE", str(own.outside))} for row in rows]
-    path = own.folder / "points.csv"
+    rows = [row | {"image": row["image"].replace("OUTSIDE", str(custom.outside))} for row in rows]
+    path = custom.folder / "points.csv"
     path.write_bytes(csv_of(rows))
-    bad, used = own.prepare("csv", "--annotations", path, *own.options)
+    bad, used = custom.prepare("csv", "--annotations", path, *custom.options)
     assert [name.split("/")[1] for name in used] == [
         "000002:good.jpg",
         f"{len(rows) + 1:06d}:good.jpg",
@@ -486,7 +491,7 @@ def test_prepare_csv(own):
     assert len(bad) == len(CSV_ROWS)
 
 
-def damaged_csv_files():
+def corrupt_csv_files():
     rng = np.random.default_rng(3)
     whole = csv_of([CSV_ROW] * 5)
     files = [whole[:end] for end in rng.integers(0, whole.index(b"\r\n"), 4)]
@@ -512,9 +517,9 @@ def coco_of(*changes):
     }
 
 
-def with_keypoint(place, value):
+def with_keypoint(index, value):
     keypoints = coco_of({})["annotations"][0]["keypoints"]
-    return {"keypoints": [*keypoints[:place], value, *keypoints[place + 1 :]]}
+    return {"keypoints": [*keypoints[:index], value, *keypoints[index + 1 :]]}
 
 
 ANNOTATIONS = [{"image_id": i + 1} for i in range(len(BAD_PATHS) + 2)]
@@ -534,22 +539,22 @@ ANNOTATIONS += [
 ]
 ANNOTATIONS += [{"normalizer": v} for v in (0, -1, 1e300, 1e-300, float("inf"), "x", [], 10**400)]
 ANNOTATIONS += [{"id": "line\nend \x1b[2J \ud800", "image_id": -1}]
-"""What is wrong with an annotation, each by itself."""
+"""Changes of an annotation, each with one error."""
 
 
 @pytest.mark.slow
-def test_prepare_coco(own):
-    content = json.dumps(coco_of({}, *ANNOTATIONS, {})).replace("OUTSIDE", str(own.outside))
-    path = own.folder / "points.json"
+def test_prepare_coco(custom):
+    content = json.dumps(coco_of({}, *ANNOTATIONS, {})).replace("OUTSIDE", str(custom.outside))
+    path = custom.folder / "points.json"
     path.write_text(content)
-    bad, used = own.prepare("coco", "--annotations", path, *own.options)
+    bad, used = custom.prepare("coco", "--annotations", path, *custom.options)
     last = len(ANNOTATIONS) + 2
     assert [name.split("/")[1] for name in used] == ["000001:good.jpg", f"{last:06d}:good.jpg"]
     assert len(bad) == len(ANNOTATIONS)
     assert "points.json: annotation line\\nend \\x1b[2J \\ud800" in bad
 
 
-def damaged_coco_files():
+def corrupt_coco_files():
     rng = np.random.default_rng(4)
     whole = json.dumps(coco_of({}, {})).encode()
     files = [whole[:end] for end in rng.integers(0, len(whole), 6)]
@@ -566,35 +571,36 @@ def damaged_coco_files():
     return files
 
 
-CSV_FILES, COCO_FILES = damaged_csv_files(), damaged_coco_files()
+CSV_FILES, COCO_FILES = corrupt_csv_files(), corrupt_coco_files()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("layout", "files"), [("csv", CSV_FILES), ("coco", COCO_FILES)])
-def test_files_of_own_points_that_are_damaged_all_over(own, layout, files):
-    path = own.folder / f"points of\n{NOT_UTF8}.{layout}"
+def test_corrupt_annotation_files_raise_one_line(custom, layout, files):
+    path = custom.folder / f"points of\n{NOT_UTF8}.{layout}"
     for content in files:
         path.write_bytes(content)
-        line = own.refused("prepare", layout, "--annotations", path, *own.options, "--out", own.out)
+        line = custom.run_rejected(
+            "prepare", layout, "--annotations", path, *custom.options, "--out", custom.out
+        )
         assert f"points of\\ncaf\\udce9 \\udcff.{layout}: " in line or "no face can be used" in line
 
 
 @pytest.fixture
-def model(toy, random_bundle, place):
-    """A bundle of two convolutions."""
+def model(toy, random_bundle, sandbox):
+    """Bundle of a model with two convolutions."""
     fields = {"heatmap": {"name": "toy"}, "decode": "soft", "graph": None, "bn_momentum": 0.9}
     scheme = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3})
-    save_bundle(place.folder / "model", random_bundle(fields, scheme, 32), "")
-    return place.folder / "model"
+    save_bundle(sandbox.folder / "model", random_bundle(fields, scheme, 32), "")
+    return sandbox.folder / "model"
 
 
 @pytest.mark.slow
-def test_predict(place, model):
-    photos = place.folder / "src/photos"
+def test_predict(sandbox, model):
+    photos = sandbox.folder / "src/photos"
     make_images(photos)
-    refused = {}
-    for pictures in (PICTURES, OPEN_PICTURES):
-        for name, content in pictures.items():
+    for images in (CORRUPT_IMAGES, AMBIGUOUS_IMAGES):
+        for name, content in images.items():
             (photos / name).write_bytes(content)
     odd_names = (
         "..jpg",
@@ -607,11 +613,11 @@ def test_predict(place, model):
     )
     for name in odd_names:
         (photos / name).write_bytes(encoded(".jpg"))
-    refused = {f"{photos}/{name}" for name in PICTURES}
-    assert (place.folder / "src/photos/pipe.jpg").is_fifo(), "and is passed over, as no image"
+    rejected = {f"{photos}/{name}" for name in CORRUPT_IMAGES}
+    assert (sandbox.folder / "src/photos/pipe.jpg").is_fifo(), "it is skipped"
 
-    code, out, err = place.run(
-        "predict", "--model", model, photos, "--whole-image", "--out", place.out
+    code, out, err = sandbox.run(
+        "predict", "--model", model, photos, "--whole-image", "--out", sandbox.out
     )
     assert code == 1
     left_out = {
@@ -619,35 +625,37 @@ def test_predict(place, model):
         for line in err
         if line.startswith("left out: ")
     }
-    assert refused <= left_out
-    told = {line.split(": 1 faces; ")[0] for line in out}
+    assert rejected <= left_out
+    processed = {line.split(": 1 faces; ")[0] for line in out}
     files = {str(path) for path in photos.rglob("*") if path.is_file() and path.suffix != ""}
     printed = {"".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in files}
-    # A link to the folder itself is not gone into.
-    assert told | left_out == {n for n in printed if Path(n).is_relative_to(photos)}
-    assert not told & left_out
-    results = list(place.out.rglob("*.json"))
-    assert len(results) == len(told)
+    # Links to folders are not followed.
+    assert processed | left_out == {n for n in printed if Path(n).is_relative_to(photos)}
+    assert not processed & left_out
+    results = list(sandbox.out.rglob("*.json"))
+    assert len(results) == len(processed)
     for path in results:
         result = json.loads(path.read_text(), parse_constant=pytest.fail)
         assert len(result["faces"]) == 1
     for name in (*(Path(n).stem for n in odd_names[2:]), "..jpg", "...jpg", NOT_UTF8):
-        assert (place.out / f"{name}.json").is_file()
+        assert (sandbox.out / f"{name}.json").is_file()
 
 
 @pytest.mark.parametrize(
     "name", ["loop.jpg", "missing.jpg", "x" * 5000, "x" * 245 + ".jpg", "a\nb.jpg"]
 )
-def test_predict_of_files_that_are_named(place, model, name):
-    make_images(place.folder / "src/photos")
+def test_predict_reports_files_that_cannot_be_read(sandbox, model, name):
+    make_images(sandbox.folder / "src/photos")
     if len(name) == 249:
-        (place.folder / "src/photos" / name).write_bytes(encoded(".jpg"))
-    path = place.folder / "src/photos" / name
-    line = place.refused("predict", "--model", model, path, "--whole-image", "--out", place.out)
+        (sandbox.folder / "src/photos" / name).write_bytes(encoded(".jpg"))
+    path = sandbox.folder / "src/photos" / name
+    line = sandbox.run_rejected(
+        "predict", "--model", model, path, "--whole-image", "--out", sandbox.out
+    )
     assert repr(str(path))[1:-1] in line
 
 
-def damaged_box_files():
+def corrupt_box_files():
     rng = np.random.default_rng(5)
     good = {"good.jpg": [[20, 20, 70, 70]]}
     boxes = [
@@ -675,15 +683,17 @@ def damaged_box_files():
     return [(suffix, text.encode()) for suffix, text in files] + [(".csv", rng.bytes(300))]
 
 
-BOX_FILES = damaged_box_files()
+BOX_FILES = corrupt_box_files()
 
 
 @pytest.mark.slow
-def test_files_of_boxes(place, model):
-    make_images(place.folder / "src/photos")
-    good = place.folder / "src/photos/good.jpg"
+def test_corrupt_box_files_raise_one_line(sandbox, model):
+    make_images(sandbox.folder / "src/photos")
+    good = sandbox.folder / "src/photos/good.jpg"
     for suffix, content in BOX_FILES:
-        path = place.folder / f"boxes{suffix}"
+        path = sandbox.folder / f"boxes{suffix}"
         path.write_bytes(content)
-        line = place.refused("predict", "--model", model, good, "--boxes", path, "--out", place.out)
+        line = sandbox.run_rejected(
+            "predict", "--model", model, good, "--boxes", path, "--out", sandbox.out
+        )
         assert str(path) in line or str(good) in line

@@ -1,3 +1,5 @@
+"""Tests of `image_io`: completeness, orientation and decoding of image files."""
+
 import contextlib
 import io
 import struct
@@ -12,23 +14,23 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.image_io import MAX_PIXELS, decode_image, image_end, read_header, read_image
 from lcgcn_jax.inference.face_detector import quiet_opencv
 
-# 24 x 32, its quarters red, green, blue and yellow, in RGB.
+# 24 x 32 pixels in RGB, with red, green, blue and yellow quarters.
 COLORS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 20]]], np.uint8)
-PICTURE = COLORS.repeat(12, axis=0).repeat(16, axis=1)
+PIXELS = COLORS.repeat(12, axis=0).repeat(16, axis=1)
 
 
-def encoded(suffix, picture=PICTURE):
-    return cv2.imencode(suffix, picture[..., ::-1])[1].tobytes()
+def encoded(suffix, pixels=PIXELS):
+    return cv2.imencode(suffix, pixels[..., ::-1])[1].tobytes()
 
 
-def quarters(picture):
-    """The colors in the middle of the four quarters."""
-    h, w = picture.shape[:2]
-    return picture[h // 4 :: h // 2, w // 4 :: w // 2].astype(int)
+def quarters(pixels):
+    """Colors at the centers of the four quarters."""
+    h, w = pixels.shape[:2]
+    return pixels[h // 4 :: h // 2, w // 4 :: w // 2].astype(int)
 
 
 def with_orientation(jpeg, orientation):
-    """Puts an APP1 segment with an EXIF orientation behind the JPEG's start marker."""
+    """Insert an APP1 segment with an EXIF orientation after the start marker of a JPEG."""
     entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
     tiff = b"II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
     payload = b"Exif\0\0" + tiff
@@ -36,37 +38,37 @@ def with_orientation(jpeg, orientation):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_colors_come_out_as_rgb(tmp_path, suffix):
-    path = tmp_path / f"picture{suffix}"
+def test_read_image_returns_rgb(tmp_path, suffix):
+    path = tmp_path / f"image{suffix}"
     path.write_bytes(encoded(suffix))
-    picture = read_image(path)
-    assert picture.shape == PICTURE.shape
-    assert np.abs(quarters(picture) - COLORS).max() <= (0 if suffix == ".png" else 6)
+    pixels = read_image(path)
+    assert pixels.shape == PIXELS.shape
+    assert np.abs(quarters(pixels) - COLORS).max() <= (0 if suffix == ".png" else 6)
 
 
 @pytest.mark.parametrize(
     "stored",
     [
-        PICTURE[..., :1],
-        np.concatenate([PICTURE, np.full_like(PICTURE[..., :1], 99)], axis=2),
-        PICTURE.astype(np.uint16) * 257,
+        PIXELS[..., :1],
+        np.concatenate([PIXELS, np.full_like(PIXELS[..., :1], 99)], axis=2),
+        PIXELS.astype(np.uint16) * 257,
     ],
     ids=["gray", "with alpha", "16 bit"],
 )
-def test_other_pngs_come_out_as_three_channels_of_8_bits(tmp_path, stored):
-    path = tmp_path / "picture.png"
-    # OpenCV wants BGR(A).
+def test_other_pngs_are_converted_to_8_bit_rgb(tmp_path, stored):
+    path = tmp_path / "image.png"
+    # OpenCV expects BGR(A).
     assert cv2.imwrite(
         path, stored[..., [2, 1, 0, 3][: stored.shape[2]]] if stored.shape[2] > 1 else stored
     )
-    picture = read_image(path)
-    assert picture.dtype == np.uint8
-    expected = PICTURE[..., :1].repeat(3, axis=2) if stored.shape[2] == 1 else PICTURE
-    np.testing.assert_array_equal(picture, expected)
+    pixels = read_image(path)
+    assert pixels.dtype == np.uint8
+    expected = PIXELS[..., :1].repeat(3, axis=2) if stored.shape[2] == 1 else PIXELS
+    np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize(
-    ("orientation", "turned"),
+    ("orientation", "upright"),
     [
         (1, COLORS),
         (2, COLORS[:, ::-1]),
@@ -75,36 +77,36 @@ def test_other_pngs_come_out_as_three_channels_of_8_bits(tmp_path, stored):
         (8, np.rot90(COLORS)),
     ],
 )
-def test_exif_orientation_is_followed(tmp_path, orientation, turned):
-    path = tmp_path / "turned.jpg"
+def test_exif_orientation_of_jpeg_is_applied(tmp_path, orientation, upright):
+    path = tmp_path / "rotated.jpg"
     path.write_bytes(with_orientation(encoded(".jpg"), orientation))
-    picture = read_image(path)
-    assert picture.shape[:2] == ((24, 32) if orientation < 5 else (32, 24))
-    assert np.abs(quarters(picture) - turned).max() <= 6
+    pixels = read_image(path)
+    assert pixels.shape[:2] == ((24, 32) if orientation < 5 else (32, 24))
+    assert np.abs(quarters(pixels) - upright).max() <= 6
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
-def test_orientation_of_other_formats_is_followed(tmp_path, suffix):
-    path = tmp_path / f"turned{suffix}"
+def test_exif_orientation_of_other_formats_is_applied(tmp_path, suffix):
+    path = tmp_path / f"rotated{suffix}"
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    PIL.Image.fromarray(PICTURE).save(path, exif=exif)
-    picture = read_image(path)
-    assert picture.shape == (32, 24, 3)
-    assert np.abs(quarters(picture) - np.rot90(COLORS, -1)).max() <= 12
+    PIL.Image.fromarray(PIXELS).save(path, exif=exif)
+    pixels = read_image(path)
+    assert pixels.shape == (32, 24, 3)
+    assert np.abs(quarters(pixels) - np.rot90(COLORS, -1)).max() <= 12
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".tif"])
-def test_print_colors_come_out_as_rgb(tmp_path, suffix):
+def test_cmyk_is_converted_to_rgb(tmp_path, suffix):
     path = tmp_path / f"print{suffix}"
-    PIL.Image.fromarray(PICTURE).convert("CMYK").save(path)
-    picture = read_image(path)
-    assert picture.shape == PICTURE.shape
-    assert np.abs(quarters(picture) - COLORS).max() <= 12
+    PIL.Image.fromarray(PIXELS).convert("CMYK").save(path)
+    pixels = read_image(path)
+    assert pixels.shape == PIXELS.shape
+    assert np.abs(quarters(pixels) - COLORS).max() <= 12
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".webp", ".bmp", ".gif"])
-def test_other_formats_that_end_early_are_refused(tmp_path, suffix):
+def test_other_truncated_formats_raise(tmp_path, suffix):
     path = tmp_path / f"cut{suffix}"
     PIL.Image.fromarray(NOISE).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -125,9 +127,9 @@ NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
         (b"just a text file\n", "cannot be decoded"),
         (None, "No such file"),
     ],
-    ids=["cut JPEG", "cut PNG", "cut JPEG with EXIF", "empty", "text", "missing"],
+    ids=["truncated JPEG", "truncated PNG", "truncated JPEG with EXIF", "empty", "text", "missing"],
 )
-def test_what_is_no_whole_picture_is_named(tmp_path, content, reason):
+def test_incomplete_image_raises_a_one_line_error(tmp_path, content, reason):
     path = tmp_path / "photo.jpg"
     if content is not None:
         path.write_bytes(content)
@@ -145,15 +147,15 @@ ALL_FORMATS = {
 }  # fmt: skip
 
 
-def saved(format, picture=PICTURE, **options):
-    """The picture as a file of one of Pillow's formats."""
+def saved(format, pixels=PIXELS, **options):
+    """Encode pixels in one of Pillow's formats."""
     file = io.BytesIO()
-    PIL.Image.fromarray(picture).save(file, format, **options)
+    PIL.Image.fromarray(pixels).save(file, format, **options)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("format", ALL_FORMATS)
-def test_header_states_the_size(format):
+def test_header_has_format_and_size(format):
     whole = saved(format)
     header = read_header(whole)
     assert header.format == format
@@ -163,19 +165,19 @@ def test_header_states_the_size(format):
             assert read_header(whole[:end]).size == (32, 24)
 
 
-def test_header_of_a_jpeg_stands_behind_the_thumbnail():
+def test_thumbnail_of_a_jpeg_is_skipped():
     whole = encoded(".jpg")
-    turned = with_orientation(whole, 6)
+    rotated = with_orientation(whole, 6)
     thumbnail = b"\xff\xe2" + struct.pack(">H", len(whole) + 2) + whole
-    header = read_header(turned[:2] + thumbnail + b"\xff\xff" + turned[2:])
+    header = read_header(rotated[:2] + thumbnail + b"\xff\xff" + rotated[2:])
     assert header.stored_size == (32, 24)
     assert header.size == (24, 32)
 
 
-def with_exif(format, orientation, picture=PICTURE):
+def with_exif(format, orientation, pixels=PIXELS):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    return saved(format, picture, exif=exif)
+    return saved(format, pixels, exif=exif)
 
 
 UPRIGHT = {
@@ -188,22 +190,22 @@ UPRIGHT = {
     7: np.rot90(COLORS, 2).transpose(1, 0, 2),
     8: np.rot90(COLORS),
 }
-"""EXIF orientation -> the quarters as they are shown."""
+"""EXIF orientation -> quarters of the upright image."""
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_all_orientations(format, orientation):
-    """Pillow writes AVIF's as rotation (`irot`) and mirroring (`imir`)."""
+def test_all_orientations_of_all_formats(format, orientation):
+    """Pillow writes the orientation of AVIF as rotation (`irot`) and mirroring (`imir`)."""
     whole = with_exif(format, orientation)
     header = read_header(whole)
     assert (header.orientation, header.stored_size) == (orientation, (32, 24))
-    shown = decode_image(whole)
-    assert shown.shape[1::-1] == header.size
-    assert shown.flags.c_contiguous
-    assert np.abs(quarters(shown) - UPRIGHT[orientation]).max() <= 12
+    upright = decode_image(whole)
+    assert upright.shape[1::-1] == header.size
+    assert upright.flags.c_contiguous
+    assert np.abs(quarters(upright) - UPRIGHT[orientation]).max() <= 12
     stored = decode_image(whole, upright=False)
-    assert stored.shape == PICTURE.shape
+    assert stored.shape == PIXELS.shape
     assert np.abs(quarters(stored) - COLORS).max() <= 12
 
 
@@ -216,29 +218,29 @@ def test_orientation_of_compressed_tiff(options):
     assert np.abs(quarters(decode_image(whole, upright=False)) - COLORS).max() <= 12
 
 
-def test_exif_of_an_avif_does_not_turn_it():
-    """HEIF's rule: only `irot` and `imir` do. A file that states both must not be turned twice."""
-    turned = with_exif("AVIF", 6)
-    angle = turned.index(b"irot") + 4
-    assert turned[angle] == 3
-    assert read_header(turned).orientation == 6
-    only_exif = turned[:angle] + b"\0" + turned[angle + 1 :]
+def test_exif_orientation_of_avif_is_ignored():
+    """Only `irot` and `imir` apply, so that a file with both is not rotated twice."""
+    rotated = with_exif("AVIF", 6)
+    angle = rotated.index(b"irot") + 4
+    assert rotated[angle] == 3
+    assert read_header(rotated).orientation == 6
+    only_exif = rotated[:angle] + b"\0" + rotated[angle + 1 :]
     assert read_header(only_exif).orientation == 1
-    assert decode_image(only_exif).shape == PICTURE.shape
+    assert decode_image(only_exif).shape == PIXELS.shape
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_orientation_that_is_none_is_ignored(orientation):
+def test_invalid_orientation_is_ignored(orientation):
     assert read_header(with_orientation(encoded(".jpg"), orientation)).orientation == 1
-    shown = decode_image(with_orientation(encoded(".jpg"), orientation))
-    assert shown.shape == PICTURE.shape
+    pixels = decode_image(with_orientation(encoded(".jpg"), orientation))
+    assert pixels.shape == PIXELS.shape
 
 
-def test_damaged_exif_is_ignored():
+def test_corrupt_exif_is_ignored():
     whole = with_orientation(encoded(".jpg"), 6)
-    for damaged in (whole.replace(b"II*\0", b"XX*\0"), whole.replace(b"\x12\x01", b"\x13\x01")):
-        assert read_header(damaged).orientation == 1
-        assert decode_image(damaged).shape == PICTURE.shape
+    for corrupt in (whole.replace(b"II*\0", b"XX*\0"), whole.replace(b"\x12\x01", b"\x13\x01")):
+        assert read_header(corrupt).orientation == 1
+        assert decode_image(corrupt).shape == PIXELS.shape
 
 
 def exif_chunk(orientation):
@@ -249,19 +251,19 @@ def exif_chunk(orientation):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_after_the_pixels_of_a_png(orientation):
+def test_exif_chunk_before_or_after_the_pixels_of_a_png(orientation):
     plain = encoded(".png")
-    for place in (33, len(plain) - 12):  # after the header, and after the pixels
-        turned = plain[:place] + exif_chunk(orientation) + plain[place:]
-        assert read_header(turned).orientation == orientation
-        expected = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR_RGB)
-        np.testing.assert_array_equal(decode_image(turned), expected)
+    for offset in (33, len(plain) - 12):  # after the header, and after the pixels
+        rotated = plain[:offset] + exif_chunk(orientation) + plain[offset:]
+        assert read_header(rotated).orientation == orientation
+        expected = cv2.imdecode(np.frombuffer(rotated, np.uint8), cv2.IMREAD_COLOR_RGB)
+        np.testing.assert_array_equal(decode_image(rotated), expected)
 
 
-def test_exif_of_a_png_that_is_damaged_or_repeated():
+def test_corrupt_or_repeated_exif_chunk_of_a_png():
     plain = encoded(".png")
-    damaged = exif_chunk(6)[:-1] + b"\0"
-    for chunks, orientation in ((damaged, 1), (exif_chunk(6) + exif_chunk(3), 6)):
+    corrupt = exif_chunk(6)[:-1] + b"\0"
+    for chunks, orientation in ((corrupt, 1), (exif_chunk(6) + exif_chunk(3), 6)):
         assert read_header(plain[:-12] + chunks + plain[-12:]).orientation == orientation
     assert read_header(plain + exif_chunk(6)).orientation == 1
 
@@ -274,7 +276,7 @@ TRAILERS = {
     "zeros": bytes(4096),
     "padding": b"\xff" * 512,
     "second JPEG": encoded(".jpg", NOISE[::-1]),
-    "second JPEG, cut": encoded(".jpg", NOISE[::-1])[:-900],
+    "truncated second JPEG": encoded(".jpg", NOISE[::-1])[:-900],
     "PNG": encoded(".png", NOISE),
     "text": b"\r\n--boundary--\r\n",
     "marker": b"\xff\xda\xff\xd8",
@@ -283,7 +285,7 @@ TRAILERS = {
 
 @pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
 @pytest.mark.parametrize("progressive", [False, True])
-def test_what_follows_a_whole_jpeg_is_ignored(trailer, progressive):
+def test_data_after_a_jpeg_are_ignored(trailer, progressive):
     whole = saved("JPEG", NOISE, progressive=progressive)
     np.testing.assert_array_equal(decode_image(whole + trailer), decode_image(whole))
     assert image_end(whole + trailer) == len(whole)
@@ -293,7 +295,7 @@ def test_what_follows_a_whole_jpeg_is_ignored(trailer, progressive):
 
 
 @pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
-def test_what_follows_a_whole_png_is_ignored(trailer):
+def test_data_after_a_png_are_ignored(trailer):
     whole = encoded(".png", NOISE)
     np.testing.assert_array_equal(decode_image(whole + trailer), NOISE)
     assert image_end(whole + trailer) == len(whole)
@@ -303,7 +305,7 @@ def test_what_follows_a_whole_png_is_ignored(trailer):
 
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"])
-def test_other_formats_with_data_behind_them(format):
+def test_data_after_other_formats_are_ignored(format):
     whole = saved(format, NOISE)
     expected = decode_image(whole)
     np.testing.assert_array_equal(decode_image(whole + bytes(1000)), expected)
@@ -312,18 +314,18 @@ def test_other_formats_with_data_behind_them(format):
             decode_image(whole[:-cut])
 
 
-def test_first_image_of_an_mpo_is_read():
-    first, second = (PIL.Image.fromarray(p) for p in (PICTURE, PICTURE[::-1]))
+def test_first_image_of_an_mpo_is_decoded():
+    first, second = (PIL.Image.fromarray(p) for p in (PIXELS, PIXELS[::-1]))
     file = io.BytesIO()
     first.save(file, "MPO", save_all=True, append_images=[second])
     assert np.abs(quarters(decode_image(file.getvalue())) - COLORS).max() <= 12
 
 
-GRAY = PICTURE[..., 0]
+GRAY = PIXELS[..., 0]
 
 
 @pytest.mark.parametrize(
-    ("picture", "format", "expected"),
+    ("pixels", "format", "expected"),
     [
         (GRAY, "TIFF", GRAY),
         (GRAY, "PPM", GRAY),
@@ -333,22 +335,22 @@ GRAY = PICTURE[..., 0]
     ],
     ids=["gray TIFF", "gray PGM", "16-bit TIFF", "16-bit PGM", "bilevel TIFF"],
 )
-def test_gray_images_come_out_as_rgb(picture, format, expected):
-    pixels = decode_image(saved(format, picture))
-    assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, expected[..., None].repeat(3, axis=2))
+def test_gray_images_are_decoded_to_rgb(pixels, format, expected):
+    decoded = decode_image(saved(format, pixels))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, expected[..., None].repeat(3, axis=2))
 
 
-def test_palette_with_transparency_is_read():
+def test_palette_with_transparency_is_decoded():
     for format in ("GIF", "PNG"):
-        image = PIL.Image.fromarray(PICTURE).quantize(16)
+        image = PIL.Image.fromarray(PIXELS).quantize(16)
         file = io.BytesIO()
         transparency = bytes(16) if format == "PNG" else 0
         image.save(file, format, transparency=transparency)
         assert np.abs(quarters(decode_image(file.getvalue())) - COLORS).max() <= 12
 
 
-def test_float_images_are_refused():
+def test_float_images_raise():
     with pytest.raises(ValueError, match="the pixels have 32 bits; convert them to 8 bits"):
         decode_image(saved("TIFF", GRAY.astype(np.float32)))
 
@@ -368,36 +370,36 @@ def iso_file(brand, *others):
         (iso_file(b"avif", b"mif1"), "cannot be decoded"),
     ],
 )
-def test_files_of_other_kinds_are_named(tmp_path, content, message):
+def test_heic_and_video_files_raise(tmp_path, content, message):
     path = tmp_path / "IMG_1.jpg"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_image(path)
 
 
-def test_content_counts_and_not_the_suffix(tmp_path):
+def test_format_is_detected_from_the_content(tmp_path):
     for format in ALL_FORMATS:
         path = tmp_path / "wrong.jpg"
         path.write_bytes(saved(format))
-        assert read_image(path).shape == PICTURE.shape
+        assert read_image(path).shape == PIXELS.shape
 
 
-@pytest.mark.parametrize(("width", "is_read"), [(1 << 14, True), ((1 << 14) + 1, False)])
-def test_pictures_that_claim_to_be_huge_never_reach_the_decoder(
-    tmp_path, monkeypatch, width, is_read
-):
+@pytest.mark.parametrize(("width", "is_decoded"), [(1 << 14, True), ((1 << 14) + 1, False)])
+def test_huge_images_are_rejected_before_decoding(tmp_path, monkeypatch, width, is_decoded):
     path = tmp_path / "huge.jpg"
     jpeg = bytearray(encoded(".jpg"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", MAX_PIXELS >> 14, width)
     path.write_bytes(jpeg)
-    asked = []
-    monkeypatch.setattr(cv2, "imdecode", lambda *arguments: asked.append(arguments))
-    with pytest.raises(InputError, match="decoded" if is_read else r"claims 16385 x 16384 pixels"):
+    calls = []
+    monkeypatch.setattr(cv2, "imdecode", lambda *arguments: calls.append(arguments))
+    with pytest.raises(
+        InputError, match="decoded" if is_decoded else r"claims 16385 x 16384 pixels"
+    ):
         read_image(path)
-    assert bool(asked) == is_read
+    assert bool(calls) == is_decoded
 
 
-def test_a_folder_is_no_picture(tmp_path):
+def test_folder_is_not_an_image(tmp_path):
     with pytest.raises(InputError, match="Is a directory"):
         read_image(tmp_path)

@@ -15,7 +15,7 @@ import ml_collections
 from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.registry import require_known
-from lcgcn_jax.profiling.measurements import PARTS, Measurements, Row
+from lcgcn_jax.profiling.measurements import BENCHMARKS, BenchmarkResult, Measurements
 from lcgcn_jax.profiling.timing import format_seconds
 from lcgcn_jax.synthetic.dataset import LAYOUTS, prepare_synthetic
 from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
@@ -60,7 +60,10 @@ Any field of the config can be set with --config.NAME=VALUE.""",
     )
     parser.add_argument("--batch-size", type=int, help="faces in a batch (the config's)")
     parser.add_argument(
-        "--only", metavar="PART,...", default=",".join(PARTS), help="what to measure (everything)"
+        "--only",
+        metavar="PART,...",
+        default=",".join(BENCHMARKS),
+        help="what to measure (everything)",
     )
     parser.add_argument(
         "--workers",
@@ -84,7 +87,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     if args.json is not None:
         require_writable(args.json, overwrite=args.overwrite)
     parts = args.only.split(",")
-    require_known("--only", parts, PARTS)
+    require_known("--only", parts, BENCHMARKS)
     workers = _parse_workers(args.workers)
     if args.repetitions < 1:
         raise InputError(f"--repetitions {args.repetitions}: at least 1")
@@ -101,7 +104,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
         with contextlib.closing(training.batches):
             measurements = Measurements(training, repetitions=args.repetitions, workers=workers)
             rows = []
-            for part in PARTS:  # in its own order, whatever was asked for first
+            for part in BENCHMARKS:  # in its own order, whatever was asked for first
                 if part in parts:
                     print(f"measuring: {part}", flush=True)
                     rows += measurements.run(part)
@@ -143,7 +146,7 @@ def describe(
     args: argparse.Namespace,
     config: ml_collections.ConfigDict,
     measurements: Measurements,
-    rows: Iterable[Row],
+    rows: Iterable[BenchmarkResult],
 ) -> dict[str, Any]:
     """What `--json` writes: the conditions, and a row by name; times in seconds.
 

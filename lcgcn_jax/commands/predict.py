@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lcgcn_jax import visualize
 from lcgcn_jax.atomic_io import replacing_all, write_all
 from lcgcn_jax.commands.main import DETECTOR_MODEL_OPTION, use_compilation_cache
+from lcgcn_jax.data.formats.pts import format_pts
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.image_io import read_image
@@ -354,7 +355,7 @@ class _Run:
         if self._args.format == "pts":
             for number, face in enumerate(faces, start=1):
                 path = picture.with_name(f"{file.name.name}_face{number}.pts")
-                contents[path] = results.format_pts(face.landmarks)
+                contents[path] = format_pts(face.landmarks)
         contents[picture] = visualize.encode_image(picture, self._draw(pixels, faces))
         write_all(
             {p: c if isinstance(c, bytes) else c.encode("utf-8") for p, c in contents.items()}

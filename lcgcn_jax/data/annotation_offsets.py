@@ -1,9 +1,9 @@
-"""Annotation offsets: how the landmarks of a data set differ from the style of another one.
+"""Annotation offsets: systematic differences between the landmarks of two datasets.
 
-Data sets place the same landmark differently: MERL-RAV's brows lie higher than 300W's. A model that was
-trained on one set shows by how much: the median of (annotated - predicted) of a landmark over many faces is
-the offset between the two styles. It is fitted in the canonical frame, where each face is aligned to the
-mean face by a similarity, in units of the mean face's outer eye distance.
+Datasets place the same landmark differently: the brows of MERL-RAV lie higher than those of 300W. The offset
+of a landmark is the median of (annotated - predicted) over many faces, with a model that was trained on the
+other dataset. It is fitted in the canonical frame, where each face is aligned to the mean face by a
+similarity, in units of the outer eye distance of the mean face.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ _ROUNDS = 5  # of Procrustes alignment
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationOffsets:
-    """Offsets of a data set's landmarks from another annotation style, by group of faces.
+    """Offsets of the landmarks of a dataset from another annotation style, by group of faces.
 
     Attributes:
       scheme: name of the landmark scheme.
       mean_face: the canonical frame; its outer eye distance (`unit_length`) is 1.
-      default: offsets of faces that belong to no group, or to several.
-      groups: attribute of the faces, such as a pose -> their offsets.
-      about: what the offsets were fitted on, for the reader of the file.
+      default: offsets of faces in no group, or in several.
+      groups: attribute of faces, such as a pose -> their offsets.
+      provenance: data and model of the fit, for readers of the file; `about` in the file.
 
     Raises:
       ValueError: a value is not finite, or the mean face has no extent.
@@ -42,7 +42,7 @@ class AnnotationOffsets:
     mean_face: Float[np.ndarray, "k 2"]
     default: Float[np.ndarray, "k 2"]
     groups: Mapping[str, Float[np.ndarray, "k 2"]]
-    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for name, values in (
@@ -57,11 +57,11 @@ class AnnotationOffsets:
 
     @property
     def min_located(self) -> int:
-        """Located landmarks that a face needs; faces with fewer landmarks are not changed."""
+        """Minimum number of located landmarks; faces with fewer are not changed."""
         return min_located(len(self.mean_face))
 
     def of(self, groups: Sequence[str]) -> Float[np.ndarray, "k 2"]:
-        """Offsets of a face in the canonical frame.
+        """Offsets for a face, in the canonical frame.
 
         Args:
           groups: the attributes of the face.
@@ -80,12 +80,12 @@ class AnnotationOffsets:
         The offsets are rotated and scaled by the similarity from the mean face to the located landmarks.
 
         Args:
-          landmarks: in pixels of any frame without mirroring; others than the located ones may be NaN.
+          landmarks: pixels of any frame without mirroring; NaN is allowed if not located.
           located: which landmarks have a location.
           groups: the attributes of the face.
 
         Returns:
-          The landmarks, unchanged where they are not located and for faces with fewer than `min_located`.
+          The landmarks; unchanged if not located, and for faces with fewer than `min_located`.
         """
         if located.sum() < self.min_located:
             return landmarks
@@ -95,7 +95,7 @@ class AnnotationOffsets:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that changes landmarks."""
+        """SHA-256 of the fields that affect landmarks."""
         fields = self.to_dict()
         del fields["about"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
@@ -104,7 +104,7 @@ class AnnotationOffsets:
         """Plain types for JSON; `from_dict` reads them."""
         return {
             "scheme": self.scheme,
-            "about": dict(self.about),
+            "about": dict(self.provenance),
             "mean_face": self.mean_face.tolist(),
             "default": self.default.tolist(),
             "groups": {name: values.tolist() for name, values in self.groups.items()},
@@ -131,19 +131,19 @@ class AnnotationOffsets:
             mean_face=points("mean_face", fields["mean_face"]),
             default=points("default", fields["default"]),
             groups={str(name): points(name, values) for name, values in fields["groups"].items()},
-            about=dict(fields.get("about") or {}),
+            provenance=dict(fields.get("about") or {}),
         )
 
 
 def read_offsets(path: Path | str, scheme: LandmarkScheme) -> AnnotationOffsets:
-    """Read a file that `lcgcn fit-offsets` wrote.
+    """Read a file written by `lcgcn fit-offsets`.
 
     Args:
       path: the file.
-      scheme: the landmark scheme of the data.
+      scheme: the landmark scheme of the dataset.
 
     Raises:
-      InputError: it cannot be read, is damaged, or is for another scheme.
+      InputError: it cannot be read, is corrupt, or is for another scheme.
     """
     path = Path(path)
     try:
@@ -166,7 +166,7 @@ def read_offsets(path: Path | str, scheme: LandmarkScheme) -> AnnotationOffsets:
 
 
 def min_located(num_landmarks: int) -> int:
-    """Located landmarks from which a face's similarity to the mean face is fitted: half, but at most 8."""
+    """Minimum number of located landmarks to align a face to the mean face: half of them, at most 8."""
     return max(2, min(_MIN_LOCATED, num_landmarks // 2))
 
 
@@ -175,7 +175,7 @@ def similarity_factor(
     landmarks: Float[np.ndarray, "k 2"],
     located: Bool[np.ndarray, "k"],
 ) -> complex:
-    """Scale and rotation, as a complex number, of the least squares similarity from a frame to a face."""
+    """Scale and rotation of the least-squares similarity from a frame to a face, as a complex number."""
     source, target = (
         to_complex(points[located].astype(np.float64)) for points in (frame, landmarks)
     )
@@ -187,16 +187,16 @@ def similarity_factor(
 def mean_face(
     faces: Float[np.ndarray, "n k 2"], scheme: LandmarkScheme
 ) -> Float[np.ndarray, "k 2"]:
-    """The mean of faces aligned by similarities (generalized Procrustes), centered, of unit length 1.
+    """Mean face by generalized Procrustes alignment with similarities, centered, with unit length 1.
 
-    It is symmetric about x = 0 where the scheme has mirror pairs, and otherwise upright if the faces are.
+    With mirror pairs it is symmetric about x = 0, otherwise upright if the faces are upright.
 
     Args:
-      faces: with all landmarks.
-      scheme: what they are.
+      faces: faces with all landmarks.
+      scheme: the landmarks.
     """
     mean = faces[0]
-    everything = np.ones(len(mean), bool)
+    located = np.ones(len(mean), bool)
     aligned = faces - faces.mean(axis=1, keepdims=True)
     aligned = aligned / np.sqrt((aligned**2).sum(axis=(1, 2), keepdims=True))
     for _ in range(_ROUNDS):
@@ -205,7 +205,7 @@ def mean_face(
             mean = (mean + mirrored(mean, scheme)) / 2
         aligned = np.stack(
             [
-                to_pairs(to_complex(face) * similarity_factor(face, mean, everything))
+                to_pairs(to_complex(face) * similarity_factor(face, mean, located))
                 for face in aligned
             ]
         )
@@ -213,7 +213,7 @@ def mean_face(
 
 
 def unit_length(face: Float[np.ndarray, "k 2"], scheme: LandmarkScheme) -> float:
-    """The unit of the canonical frame: the outer eye distance, or the box size in schemes without one."""
+    """Unit of the canonical frame: the outer eye distance, or the box size in schemes without one."""
     located, absent = np.ones(len(face), bool), np.array(np.nan)
     if isinstance(scheme.normalizer, str):
         scheme = dataclasses.replace(scheme, normalizer="box")
@@ -221,14 +221,14 @@ def unit_length(face: Float[np.ndarray, "k 2"], scheme: LandmarkScheme) -> float
 
 
 def has_mirror_pairs(scheme: LandmarkScheme) -> bool:
-    """Whether a scheme states which landmarks are mirror images of each other."""
+    """Whether a scheme has mirror pairs."""
     return any(i != j for i, j in enumerate(scheme.mirror))
 
 
 def mirrored(
     points: Float[np.ndarray, "*b k 2"], scheme: LandmarkScheme
 ) -> Float[np.ndarray, "*b k 2"]:
-    """Points or offsets of the mirror image, in a frame whose y axis is the axis of symmetry."""
+    """Mirror points or offsets, in a frame whose y axis is the axis of symmetry."""
     return points[..., list(scheme.mirror), :] * np.array([-1.0, 1.0])
 
 

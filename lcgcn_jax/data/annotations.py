@@ -1,4 +1,4 @@
-"""What the readers hand on: annotated faces, before any image is read."""
+"""Annotated faces, as the readers of annotation formats return them before any image is decoded."""
 
 import dataclasses
 import enum
@@ -17,12 +17,15 @@ from lcgcn_jax.landmarks import LandmarkScheme
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|rar|7z)(\.\d+)?$", re.IGNORECASE)
 _SYSTEM_FILES = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
 
+SPLITS = ("train", "validation", "common", "challenge", "test")
+"""Splits of a prepared dataset, in their order."""
+
 MISSING_POINTS = ((0.0, 0.0), (-1.0, -1.0))
 """Coordinates that tools write for a missing point."""
 
 
 class Visibility(enum.IntEnum):
-    """Whether a landmark can be seen in the image."""
+    """Visibility label of a landmark."""
 
     UNKNOWN = -1
     VISIBLE = 0
@@ -35,20 +38,19 @@ class FaceAnnotation:
     """One annotated face.
 
     Attributes:
-      name: unique and stable, relative to the data's folder, e.g. `helen/trainset/100032540_1.jpg`.
-      subset: the part of the data it comes from, e.g. `helen/train`; `""` where there are no parts.
-      split: storage split: train, validation, common, challenge or test. Where no face of a list is
-        said to be of validation, a part of train becomes it.
-      group: the image (or person) as far as names tell; validation keeps a group together.
+      name: unique and stable, relative to the folder of the dataset, e.g. `helen/trainset/100032540_1.jpg`.
+      subset: part of the dataset, e.g. `helen/train`; `""` without parts.
+      split: one of `SPLITS`. If no face of a list is in validation, a part of train becomes validation.
+      group: the image or person, as far as file names identify it; validation keeps a group together.
       image_path: the image.
-      landmarks: pixels of the image, counting from 0; NaN where not annotated.
+      landmarks: pixels of the image, counting from 0; NaN if not annotated.
       visible: which landmarks are annotated.
-      provided_box: the face box that the data comes with, or None.
-      attributes: one truth value for each of the list's `attribute_names`.
-      normalizer: what NME divides by, in pixels, where it comes with the data; else NaN.
-      stated_size: width and height of the image as the annotation file states them, or None.
-      visibility: one of the values of `Visibility` for each landmark, or None if all are unknown. Unlike
-        `visible`, which is where a landmark is located, it says whether the landmark can be seen.
+      provided_box: the face box of the dataset, or None.
+      attributes: values of the list's `attribute_names`.
+      normalizer: normalizing distance of NME in pixels, if the dataset provides it; else NaN.
+      stated_size: width and height of the image as stated in the annotation file, or None.
+      visibility: value of `Visibility` per landmark, or None if all are unknown. `visible` is about the
+        location of a landmark; `visibility` is about whether it can be seen.
     """
 
     name: str
@@ -65,10 +67,10 @@ class FaceAnnotation:
     visibility: Int8[np.ndarray, "k"] | None = None
 
     def __post_init__(self):
-        """Refuses names that records, which are in UTF-8, cannot hold.
+        """Reject names that cannot be encoded in UTF-8, the encoding of records.
 
         Raises:
-          ValueError: a name of a file is in another encoding.
+          ValueError: a file name is in another encoding.
         """
         for text in (self.name, self.subset, self.group):
             try:
@@ -79,7 +81,7 @@ class FaceAnnotation:
 
 @dataclasses.dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be used, and why; each in one line, whatever a file's name holds."""
+    """Record that cannot be used, and the reason; non-printable characters are escaped."""
 
     name: str
     reason: str
@@ -94,19 +96,19 @@ class BadRecord:
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationList:
-    """Everything a reader found in a folder.
+    """Annotated faces of a dataset.
 
     Attributes:
       kind: the layout, e.g. `300w`.
-      scheme: what the landmarks mean.
-      attribute_names: names of the faces' attributes.
+      scheme: the landmarks.
+      attribute_names: names of the attributes of faces.
       faces: the usable faces, in a fixed order.
-      bad: the records left out.
-      absent: subsets of the layout that the folder does not hold.
-      notes: one-line remarks for the user, printed by prepare.
-      has_validation: whether a part of train becomes the validation split where no face is of one.
-      has_custom_landmarks: whether the user states what the landmarks mean, so that prepare compares
-        the scheme's mirror pairs with the faces.
+      bad: the records that cannot be used.
+      absent: subsets of the layout that the folder does not have.
+      notes: one-line notes for the user, printed by prepare.
+      has_validation: whether a part of train becomes the validation split if no face is in validation.
+      has_custom_landmarks: whether the scheme is defined by the user, so that prepare checks its mirror
+        pairs against the faces.
     """
 
     kind: str
@@ -121,16 +123,16 @@ class AnnotationList:
 
 
 def image_inside(images: Path, image: str) -> Path:
-    """The path of an image in a folder; a list made by somebody else must not read files outside of it.
+    """Path of an image in a folder; an untrusted list cannot read files outside of it.
 
     Raises:
-      ValueError: there is no such image, or it lies outside.
+      ValueError: the image does not exist, or lies outside.
     """
     relative = PurePosixPath(image)
     path = images / relative
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"the image path {image!r} leaves {images.name}/")
-    if not os.path.isfile(path):  # unlike Path.is_file, it takes any text for a path
+    if not os.path.isfile(path):  # unlike Path.is_file, it accepts any text
         raise ValueError(f"no image {image!r} in {images.name}/")
     if not lies_within(path, images):
         raise ValueError(f"the image {image!r} is a link that leaves {images.name}/")
@@ -138,12 +140,12 @@ def image_inside(images: Path, image: str) -> Path:
 
 
 def lies_within(path: Path, folder: Path) -> bool:
-    """Whether a file is in a folder or below it once all links are followed."""
+    """Whether a file lies in a folder or below it after links are resolved."""
     return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
 
 
 def archives(folder: Path) -> list[str]:
-    """Names of the archives (.zip, .tar.gz, .7z, ...) in a folder: data that are still packed."""
+    """Names of the archives (.zip, .tar.gz, .7z, ...) in a folder."""
     return sorted(
         path.name
         for path in folder.glob("*")
@@ -155,13 +157,13 @@ def marked_missing(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
     """Which points are at exactly one of `MISSING_POINTS`.
 
     Args:
-      points: as an annotation file states them.
+      points: as in the annotation file.
     """
-    return np.logical_or.reduce([(points == place).all(axis=1) for place in MISSING_POINTS])
+    return np.logical_or.reduce([(points == marker).all(axis=1) for marker in MISSING_POINTS])
 
 
 def note_of_missing_points(faces: Iterable[FaceAnnotation]) -> list[str]:
-    """A note that counts the missing points of faces, for layouts that mark them by `marked_missing`."""
+    """Note with the number of missing points, for layouts that mark them as in `marked_missing`."""
     partial = [face for face in faces if not face.visible.all()]
     if not partial:
         return []
@@ -173,5 +175,5 @@ def note_of_missing_points(faces: Iterable[FaceAnnotation]) -> list[str]:
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file of this name is one that macOS or Windows adds to folders by itself."""
+    """Whether macOS or Windows adds files of this name to folders."""
     return name.startswith("._") or name.lower() in _SYSTEM_FILES

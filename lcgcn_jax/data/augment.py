@@ -20,7 +20,7 @@ from lcgcn_jax import geometry
 from lcgcn_jax.data.annotations import Visibility
 from lcgcn_jax.data.corruptions import CorruptionConfig, Image, corrupt
 from lcgcn_jax.data.crops import Record, cover_labels, is_inside
-from lcgcn_jax.data.records import decode_image
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.landmarks import LandmarkScheme
 
 DISTRIBUTIONS = ("uniform", "normal")

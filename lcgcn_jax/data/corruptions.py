@@ -16,13 +16,13 @@ class CorruptionConfig:
 
     Attributes:
       occlusion: probability of one or two rectangles over the crop.
-      occlusion_side: smallest and largest side of a rectangle, as a part of the crop's side.
+      occlusion_side: minimum and maximum side of a rectangle, as a fraction of the crop side.
       blur: probability of a Gaussian blur.
-      blur_sigma: smallest and largest sigma, as a part of the crop's side.
+      blur_sigma: minimum and maximum sigma, as a fraction of the crop side.
       noise: probability of Gaussian noise.
-      noise_sigma: smallest and largest sigma, in gray levels.
+      noise_sigma: minimum and maximum sigma, in gray levels.
       low_light: probability of a darkened crop.
-      low_light_factor: smallest and largest factor on all gray levels.
+      low_light_factor: minimum and maximum factor on all gray levels.
     """
 
     occlusion: float = 0.0
@@ -42,21 +42,21 @@ CORRUPTIONS = {
     "low_light": CorruptionConfig(low_light=1.0),
     "noise": CorruptionConfig(noise=1.0),
 }
-"""Damage to evaluate under -> the one damage that every face gets.
+"""Corruption for evaluation -> its config, which applies it to every face.
 
 - `occlude`: one or two rectangles with sides of 23-47 % of the crop, of one random color with noise of
   sigma 15.
-- `blur`: Gaussian, sigma 1.6-3.9 % of the crop's side.
+- `blur`: Gaussian, sigma 1.6-3.9 % of the crop side.
 - `low_light`: all gray levels times 0.15-0.5.
 - `noise`: Gaussian, sigma 5-25 gray levels.
 """
 
 
 def corrupt(image: Image, config: CorruptionConfig, rng: np.random.Generator) -> tuple[Image, Mask]:
-    """Darkens, covers, blurs and adds noise, each with its probability.
+    """Darken, occlude, blur and add noise to a square crop, each with its probability.
 
     Returns:
-      The image, and which of its pixels are covered.
+      The image, and which of its pixels are occluded.
     """
     covered = np.zeros(image.shape[:2], bool)
     darkened, occluded, blurred, noisy = rng.random(4) < (
@@ -76,15 +76,15 @@ def corrupt(image: Image, config: CorruptionConfig, rng: np.random.Generator) ->
 def occlude(
     image: Image, sides: tuple[float, float], rng: np.random.Generator
 ) -> tuple[Image, Mask]:
-    """Covers a square crop with one or two rectangles of one random color with noise (sigma 15).
+    """Draw one or two rectangles of one random color with noise (sigma 15) over a square crop.
 
     Args:
-      image: the crop; it is left as it is.
-      sides: smallest and largest side of a rectangle, as a part of the crop's side.
-      rng: the source of chance.
+      image: the crop; it is not modified.
+      sides: minimum and maximum side of a rectangle, as a fraction of the crop side.
+      rng: random generator.
 
     Returns:
-      The image, and which of its pixels are covered.
+      The image, and which of its pixels are occluded.
     """
     size = image.shape[0]
     image = image.copy()
@@ -100,12 +100,12 @@ def occlude(
 
 
 def blur(image: Image, sigmas: tuple[float, float], rng: np.random.Generator) -> Image:
-    """Blurs a square crop.
+    """Blur a square crop.
 
     Args:
       image: the crop.
-      sigmas: smallest and largest sigma of the Gaussian, as a part of the crop's side.
-      rng: the source of chance.
+      sigmas: minimum and maximum sigma of the Gaussian, as a fraction of the crop side.
+      rng: random generator.
     """
     return cv2.GaussianBlur(image, (0, 0), image.shape[0] * rng.uniform(*sigmas))
 

@@ -1,4 +1,4 @@
-"""Face crops for evaluation, and the visibility labels of landmarks under an occluder."""
+"""Face crops for evaluation, and visibility labels of occluded landmarks."""
 
 import zlib
 from typing import Any
@@ -9,37 +9,37 @@ from jaxtyping import Bool, Int8
 from lcgcn_jax import compat, geometry
 from lcgcn_jax.data.annotations import Visibility
 from lcgcn_jax.data.corruptions import CORRUPTIONS, Mask, corrupt
-from lcgcn_jax.data.records import decode_image
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.errors import InputError
 
 Record = dict[str, Any]
 Labels = Int8[np.ndarray, "k"]
 
 BOXES = {"gt": "box", "rect": "provided_box"}
-"""Name of a face box -> the record's field."""
+"""Name of a face box -> field of the record."""
 
 
 def crop_face(
     record: Record, size: int, box: str | geometry.Box = "gt", corruption: str = "none"
 ) -> dict[str, Any]:
-    """The crop of a face for evaluation, with all that carries its landmarks back.
+    """Crop a face for evaluation, and map its landmarks into the crop.
 
     Args:
       record: an element of a `FaceSource`.
       size: side of the crop, in pixels.
-      box: the box to crop around: `gt` (around the true landmarks), `rect` (the data's own), or four
-        numbers, in pixels of the record's picture.
-      corruption: one of `CORRUPTIONS`. Its chances depend on the face's name alone.
+      box: face box: `gt` (box of the true landmarks), `rect` (box provided by the dataset), or four numbers
+        in pixels of the record's image.
+      corruption: one of `CORRUPTIONS`; its randomness depends only on the name of the face.
 
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
-      `visibility` int8 [k], values of `records.Visibility`; `crop_to_source` float64 [2 3], from crop
-      pixels to the image's; `source_landmarks` float64 [k 2] in the image's pixels;
-      `normalizer` float32, the normalizing distance that came with the face, in the same pixels, or NaN;
+      `visibility` int8 [k], values of `annotations.Visibility`; `crop_to_source` float64 [2 3], from crop
+      pixels to pixels of the source image; `source_landmarks` float64 [k 2] in pixels of the source image;
+      `normalizer` float32, the normalizing distance provided by the dataset in the same pixels, or NaN;
       `attributes` bool [num_attributes]; `name` and `subset`, text.
 
     Raises:
-      InputError: the data has no such box, or there is no such corruption.
+      InputError: the dataset has no such box, or the corruption is unknown.
     """
     corruption = compat.CORRUPTIONS.get(corruption, corruption)
     if corruption not in CORRUPTIONS:
@@ -72,17 +72,17 @@ def _face_box(record: Record, box: str | geometry.Box) -> geometry.Box:
         raise InputError(f"unknown face box {box!r}; use one of {', '.join(BOXES)}")
     face_box = record[BOXES[box]].astype(np.float64)
     if not np.isfinite(face_box).all():
-        raise InputError(f"{record['name']}: the data provides no face box; use the box 'gt'")
+        raise InputError(f"{record['name']}: the dataset provides no face box; use the box 'gt'")
     return face_box
 
 
 def cover_labels(labels: Labels, landmarks: geometry.Points, covered: Mask) -> Labels:
-    """The visibility labels of a face after occluders were drawn over its crop.
+    """Update visibility labels after occluders were drawn over a crop.
 
     Args:
-      labels: values of `records.Visibility`. Only visible landmarks change.
-      landmarks: in crop pixels; those without a location may be anything.
-      covered: the pixels under an occluder.
+      labels: values of `annotations.Visibility`; only visible landmarks change.
+      landmarks: crop pixels; any value for landmarks without a location.
+      covered: pixels under an occluder.
     """
     inside = is_inside(landmarks, len(covered))
     x, y = np.where(inside[:, None], np.round(landmarks), 0.0).astype(int).T
@@ -91,5 +91,5 @@ def cover_labels(labels: Labels, landmarks: geometry.Points, covered: Mask) -> L
 
 
 def is_inside(landmarks: geometry.Points, size: int) -> Bool[np.ndarray, "k"]:
-    """Which landmarks lie on a pixel of a square crop; False where a coordinate is NaN."""
+    """Which landmarks lie on a pixel of a square crop; False if a coordinate is NaN."""
     return ((landmarks >= -0.5) & (landmarks < size - 0.5)).all(axis=1)

@@ -1,4 +1,4 @@
-"""Opens the datasets that `lcgcn prepare` wrote."""
+"""Datasets written by `lcgcn prepare`, with random access to their faces."""
 
 import dataclasses
 import functools
@@ -10,28 +10,32 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from lcgcn_jax import geometry
-from lcgcn_jax.data import records
 from lcgcn_jax.data.annotation_offsets import AnnotationOffsets, read_offsets
+from lcgcn_jax.data.annotations import SPLITS
+from lcgcn_jax.data.encoding import unknown_visibility
+from lcgcn_jax.data.records import RECORDS
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
 UNIONS = {"full": "common+challenge"}
-"""Names for unions of splits."""
+"""Name -> union of splits."""
 
 
 class FaceSource(Sequence[dict[str, Any]]):
     """Random access to the faces of some splits.
 
-    An element is the record of `records.encode_face`: NumPy arrays, text as `str`, and `image` as
-    the encoded bytes. Datasets of earlier versions have NaN for a missing `normalizer`, and -1
-    (unknown) for missing `visibility`. The source pickles as its path: worker processes open their own files.
+    An element is a record of `encoding.encode_face`: NumPy arrays, text as `str`, and `image` as the
+    encoded bytes. In datasets of earlier versions, a missing `normalizer` becomes NaN, and missing
+    `visibility` becomes -1 (unknown). Pickling stores only the path:
+    worker processes open their own files.
 
     Args:
       path: folder of the records.
       split: their splits, joined by `+`.
       length: number of faces.
-      offsets: removed from the landmarks; `box` is then the box of the moved ones.
+      offsets: removed from the landmarks; `box` is then the box of the moved landmarks.
       attribute_names: names of the columns of `attributes`.
+      with_images: whether records have the field `image`.
     """
 
     def __init__(
@@ -41,23 +45,28 @@ class FaceSource(Sequence[dict[str, Any]]):
         length: int,
         offsets: AnnotationOffsets | None = None,
         attribute_names: Sequence[str] = (),
+        *,
+        with_images: bool = True,
     ):
         self._path = path
         self._split = split
         self._length = length
         self._offsets = offsets
         self._attribute_names = tuple(attribute_names)
+        self._with_images = with_images
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         index = range(self._length)[index]
-        record = self._records[index]
+        record = dict(self._records[index])
+        if not self._with_images:
+            del record["image"]
         texts = {key: record[key].decode() for key in ("name", "subset", "group")}
         absent = {
             "normalizer": np.float32(np.nan),
-            "visibility": records.unknown_visibility(len(record["visible"])),
+            "visibility": unknown_visibility(len(record["visible"])),
         }
         return self._without_offsets(absent | record | texts)
 
@@ -72,7 +81,7 @@ class FaceSource(Sequence[dict[str, Any]]):
             return record
         names = zip(self._attribute_names, record["attributes"], strict=True)
         located = record["visible"]
-        # A record's pixels are the image's, cut and not scaled.
+        # Context crops are not scaled, so that their pixels are those of the image.
         landmarks = self._offsets.remove(
             record["landmarks"], located, [name for name, is_set in names if is_set]
         )
@@ -87,17 +96,17 @@ class FaceSource(Sequence[dict[str, Any]]):
 
 @dataclasses.dataclass(frozen=True)
 class FaceDataset:
-    """A prepared dataset.
+    """Prepared dataset.
 
     Attributes:
-      path: the folder that was opened.
-      name: the layout it was made from, e.g. `300w`.
-      scheme: what the landmarks mean.
+      path: its folder.
+      name: the layout of its source, e.g. `300w`.
+      scheme: the landmarks.
       attribute_names: names of the columns of `attributes`.
-      num_faces: faces in each split.
-      subsets: faces in each subset.
-      absent: subsets that were not there when the dataset was prepared.
-      fingerprint: changes when names, splits or landmarks of the data change.
+      num_faces: number of faces in each split.
+      subsets: number of faces in each subset.
+      absent: subsets that the source did not have.
+      fingerprint: hash of names, splits and landmarks.
       offsets: annotation offsets that `source` removes from the landmarks, or None.
     """
 
@@ -113,62 +122,65 @@ class FaceDataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits there are."""
+        """Names of the splits."""
         return tuple(self.num_faces)
 
     def parts(self, split: str) -> list[str]:
-        """The splits that a union such as `full` or `train+validation` is made of, in order."""
+        """Splits of a union such as `full` or `train+validation`, in order."""
         return "+".join(UNIONS.get(part, part) for part in split.split("+")).split("+")
 
-    def source(self, split: str) -> FaceSource:
+    def source(self, split: str, *, with_images: bool = True) -> FaceSource:
         """Random access to the faces of a split, or of a union such as `train+validation`.
 
         Args:
           split: one of `splits`, several joined by `+`, or `full` (common and challenge).
+          with_images: whether records have the field `image`; without it, reading all of them needs
+            little memory.
 
         Raises:
-          InputError: a split is not there.
+          InputError: the dataset has no such split.
         """
         parts = self.parts(split)
         if missing := [part for part in parts if part not in self.num_faces]:
             raise InputError(
-                f"{self.path}: no split {missing[0]!r}; there are {', '.join(self.splits)}"
+                f"{self.path}: no split {missing[0]!r}; available: {', '.join(self.splits)}"
             )
         if len(set(parts)) < len(parts):
-            raise InputError(f"split {split!r} names a part twice")
+            raise InputError(f"split {split!r} has a duplicate part; remove it")
         length = sum(self.num_faces[part] for part in parts)
         return FaceSource(
-            self.path / records.RECORDS,
+            self.path / RECORDS,
             "+".join(parts),
             length,
             self.offsets,
             self.attribute_names,
+            with_images=with_images,
         )
 
     def without_offsets(self, offsets_file: Path | str) -> "FaceDataset":
-        """The dataset with annotation offsets removed from its landmarks.
+        """Copy of the dataset that removes annotation offsets from its landmarks.
 
         Args:
-          offsets_file: a file that `lcgcn fit-offsets` wrote.
+          offsets_file: a file written by `lcgcn fit-offsets`.
 
         Raises:
-          InputError: it cannot be used for this data.
+          InputError: the file cannot be used for this dataset.
         """
         return dataclasses.replace(self, offsets=read_offsets(offsets_file, self.scheme))
 
 
 def open_dataset(path: Path | str) -> FaceDataset:
-    """Opens a folder that `lcgcn prepare` wrote.
+    """Open a folder written by `lcgcn prepare`.
 
     Raises:
-      InputError: there is no such folder, or it is no prepared dataset.
+      InputError: the folder does not exist, or is not a prepared dataset.
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; `lcgcn prepare` makes a dataset")
-    if not (path / records.RECORDS / "dataset_info.json").is_file():
-        raise InputError(f"{path}: not a prepared dataset; `lcgcn prepare` makes one")
-    info = tfds.builder_from_directory(path / records.RECORDS).info
+        raise InputError(f"{path}: no such folder; prepare a dataset with `lcgcn prepare`")
+    if not (path / RECORDS / "dataset_info.json").is_file():
+        raise InputError(f"{path}: not a prepared dataset; prepare one with `lcgcn prepare`")
+    info = tfds.builder_from_directory(path / RECORDS).info
     metadata = info.metadata
     return FaceDataset(
         path=path,
@@ -176,9 +188,7 @@ def open_dataset(path: Path | str) -> FaceDataset:
         scheme=LandmarkScheme.from_dict(metadata["scheme"]),
         attribute_names=tuple(metadata["attribute_names"]),
         num_faces={
-            split: info.splits[split].num_examples
-            for split in records.SPLITS
-            if split in info.splits
+            split: info.splits[split].num_examples for split in SPLITS if split in info.splits
         },
         subsets=dict(metadata["subsets"]),
         absent=tuple(metadata["absent"]),
@@ -186,21 +196,21 @@ def open_dataset(path: Path | str) -> FaceDataset:
     )
 
 
-def require_scheme(dataset: FaceDataset, wanted: LandmarkScheme) -> None:
-    """Refuses data whose points mean something else than a checkpoint's.
+def require_scheme(dataset: FaceDataset, expected: LandmarkScheme) -> None:
+    """Check that a dataset has the landmarks that a checkpoint was trained for.
 
     Args:
-      dataset: the data.
-      wanted: the scheme that the checkpoint was trained for.
+      dataset: the dataset.
+      expected: the scheme of the checkpoint.
 
     Raises:
       InputError: the schemes differ.
     """
     scheme = dataset.scheme
-    if (scheme.name, scheme.names) == (wanted.name, wanted.names):
+    if (scheme.name, scheme.names) == (expected.name, expected.names):
         return
-    same_name = " of another version of that scheme" if scheme.name == wanted.name else ""
+    same_name = " of another version of that scheme" if scheme.name == expected.name else ""
     raise InputError(
         f"{dataset.path}: {scheme.num_landmarks} points ({scheme.name}), but the checkpoint was "
-        f"trained for {wanted.num_landmarks} ({wanted.name}){same_name}"
+        f"trained for {expected.num_landmarks} ({expected.name}){same_name}"
     )

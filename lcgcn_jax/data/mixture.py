@@ -1,4 +1,4 @@
-"""Several prepared datasets to train on at once, each with a weight."""
+"""Weighted mixture of datasets for training."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from lcgcn_jax.landmarks import LandmarkScheme
 class FaceMixture:
     """Datasets that are mixed in training.
 
-    The faces of a split are numbered through all of them, in the order of `datasets`.
+    The faces of a split are numbered consecutively over all datasets.
 
     Attributes:
-      datasets: one or more, all with the same landmark scheme.
-      weights: for each of them, how many of the training faces come from it, in proportion.
+      datasets: one or more datasets with the same landmark scheme.
+      weights: relative number of training faces from each dataset.
     """
 
     datasets: tuple[FaceDataset, ...]
@@ -26,16 +26,16 @@ class FaceMixture:
 
     @classmethod
     def of(cls, dataset: FaceDataset) -> "FaceMixture":
-        """A mixture of one dataset."""
+        """Mixture of a single dataset."""
         return cls((dataset,), (1.0,))
 
     @property
     def scheme(self) -> LandmarkScheme:
-        """The landmark scheme of all of them."""
+        """Landmark scheme of all datasets."""
         return self.datasets[0].scheme
 
     def sources(self, split: str) -> list[FaceSource]:
-        """The faces of a split, dataset by dataset.
+        """Faces of a split in each dataset.
 
         Raises:
           InputError: a dataset has no such split, or no face in it.
@@ -47,11 +47,11 @@ class FaceMixture:
         return sources
 
     def num_faces(self, split: str) -> int:
-        """Faces of a split in all of them."""
+        """Number of faces of a split in all datasets."""
         return sum(map(len, self.sources(split)))
 
     def names(self, split: str, records: Sequence[int] | np.ndarray) -> list[str]:
-        """Names of the faces with these numbers, for a message."""
+        """Names of the faces with these numbers, for messages."""
         sources = self.sources(split)
         first = np.cumsum([0, *map(len, sources)])
         names = []

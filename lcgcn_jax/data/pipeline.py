@@ -1,7 +1,7 @@
-"""Grain pipelines: an endless, resumable stream for training and padded batches for evaluation.
+"""Grain pipelines: endless, resumable batches for training, and padded batches for evaluation.
 
-Both cut a global batch into contiguous parts, one a process, so that the parts joined in the order
-of the processes are the batch that one process would see.
+Both split a global batch into contiguous parts, one per process. Concatenated in the order of the
+processes, the parts are the batch of a single process.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ Batch = dict[str, np.ndarray]
 class TrainIterator(grain.DatasetIterator[Batch]):
     """Endless iterator over training batches.
 
-    Its state is the number of batches taken, whatever the number of threads or workers: a run may
-    resume with other ones. `close` ends the workers.
+    Its state is the number of batches taken. It does not depend on the number of threads or workers, so a
+    run may resume with other numbers. `close` stops the workers.
     """
 
     def __init__(self, batches: grain.MapDataset, num_threads: int, num_workers: int):
@@ -36,35 +36,37 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         self._batches = batches
         self._num_threads = num_threads
         self._num_workers = num_workers
-        self._next = 0
-        self._running = None
+        self._next_batch = 0
+        self._iterator = None
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
-        if self._running is None:
-            self._running = self._start()
-        batch = next(self._running)
-        self._next += 1
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._next_batch += 1
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """The position, in plain types."""
-        return {"next_batch": self._next}
+        """Position in plain types."""
+        return {"next_batch": self._next_batch}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position that `get_state` returned."""
+        """Move to a position returned by `get_state`."""
         self._stop()
-        self._next = int(state["next_batch"])
+        self._next_batch = int(state["next_batch"])
 
     def close(self) -> None:
-        """Ends threads and worker processes."""
+        """Stop threads and worker processes."""
         self._stop()
         super().close()
 
     def _start(self) -> Iterator[Batch]:
-        batches = self._batches[self._next :].to_iter_dataset(_read_options(self._num_threads))
+        batches = self._batches[self._next_batch :].to_iter_dataset(
+            _read_options(self._num_threads)
+        )
         if self._num_workers:
-            # Grain's workers read absl flags, which only `absl.app.run` programs have parsed.
+            # Grain's workers read absl flags, which are parsed only in programs that use `absl.app.run`.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(
@@ -74,14 +76,14 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         return iter(batches)
 
     def _stop(self) -> None:
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches(Iterable[Batch]):
-    """Evaluation batches; can be gone through any number of times."""
+    """Evaluation batches, which can be iterated over any number of times."""
 
     batches: grain.MapDataset
     num_threads: int
@@ -107,44 +109,43 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainIterator:
-    """Batches of varied crops for training, shuffled anew each epoch, without end.
+    """Endless batches of augmented crops for training, reshuffled every epoch.
 
-    The stream depends on `seed` and `views` alone; a face's variation on (seed, epoch, record) or, where
-    there are fixed views, on (view, record). Batches run on over the end of an epoch, so every face is
-    seen once an epoch and none is dropped.
+    The order depends only on `seed` and `views`. The augmentation of a face depends on (seed, epoch, record)
+    or, with fixed views, on (view, record). Batches may span two epochs, so that no face is dropped.
 
-    A mixture takes a face from one dataset or another by their weights, in an order that depends on the
-    weights only; each dataset has its own epochs.
+    The faces of a mixture are interleaved by the weights of its datasets, in an order that depends only on
+    the weights. Each dataset has its own epochs.
 
     Args:
       dataset: the data.
       split: as in `FaceDataset.source`.
       image_size: side of the crops, in pixels.
       batch_size: faces in a global batch, over all processes.
-      seed: of the order and of the augmentation; 0 to 2**32 - 1.
-      augment: how faces are varied.
-      views: how many different views of a face there are, one an epoch in turn; 0: without end.
-      num_workers: worker processes; with 0 threads of this process do the work.
+      seed: seed of the order and of the augmentation, 0 to 2**32 - 1.
+      augment: strength of the augmentation.
+      views: number of fixed views of each face, one per epoch in turn; 0: a new view in every epoch.
+      num_workers: worker processes; 0: threads of this process.
       num_threads: threads that make batches, in each worker if there are any.
-      process_index: which part of each global batch this process gets.
+      process_index: the part of each global batch for this process.
       process_count: number of parts.
 
     Returns:
       An iterator over `image` uint8 [b s s 3], `landmarks` float32 [b k 2] in crop pixels,
-      `visible` bool [b k], `visibility` int8 [b k] (`augment_face`) and `record` int64 [b], the face's
-      number in `dataset.source(split)`, or in all sources of a mixture (`FaceMixture`); b is the
-      process's part of the batch. `get_state` and `set_state` resume it exactly.
+      `visible` bool [b k], `visibility` int8 [b k] (`augment_face`) and `record` int64 [b], the number
+      of the face in `dataset.source(split)`, or in all sources of a mixture (`FaceMixture`); b is the
+      part of this process. `get_state` and `set_state` resume it exactly.
 
     Raises:
       InputError: the dataset has no such split.
-      ValueError: `batch_size` cannot be shared out evenly.
+      ValueError: `batch_size` is not divisible by `process_count`.
     """
     mixture = FaceMixture.of(dataset) if isinstance(dataset, FaceDataset) else dataset
     part = _part_size(batch_size, process_count)
     streams, first = [], 0
     for number, source in enumerate(mixture.sources(split)):
         make = functools.partial(
-            _mixed_face, number, first, source, mixture.scheme, image_size, augment, seed, views
+            _training_face, number, first, source, mixture.scheme, image_size, augment, seed, views
         )
         streams.append(_training_order(len(source), seed).map_with_index(make))
         first += len(source)
@@ -159,7 +160,7 @@ def train_iterator(
 def view_order(
     dataset: FaceDataset, split: str, *, batch_size: int, seed: int, views: int
 ) -> TrainIterator:
-    """The stream of `train_iterator` with fixed views, by number: without the pictures.
+    """Record and view numbers of `train_iterator` with fixed views, without images.
 
     Returns:
       An iterator over `record` and `view`, int64 [b].
@@ -184,8 +185,8 @@ def view_batches(
     """All fixed views of `train_iterator`, once, view by view in the order of the records.
 
     Returns:
-      Batches of `image`, `landmarks`, `visible`, `visibility` and `record`; the last is
-      filled up with copies of the last face, which are False in `mask`.
+      Batches of `image`, `landmarks`, `visible`, `visibility`, `record` and `mask`. The last batch is padded
+      with copies of the last face, which are False in `mask`.
     """
     source = dataset.source(split)
     make = functools.partial(_view, source, dataset.scheme, image_size, augment, views)
@@ -206,21 +207,21 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
-    """Batches of plain crops: every face once, in order.
+    """Batches of evaluation crops: every face once, in order.
 
-    The last batch is filled up with copies of the last face, which `mask` marks as False, so that
-    all batches have one shape and all processes the same number of them.
+    The last batch is padded with copies of the last face, which are False in `mask`, so that all batches have
+    the same shape, and all processes have the same number of batches.
 
     Args:
       dataset: the data.
       split: as in `FaceDataset.source`.
       image_size: side of the crops, in pixels.
       batch_size: faces in a global batch, over all processes.
-      box: face box to crop around: a name as in `crop_face`, or a box for each face of the split, in
-        pixels of its record's picture.
-      corruption: what to damage the crops with, as in `crop_face`.
+      box: name of a face box as in `crop_face`, or a box for each face of the split, in pixels of the
+        record's image.
+      corruption: corruption of the crops, as in `crop_face`.
       num_threads: threads that make batches.
-      process_index: which part of each global batch this process gets.
+      process_index: the part of each global batch for this process.
       process_count: number of parts.
 
     Returns:
@@ -228,12 +229,12 @@ def eval_batches(
       `record` int64 [b] and `mask` bool [b].
 
     Raises:
-      InputError: the dataset has no such split or box, or there is no such corruption.
-      ValueError: `batch_size` cannot be shared out evenly.
+      InputError: the dataset has no such split or box, or the corruption is unknown.
+      ValueError: `batch_size` is not divisible by `process_count`.
     """
     source = dataset.source(split)
     part = _part_size(batch_size, process_count)
-    # A missing box should stop the caller here, not a thread later.
+    # Raise errors about the box or the corruption here, and not in a thread.
     crop_face(source[0], image_size, box if isinstance(box, str) else box[0], corruption)
     padded = -(-len(source) // batch_size) * batch_size
     make = functools.partial(_evaluation_face, source, image_size, box, corruption)
@@ -244,7 +245,7 @@ def eval_batches(
 
 
 def record_names(source: FaceSource, indices: Sequence[int] | np.ndarray) -> list[str]:
-    """Names of the faces with these numbers, e.g. a batch's `record`."""
+    """Names of the faces with these numbers, for example the `record` of a batch."""
     return [source[int(index)]["name"] for index in indices]
 
 
@@ -252,7 +253,7 @@ def _training_order(count: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
 
 
-def _mixed_face(
+def _training_face(
     number: int,
     first: int,
     source: FaceSource,
@@ -264,29 +265,14 @@ def _mixed_face(
     position: int,
     record: int,
 ) -> dict[str, Any]:
-    """A training face of source `number`, whose faces are numbered from `first` in the mixture."""
-    # Each source has variations of its own; those of the first are the ones without a mixture.
-    more = (number,) if number else ()
-    face = _training_face(source, scheme, image_size, augment, seed, views, position, record, more)
-    return face | {"record": np.int64(first + record)}
-
-
-def _training_face(
-    source: FaceSource,
-    scheme: LandmarkScheme,
-    image_size: int,
-    augment: AugmentConfig,
-    seed: int,
-    views: int,
-    position: int,
-    record: int,
-    more: tuple[int, ...] = (),
-) -> dict[str, Any]:
+    """Training face of source `number`, whose faces are numbered from `first` in the mixture."""
     epoch = position // len(source)
-    # Fixed views are the same for every seed: runs that differ in it can share what was made of them.
-    key = (epoch % views, record, *more) if views else (seed, epoch, record, *more)
+    # Fixed views do not depend on the seed, so that runs with different seeds can share cached features.
+    key = (epoch % views, record) if views else (seed, epoch, record)
+    if number:  # the first source varies as without a mixture
+        key = (*key, number)
     face = augment_face(source[record], scheme, image_size, augment, np.random.default_rng(key))
-    return face | {"record": np.int64(record)}
+    return face | {"record": np.int64(first + record)}
 
 
 def _view_number(count: int, views: int, position: int, record: int) -> dict[str, np.int64]:
@@ -302,8 +288,8 @@ def _view(
     position: int,
 ) -> dict[str, Any]:
     last = views * len(source) - 1
-    at = min(position, last)
-    face = _training_face(source, scheme, image_size, augment, 0, views, at, at % len(source))
+    i = min(position, last)
+    face = _training_face(0, 0, source, scheme, image_size, augment, 0, views, i, i % len(source))
     return face | {"mask": np.bool_(position <= last)}
 
 
@@ -323,17 +309,17 @@ def _evaluation_face(
 def _part_size(batch_size: int, process_count: int) -> int:
     if batch_size <= 0 or batch_size % process_count:
         raise ValueError(
-            f"a batch of {batch_size} does not share out over {process_count} processes"
+            f"batch size {batch_size} is not divisible by the number of processes, {process_count}"
         )
     return batch_size // process_count
 
 
 def _read_options(num_threads: int) -> grain.ReadOptions:
-    # Elements are whole batches: grain's own buffer of 500 would fill the memory.
+    # Elements are whole batches, of which grain's default buffer of 500 would not fit in memory.
     return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
 
 
 def _one_opencv_thread(worker_index: int = 0, worker_count: int = 1) -> None:
-    """Keeps OpenCV from starting threads below threads that are busy already."""
+    """Limit OpenCV to one thread, since batches are already made in several threads."""
     del worker_index, worker_count
     cv2.setNumThreads(1)

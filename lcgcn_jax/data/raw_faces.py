@@ -1,22 +1,29 @@
-"""Faces as an annotation file states them, and checks of all faces of one file together."""
+"""Faces as stated in an annotation file: checks over a whole file, and conversion to annotations."""
 
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int8
 from PIL import Image
 
-from lcgcn_jax.data.annotations import MISSING_POINTS, marked_missing
+from lcgcn_jax.data.annotations import (
+    MISSING_POINTS,
+    AnnotationList,
+    BadRecord,
+    FaceAnnotation,
+    Visibility,
+    marked_missing,
+)
 from lcgcn_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 
 UNSTATED = ""
-"""In the place of a split: the rows state theirs, or belong to train."""
+"""Split of files whose faces state their split themselves, or belong to train."""
 
 ABSENT = math.nan
 
@@ -34,19 +41,21 @@ BOX_FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class RawFace:
-    """A face as a row or an annotation states it, before its image is looked up.
+    """A face as stated in an annotation file.
 
     Attributes:
-      image: the path of the image.
+      image: path of the image.
       points: pixels, counted as in the file.
-      visible: which points are there.
+      visible: which points have a location.
       box: the four numbers of the face box, in the form `box_form`, or None.
       box_form: a key of `BOX_FORMS`.
-      normalizer: what NME divides by, in pixels, or NaN.
+      normalizer: normalizing distance of NME, in pixels, or NaN.
       split: the split, or `UNSTATED`.
       group: e.g. the person, or empty.
-      subset: a part of the data, or empty.
-      stated_size: width and height of the image as the file states them, or None.
+      subset: a part of the dataset, or empty.
+      stated_size: width and height of the image as stated in the file, or None.
+      attributes: values of the attributes of the dataset.
+      visibility: values of `Visibility`, or None if the file has no visibility labels.
     """
 
     image: str
@@ -59,17 +68,142 @@ class RawFace:
     group: str = ""
     subset: str = ""
     stated_size: tuple[int, int] | None = None
+    attributes: tuple[bool, ...] = ()
+    visibility: Int8[np.ndarray, "k"] | None = None
 
     @property
     def box_corners(self) -> Float[np.ndarray, "4"] | None:
-        """The box as x0, y0, x1, y1; None if there is none, or only zeros or -1 in its place."""
+        """The box as x0, y0, x1, y1; None without a box, or if all its numbers are 0 or all are -1."""
         if self.box is None or ((self.box == self.box[0]).all() and self.box[0] in (0, -1)):
             return None
         return _corners(self.box, self.box_form)
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row or an annotation of a file.
+
+    Attributes:
+      number: its number in the file, which becomes a part of the face's name.
+      name: its name in reports.
+      face: the face, or the error why it cannot be used.
+    """
+
+    number: int
+    name: str
+    face: RawFace | ValueError
+
+    @classmethod
+    def parse(cls, number: int, name: str, parse_face: Callable[[], RawFace]) -> "Entry":
+        """Entry with the result of `parse_face`, or with the ValueError that it raises."""
+        try:
+            return cls(number, name, parse_face())
+        except ValueError as error:
+            return cls(number, name, error)
+
+
+def add_faces(
+    annotations: AnnotationList,
+    path: Path,
+    split: str,
+    entries: Iterable[Entry],
+    find_image: Callable[[str], Path],
+    folder: Path,
+    *,
+    count_from: int,
+) -> None:
+    """Check the entries of an annotation file and add their faces, bad records and notes.
+
+    Args:
+      annotations: the list to extend.
+      path: the file.
+      split: the split of all its faces, or `UNSTATED`.
+      entries: the content of the file.
+      find_image: maps `RawFace.image` to the image; raises ValueError if it cannot be used.
+      folder: the folder of the images.
+      count_from: the number of the first pixel in the file, 0 or 1.
+
+    Raises:
+      InputError: the coordinates of the file are not pixels, or its boxes have another form.
+    """
+    entries = list(entries)
+    check_pixels(path, [entry.face for entry in entries if isinstance(entry.face, RawFace)])
+    counts, marked_faces, image_paths = collections.Counter(), [], []
+    for entry in entries:
+        try:
+            if isinstance(entry.face, ValueError):
+                raise entry.face
+            face, missing = mark_missing(entry.face)
+            counts += missing
+            marked_faces.append(face)
+            annotation = _annotation(face, entry.number, split, find_image, folder, count_from)
+            annotations.faces.append(annotation)
+            image_paths.append(annotation.image_path)
+        except ValueError as error:
+            annotations.bad.append(BadRecord(entry.name, str(error)))
+    if counts:
+        places = " and ".join(f"{n:,} points at ({x:g}, {y:g})" for (x, y), n in counts.items())
+        annotations.notes.append(f"{path}: {places} count as missing")
+    notes = check_boxes(path, marked_faces), percent_note(path, marked_faces, image_paths)
+    annotations.notes.extend(note for note in notes if note)
+
+
+def _annotation(
+    face: RawFace,
+    number: int,
+    split: str,
+    find_image: Callable[[str], Path],
+    folder: Path,
+    count_from: int,
+) -> FaceAnnotation:
+    """Convert a face to the conventions of this package.
+
+    Raises:
+      ValueError: the face cannot be used.
+    """
+    if split != UNSTATED and face.split not in (UNSTATED, split):
+        raise ValueError(f"the split is {face.split!r} in a file of {split!r}")
+    split = face.split or split or SPLITS[0]
+    if split not in SPLITS:
+        raise ValueError(f"the split {split!r} is none of {', '.join(SPLITS)}")
+    if not face.visible.any():
+        raise ValueError("no point has a location")
+    if not np.isfinite(face.points[face.visible]).all():
+        raise ValueError(
+            "a coordinate is NaN or infinite; leave the cells of a missing point empty"
+        )
+    box = face.box_corners
+    if box is not None:
+        if not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
+            raise ValueError(f"the box {box.tolist()} has no extent")
+        box = box - count_from
+    # Records hold it as float32, where it must be neither 0 nor infinite.
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not (math.isnan(face.normalizer) or least <= face.normalizer <= most):
+        raise ValueError(f"the normalizer {face.normalizer:g} is not a positive number of pixels")
+    image_path = find_image(face.image)
+    image_name = image_path.relative_to(folder).as_posix()
+    visibility = face.visibility
+    if visibility is not None:
+        visibility = np.where(face.visible, visibility, Visibility.UNKNOWN).astype(np.int8)
+    return FaceAnnotation(
+        name=f"{split}/{number:06d}:{image_name}",
+        subset=face.subset,
+        split=split,
+        group=face.group or image_name,
+        image_path=image_path,
+        landmarks=np.where(face.visible[:, None], face.points - count_from, np.nan),
+        visible=face.visible,
+        provided_box=box,
+        attributes=face.attributes,
+        normalizer=face.normalizer,
+        stated_size=face.stated_size,
+        visibility=visibility,
+    )
+
+
 def mark_missing(face: RawFace) -> tuple[RawFace, collections.Counter]:
-    """Count the points at (0, 0) and (-1, -1) as missing.
+    """Mark the points at (0, 0) and (-1, -1) as missing.
 
     Returns:
       The face, and the number of points at each of these places.
@@ -86,11 +220,11 @@ def mark_missing(face: RawFace) -> tuple[RawFace, collections.Counter]:
         }
     )
     visible = face.visible & ~missing
-    seen = face.points[visible]
-    if len(seen) and np.isfinite(seen).all():
-        _check_repeated(seen)
-        span = np.ptp(seen, axis=0).max()
-        # Faces of one point, or of points at one place, are refused where records are written.
+    points = face.points[visible]
+    if len(points) and np.isfinite(points).all():
+        _check_repeated(points)
+        span = np.ptp(points, axis=0).max()
+        # A single point, or points at one place, are rejected when the record is encoded.
         if 0 < span < _MIN_SPAN:
             raise ValueError(f"the points span {span:.2g} px; coordinates have to be pixels")
     return dataclasses.replace(face, visible=visible), counts
@@ -99,26 +233,26 @@ def mark_missing(face: RawFace) -> tuple[RawFace, collections.Counter]:
 def _check_repeated(points: Float[np.ndarray, "n 2"]) -> None:
     places, counts = np.unique(points, axis=0, return_counts=True)
     for (x, y), count in zip(places, counts, strict=True):
-        is_code = x == y and x < 0 and count >= 2
-        if is_code or (count < len(points) and count >= max(3, math.ceil(len(points) / 4))):
+        is_marker = x == y and x < 0 and count >= 2
+        if is_marker or (count < len(points) and count >= max(3, math.ceil(len(points) / 4))):
             raise ValueError(
-                f"{count} of {len(points)} points lie at ({x:g}, {y:g}); a missing point is left "
-                "empty, or has visibility 0 in COCO"
+                f"{count} of {len(points)} points lie at ({x:g}, {y:g}); leave the cells of a missing "
+                "point empty, or set visibility 0 in COCO"
             )
 
 
 def check_pixels(path: Path, faces: Sequence[RawFace]) -> None:
-    """Refuse files whose points are fractions of the image size.
+    """Reject files whose points are fractions of the image size.
 
     Raises:
       InputError: the points of half the faces or more span less than two pixels.
     """
     spans = [
-        np.ptp(face.points[shown], axis=0).max()
+        np.ptp(face.points[located], axis=0).max()
         for face in faces
-        if (shown := _located(face)).any()
+        if (located := _located(face)).any()
     ]
-    # Points at a single place are refused where records are written.
+    # Points at a single place are rejected when the record is encoded.
     spans = [span for span in spans if span > 0]
     if spans and (span := float(np.median(spans))) < _MIN_SPAN:
         raise InputError(
@@ -128,7 +262,7 @@ def check_pixels(path: Path, faces: Sequence[RawFace]) -> None:
 
 
 def percent_note(path: Path, faces: Sequence[RawFace], images: Sequence[Path | None]) -> str | None:
-    """Describe points that may be percent of the image size: all within 100 px of large images.
+    """Note about points that may be percent of the image size: all within 100 px of large images.
 
     Args:
       path: the annotation file.
@@ -163,25 +297,25 @@ def _stored_size(path: Path | None) -> tuple[int, int] | None:
 
 
 def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
-    """Compare the form of a file's boxes with its points.
+    """Check the form of a file's boxes against its points.
 
-    Loose boxes, small ones and boxes of whole persons pass: in most faces, another form has to fit the
-    points at least twice as closely on the worst side, or to hold all points where the stated one
+    Loose boxes, small boxes and boxes of whole persons pass. Another form fits a face better if its worst
+    side is at least twice as close to the points, or if it contains all points where the stated form
     cuts them or lies to one side of them.
 
     Returns:
-      A note if the boxes of most faces do not hold their points, and no other form fits.
+      A note if the boxes of most faces do not contain their points, and no other form fits.
 
     Raises:
-      InputError: the boxes of most faces fit their points only in another form.
+      InputError: in most faces, another form fits better.
     """
     stated = faces[0].box_form if faces else "corners"
     num_boxes, num_cut, better = 0, 0, collections.Counter()
     for face in faces:
-        shown, corners = _located(face), face.box_corners
-        if shown.sum() < 2 or face.box is None or corners is None or not np.isfinite(corners).all():
+        located, corners = _located(face), face.box_corners
+        if located.sum() < 2 or corners is None or not np.isfinite(corners).all():
             continue
-        points = face.points[shown]
+        points = face.points[located]
         if not np.ptp(points, axis=0).all():
             continue
         num_boxes += 1
@@ -221,7 +355,7 @@ def _corners(box: Float[np.ndarray, "4"], form: str) -> Float[np.ndarray, "4"]:
 def _margins(
     box: Float[np.ndarray, "4"], points: Float[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "4"]:
-    """Distances of the sides of a box from those of the points' box, over its size; < 0 is inside."""
+    """Distance of each side from the bounding box of the points, relative to its size; < 0 is inside."""
     low, high = points.min(axis=0), points.max(axis=0)
     return np.concatenate([(low - box[:2]) / (high - low), (box[2:] - high) / (high - low)])
 
@@ -235,13 +369,13 @@ def _fits_better(
         return True
     if other.min() < 0 or other_misfit >= 1:
         return False
-    # The forehead is in many boxes; to the left and right of the points there is about the same.
-    lean, other_lean = (abs(margins[2] - margins[0]) for margins in (stated, other))
-    return bool(is_cut or (lean >= 0.5 and other_lean <= lean / 3))
+    # Many boxes include the forehead, but the left and right margins are about equal.
+    asymmetry, other_asymmetry = (abs(margins[2] - margins[0]) for margins in (stated, other))
+    return bool(is_cut or (asymmetry >= 0.5 and other_asymmetry <= asymmetry / 3))
 
 
 def _coverage(box: Float[np.ndarray, "4"], points: Float[np.ndarray, "n 2"]) -> float:
-    """Part of the points' box that lies within a box."""
+    """Fraction of the bounding box of the points that lies within a box."""
     low, high = points.min(axis=0), points.max(axis=0)
     sides = np.minimum(box[2:], high) - np.maximum(box[:2], low)
     return float((np.maximum(sides, 0) / (high - low)).prod())

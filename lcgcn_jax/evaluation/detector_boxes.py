@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lcgcn_jax.data.dataset import FaceDataset
-from lcgcn_jax.data.records import decode_image
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.geometry import box_overlaps
 from lcgcn_jax.inference.face_detector import BOX_MAP, Detections, FaceDetector
 

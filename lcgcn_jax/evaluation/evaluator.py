@@ -308,8 +308,7 @@ def _boxed_faces(dataset: FaceDataset, split: str) -> tuple[np.ndarray, ...]:
       Landmarks `[n k 2]` and their visibility `[n k]`, corner and extent `[n 1 2]` of the true boxes, and
       the normalizing distances that came with the faces `[n]`.
     """
-    source = dataset.source(split)
-    records = [source[i] for i in range(len(source))]
+    records = list(dataset.source(split, with_images=False))
     points = np.stack([r["landmarks"] for r in records]).astype(np.float64)
     boxes = np.stack([r["box"] for r in records]).astype(np.float64)[:, None]
     visible = np.stack([r["visible"] for r in records])
@@ -664,8 +663,7 @@ def _assess(
 
 def subset_masks(dataset: FaceDataset, split: str) -> dict[str, Bool[np.ndarray, "n"]]:
     """Which faces of a split belong to each of its subsets, in the order of the split."""
-    source = dataset.source(split)
-    records = [source[i] for i in range(len(source))]
+    records = list(dataset.source(split, with_images=False))
     masks = {}
     parts = dataset.parts(split)
     if len(parts) > 1:

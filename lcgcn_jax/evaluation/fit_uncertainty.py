@@ -59,7 +59,7 @@ def calibrate(
     found: list[SplitErrors] = []
     groups: list[str] = []
     for number, dataset in enumerate(datasets):
-        of_faces = [record["group"] for record in dataset.source(split)]
+        of_faces = [record["group"] for record in dataset.source(split, with_images=False)]
         for corruption in CORRUPTIONS:
             parts.append((number, corruption))
             groups += of_faces

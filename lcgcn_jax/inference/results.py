@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.inference.model import Face
@@ -91,13 +90,6 @@ def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
             row = (f"{x:.3f}", f"{y:.3f}", confidence, f"{u:.3f}", f"{v:.3f}", expected)
             writer.writerow((number, i, name, *row, visibility))
     return file.getvalue()
-
-
-def format_pts(landmarks: Float[np.ndarray, "k 2"]) -> str:
-    """Formats landmarks that count from 0 as 300W's official `.pts` file, which counts from 1."""
-    lines = [f"{x:.6f} {y:.6f}" for x, y in landmarks + 1.0]
-    header = f"version: 1\nn_points: {len(lines)}\n"
-    return header + "{\n" + "\n".join(lines) + "\n}\n"
 
 
 class BoxFile:

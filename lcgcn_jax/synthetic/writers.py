@@ -1,4 +1,4 @@
-"""Synthetic faces on disk, in the layouts in which WFLW and 300W are distributed."""
+"""Writers of synthetic faces in the official file layouts of WFLW and 300W."""
 
 import concurrent.futures
 import dataclasses
@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from lcgcn_jax.data.formats.pts import format_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import box_of_landmarks
 from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
@@ -20,13 +21,13 @@ _300W_PNG = ("lfpw/trainset", "lfpw/testset", "300W/01_Indoor")
 
 
 def write_wflw(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> None:
-    """Writes faces with 98 points in the layout of WFLW.
+    """Write faces with 98 landmarks in the layout of WFLW.
 
     Args:
       out: folder for `WFLW_images/` and `WFLW_annotations/`.
-      num_train: faces in the training list.
-      num_test: faces in the test list; no face is in both.
-      seed: another seed gives other faces.
+      num_train: number of faces in the training list.
+      num_test: number of faces in the test list; the lists are disjoint.
+      seed: random seed of the set of faces.
 
     Raises:
       InputError: the folder already exists.
@@ -45,13 +46,13 @@ def write_wflw(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> No
 
 
 def write_300w(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> None:
-    """Writes faces with 68 points in the layout of 300W.
+    """Write faces with 68 landmarks in the layout of 300W.
 
     Args:
       out: folder for `afw/`, `helen/`, `lfpw/`, `ibug/` and `300W/`.
-      num_train: faces for `afw` and the two `trainset` folders, dealt in turn.
-      num_test: faces for the two `testset` folders, `ibug` and `300W`, dealt in turn.
-      seed: another seed gives other faces.
+      num_train: number of faces in `afw` and the two `trainset` folders together.
+      num_test: number of faces in the two `testset` folders, `ibug` and `300W` together.
+      seed: random seed of the set of faces.
 
     Raises:
       InputError: the folder already exists.
@@ -65,7 +66,7 @@ def write_300w(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> No
     ]
     faces = _draw_all(paths, seed, IBUG68)
     for path, folder, face in zip(paths, folders, faces, strict=True):
-        text = _pts_text(face.landmarks, header=folder.startswith("lfpw"))
+        text = format_pts(face.landmarks, header=folder.startswith("lfpw"))
         path.with_suffix(".pts").write_text(text, encoding="utf-8")
 
 
@@ -78,7 +79,7 @@ def _new_folder(out: Path) -> Path:
 
 
 def _draw_all(paths: Sequence[Path], seed: int, scheme: LandmarkScheme) -> list[SyntheticFace]:
-    """Draws a face for each path and saves its picture; the faces returned have an empty picture."""
+    """Draw one face per path and save its image; the returned faces have empty images."""
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True)
 
@@ -87,7 +88,7 @@ def _draw_all(paths: Sequence[Path], seed: int, scheme: LandmarkScheme) -> list[
         path, bgr = paths[index], cv2.cvtColor(face.image, cv2.COLOR_RGB2BGR)
         options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
         if not cv2.imwrite(str(path), bgr, options):
-            raise InputError(f"{path}: cannot write the picture; is the disk full?")
+            raise InputError(f"{path}: cannot write the image; check the free disk space")
         return dataclasses.replace(face, image=np.zeros((0, 0, 3), np.uint8))
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -95,17 +96,9 @@ def _draw_all(paths: Sequence[Path], seed: int, scheme: LandmarkScheme) -> list[
 
 
 def _wflw_line(face: SyntheticFace, name: str) -> str:
-    """A line of a WFLW list: points, a box as a detector would find it, attributes, path."""
+    """Line of a WFLW list: landmarks, their bounding box, attributes, path."""
     box = box_of_landmarks(face.landmarks, np.ones(len(face.landmarks), bool))
     fields = [f"{value:.6f}" for value in face.landmarks.ravel()]
     fields += [str(int(value)) for value in np.round(box)]
     fields += [str(int(face.attributes[attribute])) for attribute in ATTRIBUTES]
     return " ".join([*fields, name])
-
-
-def _pts_text(landmarks: np.ndarray, *, header: bool) -> str:
-    """A `.pts` file, which counts pixels from 1."""
-    lines = [f"{x:.6f} {y:.6f}" for x, y in landmarks + 1]
-    if header:
-        lines = ["version: 1", f"n_points:  {len(lines)}", "{", *lines, "}"]
-    return "\n".join(lines) + "\n"

@@ -440,14 +440,14 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     if not any(loss[weights[group]] for group in groups):
         fields = " and ".join(f"loss.{weights[group]}" for group in groups)
         raise InputError(
-            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected a number "
-            "above 0"
+            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected "
+            "a number above 0"
         )
     if not any(rates[group] for group in groups):
         fields = " and ".join(f"optimizer.learning_rate.{group}" for group in groups)
         raise InputError(
-            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected a number "
-            "above 0"
+            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected "
+            "a number above 0"
         )
     if train.cache and (train.mode != "frozen" or config.data.views < 1):
         raise InputError(

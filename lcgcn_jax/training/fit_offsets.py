@@ -120,7 +120,11 @@ def fit_annotation_offsets(
             dataset.scheme,
             min_count=min_count,
             max_ratio=max_ratio,
-            source={"dataset": dataset.name, "fingerprint": dataset.fingerprint, "split": "train"},
+            provenance={
+                "dataset": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "split": "train",
+            },
         )
     except ValueError as error:
         raise InputError(
@@ -138,7 +142,7 @@ def fit_offsets(
     *,
     min_count: int = 30,
     max_ratio: float = 1.5,
-    source: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> OffsetFit:
     """Fits the offsets between annotated and predicted landmarks.
 
@@ -159,7 +163,7 @@ def fit_offsets(
       scheme: landmark scheme.
       min_count: smallest number of located landmarks, mirror images included, to fit an offset to.
       max_ratio: see above.
-      source: origin of the offsets, stored with them (`AnnotationOffsets`).
+      provenance: data and model of the fit, stored with the offsets (`AnnotationOffsets`).
 
     Raises:
       ValueError: fewer than `min_count` faces have enough located landmarks.
@@ -216,7 +220,7 @@ def fit_offsets(
     face_offsets = np.stack([offsets.get(name, default) for name in face_groups])
     reports.append(_report(ALL, residuals, face_offsets, is_fitted[main], "constant"))
     return OffsetFit(
-        AnnotationOffsets(scheme.name, frame, default, offsets, dict(source or {})),
+        AnnotationOffsets(scheme.name, frame, default, offsets, dict(provenance or {})),
         100 * bias,
         100 * bias_error,
         reports,

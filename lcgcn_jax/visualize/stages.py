@@ -1,4 +1,4 @@
-"""Model outputs for faces of a split, and both stages drawn beside the ground truth."""
+"""Predictions for faces of a split, and their comparison with the ground truth."""
 
 import numpy as np
 
@@ -13,16 +13,18 @@ from lcgcn_jax.visualize.faces import stage_comparison
 def predict_faces(
     model: LandmarkModel, dataset: FaceDataset, split: str, count: int, *, skip: int = 0
 ) -> tuple[dict[str, np.ndarray], LCGCNOutput]:
-    """Some faces of a split, as `data.pipeline.eval_batches` gives them, and what a model says of them.
+    """Load faces of a split as a batch of `data.pipeline.eval_batches`, and predict their landmarks.
 
     Raises:
-      InputError: there are no faces beyond those skipped.
+      InputError: the split has at most `skip` faces.
     """
     batches = eval_batches(dataset, split, image_size=model.image_size, batch_size=skip + count)
     batch = next(iter(batches))
     rows = np.flatnonzero(batch["mask"])[skip:]
     if not len(rows):
-        raise InputError(f"{dataset.path}: {split} has {batch['mask'].sum()} faces; skip fewer")
+        raise InputError(
+            f"{dataset.path}: {split} has only {batch['mask'].sum()} faces; skip fewer"
+        )
     faces = {name: values[rows] for name, values in batch.items()}
     return faces, model.predict_crops(faces["image"])
 
@@ -30,7 +32,7 @@ def predict_faces(
 def compare_stages(
     faces: dict[str, np.ndarray], output: LCGCNOutput, dataset: FaceDataset
 ) -> np.ndarray:
-    """Truth and both stages side by side, for faces of `predict_faces`."""
+    """Draw the ground truth and both stages next to each other, for the result of `predict_faces`."""
     stages = {"heatmap stage": output.heatmap_landmarks}
     if output.edges is not None:
         stages["graph stage"] = output.landmarks

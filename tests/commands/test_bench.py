@@ -6,7 +6,7 @@ import pytest
 from lcgcn_jax.commands import bench
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.profiling import measurements, roofline
-from lcgcn_jax.profiling.measurements import PARTS
+from lcgcn_jax.profiling.measurements import BENCHMARKS
 
 CONFIG = """
     from lcgcn_jax.training.config import default_config
@@ -45,7 +45,7 @@ def config(tmp_path, toy, monkeypatch):
     """The smallest model there is, on a device whose peaks take no time to find."""
     monkeypatch.setattr(roofline, "_MATRIX", {"cpu": 64})
     monkeypatch.setattr(roofline, "_COPIED", {"cpu": 1 << 16})
-    monkeypatch.setattr(measurements, "PREDICTED", 4)
+    monkeypatch.setattr(measurements, "PREDICT_BATCH_SIZE", 4)
     path = tmp_path / "toy.py"
     path.write_text(textwrap.dedent(CONFIG))
     return path
@@ -124,4 +124,4 @@ def test_parts_are_told_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--help"])
     said = capsys.readouterr().out
-    assert all(f"\n  {part} " in said for part in PARTS)
+    assert all(f"\n  {part} " in said for part in BENCHMARKS)

@@ -143,7 +143,7 @@ def test_model_is_trained_and_measured(trained):
     figures = {k: v for row in read_metrics(trained / "runs/face29") for k, v in row.items()}
     for name in ("train/focal", "train/l1", "train/gradient_norm", "validation/graph_nme"):
         assert np.isfinite(figures[name])
-    assert (trained / "runs/face29_pictures/stages.png").is_file()
+    assert (trained / "runs/face29_plots/stages.png").is_file()
     (found, *_) = sorted((trained / "runs/face29_predictions").glob("*.json"))
     (face,) = json.loads(found.read_text())["faces"]
     assert np.shape(face["landmarks"]) == (29, 2)

@@ -144,7 +144,7 @@ def test_wflw_checkpoint_on_300w_data_is_refused(refused, small_run, synthetic68
     [
         ({"--model": "nowhere"}, "nowhere: no such bundle or training workdir"),
         ({"--data": "nowhere"}, "nowhere: no such folder"),
-        ({"--split": "tset"}, "no split 'tset'; there are train, validation, test"),
+        ({"--split": "tset"}, "no split 'tset'; available: train, validation, test"),
         ({"--split": "full"}, "no split 'common'"),
         ({"--batch-size": "0"}, "has to be at least 1"),
         ({"--corruption": "fog"}, "invalid choice: 'fog'"),

@@ -17,7 +17,7 @@ def test_command_writes_a_file_that_training_and_eval_read(
     assert "mean distance from the predictions on training faces" in said
     dataset = open_dataset(synthetic98)
     offsets = read_offsets(out, dataset.scheme)
-    assert offsets.about == {
+    assert offsets.provenance == {
         "dataset": dataset.name, "fingerprint": dataset.fingerprint, "split": "train",
     }  # fmt: skip
     assert "already exists" in refused("fit-offsets", *words)

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data.formats.w300 import read_pts
+from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.video import VideoWriter, open_video
@@ -170,8 +170,8 @@ def test_folder_with_broken_files_is_finished(predict, tmp_path, capsys):
     assert predict(folder, "--whole-image") == 1
     said = capsys.readouterr()
     assert said.err.splitlines() == [
-        f"left out: {folder}/cut.jpg: the image file is truncated; give a whole JPEG or PNG file",
-        f"left out: {folder}/empty.png: the image file is empty; give a whole JPEG or PNG file",
+        f"left out: {folder}/cut.jpg: the image file is truncated; use a complete JPEG or PNG file",
+        f"left out: {folder}/empty.png: the image file is empty; use a complete JPEG or PNG file",
     ]
     written = sorted(
         p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")

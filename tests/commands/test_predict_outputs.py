@@ -15,7 +15,7 @@ import pytest
 from lcgcn_jax import interrupts
 from lcgcn_jax.commands import predict
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.data.formats.w300 import read_pts
+from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.model import Face, LandmarkModel
 from lcgcn_jax.inference.video import VideoWriter, open_video

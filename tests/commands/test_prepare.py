@@ -8,7 +8,7 @@ import pytest
 
 from lcgcn_jax.commands import prepare
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.data.records import decode_image
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.errors import InputError
 
 

@@ -14,13 +14,13 @@ SHAPE = np.array([[-0.5, -0.5], [0.5, -0.5], [0.0, 0.0], [-0.4, 0.5], [0.4, 0.5]
 
 
 class FaceMaker:
-    """Writes small pictures and annotates them with five points."""
+    """Writer of small images with faces of five points."""
 
     def __init__(self, folder):
         self.folder = folder
 
     def image(self, name, width=90, height=80, seed=0):
-        """A picture of smooth noise; returns its path."""
+        """Write an image of smooth noise and return its path."""
         noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ class FaceMaker:
         return path
 
     def face(self, path, *, center=(45.25, 40.5), side=32.0, **fields):
-        """An annotation whose box has this center and this longer side."""
+        """Annotation whose box has this center and longer side."""
         defaults = {
             "name": path.name,
             "subset": "",
@@ -43,15 +43,15 @@ class FaceMaker:
         return FaceAnnotation(**(defaults | fields))
 
     def annotations(self, faces, attribute_names=(), absent=()):
-        """The faces as a reader would hand them on."""
+        """The faces as returned by a reader."""
         return AnnotationList("five", FIVE, attribute_names, list(faces), [], list(absent))
 
     def dataset(self, faces, name="dataset"):
-        """The faces, prepared and opened."""
+        """Dataset with these faces."""
         return self.prepared(self.annotations(faces), name)
 
     def prepared(self, annotations, name="dataset"):
-        """What a reader handed on, prepared and opened."""
+        """Dataset with these annotations."""
         out = self.folder / name
         records.prepare(annotations, out)
         return open_dataset(out)
@@ -64,5 +64,5 @@ def maker(tmp_path):
 
 @pytest.fixture(scope="session")
 def face_maker_of():
-    """`FaceMaker` for fixtures that outlive a test."""
+    """`FaceMaker` for fixtures with a larger scope."""
     return FaceMaker

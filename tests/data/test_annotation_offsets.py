@@ -1,4 +1,4 @@
-"""Annotation offsets: removal with the face's own similarity, files, and records without them."""
+"""Tests of `data.annotation_offsets`: removal from landmarks, files, and records without offsets."""
 
 import json
 import pickle
@@ -19,12 +19,12 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 
 RNG = np.random.default_rng(0)
-EVERYTHING = np.ones(68, bool)
+ALL_LOCATED = np.ones(68, bool)
 PLAIN = LandmarkScheme.from_dict({"name": "plain", "num_landmarks": 9})
 
 
 def symmetric_face():
-    """A mirror-symmetric shape of 68 points in the canonical frame."""
+    """Mirror-symmetric shape of 68 points in the canonical frame."""
     shape = RNG.normal(size=(68, 2))
     shape[36], shape[45] = (-0.5, 0.0), (0.5, 0.0)
     shape = (shape + mirrored(shape, IBUG68)) / 2
@@ -43,7 +43,7 @@ def offsets():
     return AnnotationOffsets("ibug68", symmetric_face(), small[0], {"left": small[1]})
 
 
-def test_mean_face_is_what_all_faces_are_similar_to():
+def test_mean_face_of_similar_faces_is_their_shape():
     shape = symmetric_face()
     faces = np.stack(
         [
@@ -51,31 +51,31 @@ def test_mean_face_is_what_all_faces_are_similar_to():
             for s in (1.0, 50.0, 200.0, 5.0)
         ]
     )
-    found = mean_face(faces, IBUG68)
-    np.testing.assert_allclose(found, shape, atol=0.02)
-    np.testing.assert_allclose(found, mirrored(found, IBUG68), atol=1e-12)
-    assert np.linalg.norm(found[36] - found[45]) == pytest.approx(1)
+    result = mean_face(faces, IBUG68)
+    np.testing.assert_allclose(result, shape, atol=0.02)
+    np.testing.assert_allclose(result, mirrored(result, IBUG68), atol=1e-12)
+    assert np.linalg.norm(result[36] - result[45]) == pytest.approx(1)
 
 
-def test_mean_face_of_a_scheme_without_mirror_pairs_is_not_flattened():
+def test_mean_face_without_mirror_pairs_is_not_symmetric():
     shape = RNG.normal(size=(9, 2))
-    found = mean_face(np.stack([shape, 2 * shape, shape + 5]), PLAIN)
+    result = mean_face(np.stack([shape, 2 * shape, shape + 5]), PLAIN)
     expected = (shape - shape.mean(axis=0)) / unit_length(shape, PLAIN)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(result, expected, atol=1e-12)
 
 
-def test_offsets_turn_and_grow_with_the_face(offsets):
+def test_offsets_are_rotated_and_scaled_with_the_face(offsets):
     affine = similarity(40, 130.0, (200, 100))
     moved = geometry.transform_points(affine, offsets.mean_face)
-    found = offsets.remove(moved, EVERYTHING)
+    result = offsets.remove(moved, ALL_LOCATED)
     expected = geometry.transform_points(affine, offsets.mean_face - offsets.default)
-    np.testing.assert_allclose(found, expected, atol=1e-9)
-    left = offsets.remove(moved, EVERYTHING, ["blurred", "left"])
+    np.testing.assert_allclose(result, expected, atol=1e-9)
+    left = offsets.remove(moved, ALL_LOCATED, ["blurred", "left"])
     expected = geometry.transform_points(affine, offsets.mean_face - offsets.groups["left"])
     np.testing.assert_allclose(left, expected, atol=1e-9)
 
 
-def test_a_face_of_several_groups_has_the_default(offsets):
+def test_face_in_several_groups_has_the_default_offsets(offsets):
     both = AnnotationOffsets(
         "ibug68",
         offsets.mean_face,
@@ -87,11 +87,11 @@ def test_a_face_of_several_groups_has_the_default(offsets):
     assert both.of(["unknown"]) is both.default
 
 
-def test_missing_landmarks_stay_missing_and_do_not_matter(offsets):
+def test_missing_landmarks_stay_missing(offsets):
     points = 100 * offsets.mean_face.astype(np.float32)
-    located = EVERYTHING.copy()
+    located = ALL_LOCATED.copy()
     located[[0, 5, 40]] = False
-    whole = offsets.remove(points, EVERYTHING)
+    whole = offsets.remove(points, ALL_LOCATED)
     points[~located] = np.nan
     part = offsets.remove(points, located)
     assert part.dtype == np.float32
@@ -99,7 +99,7 @@ def test_missing_landmarks_stay_missing_and_do_not_matter(offsets):
     np.testing.assert_allclose(part[located], whole[located], atol=1e-4)
 
 
-def test_a_face_with_few_located_landmarks_is_left_as_it_is(offsets):
+def test_face_with_few_located_landmarks_is_unchanged(offsets):
     points = 100 * offsets.mean_face
     located = np.arange(68) < 7
     np.testing.assert_array_equal(offsets.remove(points, located), points)
@@ -107,18 +107,18 @@ def test_a_face_with_few_located_landmarks_is_left_as_it_is(offsets):
     assert not np.array_equal(offsets.remove(points, located), points)
 
 
-def test_file_is_read_as_it_was_written(offsets, tmp_path):
+def test_file_round_trip(offsets, tmp_path):
     path = tmp_path / "offsets.json"
     path.write_text(json.dumps(offsets.to_dict()))
-    found = read_offsets(path, IBUG68)
-    assert found.to_dict() == offsets.to_dict()
-    assert found.digest == offsets.digest
+    result = read_offsets(path, IBUG68)
+    assert result.to_dict() == offsets.to_dict()
+    assert result.digest == offsets.digest
 
 
-def test_digest_is_of_what_moves_landmarks(offsets):
+def test_digest_depends_only_on_offsets(offsets):
     fields = offsets.to_dict()
-    about = AnnotationOffsets.from_dict(fields | {"about": {"dataset": "other"}})
-    assert about.digest == offsets.digest
+    other = AnnotationOffsets.from_dict(fields | {"about": {"dataset": "other"}})
+    assert other.digest == offsets.digest
     fields["default"][3][0] += 1e-9
     assert AnnotationOffsets.from_dict(fields).digest != offsets.digest
 
@@ -139,7 +139,7 @@ def test_digest_is_of_what_moves_landmarks(offsets):
         (lambda f: [], "not a file of annotation offsets"),
     ],
 )
-def test_damaged_file_is_refused_in_one_line(offsets, tmp_path, change, message):
+def test_corrupt_file_raises_a_one_line_error(offsets, tmp_path, change, message):
     path = tmp_path / "offsets.json"
     path.write_text(json.dumps(change(offsets.to_dict())))
     with pytest.raises(InputError, match=message) as error:
@@ -148,7 +148,7 @@ def test_damaged_file_is_refused_in_one_line(offsets, tmp_path, change, message)
     assert "\n" not in str(error.value)
 
 
-def test_file_that_is_not_there_or_no_json_is_refused(tmp_path):
+def test_missing_or_binary_file_raises(tmp_path):
     with pytest.raises(InputError, match=r"gone\.json: cannot be read"):
         read_offsets(tmp_path / "gone.json", IBUG68)
     (tmp_path / "text.json").write_bytes(b"\xff\xfe{")
@@ -156,8 +156,7 @@ def test_file_that_is_not_there_or_no_json_is_refused(tmp_path):
         read_offsets(tmp_path / "text.json", IBUG68)
 
 
-def test_records_are_without_offsets_in_training_and_evaluation(maker, tmp_path):
-    """On faces of five points of two poses, one face with a missing point."""
+def test_offsets_are_removed_from_records_and_batches(maker, tmp_path):
     path = maker.image("a.png")
     flags = [(True, False), (False, True), (True, False)]
     faces = [
@@ -187,5 +186,5 @@ def test_records_are_without_offsets_in_training_and_evaluation(maker, tmp_path)
         for batch in eval_batches(moved, split, image_size=16, batch_size=2):
             for name, points in zip(batch["name"], batch["source_landmarks"], strict=True):
                 shift = [3.2, -1.6] if name == "1.png" else [0, 0]
-                at = faces[int(name[0])].landmarks - shift
-                np.testing.assert_allclose(points, at, atol=1e-4)
+                expected = faces[int(name[0])].landmarks - shift
+                np.testing.assert_allclose(points, expected, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Tests of `data.mirror_check`."""
+"""Tests of `data.mirror_check`: notes about wrong mirror pairs."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ FACE = np.array([[-50.0, -40], [50, -40], [0, 5], [-30, 45], [30, 45]])
 
 
 def faces(number, roll=0.0):
-    """Faces of several sizes and places, with turned heads."""
+    """Faces of several sizes and positions, with turned heads."""
     rng = np.random.default_rng(number)
     angle = np.radians(roll)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -31,13 +31,13 @@ def note_of(pairs, number=10, roll=0.0, hidden=()):
     return mirror_pair_note(scheme, faces(number, roll), list(visible))
 
 
-RIGHT = [[0, 1], [3, 4]]
+CORRECT_PAIRS = [[0, 1], [3, 4]]
 
 
 @pytest.mark.parametrize("number", [1, 3, 10, 50])
 @pytest.mark.parametrize("roll", [0, 30, -30])
-def test_right_pairs(number, roll):
-    assert note_of(RIGHT, number, roll) is None
+def test_correct_pairs_give_no_note(number, roll):
+    assert note_of(CORRECT_PAIRS, number, roll) is None
 
 
 @pytest.mark.parametrize("number", [3, 10, 50])
@@ -50,7 +50,7 @@ def test_right_pairs(number, roll):
         ([[1, 2], [3, 4]], ["right_eye and nose"]),
     ],
 )
-def test_wrong_pairs_are_named(number, pairs, named):
+def test_wrong_pairs_are_reported(number, pairs, named):
     note = note_of(pairs, number)
     assert note.startswith("five: in the mean face of ")
     for text in named:
@@ -58,16 +58,20 @@ def test_wrong_pairs_are_named(number, pairs, named):
     assert "\n" not in note
 
 
-def test_points_in_another_order_are_noted():
-    scheme = LandmarkScheme.from_dict({"name": "five", "names": NAMES, "mirror_pairs": RIGHT})
+def test_points_in_another_order_are_reported():
+    scheme = LandmarkScheme.from_dict(
+        {"name": "five", "names": NAMES, "mirror_pairs": CORRECT_PAIRS}
+    )
     moved = [face[[2, 0, 1, 3, 4]] for face in faces(10)]
     assert "order of the points" in mirror_pair_note(scheme, moved, [np.ones(5, bool)] * 10)
 
 
-def test_nothing_to_compare():
-    assert note_of([]) is None, "no pairs is a remark of its own"
-    assert note_of(RIGHT, hidden=(0, 3, 4)) is None
-    scheme = LandmarkScheme.from_dict({"name": "five", "names": NAMES, "mirror_pairs": RIGHT})
+def test_no_note_without_comparable_points():
+    assert note_of([]) is None
+    assert note_of(CORRECT_PAIRS, hidden=(0, 3, 4)) is None
+    scheme = LandmarkScheme.from_dict(
+        {"name": "five", "names": NAMES, "mirror_pairs": CORRECT_PAIRS}
+    )
     assert mirror_pair_note(scheme, [], []) is None
     assert mirror_pair_note(scheme, [np.zeros((5, 2))], [np.ones(5, bool)]) is None
     assert mirror_pair_note(dataclasses.replace(scheme), [FACE], [np.zeros(5, bool)]) is None

@@ -1,4 +1,4 @@
-"""Batches from several datasets at once: by their weights, resumable at any batch, cut over processes."""
+"""Tests of `data.mixture`: weights, exact resume, and parts of processes."""
 
 import itertools
 
@@ -38,12 +38,12 @@ def assert_same(a, b):
             np.testing.assert_array_equal(x[name], y[name])
 
 
-def test_one_dataset_is_what_it_is_without_a_mixture(datasets):
-    alone = take(train_iterator(datasets[0], SPLIT, **SETTINGS), 6)
-    assert_same(alone, take(train_iterator(FaceMixture.of(datasets[0]), SPLIT, **SETTINGS), 6))
+def test_mixture_of_one_dataset_equals_the_dataset(datasets):
+    expected = take(train_iterator(datasets[0], SPLIT, **SETTINGS), 6)
+    assert_same(expected, take(train_iterator(FaceMixture.of(datasets[0]), SPLIT, **SETTINGS), 6))
 
 
-def test_faces_come_by_the_weights_and_each_dataset_has_its_own_epochs(datasets):
+def test_weights_and_epochs_of_each_dataset(datasets):
     mixture = FaceMixture(datasets, (3.0, 1.0))
     large, small = (dataset.num_faces[SPLIT] for dataset in datasets)
     assert mixture.num_faces(SPLIT) == large + small

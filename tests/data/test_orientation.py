@@ -1,4 +1,4 @@
-"""Images with an EXIF orientation: records hold them upright, with their points."""
+"""Tests of images with an EXIF orientation, which records store upright."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ from PIL.Image import Transpose
 from lcgcn_jax import geometry
 from lcgcn_jax.data import records
 from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.errors import InputError
 
 FROM_UPRIGHT = {
@@ -22,10 +23,10 @@ FROM_UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_270,
 }
-"""EXIF orientation -> what makes the stored image of the upright one."""
+"""EXIF orientation -> operation that converts the upright image to the stored one."""
 
 MIRRORED = (2, 4, 5, 7)
-MIRROR = [1, 0, 2, 4, 3]  # of conftest's scheme
+MIRROR = [1, 0, 2, 4, 3]  # of the scheme in conftest.py
 WIDTH, HEIGHT = 120, 80
 POINTS = np.array([[40, 25], [70, 28], [55, 40], [45, 55], [66, 57]], float)
 BOX = np.array([35.0, 20.0, 75.0, 62.0])
@@ -37,19 +38,19 @@ def transposed(image, orientation):
 
 
 def stored_points(points, orientation):
-    """Where pixels of the upright image are in the stored one."""
-    places = []
+    """Map pixels of the upright image to the stored image."""
+    points_as_stored = []
     for x, y in points.astype(int):
         marked = np.zeros((HEIGHT, WIDTH), np.uint8)
         marked[y, x] = 1
         stored = np.asarray(transposed(PIL.Image.fromarray(marked), orientation))
-        places.append(np.argwhere(stored)[0][::-1])
-    return np.array(places, float)
+        points_as_stored.append(np.argwhere(stored)[0][::-1])
+    return np.array(points_as_stored, float)
 
 
 @pytest.fixture
 def oriented(maker):
-    """A function that writes an image with an orientation and returns a face on it."""
+    """Function that writes an image with an orientation and returns a face on it."""
 
     def make(orientation, suffix=".png", name="a", **fields):
         noise = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
@@ -71,10 +72,10 @@ def record_of(maker, face, **options):
 
 
 def assert_upright(record, upright, *, tolerance=0):
-    """Points, boxes and pixels are those of the upright image."""
+    """Assert that points, boxes and pixels are those of the upright image."""
     x0, y0 = record["to_source"][:, 2].astype(int)
     np.testing.assert_array_equal(record["to_source"][:, :2], np.eye(2))
-    pixels = records.decode_image(record["image"])
+    pixels = decode_image(record["image"])
     height, width = pixels.shape[:2]
     expected = np.asarray(upright)[y0 : y0 + height, x0 : x0 + width]
     assert np.abs(pixels.astype(float) - expected).mean() <= tolerance
@@ -103,8 +104,8 @@ def test_points_refer_to_the_upright_image(maker, oriented, orientation, suffix)
 
 
 @pytest.mark.parametrize("orientation", FROM_UPRIGHT)
-def test_points_in_stored_pixels_are_turned_with_the_image(maker, oriented, orientation):
-    # Where the stored image is mirrored, its annotator saw the right eye on the other side.
+def test_points_in_stored_pixels_are_rotated_with_the_image(maker, oriented, orientation):
+    # In an image that is stored mirrored, left and right landmarks are exchanged.
     order = MIRROR if orientation in MIRRORED else range(5)
     corners = stored_points(BOX.reshape(2, 2), orientation)
     face, upright = oriented(
@@ -114,7 +115,7 @@ def test_points_in_stored_pixels_are_turned_with_the_image(maker, oriented, orie
     )
     record, _ = record_of(maker, face, stored_pixels=True)
     assert_upright(record, upright)
-    if orientation in (5, 6, 7, 8):  # the stated size says the same
+    if orientation in (5, 6, 7, 8):  # the stated size gives the same result
         sized = dataclasses.replace(face, stated_size=(HEIGHT, WIDTH))
         record, report = record_of(maker, sized)
         assert_upright(record, upright)
@@ -125,7 +126,7 @@ def test_points_in_stored_pixels_are_turned_with_the_image(maker, oriented, orie
 
 @pytest.mark.parametrize("orientation", FROM_UPRIGHT)
 @pytest.mark.parametrize("by_option", [False, True])
-def test_mirror_pairs_are_compared_in_upright_pixels(maker, oriented, orientation, by_option):
+def test_mirror_pairs_are_checked_in_upright_pixels(maker, oriented, orientation, by_option):
     points = stored_points(POINTS, orientation)
     if orientation in MIRRORED:
         points = points[MIRROR]
@@ -155,13 +156,13 @@ def test_missing_points_stay_missing_in_mirrored_images(maker, oriented):
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 6])
-def test_a_stated_size_that_fits_the_upright_image(maker, oriented, orientation):
+def test_stated_size_of_the_upright_image(maker, oriented, orientation):
     face, upright = oriented(orientation, stated_size=(WIDTH, HEIGHT))
     record, _ = record_of(maker, face)
     assert_upright(record, upright)
 
 
-def test_a_whole_image_is_stored_without_its_orientation(maker, oriented):
+def test_whole_image_is_stored_without_its_orientation(maker, oriented):
     face, _ = oriented(6, ".jpg", save={"quality": 95})
     points = [[10, 5], [110, 5], [60, 40], [10, 75], [110, 75]]
     face = dataclasses.replace(face, landmarks=np.array(points, float), provided_box=None)
@@ -181,7 +182,7 @@ def test_a_whole_image_is_stored_without_its_orientation(maker, oriented):
         (6, (120, 80), {"stored_pixels": True}, "leave out --stored-pixels"),
     ],
 )
-def test_other_sizes_are_refused(maker, oriented, orientation, size, options, reason):
+def test_other_stated_sizes_are_rejected(maker, oriented, orientation, size, options, reason):
     wrong, _ = oriented(orientation, name="wrong", stated_size=size)
     good, _ = oriented(1, name="good")
     annotations = maker.annotations([wrong, good])
@@ -192,13 +193,13 @@ def test_other_sizes_are_refused(maker, oriented, orientation, size, options, re
         InputError, match=r"no face of train can be used; the first: wrong.png: ann"
     ):
         record_of(maker, wrong, **options)
-    # All faces of a split are wrong, and of the others none.
+    # All faces of one split are wrong.
     wrong = dataclasses.replace(wrong, split="test")
     with pytest.raises(InputError, match="no face of test can be used"):
         records.prepare(maker.annotations([good, wrong]), maker.folder / "out", **options)
 
 
-def test_points_off_an_oriented_image_name_the_option(maker, oriented):
+def test_points_outside_an_oriented_image_suggest_stored_pixels(maker, oriented):
     points = POINTS + np.array([0, 60])  # on the image as stored, 80 x 120
     bad, _ = oriented(6, name="bad", landmarks=points, provided_box=None)
     good, _ = oriented(1, name="good")
@@ -206,7 +207,7 @@ def test_points_off_an_oriented_image_name_the_option(maker, oriented):
     assert "for points in its pixels as stored, add --stored-pixels" in report.bad[0].reason
 
 
-def test_orientations_of_the_geometry_module():
+def test_upright_transform_matches_pillow():
     for orientation in FROM_UPRIGHT:
         stored = (WIDTH, HEIGHT) if orientation < 5 else (HEIGHT, WIDTH)
         affine = geometry.upright_transform(orientation, *stored)

@@ -42,7 +42,7 @@ def assert_same(first, second):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_batches_have_the_promised_form(faces):
+def test_training_batch_types_and_shapes(faces):
     (batch,) = take(train_iterator(faces, "train", **SETTINGS), 1)
     form = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
     assert form == {
@@ -54,8 +54,8 @@ def test_batches_have_the_promised_form(faces):
     }
 
 
-def test_every_epoch_holds_every_face_once_in_a_new_order(faces):
-    # 5 batches of 4 are two epochs of 10: batches run on over the end of an epoch.
+def test_every_epoch_has_every_face_once_in_a_new_order(faces):
+    # 5 batches of 4 are two epochs of 10; batch 3 spans both.
     stream = join(take(train_iterator(faces, "train", **SETTINGS), 5))
     first, second = np.split(stream["record"], 2)
     assert sorted(first) == sorted(second) == list(range(NUM_TRAIN))
@@ -65,7 +65,7 @@ def test_every_epoch_holds_every_face_once_in_a_new_order(faces):
         assert not np.array_equal(views[int(record)][0], landmarks)
 
 
-def test_the_seed_decides(faces):
+def test_stream_depends_on_the_seed(faces):
     first, again, other = (
         take(train_iterator(faces, "train", **(SETTINGS | {"seed": seed})), 2) for seed in (1, 1, 2)
     )
@@ -73,7 +73,7 @@ def test_the_seed_decides(faces):
     assert not np.array_equal(join(first)["image"], join(other)["image"])
 
 
-def test_a_view_depends_on_seed_epoch_and_record_alone(faces):
+def test_augmentation_does_not_depend_on_the_batch_size(faces):
     fours, fives = (
         join(take(train_iterator(faces, "train", **(SETTINGS | {"batch_size": b})), 20 // b))
         for b in (4, 5)
@@ -81,7 +81,8 @@ def test_a_view_depends_on_seed_epoch_and_record_alone(faces):
     assert_same([fours], [fives])
 
 
-def test_threads_and_workers_change_nothing_and_a_run_resumes_with_others(faces):
+@pytest.mark.slow  # starts worker processes
+def test_stream_does_not_depend_on_threads_or_workers(faces):
     expected = take(train_iterator(faces, "train", num_threads=1, **SETTINGS), 8)
     assert_same(expected, take(train_iterator(faces, "train", num_threads=3, **SETTINGS), 8))
     workers = train_iterator(faces, "train", num_workers=2, num_threads=1, **SETTINGS)
@@ -93,7 +94,7 @@ def test_threads_and_workers_change_nothing_and_a_run_resumes_with_others(faces)
     assert_same(expected[4:], take(resumed, 4))
 
 
-def test_a_running_iterator_goes_back_to_a_state(faces):
+def test_set_state_rewinds_a_running_iterator(faces):
     iterator = train_iterator(faces, "train", **SETTINGS)
     next(iterator)
     state = iterator.get_state()
@@ -112,15 +113,17 @@ def test_parts_of_processes_join_to_the_global_batch(faces):
     assert_same(whole, [join(pair) for pair in zip(*parts, strict=True)])
 
 
-def test_a_batch_must_share_out(faces):
-    with pytest.raises(ValueError, match=r"a batch of 4 does not share out over 3"):
+def test_indivisible_batch_size_raises(faces):
+    with pytest.raises(
+        ValueError, match=r"batch size 4 is not divisible by the number of processes, 3"
+    ):
         train_iterator(faces, "train", process_count=3, **SETTINGS)
 
 
-def test_evaluation_sees_every_face_once_in_order(faces):
+def test_evaluation_has_every_face_once_in_order(faces):
     batches = eval_batches(faces, "test", image_size=16, batch_size=4)
     assert len(batches) == 2
-    for _ in range(2):  # it can be gone through again
+    for _ in range(2):  # batches can be iterated over repeatedly
         joined = join(list(batches))
         assert joined["mask"].tolist() == [True] * NUM_TEST + [False]
         names = joined["name"][joined["mask"]].tolist()
@@ -143,7 +146,7 @@ def test_evaluation_parts_of_processes_join_to_the_whole(faces):
     assert_same(whole, [join(group) for group in zip(*parts, strict=True)])
 
 
-def test_damage_does_not_depend_on_how_faces_are_batched(faces):
+def test_corruption_does_not_depend_on_the_batch_size(faces):
     settings = {"image_size": 16, "corruption": "occlude"}
     fours, ones = (
         join(list(eval_batches(faces, "test", batch_size=size, **settings))) for size in (4, 1)
@@ -157,17 +160,17 @@ def test_damage_does_not_depend_on_how_faces_are_batched(faces):
     assert (plain["image"] != ones["image"]).any(axis=(1, 2, 3)).all()
 
 
-def test_a_missing_box_or_split_stops_the_caller(faces):
+def test_missing_box_corruption_or_split_raises(faces):
     with pytest.raises(InputError, match="no face box"):
         eval_batches(faces, "test", image_size=16, batch_size=4, box="rect")
     with pytest.raises(InputError, match="unknown corruption 'fog'"):
         eval_batches(faces, "test", image_size=16, batch_size=4, corruption="fog")
-    with pytest.raises(InputError, match="no split 'common'; there are train, test"):
+    with pytest.raises(InputError, match="no split 'common'; available: train, test"):
         eval_batches(faces, "common", image_size=16, batch_size=4)
     with pytest.raises(InputError, match="no split"):
         train_iterator(faces, "validation", **SETTINGS)
 
 
-def test_record_names(faces):
+def test_record_names_of_a_union(faces):
     source = faces.source("train+test")
     assert record_names(source, np.array([1, 11])) == ["1.png", "test/1.png"]

@@ -1,4 +1,4 @@
-"""Tests of `data.raw_faces`: checks of all faces of a file."""
+"""Tests of `data.raw_faces`: checks over all faces of a file."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def face(points=POINTS, box=None, form="corners", shift=(0, 0)):
 
 
 @pytest.mark.parametrize("scale", [1 / 400, 2 / 400])
-def test_fractions_of_the_image_size_are_refused(scale):
+def test_fractions_of_the_image_size_raise(scale):
     faces = [face(POINTS * scale), face(POINTS * scale * 0.9)]
     with pytest.raises(
         InputError, match=r"points\.csv: the points span 0\.\d+ px, and coord.*pixels"
@@ -28,12 +28,12 @@ def test_fractions_of_the_image_size_are_refused(scale):
         check_pixels(FILE, faces)
 
 
-def test_small_faces_are_no_fractions():
+def test_small_faces_are_not_fractions():
     check_pixels(FILE, [face(POINTS / 20), face(POINTS * 0)])
 
 
 @pytest.mark.parametrize(("side", "is_noted"), [(400, True), (110, False)])
-def test_percent_is_noted(tmp_path, side, is_noted):
+def test_percent_of_the_image_size_gives_a_note(tmp_path, side, is_noted):
     Image.new("RGB", (side, side)).save(tmp_path / "a.png")
     note = percent_note(FILE, [face(POINTS / 4)], [tmp_path / "a.png"])
     assert (note is not None) == is_noted
@@ -44,7 +44,7 @@ def margins(left, top, right, bottom):
     return TIGHT + np.array([-left, -top, right, bottom])
 
 
-LEGITIMATE = {
+VALID_BOXES = {
     "tight": margins(0, 0, 0, 0),
     "loose": margins(40, 60, 40, 30),
     "very loose": margins(100, 110, 100, 110),
@@ -55,10 +55,10 @@ LEGITIMATE = {
 }
 
 
-@pytest.mark.parametrize("name", LEGITIMATE)
+@pytest.mark.parametrize("name", VALID_BOXES)
 @pytest.mark.parametrize("shift", [(0, 0), (-100, -50), (600, 300)])
-def test_boxes_that_fit_pass_in_their_form(name, shift):
-    corners = LEGITIMATE[name] + [*shift, *shift]
+def test_valid_boxes_pass_in_every_form(name, shift):
+    corners = VALID_BOXES[name] + [*shift, *shift]
     sizes = np.concatenate([corners[:2], corners[2:] - corners[:2]])
     assert check_boxes(FILE, [face(box=corners, shift=shift)]) is None
     assert check_boxes(FILE, [face(box=sizes, form="sizes", shift=shift)]) is None
@@ -66,8 +66,8 @@ def test_boxes_that_fit_pass_in_their_form(name, shift):
 
 @pytest.mark.parametrize("name", ["tight", "loose", "head"])
 @pytest.mark.parametrize("shift", [(0, 0), (600, 300)])
-def test_boxes_of_another_form_are_refused(name, shift):
-    corners = LEGITIMATE[name] + [*shift, *shift]
+def test_boxes_of_another_form_raise(name, shift):
+    corners = VALID_BOXES[name] + [*shift, *shift]
     sizes = np.concatenate([corners[:2], corners[2:] - corners[:2]])
     with pytest.raises(InputError, match=r"fit .* only if they are x, y, width, height, but x0"):
         check_boxes(FILE, [face(box=sizes, shift=shift)])
@@ -75,11 +75,11 @@ def test_boxes_of_another_form_are_refused(name, shift):
         check_boxes(FILE, [face(box=corners, form="sizes", shift=shift)])
 
 
-def test_boxes_in_fractions_are_noted():
+def test_boxes_in_fractions_give_a_note():
     note = check_boxes(FILE, [face(box=TIGHT / 400), face(box=TIGHT / 500)])
     assert "2 of 2 boxes hold less than half" in note
 
 
-def test_zeros_are_no_box():
+def test_box_of_zeros_is_ignored():
     assert face(box=[0, 0, 0, 0]).box_corners is None
     assert check_boxes(FILE, [face(box=[0, 0, 0, 0])]) is None

@@ -1,4 +1,4 @@
-"""Visibility labels from records to batches: mirror, occluders, crop borders, mixed sources."""
+"""Tests of visibility labels in crops and batches: mirror, occluders, crop borders, mixtures."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def augmented(dataset, **config):
     return augment_face(record, dataset.scheme, 32, AugmentConfig(**config), rng)
 
 
-def test_labels_come_through_and_without_a_location(labeled):
+def test_labels_are_in_the_crops(labeled):
     face = augmented(labeled)
     np.testing.assert_array_equal(face["visibility"], LABELS)
     assert face["visibility"].dtype == np.int8
@@ -45,7 +45,7 @@ def test_labels_come_through_and_without_a_location(labeled):
     np.testing.assert_array_equal(crop_face(labeled.source("train")[0], 32)["visibility"], LABELS)
 
 
-def test_the_mirror_permutes_labels_with_landmarks(labeled):
+def test_mirror_permutes_labels_with_landmarks(labeled):
     assert list(labeled.scheme.mirror) == MIRROR
     face = augmented(labeled, mirror=1.0)
     np.testing.assert_array_equal(face["visibility"], LABELS[MIRROR])
@@ -60,7 +60,7 @@ def test_landmarks_under_an_occluder_are_externally_occluded(labeled):
     assert not covered[[1, 2, 3]].any(), "only visible landmarks change"
 
 
-def test_only_landmarks_on_covered_pixels_change():
+def test_only_landmarks_on_covered_pixels_become_occluded():
     covered = np.zeros((10, 10), bool)
     covered[4, 6] = True
     points = np.array([[6.4, 4.4], [6.6, 4.0], [6.0, 3.4], [40.0, 4.0], [np.nan, np.nan]])
@@ -69,8 +69,7 @@ def test_only_landmarks_on_covered_pixels_change():
     assert labels.dtype == np.int8
 
 
-def test_occlusion_draws_the_same_crops_as_without_labels(labeled, unlabeled):
-    """The labels take nothing from the random stream."""
+def test_labels_do_not_affect_the_random_stream(labeled, unlabeled):
     record = labeled.source("train")[0]
     config = AugmentConfig(occlusion=0.5, noise=0.5)
     for seed in range(5):
@@ -89,7 +88,7 @@ def test_occlusion_draws_the_same_crops_as_without_labels(labeled, unlabeled):
         assert (crops[1]["visibility"] == -1).all()
 
 
-def test_labels_outside_of_a_training_crop_are_unknown(maker):
+def test_labels_outside_the_training_crop_are_unknown(maker):
     dataset = maker.dataset([maker.face(maker.image("a.png"), visibility=np.zeros(5, np.int8))])
     record = dataset.source("train")[0]
     for seed in range(10):
@@ -99,13 +98,13 @@ def test_labels_outside_of_a_training_crop_are_unknown(maker):
         inside = ((points >= -0.5) & (points < 31.5)).all(axis=1)
         np.testing.assert_array_equal(face["visibility"], np.where(inside, 0, -1))
         assert face["visible"].all()
-    # Evaluation keeps them: the label is about the image.
+    # Evaluation does not change them, because the label is about the image.
     record = dataset.source("train")[0]
     box = geometry.box_of_landmarks(record["landmarks"][:2], np.ones(2, bool))
     assert not crop_face(record, 32, box)["visibility"].any()
 
 
-def test_sources_with_and_without_labels_mix(labeled, unlabeled):
+def test_mixture_of_datasets_with_and_without_labels(labeled, unlabeled):
     mixture = FaceMixture((labeled, unlabeled), (1.0, 1.0))
     iterator = train_iterator(mixture, "train", **SETTINGS)
     (batch,) = itertools.islice(iterator, 1)

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lcgcn_jax.data.formats import w300
+from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import box_of_landmarks
 from lcgcn_jax.image_io import read_image
@@ -70,7 +70,7 @@ def test_boxes_on_whole_images_are_those_of_the_landmarks(detector, shared):
         (path,) = (p for p in points.parent.glob(f"{points.stem}.*") if p.suffix != ".pts")
         found = detector.detect(read_image(path))
         assert len(found) == 1
-        landmarks = w300.read_pts(points, 68) - 1
+        landmarks = read_pts(points, 68) - 1
         true.append(box_of_landmarks(landmarks, np.ones(68, bool)))
         detected.append(found.boxes[0])
         mapped.append(face_detector.BOX_MAP(found)[0])

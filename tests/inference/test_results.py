@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lcgcn_jax.data.formats.w300 import read_pts
+from lcgcn_jax.data.formats.pts import format_pts, read_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.model import Face
@@ -54,7 +54,7 @@ def test_expected_error_is_there_where_the_model_is_calibrated(tmp_path):
 
 def test_pts_is_the_official_form_and_counts_from_one(tmp_path):
     landmarks = face(0).landmarks
-    (tmp_path / "a.pts").write_text(results.format_pts(landmarks))
+    (tmp_path / "a.pts").write_text(format_pts(landmarks))
     lines = (tmp_path / "a.pts").read_text().splitlines()
     assert lines[:3] == ["version: 1", "n_points: 3", "{"]
     assert lines[-1] == "}"

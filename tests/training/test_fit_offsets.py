@@ -39,7 +39,7 @@ def make_faces(shape, offsets, rng, *, noise=0.0, n=40):
             factor = rng.uniform(40, 200) * np.exp(1j * rng.uniform(-0.5, 0.5))
             center = rng.uniform(100, 300, 2)
 
-            def place(points, factor=factor, at=at):
+            def place(points, factor=factor, center=center):
                 z = (points @ [1, 1j]) * factor
                 return np.stack([z.real, z.imag], axis=-1) + center
 

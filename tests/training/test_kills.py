@@ -126,7 +126,8 @@ def test_killed_run_ends_like_an_uninterrupted_one(make_tiny_config, synthetic98
         code = process.end(stop_signal)
         saved, last = step_of(parts), logged(parts)
         print(
-            f"{number:2}: from {process.first_step:3}, {signal.Signals(stop_signal).name} at {last:3}, saved {saved:3}; "
+            f"{number:2}: from {process.first_step:3}, {signal.Signals(stop_signal).name} at {last:3}, "
+            f"saved {saved:3}; "
             f"partial: {', '.join(partial_names(parts)) or '-'}",
             flush=True,
         )

@@ -1,10 +1,11 @@
-"""Faces in COCO's keypoints JSON: images, categories and annotations."""
+"""COCO keypoints JSON: images, categories and annotations."""
 
 import collections
 import dataclasses
 import difflib
+import functools
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from jaxtyping import Bool, Float
 from lcgcn_jax.data.annotations import marked_missing
 from lcgcn_jax.data.formats.csv_tables import refuse_normalizer
 from lcgcn_jax.data.formats.parsing import parse_size, read_json
-from lcgcn_jax.data.raw_faces import ABSENT, RawFace
+from lcgcn_jax.data.raw_faces import ABSENT, Entry, RawFace
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
-_SHOWN = 5
+_MAX_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +30,14 @@ class _Image:
 
 @dataclasses.dataclass(frozen=True)
 class _Category:
-    """A category: its keypoints, and the places of the scheme's landmarks among them.
+    """Category, and the landmarks of the scheme among its keypoints.
 
-    `order` is None where the category names none of the landmarks, so that keypoints count in order.
-    `missing` are the landmarks that it does not name although it names others.
+    Attributes:
+      name: name of the category.
+      keypoints: names of its keypoints.
+      order: index of the keypoint of each landmark, or -1; None if no keypoint has the name of a landmark,
+        so that keypoints count in order.
+      missing: landmarks without a keypoint, if other landmarks have one.
     """
 
     name: str
@@ -41,25 +46,19 @@ class _Category:
     missing: tuple[str, ...]
 
 
-def read_annotations(
-    path: Path, scheme: LandmarkScheme, notes: list[str]
-) -> Iterator[tuple[int, str, Callable[[], RawFace]]]:
-    """Read the faces of COCO's keypoints JSON.
+def read_annotations(path: Path, scheme: LandmarkScheme, notes: list[str]) -> Iterator[Entry]:
+    """Read the faces of COCO keypoints JSON.
 
-    Annotations without keypoints, crowds, and those of categories that do not name the landmarks
-    while another one does are skipped.
+    Skipped are annotations without keypoints, crowds, and, if a category names all landmarks, annotations
+    of other categories.
 
     Args:
       path: the file.
       scheme: the landmarks.
-      notes: gets remarks about the file.
-
-    Yields:
-      For each face the number of its annotation from 1, its id in words, and a function that reads it
-      or raises ValueError.
+      notes: extended by notes about the file.
 
     Raises:
-      InputError: the file cannot be read, is not of this form, or contradicts itself.
+      InputError: the file cannot be read, is not COCO keypoints JSON, or contradicts itself.
     """
     content = read_json(path)
     try:
@@ -76,17 +75,13 @@ def read_annotations(
         ) from error
     notes += (f"{path}: {note}" for note in file_notes)
     for number, annotation, category in chosen:
-        yield (
-            number,
-            _name_of(annotation, number),
-            lambda annotation=annotation, category=category: _face(
-                annotation, images, category, scheme
-            ),
-        )
+        name = f"{path.name}: annotation {_name_of(annotation, number)}"
+        parse_face = functools.partial(_face, annotation, images, category, scheme)
+        yield Entry.parse(number, name, parse_face)
 
 
 def _id(value: Any) -> Hashable:
-    """An id such that 3, 3.0 and "3" are the same one."""
+    """Normalize an id: 3, 3.0 and "3" are equal."""
     if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,17}", value.strip()):
         return int(value)
     hash(value)
@@ -138,16 +133,16 @@ def _category(name: str, keypoints: tuple[str, ...], scheme: LandmarkScheme) -> 
         {key(keypoint): i for i, keypoint in enumerate(keypoints)} for key in (str, _plain)
     )
     is_unique = len(plain) == len(keypoints) == len(exact)
-    places = [exact.get(n, plain.get(_plain(n)) if is_unique else None) for n in scheme.names]
-    missing = tuple(n for n, place in zip(scheme.names, places, strict=True) if place is None)
-    if len(missing) == len(places):
+    indices = [exact.get(n, plain.get(_plain(n)) if is_unique else None) for n in scheme.names]
+    missing = tuple(n for n, i in zip(scheme.names, indices, strict=True) if i is None)
+    if len(missing) == len(indices):
         return _Category(name, keypoints, None, ())
-    order = tuple(-1 if place is None else place for place in places)
+    order = tuple(-1 if i is None else i for i in indices)
     if not missing and len(set(order)) < len(order):
         raise InputError(f"category {name!r}: two landmarks have the same keypoint")
     if not missing and len(exact) < len(keypoints):
-        twice = next(k for k in keypoints if keypoints.count(k) > 1)
-        raise InputError(f"category {name!r} has two keypoints named {twice!r}")
+        duplicate = next(k for k in keypoints if keypoints.count(k) > 1)
+        raise InputError(f"category {name!r} has two keypoints named {duplicate!r}")
     return _Category(name, keypoints, order, missing)
 
 
@@ -156,7 +151,7 @@ def _has_id(annotation: Any) -> bool:
 
 
 def _has_keypoints(annotation: Mapping[str, Any]) -> bool:
-    """Whether a point is labeled, or it cannot be told because the list is malformed."""
+    """Whether a keypoint is labeled, or the list is malformed."""
     keypoints = annotation.get("keypoints")
     if keypoints is None or (isinstance(keypoints, Sequence) and not len(keypoints)):
         return False
@@ -167,7 +162,7 @@ def _has_keypoints(annotation: Mapping[str, Any]) -> bool:
 
 
 def _num_unlabeled(annotation: Any) -> int:
-    """Keypoints of visibility 0 with coordinates."""
+    """Number of keypoints with coordinates but visibility 0."""
     try:
         points = np.array([float(v) for v in annotation["keypoints"]]).reshape(-1, 3)
     except (TypeError, KeyError, ValueError, OverflowError):
@@ -181,10 +176,10 @@ def _faces(
     scheme: LandmarkScheme,
     notes: list[str],
 ) -> list[tuple[int, Any, _Category | None]]:
-    """The annotations that are faces (or malformed), with their categories.
+    """Select the annotations that are faces or malformed; returns number, annotation and category.
 
     Raises:
-      InputError: a category is not known, or lacks landmarks.
+      InputError: a category is unknown, or lacks landmarks.
     """
     skipped: collections.Counter[str] = collections.Counter()
     candidates: list[tuple[int, Any, _Category | None]] = []
@@ -198,7 +193,7 @@ def _faces(
         else:
             candidates.append((number, annotation, _category_of(annotation, number, categories)))
     used = list(dict.fromkeys(c for _, _, c in candidates if c is not None))
-    # With a category that names all landmarks, the others are of other objects.
+    # If a category names all landmarks, other categories are of other objects.
     if any(c.order is not None and not c.missing for c in used):
         others = [c for c in used if c.order is None or c.missing]
         for category in others:
@@ -231,10 +226,10 @@ def _faces(
 def _category_of(
     annotation: Mapping[str, Any], number: int, categories: Mapping[Hashable, _Category]
 ) -> _Category | None:
-    """The category of an annotation; None if the file has no categories.
+    """Category of an annotation; None if the file has no categories.
 
     Raises:
-      InputError: it is unknown, or not stated where there are several.
+      InputError: it is unknown, or not stated although there are several.
     """
     if not categories:
         return None
@@ -258,7 +253,7 @@ def _category_of(
 def _category_notes(used: Sequence[_Category], scheme: LandmarkScheme) -> Iterator[str]:
     if len(used) > 1:
         yield f"annotations of {len(used)} categories are read as faces: " + ", ".join(
-            repr(category.name) for category in used[:_SHOWN]
+            repr(category.name) for category in used[:_MAX_SHOWN]
         )
     for category in used:
         if category.order is None and category.keypoints and not _is_numbered(category.keypoints):
@@ -269,7 +264,7 @@ def _category_notes(used: Sequence[_Category], scheme: LandmarkScheme) -> Iterat
 
 
 def _is_numbered(keypoints: Sequence[str]) -> bool:
-    """Whether keypoints have numbers for names, in order."""
+    """Whether the names of keypoints are consecutive numbers."""
     matches = [match for text in keypoints if (match := re.fullmatch(r"\D*(\d+)", text))]
     numbers = [int(match[1]) for match in matches]
     is_whole = bool(numbers) and len(numbers) == len(keypoints)
@@ -282,7 +277,7 @@ def _repeated_ids(annotations: Iterable[Any]) -> Iterator[str]:
     )
     if repeated := [name for name, count in counts.items() if count > 1]:
         yield (
-            f"{len(repeated):,} annotation ids are there more than once (such as {repeated[0]}); if "
+            f"{len(repeated):,} annotation ids are duplicated (such as {repeated[0]}); if "
             "files were merged, check that the image ids are still right"
         )
 
@@ -297,10 +292,10 @@ def _face(
     category: _Category | None,
     scheme: LandmarkScheme,
 ) -> RawFace:
-    """The face of an annotation.
+    """Parse an annotation.
 
     Raises:
-      ValueError: what is wrong with it.
+      ValueError: the annotation cannot be used.
     """
     try:
         image = images.get(_id(annotation["image_id"]))
@@ -311,7 +306,7 @@ def _face(
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
     except (TypeError, AttributeError, OverflowError) as error:
-        raise ValueError("not of COCO's form") from error
+        raise ValueError("not a COCO annotation") from error
     if image is None or not isinstance(image.file_name, str):
         raise ValueError(f"no image with the id {annotation['image_id']!r} and a file_name")
     points, visible = _points(keypoints, category, scheme)
@@ -357,8 +352,8 @@ def _box(values: Any) -> Float[np.ndarray, "4"] | None:
 
 
 def _numbers(values: Any) -> Float[np.ndarray, "n"]:
-    """Numbers of a list; NaN for null."""
+    """Convert a list to numbers; null becomes NaN."""
     try:
         return np.array([ABSENT if v is None else float(v) for v in values], np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError("something else where a list of numbers belongs") from error
+        raise ValueError("keypoints or bbox is not a list of numbers") from error

@@ -1,46 +1,42 @@
-"""Tables of faces: the dialects of CSV files, their columns, and the face in each row."""
+"""CSV tables with one face per row: dialects, columns and rows."""
 
 import collections
 import csv
 import difflib
+import functools
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, UNSTATED, RawFace
+from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, UNSTATED, Entry, RawFace
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 COLUMNS = ("image", "split", "group", "subset", *BOX_COLUMNS, "normalizer")
-"""Columns of a CSV besides its points; all but `image` may be missing."""
+"""Columns other than those of the points; all but `image` are optional."""
 
 NOT_AVAILABLE = frozenset(
     ("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none", "nil", "nat", "-", "?")
 )
-"""Cells of a missing number, in lower case."""
+"""Cells that mark a missing number, in lower case."""
 
 _HRNET_COLUMNS = ("image_name", "scale", "center_w", "center_h")
-_HRNET_UNIT = 200.0  # px, the side of a face's box at scale 1 in HRNet-Facial's lists
+_HRNET_UNIT = 200.0  # px; side of a face box with scale 1 in the lists of HRNet-Facial
 
 _DELIMITERS = ",;\t|"
 _POINT_COLUMN = re.compile(r"(?P<first>[xy])_?(?P<name>.+)|(?P<other>.+)_(?P<last>[xy])")
-_IMAGE_NAMES = (
-    "file", "filename", "file_name", "path", "filepath", "file_path", "image_path", "image_file",
-    "image_id", "img", "img_path", "picture", "photo", "name",
-)  # fmt: skip
+_IMAGE_NAME = re.compile(r"file|path|image|img|pic|photo|name")
 
-Row = tuple[int, list[str]]
-"""The number of its line, from 1, and its cells."""
+_NumberedCells = tuple[int, list[str]]
+"""Line number of a row, from 1, and its cells."""
 
 
-def read_table(
-    path: Path, scheme: LandmarkScheme, notes: list[str]
-) -> Iterator[tuple[int, Callable[[], RawFace]]]:
+def read_table(path: Path, scheme: LandmarkScheme, notes: list[str]) -> Iterator[Entry]:
     """Read a CSV file with a header and one row per face.
 
     The separator is a comma, semicolon, tab or vertical bar; the text is UTF-8, or UTF-16 with a byte
@@ -49,10 +45,7 @@ def read_table(
     Args:
       path: the file.
       scheme: the landmarks.
-      notes: gets remarks about the file.
-
-    Yields:
-      The number of each line, and a function that reads its face or raises ValueError.
+      notes: extended by notes about the file.
 
     Raises:
       InputError: the file cannot be read, or its columns do not fit the scheme.
@@ -63,7 +56,8 @@ def read_table(
         reader = _RowReader(path, header, scheme, notes, decimal_comma=delimiter != ",")
         for line, cells in rows:
             if any(cell.strip() for cell in cells) and not reader.is_comment(cells):
-                yield line, lambda cells=cells: reader.face(cells)
+                parse_face = functools.partial(reader.face, cells)
+                yield Entry.parse(line, f"{path.name}:{line}", parse_face)
     except InputError:
         raise
     except OSError as error:
@@ -80,9 +74,9 @@ def _decode(content: bytes) -> str:
     return content.decode("utf-8-sig")
 
 
-def _split(text: str) -> tuple[str, list[str], Iterator[Row]]:
-    """The separator, the header and the rows of a table."""
-    # Excel states its separator in a first line such as `sep=;`.
+def _split(text: str) -> tuple[str, list[str], Iterator[_NumberedCells]]:
+    """Split a table into its separator, header and rows."""
+    # Excel writes a first line such as `sep=;`.
     separator_line = re.match(r'"?sep=(.)"?[^\S\n]*\r?\n', text)
     lines = io.StringIO(text, newline="")
     num_skipped, start, header_text, commented = 0, 0, "", ""
@@ -95,7 +89,7 @@ def _split(text: str) -> tuple[str, list[str], Iterator[Row]]:
             break
         start, num_skipped = lines.tell(), num_skipped + 1
     delimiters = separator_line.group(1) if separator_line else _DELIMITERS
-    # NumPy and others write the header itself as a comment.
+    # NumPy and others write the header as a comment.
     is_comment = not _has_image(header_text, delimiters) and _has_image(commented, delimiters)
     if is_comment:
         header_text = commented
@@ -115,7 +109,7 @@ def _has_image(line: str, delimiters: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A column's name without differences in case, spaces, dots and hyphens."""
+    """Normalize case, spaces, dots and hyphens of a column name."""
     return re.sub(r"[\s.\-]+", "_", name.strip().strip("\"'").strip()).casefold()
 
 
@@ -123,7 +117,7 @@ class _RowReader:
     """Reader of the rows below a header.
 
     Raises:
-      ValueError: a column is missing, there twice, or likely misspelled.
+      ValueError: a column is missing, duplicated, or likely misspelled.
     """
 
     def __init__(
@@ -136,8 +130,8 @@ class _RowReader:
         decimal_comma: bool,
     ):
         header = [name.strip() for name in header]
-        if twice := [name for name in header if name and header.count(name) > 1]:
-            raise ValueError(f"two columns are named {twice[0]!r}")
+        if duplicates := [name for name in header if name and header.count(name) > 1]:
+            raise ValueError(f"two columns are named {duplicates[0]!r}")
         self._width = len(header)
         self._decimal_comma = decimal_comma
         columns = _Columns(header)
@@ -145,27 +139,27 @@ class _RowReader:
         others = _HRNET_COLUMNS if self._is_hrnet else COLUMNS
         names = _point_columns(columns, scheme, is_hrnet=self._is_hrnet)
         points = [tuple(map(columns.find, pair)) for pair in names]
-        # `x0` may be a point, too.
-        taken = {place for pair in points for place in pair}
-        self._places = {
-            name: place
+        # `x0` may also be the coordinate of a point.
+        point_columns = {index for pair in points for index in pair}
+        self._columns = {
+            name: index
             for name in others
-            if (place := columns.find(name)) is not None and place not in taken
+            if (index := columns.find(name)) is not None and index not in point_columns
         }
         self._check_unknown(path, header, columns, scheme, names, notes)
-        self._has_box = any(name in self._places for name in BOX_COLUMNS)
+        self._has_box = any(name in self._columns for name in BOX_COLUMNS)
         point_names = [name for pair in names for name in pair]
         needed = [*(others if self._is_hrnet else others[:1]), *point_names]
         needed += BOX_COLUMNS if self._has_box else ()
         needed += ["normalizer"] if scheme.normalizer == "given" else []
         for name in needed:
-            if (columns.find(name) if name in point_names else self._places.get(name)) is None:
+            if (columns.find(name) if name in point_names else self._columns.get(name)) is None:
                 raise ValueError(_missing_column(name, header))
-        if scheme.normalizer != "given" and "normalizer" in self._places:
+        if scheme.normalizer != "given" and "normalizer" in self._columns:
             refuse_normalizer(scheme)
         self._names = names
-        # None of them is missing, as was checked above.
-        self._points = [tuple(place for place in pair if place is not None) for pair in points]
+        # All are present, as checked above; this is for the type checker.
+        self._points = [tuple(index for index in pair if index is not None) for pair in points]
         self._header = header
 
     def _check_unknown(
@@ -177,12 +171,12 @@ class _RowReader:
         names: Sequence[tuple[str, str]],
         notes: list[str],
     ) -> None:
-        """Refuses columns that are likely misspelled or further points; notes that others are ignored."""
-        known_places = {
-            place for pair in names for name in pair if (place := columns.find(name)) is not None
+        """Reject columns that are likely misspelled or of unknown points; add a note about the others."""
+        known_columns = {
+            index for pair in names for name in pair if (index := columns.find(name)) is not None
         }
-        known_places |= set(self._places.values())
-        unknown = [i for i, name in enumerate(header) if name and i not in known_places]
+        known_columns |= set(self._columns.values())
+        unknown = [i for i, name in enumerate(header) if name and i not in known_columns]
         known = [
             *(_HRNET_COLUMNS if self._is_hrnet else COLUMNS),
             *(n for pair in names for n in pair),
@@ -192,21 +186,21 @@ class _RowReader:
             near = difflib.get_close_matches(_plain(header[i]), absent, n=1, cutoff=0.75)
             if near:
                 raise ValueError(f"unknown column {header[i]!r}; did you mean {near[0]!r}?")
-        further = collections.defaultdict(set)
+        axes = collections.defaultdict(set)  # by the point of an unknown column
         for i in unknown:
             plain = _plain(header[i])
             if self._is_hrnet:
                 plain = plain.removeprefix("original_")
             if match := _POINT_COLUMN.fullmatch(plain):
                 point = match["name"] or match["other"]
-                further[point].add(match["first"] or match["last"])
+                axes[point].add(match["first"] or match["last"])
         for i in unknown:
             match = _POINT_COLUMN.fullmatch(_plain(header[i]).removeprefix("original_"))
             if match is None:
                 continue
             point = match["name"] or match["other"]
-            # A box of another form is ignored, like any other column.
-            if len(further[point]) == 2 and point not in ("min", "max"):
+            # A box of another form is ignored like any other column.
+            if len(axes[point]) == 2 and point not in ("min", "max"):
                 hint = ", numbered from 0" if point.isdecimal() else ""
                 raise ValueError(
                     f"unknown column {header[i]!r}: {scheme.name} has no landmark {point!r} among its "
@@ -221,13 +215,13 @@ class _RowReader:
         return cells[0].lstrip().startswith("#") and len(cells) != self._width
 
     def face(self, cells: Sequence[str]) -> RawFace:
-        """The face in a row.
+        """Parse a row.
 
         Raises:
-          ValueError: what is wrong with the row.
+          ValueError: the row cannot be used.
         """
         cells = [cell.strip() for cell in cells]
-        # Columns without a name, such as one behind a trailing comma, may be left out in a row.
+        # A row may lack the cells of unnamed columns, such as the one after a trailing comma.
         while len(cells) > self._width and not cells[-1]:
             cells.pop()
         while len(cells) < self._width and not self._header[len(cells)]:
@@ -241,25 +235,25 @@ class _RowReader:
             raise ValueError(f"one of {x} and {y} is empty")
         present = ~missing[:, 0]
         if self._is_hrnet:
-            scale, *center = (self._number(cells, self._places[n]) for n in _HRNET_COLUMNS[1:])
+            scale, *center = (self._number(cells, self._columns[n]) for n in _HRNET_COLUMNS[1:])
             box = np.array([*center, scale * _HRNET_UNIT, scale * _HRNET_UNIT])
-            image = cells[self._places["image_name"]]
+            image = cells[self._columns["image_name"]]
             return RawFace(image, points, present, box, "centers")
         box = None
         if self._has_box:
-            box = np.array([self._number(cells, self._places[name]) for name in BOX_COLUMNS])
+            box = np.array([self._number(cells, self._columns[name]) for name in BOX_COLUMNS])
             box = None if np.isnan(box).all() else box
         texts = {
-            name: cells[self._places[name]]
+            name: cells[self._columns[name]]
             for name in ("split", "group", "subset")
-            if name in self._places
+            if name in self._columns
         }
         if texts.get("split") == "":
             raise ValueError(f"the split is empty; use one of {', '.join(SPLITS)}")
-        has_normalizer = "normalizer" in self._places
-        normalizer = self._number(cells, self._places["normalizer"]) if has_normalizer else ABSENT
+        has_normalizer = "normalizer" in self._columns
+        normalizer = self._number(cells, self._columns["normalizer"]) if has_normalizer else ABSENT
         return RawFace(
-            cells[self._places["image"]],
+            cells[self._columns["image"]],
             points,
             present,
             box,
@@ -269,27 +263,29 @@ class _RowReader:
             subset=texts.get("subset", ""),
         )
 
-    def _number(self, cells: Sequence[str], place: int) -> float:
-        """A cell's number; NaN where it is missing."""
-        text = cells[place]
+    def _number(self, cells: Sequence[str], index: int) -> float:
+        """Parse a cell; NaN if the number is missing."""
+        text = cells[index]
         if text.lower() in NOT_AVAILABLE:
             return ABSENT
         # A comma in a cell of a file with another separator is the decimal sign of many languages.
         if self._decimal_comma and re.fullmatch(r"[-+]?\d*,\d+", text):
             text = text.replace(",", ".")
         try:
-            if "_" in text:  # Python takes 1_2 for 12
+            if "_" in text:  # Python reads 1_2 as 12
                 raise ValueError
             value = float(text)
         except ValueError:
-            raise ValueError(f"{self._header[place]}: {cells[place]!r} is not a number") from None
+            raise ValueError(f"{self._header[index]}: {cells[index]!r} is not a number") from None
         if not math.isfinite(value):
-            raise ValueError(f"{self._header[place]}: {text!r}; what is missing is left empty")
+            raise ValueError(
+                f"{self._header[index]}: {text!r} is not finite; leave the cell of a missing number empty"
+            )
         return value
 
 
 class _Columns:
-    """Places of columns by name: exact, or without case and with other signs between words."""
+    """Lookup of columns by name: exact, or with another case or other separators of words."""
 
     def __init__(self, header: Sequence[str]):
         self._exact = {name: i for i, name in enumerate(header) if name}
@@ -301,32 +297,32 @@ class _Columns:
     def find(self, name: str) -> int | None:
         if name in self._exact:
             return self._exact[name]
-        places = self._plain.get(_plain(name), ())
-        return places[0] if len(places) == 1 else None
+        indices = self._plain.get(_plain(name), ())
+        return indices[0] if len(indices) == 1 else None
 
 
 def _point_columns(
     columns: _Columns, scheme: LandmarkScheme, *, is_hrnet: bool
 ) -> list[tuple[str, str]]:
-    """The columns of each landmark's x and y: of the ways to name them, the one with most columns."""
+    """Names of the columns of each landmark: of the supported conventions, the one with most matches."""
     numbers = range(scheme.num_landmarks)
     if is_hrnet:
         return [(f"original_{i}_x", f"original_{i}_y") for i in numbers]
-    ways = [
+    conventions = [
         [(f"x_{name}", f"y_{name}") for name in scheme.names],
         [(f"x_{i}", f"y_{i}") for i in numbers],
         [(f"{name}_x", f"{name}_y") for name in scheme.names],
         [(f"{i}_x", f"{i}_y") for i in numbers],
         [(f"point_{i}_x", f"point_{i}_y") for i in numbers],
     ]
-    # With two points, x0 and x1 are a box.
+    # With two landmarks, x0 and x1 are a box.
     if scheme.num_landmarks > 2 and columns.find("x2") is not None:
-        ways.append([(f"x{i}", f"y{i}") for i in numbers])
+        conventions.append([(f"x{i}", f"y{i}") for i in numbers])
 
-    def num_found(pairs: Sequence[tuple[str, str]]) -> int:
+    def num_matches(pairs: Sequence[tuple[str, str]]) -> int:
         return sum(columns.find(name) is not None for pair in pairs for name in pair)
 
-    return max(ways, key=num_found)
+    return max(conventions, key=num_matches)
 
 
 def _missing_column(name: str, header: Sequence[str]) -> str:
@@ -334,7 +330,7 @@ def _missing_column(name: str, header: Sequence[str]) -> str:
     if len(named) <= 1:
         return f"no column {name!r}; the columns have to be separated by commas, semicolons or tabs"
     if name == "image" and (
-        other := next((column for column in named if _plain(column) in _IMAGE_NAMES), None)
+        other := next((column for column in named if _IMAGE_NAME.match(_plain(column))), None)
     ):
         return f"no column 'image'; rename {other!r} if it holds the paths of the images"
     hint = "; points are numbered from 0" if name in ("x_0", "0_x", "x0") else ""
@@ -342,12 +338,12 @@ def _missing_column(name: str, header: Sequence[str]) -> str:
 
 
 def refuse_normalizer(scheme: LandmarkScheme) -> None:
-    """Refuse a normalizer in the data where the scheme has its own.
+    """Reject a normalizer in the data if the scheme defines another one.
 
     Raises:
       ValueError: always.
     """
     raise ValueError(
-        f"there is a normalizer, but that of {scheme.name} is {scheme.normalizer_text}; say "
+        f"there is a normalizer, but that of {scheme.name} is {scheme.normalizer_text}; set "
         "'normalizer: given' in the scheme"
     )

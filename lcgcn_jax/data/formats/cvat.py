@@ -18,7 +18,6 @@ from lcgcn_jax.data.formats.labeled_images import (
     LabeledImage,
     LabeledPoint,
     read_entries,
-    require_scheme_without_normalizer,
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_xml
@@ -45,8 +44,8 @@ def read(
     """Read CVAT XML files.
 
     A face is a skeleton, or the points (each with the label of a landmark) of an image or of one
-    `group_id`, or one points shape with all landmarks in order. A point that is `outside` is missing.
-    The subsets Train, Validation and Test of a project are splits, unless `files` states them.
+    `group_id`, or one points shape with all landmarks in order. A point with `outside` is missing.
+    The subsets Train, Validation and Test of a project are splits, unless `files` states the split.
 
     Args:
       src: the folder of the images.
@@ -57,7 +56,6 @@ def read(
     Raises:
       InputError: a file is not CVAT XML for images, or its labels do not fit the scheme.
     """
-    require_scheme_without_normalizer(scheme, "CVAT XML")
     finder = ImageFinder(src)
     content = {split: _read_file(path, finder, scheme) for split, path in files.items()}
     return to_annotations(
@@ -116,7 +114,7 @@ def _read_points(
       shape: the element.
       group: the face that it belongs to, if stated.
       scheme: the landmarks.
-      face: the group of the points if the element holds all points of a face.
+      face: the group of the points if the element has all points of a face.
     """
     label = shape.get("label", "").strip()
     is_occluded = shape.get("occluded") == "1" if "occluded" in shape.attrib else None
@@ -135,6 +133,6 @@ def _read_points(
             yield LabeledPoint(name, xy, is_occluded, group or face)
     else:
         raise ValueError(
-            f"{len(xys)} points in one shape {label!r}; a shape holds one landmark, or all "
+            f"{len(xys)} points in one shape {label!r}; a shape has one landmark, or all "
             f"{scheme.num_landmarks} of {scheme.name} in order"
         )

@@ -1,6 +1,6 @@
-"""Reader of dlib's XML, as imglab writes it: images with boxes, and parts (points) of each box.
+"""Reader of dlib's XML (imglab): images with boxes, and parts (points) of each box.
 
-A part is a pixel, counting from 0: its center is a point of this project without an offset.
+The coordinates of a part are those of a pixel, which counts from 0; they are used without an offset.
 """
 
 import functools
@@ -17,14 +17,13 @@ from lcgcn_jax.data.formats.labeled_images import (
     LabeledImage,
     LabeledPoint,
     read_entries,
-    require_scheme_without_normalizer,
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_xml
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
-_GROUPING = "a box holds each part of one face once"
+_GROUPING = "a box has each part of one face once"
 
 
 def read(
@@ -32,8 +31,9 @@ def read(
 ) -> AnnotationList:
     """Read dlib XML files; every box with parts is a face.
 
-    The parts go by the names of the scheme, or by number (`00` to `67`). Boxes with `ignore='1'` and
-    boxes without parts are skipped. Image paths start from the folder of the XML file or from `src`.
+    Parts are named as in the scheme, or by number (`00` to `67`). Boxes with `ignore='1'` and
+    boxes without parts are skipped. Image paths are relative to the folder of the XML file or
+    to `src`.
 
     Args:
       src: the folder of the images.
@@ -44,7 +44,6 @@ def read(
     Raises:
       InputError: a file is not dlib XML, or its parts do not fit the scheme.
     """
-    require_scheme_without_normalizer(scheme, "dlib XML")
     finder = ImageFinder(src)
     content = {split: _read_file(path, finder) for split, path in files.items()}
     return to_annotations(
@@ -96,7 +95,7 @@ def _find_image(text: str, finder: ImageFinder, folder: Path) -> Path:
     try:
         return finder.find(text, relative_to=folder)
     except ValueError:
-        # imglab declares ISO-8859-1, and writes the bytes of the file name, mostly UTF-8.
+        # imglab declares ISO-8859-1, but writes the bytes of the file name, mostly UTF-8.
         try:
             repaired = text.encode("iso-8859-1").decode("utf-8")
         except UnicodeError:

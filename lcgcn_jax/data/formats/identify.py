@@ -41,7 +41,7 @@ _ADVICE = {
     PTS: "run 'lcgcn prepare 300w' or 'lcgcn prepare merl-rav' with --src FOLDER",
     WFLW: "run 'lcgcn prepare wflw' with --src FOLDER",
     CVAT_VIDEO: "export it from CVAT as 'CVAT for images 1.1'",
-    PASCAL_VOC: "it holds boxes and no landmarks; give a file with points",
+    PASCAL_VOC: "it has boxes and no landmarks; give a file with points",
     VIA: _TO_CSV,
     VIA_CSV: _TO_CSV,
     YOLO: _TO_CSV,
@@ -63,7 +63,7 @@ def identify_format(path: Path) -> str | None:
       path: the file. Only JSON files are read as a whole.
 
     Returns:
-      The name of the format, to print; or None for an unknown format, or a file that cannot be read.
+      The name of the format for messages; None if it is unknown or the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -81,30 +81,30 @@ def identify_format(path: Path) -> str | None:
     return _identify_text(text)
 
 
-def require_format(path: Path, wanted: str) -> None:
-    """Refuse a file that is recognized as one of another format.
+def require_format(path: Path, expected: str) -> None:
+    """Reject a file that is recognized as another format.
 
     Args:
       path: the file.
-      wanted: the format that the caller reads, one of this module's names.
+      expected: the format that the caller reads, one of the names in this module.
 
     Raises:
       InputError: the file is of another format; the message names the command that reads it.
     """
     file_format = identify_format(path)
-    if file_format is None or file_format == wanted:
+    if file_format is None or file_format == expected:
         return
-    if file_format in (OTHER_JSON, OTHER_XML) and wanted.split(" (")[0].endswith(file_format):
-        return  # Damaged or unusual: the reader of `wanted` says what it misses.
+    if file_format in (OTHER_JSON, OTHER_XML) and expected.split(" (")[0].endswith(file_format):
+        return  # Damaged or unusual: the reader of `expected` reports what is missing.
     if layout := _COMMANDS.get(file_format):
         advice = f"run 'lcgcn prepare {layout}' with the same options"
     else:
         advice = _ADVICE[file_format]
-    raise InputError(f"{path}: the format is {file_format}, not {wanted}; {advice}")
+    raise InputError(f"{path}: the format is {file_format}, not {expected}; {advice}")
 
 
 def _identify_xml(text: str) -> str:
-    """Name the XML format from its first elements."""
+    """Identify an XML format from its first elements."""
     text = re.sub(r"<!--.*?-->|<\?.*?\?>", "", text, flags=re.DOTALL)
     root = re.search(r"<([A-Za-z_][\w.-]*)", text)
     elements = set(re.findall(r"<([A-Za-z_][\w.-]*)", text))
@@ -170,7 +170,7 @@ def _identify_text(text: str) -> str | None:
     fields = first.split()
     if len(fields) >= _WFLW_FIELDS and all(map(_is_number, fields[: _WFLW_FIELDS - 1])):
         return WFLW
-    # The last line of the head may be cut.
+    # The last line of the head may be truncated.
     rows = [line.split() for line in lines[: max(1, len(lines) - 1)]]
     return YOLO if all(map(_is_yolo_row, rows)) else None
 

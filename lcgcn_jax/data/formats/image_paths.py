@@ -1,4 +1,4 @@
-"""Find the images that an annotation file names, on another machine or in another folder."""
+"""Lookup of the images of an annotation file that was written on another machine or in another folder."""
 
 import os
 import re
@@ -14,15 +14,14 @@ from lcgcn_jax.image_io import IMAGE_SUFFIXES
 class ImageFinder:
     """Images below a folder, by the paths that a labeling tool wrote.
 
-    A path is looked up, in this order: as it is, relative to `folder`; with backslashes as separators;
-    with `%20` and the like decoded; without its leading folders, one after the other; and by the
-    file name only, anywhere below `folder`. Two different paths never give the same image unless
-    both are exact.
+    A path is looked up in this order: relative to `folder`; with backslashes as separators; with `%20`
+    and similar escapes decoded; without its leading folders, one after the other; and by the file name
+    only, anywhere below `folder`. Two different paths never match the same image unless both are exact.
 
     Args:
-      folder: the folder of the images. No image outside of it is given.
-      stored_name: how the tool changes the name of a file when it takes it in.
-      original_name: removes what the tool adds to the name of a file.
+      folder: the folder of the images. Images outside of it are never returned.
+      stored_name: maps a file name to the name that the tool stores for it.
+      original_name: removes what the tool adds to a file name.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class ImageFinder:
         self._stored_name = stored_name
         self._original_name = original_name
         self._by_name: dict[str, list[Path]] | None = None
-        self._claims: dict[Path, tuple[str, bool]] = {}
+        self._matches: dict[Path, tuple[str, bool]] = {}
 
     def find(
         self, text: str, *, relative_to: Path | None = None, names: Iterable[str] = ()
@@ -49,11 +48,11 @@ class ImageFinder:
           names: other file names of the same image.
 
         Raises:
-          ValueError: no image, several images, or an image that belongs to another path.
+          ValueError: no image, several images, or an image that another path already matched.
         """
         if not text:
             raise ValueError("no image path")
-        # Paths with a NUL, which no file name has, end there for normpath of some Python versions.
+        # No file name has a NUL, but normpath of some Python versions truncates paths at it.
         if "\0" in text:
             raise ValueError(f"no image {text!r} in {self.folder.name}/ or below")
         path = self._find_exact(text, relative_to)
@@ -61,7 +60,7 @@ class ImageFinder:
         path = path or self._find_tail(text) or self._find_name(text, names)
         if not lies_within(path, self.folder):
             raise ValueError(f"the image {text!r} is a link that leaves {self.folder.name}/")
-        other, other_is_exact = self._claims.setdefault(path, (text, is_exact))
+        other, other_is_exact = self._matches.setdefault(path, (text, is_exact))
         if other != text and not (is_exact and other_is_exact):
             raise ValueError(
                 f"{text!r} and {other!r} both fit {path.relative_to(self.folder).as_posix()!r} "
@@ -70,7 +69,7 @@ class ImageFinder:
         return path
 
     def root_of(self, path: Path) -> Path | None:
-        """The spelling of the folder, as given or without links, that a path starts with."""
+        """The folder, as passed or with links resolved, if a path lies in it; else None."""
         roots = (Path(form(self.folder)) for form in (os.path.normpath, os.path.realpath))
         return next((root for root in roots if path.is_relative_to(root)), None)
 
@@ -98,7 +97,7 @@ class ImageFinder:
             self._by_name = defaultdict(list)
             for path in _images_below(self.folder):
                 self._by_name[self._stored_name(path.name)].append(path)
-                # Frames of a video have names without a suffix in CVAT.
+                # In CVAT, frames of a video have no suffix.
                 self._by_name[self._stored_name(path.stem)].append(path)
         exported = [_basename(text), *names]
         for name in (*exported, *map(self._original_name, exported)):
@@ -118,13 +117,13 @@ class ImageFinder:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """Spellings of a path, the original one first."""
+    """Variants of a path, the original one first."""
     slashed = re.sub(r"^[A-Za-z]:(?=[\\/])", "", text).replace("\\", "/")
     yield from dict.fromkeys((text, slashed, unquote(text), unquote(slashed)))
 
 
 def _plain_parts(path: str) -> list[str]:
-    """The folders and the name of a path, from behind the last `..` on."""
+    """Parts of a path after the last `..`."""
     parts = [part for part in PurePosixPath(path).parts if part not in ("/", "//", ".")]
     while ".." in parts:
         parts = parts[parts.index("..") + 1 :]
@@ -142,5 +141,5 @@ def _images_below(folder: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if not name.lower().endswith(IMAGE_SUFFIXES) or is_system_file(name):
                 continue
-            if os.path.isfile(path):  # a pipe never ends
+            if os.path.isfile(path):  # reading a pipe may never end
                 yield path

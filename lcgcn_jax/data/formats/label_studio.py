@@ -1,8 +1,8 @@
 """Reader of Label Studio's JSON and JSON-MIN exports: key points in percent of the image.
 
-Label Studio shows images upright (EXIF orientation applied), and 0 and 100 percent are the image's
-borders. Multiplied by the size, the coordinates are taken as pixels that count from 0, as in Label
-Studio's own COCO export. `image_rotation` is the view of the annotator: coordinates do not follow it.
+Label Studio shows images upright (EXIF orientation applied); 0 and 100 percent are the borders of the
+image. Coordinates are multiplied by the image size and used as pixels that count from 0, as in the COCO
+export of Label Studio. `image_rotation` is the view of the annotator and does not affect coordinates.
 """
 
 import base64
@@ -25,7 +25,6 @@ from lcgcn_jax.data.formats.labeled_images import (
     LabeledImage,
     LabeledPoint,
     read_entries,
-    require_scheme_without_normalizer,
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
@@ -43,8 +42,8 @@ def read(
 ) -> AnnotationList:
     """Read Label Studio exports.
 
-    The key points of a task are one face. Of several faces, each is a region (a box) with its key
-    points as children, or, as JSON-MIN has no children, a box around its key points.
+    The key points of a task are one face. With several faces, each face is a region (a box) whose
+    children are its key points. In JSON-MIN, which has no children, it is a box around its key points.
 
     Args:
       src: the folder of the images.
@@ -55,7 +54,6 @@ def read(
     Raises:
       InputError: a file is not a Label Studio export, or its labels do not fit the scheme.
     """
-    require_scheme_without_normalizer(scheme, "Label Studio")
     finder = image_finder(src)
     content = {split: _read_file(path, finder) for split, path in files.items()}
     return to_annotations(
@@ -122,7 +120,7 @@ def _read_task(
 
 
 def _chosen_results(task: Mapping[str, Any]) -> Sequence[Any]:
-    """The regions of the one annotation of a task; none if it was skipped."""
+    """Regions of the only annotation of a task; empty if the task was skipped."""
     annotations = task.get("annotations", task.get("completions")) or []
     if not isinstance(annotations, list) or not all(isinstance(a, Mapping) for a in annotations):
         raise ValueError("its annotations are not a list")
@@ -140,7 +138,7 @@ def _chosen_results(task: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def _minimal_results(task: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The regions of a task of JSON-MIN, in the form of the full JSON."""
+    """Convert the regions of a JSON-MIN task to the form of the full JSON."""
     for values in task.values():
         if isinstance(values, list):
             for value in values:
@@ -150,7 +148,7 @@ def _minimal_results(task: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _regions(results: Sequence[Any]) -> list[dict[str, Any]]:
-    """Merge the results of each region: labels may come apart from the shape, with the same id."""
+    """Merge results with the same id: the label of a region may be separate from its shape."""
     regions: dict[Hashable, dict[str, Any]] = {}
     for number, result in enumerate(results):
         if not isinstance(result, Mapping):
@@ -173,7 +171,7 @@ def _label(value: Mapping[str, Any]) -> str:
 
 
 def _is_occluded(value: Mapping[str, Any]) -> bool | None:
-    """Whether a choice per region marks the point as occluded; None without choices."""
+    """Whether a per-region choice marks the point as occluded; None without choices."""
     choices = value.get("choices")
     if not isinstance(choices, list):
         return None
@@ -183,14 +181,14 @@ def _is_occluded(value: Mapping[str, Any]) -> bool | None:
 def _box_corners(
     value: Mapping[str, Any], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """Corners in pixels of the upright box around a rectangle, which may be turned about (x, y)."""
+    """Corners in pixels of the upright box around a rectangle, which may be rotated about (x, y)."""
     x, y, width, height = (
         parse_number(value[key], f"{key} of a box") / 100 * side
         for key, side in zip(("x", "y", "width", "height"), size * 2, strict=True)
     )
-    turn = cmath.rect(1, math.radians(parse_number(value.get("rotation") or 0, "rotation")))
+    rotation = cmath.rect(1, math.radians(parse_number(value.get("rotation") or 0, "rotation")))
     corners = [
-        complex(x, y) + turn * corner for corner in (0, width, 1j * height, width + 1j * height)
+        complex(x, y) + rotation * corner for corner in (0, width, 1j * height, width + 1j * height)
     ]
     xs, ys = [c.real for c in corners], [c.imag for c in corners]
     return min(xs), min(ys), max(xs), max(ys)
@@ -216,7 +214,7 @@ def _image_location(data: Mapping[str, Any]) -> str:
 
 
 def _path_of_location(location: str) -> str:
-    """The path in a URL, e.g. `a/b.jpg` in `/data/local-files/?d=a/b.jpg` and `s3://bucket/a/b.jpg`."""
+    """Path in a URL, e.g. `a/b.jpg` in `/data/local-files/?d=a/b.jpg` and `s3://bucket/a/b.jpg`."""
     path, _, query = location.partition("?")
     parts = (part.partition("=") for part in query.split("&"))
     parameters = {key: value for key, _, value in parts}
@@ -227,12 +225,12 @@ def _path_of_location(location: str) -> str:
             return _path_of_location(base64.b64decode(unquote(parameters["fileuri"])).decode())
         except (binascii.Error, UnicodeDecodeError):
             return location
-    # One letter and a colon are a drive.
+    # A single letter before the colon is a Windows drive.
     return re.sub(r"^[A-Za-z][\w+.-]+://[^/]*", "", path)
 
 
 def image_finder(src: Path) -> ImageFinder:
-    """Finder of images by the names that Label Studio gives to uploaded files."""
+    """Image finder that also matches the names that Label Studio gives to uploaded files."""
     return ImageFinder(
         src,
         stored_name=_stored_name,
@@ -241,5 +239,5 @@ def image_finder(src: Path) -> ImageFinder:
 
 
 def _stored_name(name: str) -> str:
-    """The name that Label Studio (Django) gives to an uploaded file."""
+    """Name that Label Studio (Django) gives to an uploaded file."""
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))

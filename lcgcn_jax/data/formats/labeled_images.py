@@ -1,4 +1,4 @@
-"""Convert labeled points of images to annotated faces: grouping, names of landmarks, paths."""
+"""Labeled points of images, as labeling tools export them, and their conversion to faces."""
 
 import dataclasses
 import difflib
@@ -9,30 +9,28 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Int8
 
-from lcgcn_jax.data import raw_faces
-from lcgcn_jax.data.annotations import AnnotationList, BadRecord, FaceAnnotation, Visibility
+from lcgcn_jax.data.annotations import AnnotationList, BadRecord, Visibility
 from lcgcn_jax.data.formats.image_paths import ImageFinder
-from lcgcn_jax.data.raw_faces import SPLITS, UNSTATED, RawFace
+from lcgcn_jax.data.raw_faces import UNSTATED, Entry, RawFace, add_faces
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import LandmarkScheme
 
-_Entry = TypeVar("_Entry")
+_Item = TypeVar("_Item")
 
-_NEAR = 0.75
-"""Similarity (difflib's ratio) from which a name is suggested."""
+_MIN_SIMILARITY = 0.75
+"""Ratio of difflib from which a name is suggested."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LabeledPoint:
-    """One point of an image.
+    """Point of an image.
 
     Attributes:
-      label: the name of the point in the tool.
-      xy: its place in pixels; None for a point that the tool lists without one.
-      is_occluded: whether the annotator marked it as occluded; None if the file does not say.
-      group: the face that it belongs to, or None where the file does not say.
+      label: name of the point in the tool.
+      xy: location in pixels; None for a point without a location.
+      is_occluded: whether the annotator marked it as occluded; None if the file does not state it.
+      group: the face that it belongs to, or None if the file does not state it.
     """
 
     label: str
@@ -43,7 +41,7 @@ class LabeledPoint:
 
 @dataclasses.dataclass(frozen=True)
 class LabeledBox:
-    """A face box of an image: x0, y0, x1, y1 in pixels, and the face that it belongs to."""
+    """Face box of an image: x0, y0, x1, y1 in pixels, and the face that it belongs to."""
 
     corners: tuple[float, float, float, float]
     group: Hashable | None = None
@@ -51,20 +49,20 @@ class LabeledBox:
 
 @dataclasses.dataclass
 class LabeledImage:
-    """The annotations of one image.
+    """Annotations of one image.
 
     Attributes:
-      called: the name of the entry, for reports.
+      name: name of the entry in reports.
       image_path: the image.
       points: the points of all faces.
       boxes: the face boxes.
-      stated_size: width and height of the image as the annotation file states them, or None.
-      split: the split that the file states, or `UNSTATED`.
+      stated_size: width and height of the image as stated in the file, or None.
+      split: the split stated in the file, or `UNSTATED`.
       flags: names of the attributes that are true for the image.
-      num_skipped_boxes: face boxes without points, or marked as to be ignored.
+      num_skipped_boxes: face boxes without points, or marked as ignored.
     """
 
-    called: str
+    name: str
     image_path: Path
     points: list[LabeledPoint]
     boxes: list[LabeledBox]
@@ -76,12 +74,12 @@ class LabeledImage:
 
 @dataclasses.dataclass
 class LabeledFile:
-    """What a reader found in one annotation file (or folder).
+    """Content of an annotation file or of a folder of them.
 
     Attributes:
       path: the file.
       images: the usable entries, in the order of the file.
-      bad: the entries left out.
+      bad: the entries that cannot be used.
     """
 
     path: Path
@@ -90,7 +88,7 @@ class LabeledFile:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on what holds no face."""
+        """Notes about images and boxes without points."""
         empty = sum(not image.points for image in self.images)
         skipped = sum(image.num_skipped_boxes for image in self.images)
         counts = {"images": empty, "face boxes": skipped}
@@ -99,37 +97,24 @@ class LabeledFile:
 
 def read_entries(
     path: Path,
-    entries: Iterable[tuple[str, _Entry]],
-    read_entry: Callable[[str, _Entry], LabeledImage],
+    items: Iterable[tuple[str, _Item]],
+    read_item: Callable[[str, _Item], LabeledImage],
 ) -> LabeledFile:
-    """Read the entries of an annotation file; those that cannot be used are listed.
+    """Read the entries of an annotation file; unusable ones are listed in `bad`.
 
     Args:
       path: the file.
-      entries: each with the name that reports call it by.
-      read_entry: reads one of them, given its name; ValueError says what is wrong with it.
+      items: the entries, each with its name in reports.
+      read_item: reads an entry, given its name; raises ValueError if it cannot be used.
     """
     file = LabeledFile(path)
-    for name, entry in entries:
-        called = printable(f"{path.name}: {name}")
+    for item_name, item in items:
+        name = printable(f"{path.name}: {item_name}")
         try:
-            file.images.append(read_entry(called, entry))
+            file.images.append(read_item(name, item))
         except ValueError as error:
-            file.bad.append(BadRecord(called, str(error)))
+            file.bad.append(BadRecord(name, str(error)))
     return file
-
-
-def require_scheme_without_normalizer(scheme: LandmarkScheme, kind: str) -> None:
-    """Refuse a scheme whose NME needs a number per face, which labeling tools do not have.
-
-    Raises:
-      InputError: the normalizer of the scheme is `given`.
-    """
-    if scheme.normalizer == "given":
-        raise InputError(
-            f"--scheme: the normalizer of {scheme.name} is 'given', and {kind} files hold none; use "
-            "two landmarks or 'box', or lcgcn prepare csv"
-        )
 
 
 def to_annotations(
@@ -146,68 +131,52 @@ def to_annotations(
 
     Args:
       kind: the format, e.g. `cvat`.
-      files: what was read, by split.
+      files: the content, by split.
       finder: the images.
       scheme: the landmarks.
       count_from: the number of the first pixel in the files, 0 or 1.
-      grouping: how the tool tells the faces of an image apart, for messages.
-      attribute_names: names of the attributes that `flags` hold.
+      grouping: how to group the points of a face in the tool, for error messages.
+      attribute_names: names of the attributes in `flags`.
 
     Raises:
-      InputError: a file has no points, or its points do not fit the scheme.
+      InputError: a file has no points, its points do not fit the scheme, or NME of the scheme needs a
+        number per face, which labeling tools do not have.
     """
-    faces: list[FaceAnnotation] = []
-    bad, notes = [], []
+    if scheme.normalizer == "given":
+        raise InputError(
+            f"--scheme: the normalizer of {scheme.name} is 'given', and {kind} files hold none; use "
+            "two landmarks or 'box', or lcgcn prepare csv"
+        )
+    annotations = AnnotationList(
+        kind, scheme, tuple(attribute_names), [], [], [], has_custom_landmarks=True
+    )
     for split, file in files.items():
-        bad += file.bad
-        notes += file.notes
-        places = {p.label: image.called for image in reversed(file.images) for p in image.points}
-        if not places and not file.bad:
+        annotations.bad.extend(file.bad)
+        annotations.notes.extend(file.notes)
+        label_entries = {
+            point.label: image.name for image in reversed(file.images) for point in image.points
+        }
+        if not label_entries and not file.bad:
             raise InputError(f"{file.path}: no points in it; label some faces and export it again")
-        indices = landmarks_of_labels(places, scheme, file.path) if places else {}
-        stated: list[tuple[LabeledImage, RawFace, np.ndarray]] = []
+        indices = landmarks_of_labels(label_entries, scheme, file.path) if label_entries else {}
+        entries: list[Entry] = []
         for image in file.images:
             try:
-                groups = group_faces(image, indices, grouping)
+                faces = group_faces(image, indices, grouping)
             except ValueError as error:
-                bad.append(BadRecord(image.called, str(error)))
+                annotations.bad.append(BadRecord(image.name, str(error)))
                 continue
-            for points, box in groups:
-                stated.append(
-                    (image, *_raw_face(image, points, box, indices, scheme.num_landmarks))
+            for points, box in faces:
+                face = dataclasses.replace(
+                    _raw_face(image, points, box, indices, scheme.num_landmarks),
+                    split=split or image.split,
+                    attributes=tuple(flag in image.flags for flag in attribute_names),
                 )
-        raw_faces.check_pixels(file.path, [face for _, face, _ in stated])
-        missing, whole = Counter(), []
-        for number, (image, face, visibility) in enumerate(stated, start=1):
-            try:
-                face, counts = raw_faces.mark_missing(face)
-                faces.append(
-                    _annotation(
-                        split or image.split or SPLITS[0],
-                        number,
-                        image,
-                        face,
-                        visibility,
-                        finder.folder,
-                        count_from,
-                        tuple(flag in image.flags for flag in attribute_names),
-                    )
-                )
-            except ValueError as error:
-                bad.append(BadRecord(image.called, str(error)))
-                continue
-            missing += counts
-            whole.append(face)
-        if missing:
-            places = " and ".join(
-                f"{n:,} points at ({x:g}, {y:g})" for (x, y), n in missing.items()
-            )
-            notes.append(f"{file.path}: {places} count as missing")
-        if note := raw_faces.check_boxes(file.path, whole):
-            notes.append(note)
-    return AnnotationList(
-        kind, scheme, tuple(attribute_names), faces, bad, [], notes, has_custom_landmarks=True
-    )
+                entries.append(Entry(len(entries) + 1, image.name, face))
+        add_faces(
+            annotations, file.path, split, entries, Path, finder.folder, count_from=count_from
+        )
+    return annotations
 
 
 def _raw_face(
@@ -216,8 +185,7 @@ def _raw_face(
     box: LabeledBox | None,
     indices: Mapping[str, int],
     num_landmarks: int,
-) -> tuple[RawFace, Int8[np.ndarray, "k"]]:
-    """A face as the file states it, and its visibility labels."""
+) -> RawFace:
     landmarks = np.full((num_landmarks, 2), np.nan)
     visibility = np.full(num_landmarks, Visibility.UNKNOWN, np.int8)
     for point in points:
@@ -228,67 +196,33 @@ def _raw_face(
                 visibility[index] = (
                     Visibility.EXTERNALLY_OCCLUDED if point.is_occluded else Visibility.VISIBLE
                 )
-    face = RawFace(
+    return RawFace(
         image=str(image.image_path),
         points=landmarks,
         visible=np.all(np.isfinite(landmarks), axis=1),
         box=None if box is None else np.array(box.corners),
-        split=image.split,
         stated_size=image.stated_size,
-    )
-    return face, visibility
-
-
-def _annotation(
-    split: str,
-    number: int,
-    image: LabeledImage,
-    face: RawFace,
-    visibility: Int8[np.ndarray, "k"],
-    folder: Path,
-    count_from: int,
-    attributes: tuple[bool, ...],
-) -> FaceAnnotation:
-    """The face in this project's conventions.
-
-    Raises:
-      ValueError: no point has a location, or the name of the image is not in UTF-8.
-    """
-    if not face.visible.any():
-        raise ValueError("no point of a face has a location")
-    name = image.image_path.relative_to(folder).as_posix()
-    return FaceAnnotation(
-        name=f"{split}/{number:06d}:{name}",
-        subset="",
-        split=split,
-        group=name,
-        image_path=image.image_path,
-        landmarks=np.where(face.visible[:, None], face.points - count_from, np.nan),
-        visible=face.visible,
-        provided_box=None if (box := face.box_corners) is None else box - count_from,
-        attributes=attributes,
-        stated_size=image.stated_size,
-        visibility=np.where(face.visible, visibility, Visibility.UNKNOWN).astype(np.int8),
+        visibility=visibility,
     )
 
 
 def landmarks_of_labels(
-    places: Mapping[str, str], scheme: LandmarkScheme, path: Path
+    label_entries: Mapping[str, str], scheme: LandmarkScheme, path: Path
 ) -> dict[str, int]:
-    """Find the landmark of each label of a file.
+    """Map each label of a file to the index of its landmark.
 
-    A label is the name of a landmark. Labels that are all whole numbers, and no names, count from 0
-    or from 1: the file has to hold the first or the last number.
+    A label is the name of a landmark. If all labels are whole numbers that are not names, they count
+    from 0 or from 1: the file must contain the first or the last number.
 
     Args:
-      places: label -> the entry of the file that it is first in, for messages.
+      label_entries: label -> the entry of the file with its first occurrence, for error messages.
       scheme: the landmarks.
       path: the file.
 
     Raises:
       InputError: a label is not a landmark of the scheme, or it is unclear where the numbers start.
     """
-    labels = list(places)
+    labels = list(label_entries)
     by_name = {name: i for i, name in enumerate(scheme.names)}
     if all(map(_is_whole, by_name)):
         # `01` is the landmark `1`.
@@ -299,10 +233,11 @@ def landmarks_of_labels(
         return {label: by_name[label] for label in labels}
     if all(map(_is_whole, labels)):
         return _landmarks_of_numbers(labels, scheme, path)
-    near = difflib.get_close_matches(unknown[0], by_name, n=1, cutoff=_NEAR)
+    near = difflib.get_close_matches(unknown[0], by_name, n=1, cutoff=_MIN_SIMILARITY)
     more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     raise InputError(
-        f"{places[unknown[0]]}: the point label {unknown[0]!r}{more} is not a landmark of {scheme.name}"
+        f"{label_entries[unknown[0]]}: the point label {unknown[0]!r}{more} is not a landmark of "
+        f"{scheme.name}"
         + (f"; did you mean {near[0]!r}?" if near else "; use the names in the scheme")
     )
 
@@ -316,7 +251,7 @@ def _landmarks_of_numbers(
     if high - low >= k or high > k:
         raise InputError(
             f"{path}: the points are numbered {low} to {high}, and {scheme.name} has {k} landmarks; "
-            "give the scheme of these points"
+            "use the scheme of these points"
         )
     if low > 0 and high < k:
         raise InputError(
@@ -334,15 +269,15 @@ def _is_whole(text: str) -> bool:
 def group_faces(
     image: LabeledImage, indices: Mapping[str, int], grouping: str
 ) -> list[tuple[list[LabeledPoint], LabeledBox | None]]:
-    """Tell the faces of an image apart.
+    """Separate the faces of an image.
 
-    Points and boxes of one group are a face. Without groups, the points are one face; with two or
-    more boxes, the faces are what lies in them.
+    Points and boxes of the same group are a face. Points without groups are one face, or, with two or
+    more boxes, one face per box.
 
     Args:
       image: the annotations.
       indices: label -> landmark.
-      grouping: how the tool tells the faces of an image apart, for messages.
+      grouping: how to group the points of a face in the tool, for error messages.
 
     Raises:
       ValueError: the points cannot be assigned.

@@ -1,4 +1,4 @@
-"""Reader of LabelMe's JSON, a file per image: point shapes.
+"""Reader of LabelMe's JSON, one file per image: point shapes.
 
 LabelMe shows images upright (EXIF orientation applied). Coordinates are used unchanged: pixels that
 count from 0.
@@ -17,14 +17,13 @@ from lcgcn_jax.data.formats.labeled_images import (
     LabeledFile,
     LabeledImage,
     LabeledPoint,
-    require_scheme_without_normalizer,
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
-_GROUPING = "in LabelMe, give the points of a face the same group_id, another one for each face"
+_GROUPING = "in LabelMe, give all points of a face the same group_id, and each face another one"
 
 
 def read(
@@ -36,9 +35,9 @@ def read(
 ) -> AnnotationList:
     """Read LabelMe files.
 
-    The point shapes of a file are a face, or, with a `group_id`, those of a group; a rectangle of the
-    same group is its box. A point with the flag `occluded` is occluded. The flags of an image are
-    attributes of its faces.
+    The point shapes of a file are one face, or one face per `group_id`. A rectangle of the same group is
+    its box. A point with the flag `occluded` is occluded. The flags of an image are attributes of its
+    faces.
 
     Args:
       src: the folder of the images.
@@ -50,7 +49,6 @@ def read(
     Raises:
       InputError: a file is not LabelMe JSON, or its labels do not fit the scheme.
     """
-    require_scheme_without_normalizer(scheme, "LabelMe")
     finder = ImageFinder(src)
     flags: set[str] = set()
     content = {
@@ -71,12 +69,12 @@ def read(
 def _read_files(paths: Sequence[Path], finder: ImageFinder, flags: set[str]) -> LabeledFile:
     """Read all files of a split as one; a file that is not LabelMe JSON is listed as bad."""
     content = LabeledFile(paths[0])
-    names = list(dict.fromkeys(name for path in paths for name in _json_files(path)))
-    for path in names:
+    files = list(dict.fromkeys(file for path in paths for file in _json_files(path)))
+    for path in files:
         try:
             content.images.append(_read_image(path, finder, flags))
         except InputError as error:
-            if len(names) == 1:
+            if len(files) == 1:
                 raise
             content.bad.append(BadRecord(path.name, str(error).removeprefix(f"{path}: ")))
         except ValueError as error:
@@ -139,7 +137,7 @@ def _vertices(
     ):
         raise ValueError(f"the points of {label!r} are not a list of x and y")
     if count is not None and len(vertices) != count:
-        raise ValueError(f"the point {label!r} has {len(vertices)} places")
+        raise ValueError(f"the point {label!r} has {len(vertices)} locations, expected {count}")
     what = f"a coordinate of {label!r}"
     return [(parse_number(x, what), parse_number(y, what)) for x, y in vertices]
 

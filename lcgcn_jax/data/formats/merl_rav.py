@@ -11,23 +11,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int8
 
-from lcgcn_jax.data.annotations import (
-    AnnotationList,
-    BadRecord,
-    FaceAnnotation,
-    Visibility,
-    archives,
-)
-from lcgcn_jax.data.formats.w300 import (
-    files_in,
+from lcgcn_jax.data.annotations import AnnotationList, BadRecord, FaceAnnotation, Visibility
+from lcgcn_jax.data.formats.pts import (
     image_of,
-    images_by_stem,
+    list_folder,
+    missing_layout,
     read_pts,
-    require_own_file,
+    require_file_inside,
     source_image_of,
-    subfolder,
 )
-from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import IBUG68
 
 POSES = ("frontal", "left", "lefthalf", "right", "righthalf")
@@ -41,34 +33,32 @@ def read(src: Path, *, has_validation: bool = True) -> AnnotationList:
     """Read the MERL-RAV faces below a folder.
 
     Args:
-      src: the folder that holds `frontal/trainset/`, `frontal/testset/` and so on; some of them are
-        enough.
-      has_validation: whether a part of the training faces becomes the validation split. Faces whose
-        labels are not exact are for training only.
+      src: the folder with `frontal/trainset/`, `frontal/testset/` and so on. Subsets may be absent.
+      has_validation: whether a part of the training faces becomes the validation split. Set it to
+        False for faces with inexact labels, which are for training only.
 
     Returns:
       The faces in the order of `POSES`, then of file names. Landmarks count from 0.
 
     Raises:
-      InputError: the folder holds none of the pose folders.
+      InputError: the folder has none of the pose folders, or one of them twice.
     """
     faces, bad, absent = [], [], []
     for pose in POSES:
         for part in SPLITS:
             folder = f"{pose}/{part}"
-            subset_folder = subfolder(src, folder)
-            files = [] if subset_folder is None else files_in(subset_folder)
-            points_files = [path for path in files if path.suffix.lower() == ".pts"]
+            points_files, images = list_folder(src, folder)
             if not points_files:
                 absent.append(folder)
-            images = images_by_stem(files)
             for path in points_files:
                 try:
                     faces.append(_read_face(src, path, images, pose, part))
                 except ValueError as error:
                     bad.append(BadRecord(f"{folder}/{path.name}", str(error)))
     if not faces and not bad:
-        raise InputError(f"{src}: {_nothing_here(src)}")
+        expected = ", ".join(f"{pose}/" for pose in POSES)
+        message = "no MERL-RAV subset with .pts files here; expected trainset/ or testset/ in "
+        raise missing_layout(src, message + expected, POSES)
     return AnnotationList(
         "merl-rav", IBUG68, POSES, faces, bad, absent, has_validation=has_validation
     )
@@ -77,17 +67,17 @@ def read(src: Path, *, has_validation: bool = True) -> AnnotationList:
 def _read_face(
     src: Path, path: Path, images: Mapping[str, Sequence[Path]], pose: str, part: str
 ) -> FaceAnnotation:
-    require_own_file(src, path)
+    require_file_inside(src, path)
     points, visibility = decode_signs(read_pts(path, IBUG68.num_landmarks))
     # Faces of one image may be numbered: `image00042_1.pts` next to `image00042.jpg`.
-    own = images.get(path.stem.lower())
-    image_path = image_of(path if own else path.with_stem(source_image_of(path.stem)), images)
-    require_own_file(src, image_path)
+    has_image = images.get(path.stem.lower())
+    image_path = image_of(path if has_image else path.with_stem(source_image_of(path.stem)), images)
+    require_file_inside(src, image_path)
     return FaceAnnotation(
         name=f"{pose}/{part}/{path.stem}{image_path.suffix}",
         subset=pose,
         split=SPLITS[part],
-        # Without the pose: faces of one image have different ones.
+        # Without the pose: faces of one image may have different poses.
         group=source_image_of(path.stem),
         image_path=image_path,
         landmarks=points - 1.0,
@@ -103,13 +93,13 @@ def decode_signs(
 ) -> tuple[Float[np.ndarray, "k 2"], Int8[np.ndarray, "k"]]:
     """Separate locations and visibility labels.
 
-    A pair with one negative number is beyond the left or upper border of the image; visible as
-    (x, y) or occluded as (-x, -y), whichever is nearer to the other landmarks. A pair with two negative
-    numbers always counts as occluded: the files do not distinguish it from a visible landmark
-    beyond both borders. A pair (0, 0) has neither a location nor a label.
+    A pair with one negative number lies beyond the left or upper border of the image. It is a visible
+    landmark at (x, y) or an occluded one at (-x, -y), whichever is nearer to the other landmarks. A pair
+    with two negative numbers always counts as occluded: the files do not distinguish it from a visible
+    landmark beyond both borders. A pair (0, 0) has neither a location nor a label.
 
     Args:
-      points: as a file states them.
+      points: as in the file.
 
     Returns:
       The locations, NaN for landmarks without one, and the labels.
@@ -133,16 +123,3 @@ def decode_signs(
     visibility[is_flipped] = Visibility.EXTERNALLY_OCCLUDED
     locations[~is_located] = np.nan
     return locations, visibility
-
-
-def _nothing_here(src: Path) -> str:
-    folders = ", ".join(f"{pose}/" for pose in POSES)
-    message = (
-        f"no MERL-RAV subset with .pts files here; expected trainset/ or testset/ in {folders}"
-    )
-    if packed := archives(src):
-        return f"{message}; unpack {', '.join(packed)} first"
-    for below in [path for path in files_in(src) if path.is_dir()]:
-        if any(subfolder(below, pose) for pose in POSES):
-            return f"{message}; did you mean --src {below}?"
-    return message

@@ -1,4 +1,4 @@
-"""Parse the XML and JSON files of labeling tools."""
+"""Parsing of the XML and JSON files of labeling tools."""
 
 import json
 import math
@@ -10,15 +10,15 @@ from lcgcn_jax.errors import InputError, one_line
 
 
 class _TreeBuilder(ET.TreeBuilder):
-    """Tree builder that refuses a document type, the only place where XML entities are declared."""
+    """Tree builder that rejects a document type, where XML entities are declared."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        """Refuse the declaration, before any entity is expanded.
+        """Reject the declaration, before any entity is expanded.
 
         Raises:
           ValueError: always.
         """
-        raise ValueError("it has a document type (DOCTYPE), which can hide any content; remove it")
+        raise ValueError("it has a document type (DOCTYPE), which may declare entities; remove it")
 
 
 def read_xml(path: Path) -> ET.Element:
@@ -59,10 +59,10 @@ def parse_number(value: Any, what: str) -> float:
 
     Args:
       value: text or a number.
-      what: what the number is, for the message.
+      what: description of the number for the message.
 
     Raises:
-      ValueError: it is not one.
+      ValueError: it is not a finite number.
     """
     try:
         number = math.nan if isinstance(value, bool) else float(value)

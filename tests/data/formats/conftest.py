@@ -12,7 +12,7 @@ SCHEME = LandmarkScheme.from_dict(
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder of images; readers only look whether they exist."""
+    """Folder of images; readers only check that they exist."""
     for name in ("a.jpg", "one/b.jpg", "one/c d.jpg", "two/p.jpg", "three/p.jpg"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,5 +24,5 @@ def images(tmp_path):
 
 @pytest.fixture
 def four_points():
-    """A scheme with four landmarks, their names and places."""
+    """Scheme with four landmarks, and their locations by name."""
     return SCHEME, dict(zip(NAMES, POINTS.tolist(), strict=True))

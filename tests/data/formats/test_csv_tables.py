@@ -67,20 +67,20 @@ DECIMAL = "one/a b.png;15,5;20;45;21;30,0;35,25"
         '"' + HEADER.replace(",", '","') + '"\n"' + ROW.replace(",", '","') + '"\n',
     ],
 )
-def test_dialects(images, content):
+def test_csv_dialects_give_the_same_face(images, content):
     result = read(images, content)
     np.testing.assert_array_equal(only_face(result).landmarks, POINTS)
     assert result.notes == []
 
 
 @pytest.mark.parametrize("mark", ["", "NA", "N/A", "nan", "NaN", "null", "None", "#N/A", "-"])
-def test_cells_that_are_not_available(images, mark):
+def test_not_available_cells_are_missing_points(images, mark):
     face = only_face(read(images, f"{HEADER}\n{ROW.replace('15.5,20', f'{mark},{mark}')}\n"))
     assert face.visible.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("place", [(0, 0), (-1, -1), ("0.0", "-0"), ("-1.00", "-1")])
-def test_points_at_the_places_of_missing_ones(images, place):
+def test_points_at_zero_or_minus_one_are_missing(images, place):
     result = read(images, f"{HEADER}\n{ROW.replace('15.5,20', '{},{}'.format(*place))}\n")
     assert only_face(result).visible.tolist() == [False, True, True]
     (note,) = result.notes
@@ -108,14 +108,14 @@ def test_other_columns_are_ignored_with_a_note(images):
         (f"{HEADER}\n".replace(",", " "), "separated by commas, semicolons or tabs"),
     ],
 )
-def test_refused_headers(images, content, message):
+def test_wrong_headers_raise(images, content, message):
     with pytest.raises(InputError) as caught:
         read(images, content)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_no_unlike_name_is_suggested(images):
+def test_dissimilar_column_names_are_not_suggested(images):
     with pytest.raises(InputError) as caught:
         read(images, f"{HEADER}\n".replace("image", "wholly different"))
     assert "did you mean" not in str(caught.value)
@@ -124,7 +124,7 @@ def test_no_unlike_name_is_suggested(images):
 @pytest.mark.parametrize(
     "path", [r"one\a b.png", "./one/a b.png", "one/../one/a b.png", "../images/one/a b.png", "FULL"]
 )
-def test_paths_of_the_same_image(images, path):
+def test_image_path_variants_match(images, path):
     full = str(images / "one/a b.png")
     face = only_face(
         read(images, f"{HEADER}\n{ROW}\n".replace("one/a b.png", path.replace("FULL", full)))
@@ -133,7 +133,7 @@ def test_paths_of_the_same_image(images, path):
     assert face.group == "one/a b.png"
 
 
-def test_images_in_a_folder_with_dots(images, monkeypatch):
+def test_image_folder_path_with_dots(images, monkeypatch):
     monkeypatch.chdir(images / "one")
     path = images.parent / "points.csv"
     path.write_text(f"{HEADER}\n{ROW}\n")

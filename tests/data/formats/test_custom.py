@@ -1,3 +1,5 @@
+"""Tests of `data.formats.custom`: CSV rows and COCO annotations as faces."""
+
 import csv
 import json
 import math
@@ -25,7 +27,7 @@ def scheme(normalizer=("left", "right")):
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder with a picture in it, and another one beside it."""
+    """A folder of images, with another image outside of it."""
     noise = np.random.default_rng(0).integers(0, 256, (60, 64, 3), np.uint8)
     for name in ("images/one/a.png", "images/b.png", "outside.png"):
         path = tmp_path / name
@@ -35,11 +37,11 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def row_of(points=POINTS, image="one/a.png", **cells):
+def row_of(points=POINTS, image="one/a.png", **values):
     row = {"image": image}
     for name, (x, y) in zip(NAMES, points, strict=True):
         row |= {f"x_{name}": x, f"y_{name}": y}
-    return row | cells
+    return row | values
 
 
 def without(*names):
@@ -59,13 +61,18 @@ def read_rows(images, rows, normalizer=("left", "right"), **options):
     return custom.read_csv(images, {"": path}, scheme(normalizer), **options)
 
 
-def test_row_of_a_table(images):
-    cells = {"x0": 10, "y0": 12, "x1": 50, "y1": 55, "split": "test", "group": "me", "subset": "s"}
-    rows = [row_of(**cells), row_of(image="b.png", **{name: "" for name in cells})]
+def test_csv_row_becomes_a_face(images):
+    values = {"x0": 10, "y0": 12, "x1": 50, "y1": 55, "split": "test", "group": "me", "subset": "s"}
+    rows = [row_of(**values), row_of(image="b.png", **{name: "" for name in values})]
     rows[1] |= {"split": "train", **without("tip")}
-    found = read_rows(images, rows)
-    assert (found.kind, found.bad, found.absent, found.attribute_names) == ("csv", [], [], ())
-    first, second = found.faces
+    annotations = read_rows(images, rows)
+    assert (annotations.kind, annotations.bad, annotations.absent, annotations.attribute_names) == (
+        "csv",
+        [],
+        [],
+        (),
+    )
+    first, second = annotations.faces
     np.testing.assert_array_equal(first.landmarks, POINTS)
     assert first.visible.all()
     np.testing.assert_array_equal(first.provided_box, [10, 12, 50, 55])
@@ -78,14 +85,14 @@ def test_row_of_a_table(images):
     assert math.isnan(second.normalizer)
 
 
-def test_pixels_may_count_from_one(images):
+def test_csv_coordinates_may_count_from_one(images):
     box = {"x0": 10, "y0": 12, "x1": 50, "y1": 55}
     (face,) = read_rows(images, [row_of(**box)], count_from=1).faces
     np.testing.assert_array_equal(face.landmarks, POINTS - 1)
     np.testing.assert_array_equal(face.provided_box, [9, 11, 49, 54])
 
 
-def test_points_may_go_by_number(images):
+def test_csv_points_may_be_numbered(images):
     columns = {
         f"{axis}_{i}": value
         for i, p in enumerate(POINTS)
@@ -95,7 +102,7 @@ def test_points_may_go_by_number(images):
     np.testing.assert_array_equal(face.landmarks, POINTS)
 
 
-def test_lists_of_hrnet_facial(images):
+def test_hrnet_facial_lists_are_read(images):
     row = {"image_name": "b.png", "scale": 0.2, "center_w": 31, "center_h": 36}
     for i, (x, y) in enumerate(POINTS):
         row |= {f"original_{i}_x": x, f"original_{i}_y": y}
@@ -105,7 +112,7 @@ def test_lists_of_hrnet_facial(images):
 
 
 @pytest.mark.parametrize(
-    ("cells", "reason"),
+    ("values", "reason"),
     [
         ({"image": "one/none.png"}, "no image 'one/none.png' in images/"),
         ({"image": ""}, "no image path"),
@@ -120,14 +127,14 @@ def test_lists_of_hrnet_facial(images):
         ({"x_tip": "nan"}, "one of x_tip and y_tip is empty"),
         ({"x_tip": "1_2"}, "x_tip: '1_2' is not a number"),
         ({"x_tip": "12,5"}, "x_tip: '12,5' is not a number"),
-        ({f"{axis}_{name}": 0 for name in NAMES for axis in "xy"}, "not one point is there"),
+        ({f"{axis}_{name}": 0 for name in NAMES for axis in "xy"}, "no point has a location"),
         ({f"{axis}_{name}": -2 for name in NAMES[:2] for axis in "xy"}, "lie at (-2, -2)"),
         ({f"{axis}_{name}": 20.5 for name in NAMES[:3] for axis in "xy"}, "lie at (20.5, 20.5)"),
         ({f"{axis}_{n}": 5 + i / 9 for i, n in enumerate(NAMES) for axis in "xy"}, "span 0.33 px"),
         ({"image": r"C:\photos\none.png"}, "no image"),
         ({"image": r"..\outside.png"}, "leaves images/"),
-        ({"x_tip": "1e999"}, "what is missing is left empty"),
-        (without(*NAMES), "not one point is there"),
+        ({"x_tip": "1e999"}, "leave the cell of a missing number empty"),
+        (without(*NAMES), "no point has a location"),
         ({"x1": 3}, "the box [5.0, 6.0, 3.0, 50.0] has no extent"),
         ({"x1": ""}, "has no extent"),
         ({"split": "val"}, "the split 'val' is none of train, validation, test"),
@@ -135,21 +142,21 @@ def test_lists_of_hrnet_facial(images):
         ({"normalizer": -2}, "the normalizer -2 is not a positive"),
     ],
 )
-def test_bad_rows_are_listed_and_reading_goes_on(images, cells, reason):
+def test_bad_csv_rows_are_listed_and_skipped(images, values, reason):
     good = row_of(x0=5, y0=6, x1=40, y1=50, split="train", normalizer=30)
-    found = read_rows(images, [good, good | cells, good], "given")
-    assert len(found.faces) == 2
-    (bad,) = found.bad
+    annotations = read_rows(images, [good, good | values, good], "given")
+    assert len(annotations.faces) == 2
+    (bad,) = annotations.bad
     assert bad.name == "points.csv:3"
     assert reason in bad.reason
 
 
-def test_row_of_another_length_is_listed(images):
+def test_csv_row_with_too_few_fields_is_listed(images):
     path = write_csv(images.parent / "points.csv", [row_of(), row_of()])
     path.write_text(path.read_text() + "b.png,1,2\n\n")
-    found = custom.read_csv(images, {"": path}, scheme())
-    assert [str(bad) for bad in found.bad] == ["points.csv:4: 3 fields, expected 9"]
-    assert len(found.faces) == 2
+    annotations = custom.read_csv(images, {"": path}, scheme())
+    assert [str(bad) for bad in annotations.bad] == ["points.csv:4: 3 fields, expected 9"]
+    assert len(annotations.faces) == 2
 
 
 @pytest.mark.parametrize(
@@ -171,7 +178,7 @@ def test_row_of_another_length_is_listed(images):
         (f"HEADER\n{'9' * 200_000},\n", "not a CSV in UTF-8"),
     ],
 )
-def test_file_of_another_form_is_one_line_that_names_it(tmp_path, text, message):
+def test_malformed_csv_raises_a_one_line_error(tmp_path, text, message):
     path = tmp_path / "points.csv"
     text = text.replace("HEADER", ",".join(row_of()))
     path.write_bytes(text.encode("latin-1"))
@@ -183,12 +190,12 @@ def test_file_of_another_form_is_one_line_that_names_it(tmp_path, text, message)
 
 
 @pytest.mark.parametrize("read", [custom.read_csv, custom.read_coco])
-def test_missing_file_is_named(tmp_path, read):
+def test_missing_file_raises(tmp_path, read):
     with pytest.raises(InputError, match=r"gone: cannot be read: No such file"):
         read(tmp_path, {"": tmp_path / "gone"}, scheme())
 
 
-def test_given_normalizer_has_to_be_there(images):
+def test_given_normalizer_requires_a_column(images):
     with pytest.raises(InputError, match="no column 'normalizer'"):
         read_rows(images, [row_of()], "given")
     rows = [row_of(normalizer=12.5), row_of(normalizer="")]
@@ -227,26 +234,26 @@ def read_coco(images, content, normalizer=("left", "right"), **options):
         "images%2Fb.png",
     ],
 )
-def test_coco_with_the_paths_of_another_machine(images, file_name):
+def test_coco_image_paths_of_another_machine_are_matched(images, file_name):
     content = coco_of({}, images=[{"id": 3, "file_name": file_name}])
     (face,) = read_coco(images, content).faces
     assert (face.image_path, face.group) == (images / "b.png", "b.png")
 
 
-def test_coco_with_a_path_that_fits_two_images(images):
+def test_coco_image_path_that_matches_two_images_is_listed(images):
     (images / "two").mkdir()
     (images / "two/a.png").write_bytes((images / "one/a.png").read_bytes())
     content = coco_of({}, images=[{"id": 3, "file_name": "/home/me/a.png"}])
-    found = read_coco(images, content)
-    assert found.faces == []
-    assert "'one/a.png' or 'two/a.png'" in found.bad[0].reason
+    annotations = read_coco(images, content)
+    assert annotations.faces == []
+    assert "'one/a.png' or 'two/a.png'" in annotations.bad[0].reason
 
 
-def test_annotation_of_coco(images):
+def test_coco_annotation_becomes_a_face(images):
     hidden = {"id": 8, "keypoints": keypoints_of(visibility=(2, 0, 1, 2))}
     content = coco_of({"bbox": [10, 12, 40, 43]}, hidden)
-    found = read_coco(images, content, count_from=1)
-    first, second = found.faces
+    annotations = read_coco(images, content, count_from=1)
+    first, second = annotations.faces
     np.testing.assert_array_equal(first.landmarks, POINTS - 1)
     np.testing.assert_array_equal(first.provided_box, [9, 11, 49, 54])
     assert first.visible.all()
@@ -256,7 +263,7 @@ def test_annotation_of_coco(images):
     assert first.group == second.group == "one/a.png"
 
 
-def test_keypoints_are_found_by_name(images):
+def test_coco_keypoints_are_matched_by_name(images):
     order = [2, 0, 3, 1]
     moved = [POINTS[i] for i in order]
     moved.insert(1, [1.0, 2.0])
@@ -272,17 +279,17 @@ def test_keypoints_are_found_by_name(images):
     ("changes", "reason"),
     [
         ({"image_id": 9}, "no image with the id 9"),
-        ({"image_id": [1]}, "not of COCO's form"),
+        ({"image_id": [1]}, "not a COCO annotation"),
         ({"image_id": 4}, "leaves images/"),
         ({"keypoints": keypoints_of()[:-3]}, "9 numbers for the keypoints, expected 12"),
         ({"keypoints": keypoints_of()[:-1]}, "11 numbers"),
         ({"keypoints": [1, "2"]}, None),
-        ({"keypoints": [1, "b"]}, "something else where a list of numbers"),
-        ({"keypoints": [10**400]}, "something else where a list of numbers"),
-        ({"keypoints": 5}, "something else where a list of numbers"),
+        ({"keypoints": [1, "b"]}, "not a list of numbers"),
+        ({"keypoints": [10**400]}, "not a list of numbers"),
+        ({"keypoints": 5}, "not a list of numbers"),
         ({"keypoints": keypoints_of(visibility=(2, 2, 3, 2))}, "none of 0, 1 and 2"),
-        ({"keypoints": keypoints_of(POINTS * 0)}, "not one point is there"),
-        ({"keypoints": keypoints_of(POINTS * np.nan)}, "not one point is there"),
+        ({"keypoints": keypoints_of(POINTS * 0)}, "no point has a location"),
+        ({"keypoints": keypoints_of(POINTS * np.nan)}, "no point has a location"),
         ({"keypoints": keypoints_of(POINTS * [np.nan, 1])}, "one coordinate of left is missing"),
         ({"keypoints": keypoints_of(POINTS * np.inf)}, "NaN or infinite"),
         ({"keypoints": POINTS.ravel().tolist()}, "8 numbers for the keypoints, expected 12"),
@@ -291,20 +298,20 @@ def test_keypoints_are_found_by_name(images):
         ({"normalizer": 5}, "there is a normalizer"),
     ],
 )
-def test_bad_annotations_are_listed(images, changes, reason):
-    found = read_coco(images, coco_of({}, changes, {}))
-    assert len(found.faces) == 2
-    (bad,) = found.bad
+def test_bad_coco_annotations_are_listed(images, changes, reason):
+    annotations = read_coco(images, coco_of({}, changes, {}))
+    assert len(annotations.faces) == 2
+    (bad,) = annotations.bad
     assert bad.name == "points.json: annotation 7"
     assert (reason or "") in bad.reason
 
 
-def test_annotation_that_is_no_mapping_is_listed(images):
+def test_coco_annotation_that_is_not_an_object_is_listed(images):
     content = coco_of({})
     content["annotations"] += ["words"]
-    found = read_coco(images, content)
-    assert [str(bad) for bad in found.bad] == [
-        "points.json: annotation number 2: not of COCO's form"
+    annotations = read_coco(images, content)
+    assert [str(bad) for bad in annotations.bad] == [
+        "points.json: annotation number 2: not a COCO annotation"
     ]
 
 
@@ -320,7 +327,7 @@ def test_annotation_that_is_no_mapping_is_listed(images):
         (coco_of({}, category=["left", "right", "tip", "jaw"]), "has no keypoint 'chin'"),
     ],
 )
-def test_json_of_another_form_is_one_line_that_names_it(images, content, message):
+def test_malformed_coco_raises_a_one_line_error(images, content, message):
     with pytest.raises(InputError) as caught:
         read_coco(images, content)
     assert str(caught.value).startswith(f"{images.parent / 'points.json'}: ")
@@ -328,7 +335,7 @@ def test_json_of_another_form_is_one_line_that_names_it(images, content, message
     assert "\n" not in str(caught.value)
 
 
-def test_images_with_the_same_id_are_refused(images):
+def test_coco_images_with_the_same_id_raise(images):
     content = coco_of({}) | {"categories": []}
     content["images"] = [{"id": 3, "file_name": n} for n in ("one/a.png", "b.png")]
     with pytest.raises(InputError, match=r"'one/a\.png' and 'b\.png' both have the id 3"):
@@ -343,7 +350,7 @@ def test_images_with_the_same_id_are_refused(images):
 
 
 @pytest.mark.parametrize(("stored", "used"), [(3, "3"), ("3", 3), ("3", "3"), (3, 3.0)])
-def test_ids_are_the_same_as_numbers_and_text(images, stored, used):
+def test_coco_ids_match_as_numbers_and_as_text(images, stored, used):
     content = coco_of({"image_id": used, "category_id": str(used)})
     content["images"][0]["id"] = content["categories"][0]["id"] = stored
     if used == 3.0 and isinstance(used, float):
@@ -351,11 +358,11 @@ def test_ids_are_the_same_as_numbers_and_text(images, stored, used):
     assert len(read_coco(images, content).faces) == 1
 
 
-def test_annotation_ids_that_are_there_twice_are_noted(images):
-    found = read_coco(images, coco_of({}, {"image_id": 3}, {"id": 8}))
-    assert len(found.faces) == 3
-    (note,) = found.notes
-    assert "1 annotation ids are there more than once (such as 7)" in note
+def test_duplicate_coco_annotation_ids_give_a_note(images):
+    annotations = read_coco(images, coco_of({}, {"image_id": 3}, {"id": 8}))
+    assert len(annotations.faces) == 3
+    (note,) = annotations.notes
+    assert "1 annotation ids are duplicated (such as 7)" in note
 
 
 @pytest.mark.parametrize(
@@ -371,7 +378,7 @@ def test_annotation_ids_that_are_there_twice_are_noted(images):
         (True, 60, None),
     ],
 )
-def test_stated_sizes(images, width, height, size):
+def test_coco_stated_image_size(images, width, height, size):
     content = coco_of({})
     content["images"][0] |= {"width": width, "height": height}
     assert read_coco(images, content).faces[0].stated_size == size
@@ -383,7 +390,7 @@ def reversed_face(**changes):
     return coco_of({"keypoints": keypoints_of(POINTS[::-1], [2] * 4)} | changes, category=names)
 
 
-def test_category_of_annotations(images):
+def test_coco_category_of_annotations(images):
     content = reversed_face(category_id=0)
     with pytest.raises(InputError, match=r"category_id 0, which is not among .* 1 \(face\)"):
         read_coco(images, content)
@@ -398,7 +405,7 @@ def test_category_of_annotations(images):
     assert len(read_coco(images, content).faces) == 1
 
 
-def test_categories_of_other_objects_are_skipped(images):
+def test_coco_categories_of_other_objects_are_skipped(images):
     content = reversed_face()
     body = keypoints_of(POINTS[:3], [2] * 3)
     content["annotations"] += [
@@ -408,20 +415,20 @@ def test_categories_of_other_objects_are_skipped(images):
         {"id": 2, "name": "body", "keypoints": ["left", "knee", "foot"]},
         {"id": 3, "name": "car", "keypoints": ["wheel", "door", "roof"]},
     ]
-    found = read_coco(images, content)
-    np.testing.assert_array_equal(found.faces[0].landmarks, POINTS)
-    assert (len(found.faces), found.bad) == (1, [])
-    (note,) = found.notes
+    annotations = read_coco(images, content)
+    np.testing.assert_array_equal(annotations.faces[0].landmarks, POINTS)
+    assert (len(annotations.faces), annotations.bad) == (1, [])
+    (note,) = annotations.notes
     assert "2 annotations skipped: 1 of category 'body', 1 of category 'car'" in note
 
 
-def test_names_of_keypoints_in_another_spelling(images):
+def test_coco_keypoint_names_match_in_any_case(images):
     content = reversed_face()
     content["categories"][0]["keypoints"] = [f" {name.upper()}" for name in NAMES[::-1]]
     np.testing.assert_array_equal(read_coco(images, content).faces[0].landmarks, POINTS)
 
 
-def test_other_names_of_keypoints_are_noted(images):
+def test_unknown_coco_keypoint_names_give_a_note(images):
     (note,) = read_coco(images, coco_of({}, category=["a", "b", "c", "d"])).notes
     assert "category 'face' names none of the landmarks of four" in note
     assert read_coco(images, coco_of({}, category=["1", "2", "3", "4"])).notes == []
@@ -436,37 +443,37 @@ def test_other_names_of_keypoints_are_noted(images):
         {"iscrowd": 1, "segmentation": {"counts": [1], "size": [1, 1]}},
     ],
 )
-def test_annotations_that_are_no_faces_are_counted(images, changes):
-    found = read_coco(images, coco_of({}, {"id": 8} | changes))
-    assert (len(found.faces), found.bad) == (1, [])
-    (note,) = found.notes
+def test_skipped_coco_annotations_are_counted(images, changes):
+    annotations = read_coco(images, coco_of({}, {"id": 8} | changes))
+    assert (len(annotations.faces), annotations.bad) == (1, [])
+    (note,) = annotations.notes
     assert "1 annotations skipped: 1 " in note
     with pytest.raises(InputError, match=r"points\.json: no annotation is a face; skipped: 1 "):
         read_coco(images, coco_of(changes))
 
 
-def test_visibility_zero_with_coordinates_is_missing_and_noted(images):
-    found = read_coco(images, coco_of({"keypoints": keypoints_of(visibility=(2, 0, 2, 0))}))
-    assert found.faces[0].visible.tolist() == [True, False, True, False]
-    (note,) = found.notes
+def test_coco_visibility_zero_with_coordinates_gives_a_note(images):
+    annotations = read_coco(images, coco_of({"keypoints": keypoints_of(visibility=(2, 0, 2, 0))}))
+    assert annotations.faces[0].visible.tolist() == [True, False, True, False]
+    (note,) = annotations.notes
     assert "2 keypoints have coordinates but visibility 0" in note
 
 
 @pytest.mark.parametrize("place", [(0, 0), (-1, -1), (None, None), (math.nan, math.nan)])
-def test_labeled_points_without_a_place_are_missing(images, place):
+def test_labeled_coco_points_without_coordinates_are_missing(images, place):
     keypoints = keypoints_of()
     keypoints[3:5] = place
     (face,) = read_coco(images, coco_of({"keypoints": keypoints})).faces
     assert face.visible.tolist() == [True, False, True, True]
 
 
-def test_json_of_windows(images):
+def test_coco_json_in_utf16_is_read(images):
     path = images.parent / "points.json"
     path.write_bytes(json.dumps(coco_of({})).encode("utf-16"))
     assert len(custom.read_coco(images, {"": path}, scheme()).faces) == 1
 
 
-def test_normalizer_of_an_annotation(images):
+def test_coco_normalizer(images):
     (face,) = read_coco(images, coco_of({"normalizer": 12.5}), "given").faces
     assert face.normalizer == 12.5
 
@@ -477,12 +484,12 @@ def prepared(images, rows, normalizer=("left", "right")):
     return open_dataset(out), report
 
 
-def test_missing_points_are_marked_through_to_the_crop(images):
+def test_missing_points_are_masked_in_the_crop(images):
     dataset, report = prepared(images, [row_of(split="train", **without("left"))])
     assert report.bad == []
     (record,) = dataset.source("train")
     x0, y0 = record["to_source"][:, 2]
-    # The box is around the three points that are there.
+    # The box of the three located points.
     np.testing.assert_allclose(record["box"] + [x0, y0, x0, y0], [30, 21, 45, 50])
     crop = crop_face(record, 32)
     assert crop["visible"].tolist() == [False, True, True, True]
@@ -491,7 +498,7 @@ def test_missing_points_are_marked_through_to_the_crop(images):
     assert math.isnan(crop["normalizer"])
 
 
-def test_what_is_missing_is_on_the_other_side_in_a_mirrored_face(images):
+def test_missing_point_is_mirrored_with_the_face(images):
     dataset, _ = prepared(images, [row_of(**without("left"))])
     (record,) = dataset.source("train")
     plain, mirrored = (
@@ -511,20 +518,20 @@ def test_what_is_missing_is_on_the_other_side_in_a_mirrored_face(images):
     )
 
 
-def test_given_normalizer_reaches_the_crop_in_pixels_of_the_image(images):
+def test_given_normalizer_is_in_the_crop_in_image_pixels(images):
     dataset, _ = prepared(images, [row_of(normalizer=12.5), row_of(normalizer="")], "given")
     crops = [crop_face(record, 32) for record in dataset.source("train")]
     np.testing.assert_array_equal([crop["normalizer"] for crop in crops], [12.5, np.nan])
 
 
 @pytest.mark.parametrize("missing", [("left", "right", "tip"), ("left", "tip", "chin")])
-def test_one_point_is_no_face(images, missing):
+def test_face_with_one_point_is_rejected(images, missing):
     _, report = prepared(images, [row_of(), row_of(**without(*missing))])
     (bad,) = report.bad
     assert bad.reason == "the landmarks have no extent"
 
 
-def test_validation_that_the_data_names_is_all_there_is(images):
+def test_stated_validation_split_replaces_the_hashed_one(images):
     rows = [row_of(split="train", group=str(i)) for i in range(30)]
     hashed, _ = prepared(images, rows)
     assert hashed.num_faces == {"train": 26, "validation": 4}
@@ -534,14 +541,14 @@ def test_validation_that_the_data_names_is_all_there_is(images):
     assert named.num_faces == {"train": 30, "validation": 1}
 
 
-def test_sample_of_coco(shared):
+def test_coco_sample_is_read(shared):
     src = shared / "data/coco_sample"
-    found = custom.read_coco(
+    annotations = custom.read_coco(
         src, {"": src / "annotations.json"}, get_scheme("ibug68"), count_from=1
     )
-    assert found.bad == []
-    assert [face.visible.all() for face in found.faces] == [True, True]
-    for face in found.faces:
+    assert annotations.bad == []
+    assert [face.visible.all() for face in annotations.faces] == [True, True]
+    for face in annotations.faces:
         low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
         assert (face.provided_box[:2] < low).all()
         assert (face.provided_box[2:] > high).all()

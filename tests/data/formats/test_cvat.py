@@ -54,7 +54,7 @@ def array(points):
     return np.array(list(points.values()))
 
 
-def test_skeletons(images, four_points):
+def test_skeletons_are_faces(images, four_points):
     scheme, points = four_points
     shapes = skeleton_of(dict(reversed(points.items())), missing=["tip"], occluded=["chin"])
     result = read(
@@ -75,7 +75,7 @@ def test_skeletons(images, four_points):
     np.testing.assert_array_equal(third.landmarks, array(points) + np.array([100, 0]))
 
 
-def test_points_of_an_image_or_of_a_group(images, four_points):
+def test_points_of_an_image_or_a_group_are_faces(images, four_points):
     scheme, points = four_points
     other = shifted(points, 100)
     grouped = points_of(points, group_id=1) + points_of(other, group_id=2)
@@ -94,14 +94,14 @@ def test_points_of_an_image_or_of_a_group(images, four_points):
 
 
 @pytest.mark.parametrize("corner", [0, -1])
-def test_box_of_zeros_is_no_box(images, four_points, corner):
+def test_box_of_zeros_is_ignored(images, four_points, corner):
     scheme, points = four_points
     box = box_of(corner, corner, corner, corner)
-    found = read(images, ("name='a.jpg'", points_of(points) + box), scheme=scheme)
-    assert [face.provided_box for face in found.faces] == [None]
+    result = read(images, ("name='a.jpg'", points_of(points) + box), scheme=scheme)
+    assert [face.provided_box for face in result.faces] == [None]
 
 
-def test_points_in_boxes(images, four_points):
+def test_points_are_grouped_by_boxes(images, four_points):
     scheme, points = four_points
     boxes = box_of(0, 0, 60, 60) + box_of(100, 0, 160, 60)
     result = read(
@@ -116,7 +116,7 @@ def test_points_in_boxes(images, four_points):
     assert "'right' at (75, 21) lies in 0 of 2 face boxes; in CVAT, draw" in result.bad[0].reason
 
 
-def test_all_landmarks_in_one_shape(images):
+def test_shape_with_all_landmarks_is_a_face(images):
     points = [(10 + i, 2 * i) for i in range(68)]
     shapes = point_of("face", *points) + point_of("face", *reversed(points))
     result = read(images, ("name='a.jpg'", shapes), scheme=IBUG68)
@@ -124,7 +124,7 @@ def test_all_landmarks_in_one_shape(images):
     np.testing.assert_array_equal(result.faces[1].landmarks, points[::-1])
 
 
-def test_skeletons_with_numbers_count_from_one(images, four_points):
+def test_numbered_skeleton_points_count_from_one(images, four_points):
     scheme, points = four_points
     numbered = {str(i): xy for i, xy in enumerate(points.values(), start=1)}
     result = read(images, ("name='a.jpg'", skeleton_of(numbered, missing="4")), scheme=scheme)
@@ -171,7 +171,7 @@ def test_bad_images_are_listed(images, four_points, shapes, reason):
     assert reason in result.bad[0].reason
 
 
-def test_labels_and_files_that_do_not_fit(images, four_points):
+def test_wrong_labels_or_files_raise(images, four_points):
     scheme, _ = four_points
     with pytest.raises(InputError, match=re.escape("'lefft' is not a landmark of four; did you")):
         read(images, ("name='a.jpg'", points_of({"lefft": (1, 2)})), scheme=scheme)
@@ -179,7 +179,7 @@ def test_labels_and_files_that_do_not_fit(images, four_points):
         read(images, ("name='a.jpg'", NOT_A_FACE), scheme=scheme)
 
 
-def test_case_of_the_issue(shared):
+def test_cvat_export_matches_the_csv(shared):
     case = shared / "cases/foreign_exports"
     scheme = get_scheme(case.parent / "five_points.yaml")
     result = cvat.read(shared / "data/300w/lfpw/trainset", {"test": case / "cvat.xml"}, scheme)

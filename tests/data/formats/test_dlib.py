@@ -26,7 +26,7 @@ def read(images, *entries, scheme, split="", **options):
     return dlib.read(images, {split: path}, scheme, **options)
 
 
-def test_faces_of_several_images(images, four_points):
+def test_boxes_with_parts_are_faces(images, four_points):
     scheme, points = four_points
     second = {name: (x + 100, y) for name, (x, y) in reversed(points.items())}
     del second["tip"]
@@ -51,20 +51,20 @@ def test_faces_of_several_images(images, four_points):
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("spelling", ["{}", "{:02d}", "{:03d}"])
-def test_parts_with_numbers(images, first, spelling):
+def test_numbered_parts(images, first, spelling):
     points = {spelling.format(i + first): (10 + i, 2 * i) for i in range(68)}
     result = read(images, ("file='a.jpg'", box_of(points)), scheme=IBUG68)
     np.testing.assert_array_equal(result.faces[0].landmarks, list(points.values()))
 
 
-def test_names_that_are_numbers(images):
+def test_landmark_names_that_are_numbers(images):
     fields = {"name": "numbers", "names": ["4", "3", "2"], "normalizer": [0, 1]}
     points = {"02": (1, 2), "3": (3, 4), "4": (5, 6)}
     result = read(images, ("file='a.jpg'", box_of(points)), scheme=LandmarkScheme.from_dict(fields))
     np.testing.assert_array_equal(result.faces[0].landmarks, [[5, 6], [3, 4], [1, 2]])
 
 
-def test_options(images, four_points):
+def test_count_from_and_splits(images, four_points):
     scheme, points = four_points
     result = read(
         images, ("file='a.jpg'", box_of(points)), scheme=scheme, split="test", count_from=1
@@ -74,7 +74,7 @@ def test_options(images, four_points):
     np.testing.assert_array_equal(result.faces[0].provided_box, [9, 11, 49, 56])
 
 
-def test_boxes_that_are_no_faces_are_counted(images, four_points):
+def test_skipped_boxes_are_counted(images, four_points):
     scheme, points = four_points
     boxes = box_of(points, ignore=1) + box_of({}) + box_of(points)
     result = read(images, ("file='a.jpg'", boxes), ("file='one/b.jpg'", ""), scheme=scheme)
@@ -87,7 +87,7 @@ def test_boxes_that_are_no_faces_are_counted(images, four_points):
 
 
 @pytest.mark.parametrize("count_from", [0, 1])
-def test_points_in_the_corner_are_missing(images, four_points, count_from):
+def test_points_at_zero_or_minus_one_are_missing(images, four_points, count_from):
     scheme, points = four_points
     boxes = box_of(points | {"tip": (-1, -1)}) + box_of(points | {"left": (0, 0), "tip": (0, 5)})
     result = read(images, ("file='a.jpg'", boxes), scheme=scheme, count_from=count_from)
@@ -99,7 +99,7 @@ def test_points_in_the_corner_are_missing(images, four_points, count_from):
     assert f"{note} count as missing" in result.notes
 
 
-def test_a_name_in_utf8_under_a_latin_1_declaration(images, four_points):
+def test_utf8_file_name_in_xml_declared_as_latin_1(images, four_points):
     scheme, points = four_points
     (images / "één.jpg").write_bytes(b"")
     result = read(images, ("file='één.jpg'", box_of(points)), scheme=scheme)
@@ -148,26 +148,26 @@ def test_bad_entries_are_listed(images, four_points, entry, reason):
         ({"left": "1", "right": "2", "tip": "3", "chin": "03"}, "numbered 1 to 3; with neither 0"),
     ],
 )
-def test_labels_that_do_not_fit_the_scheme(images, four_points, names, reason):
+def test_wrong_labels_raise(images, four_points, names, reason):
     scheme, points = four_points
     points = {names.get(name, name): xy for name, xy in points.items()}
     with pytest.raises(InputError, match=re.escape(reason)):
         read(images, ("file='a.jpg'", box_of(points)), scheme=scheme)
 
 
-def test_a_file_without_points(images, four_points):
+def test_file_without_points_raises(images, four_points):
     for entries in ((), (("file='a.jpg'", box_of({})),)):
         with pytest.raises(InputError, match="no points in it"):
             read(images, *entries, scheme=four_points[0])
 
 
-def test_a_scheme_with_given_distances(images):
+def test_scheme_with_given_normalizer_raises(images):
     fields = {"name": "four", "names": ["a", "b"], "normalizer": "given"}
     with pytest.raises(InputError, match="normalizer of four is 'given'"):
         read(images, scheme=LandmarkScheme.from_dict(fields))
 
 
-def test_case_of_the_issue(shared):
+def test_dlib_export_matches_the_csv(shared):
     case = shared / "cases/foreign_exports"
     result = dlib.read(shared / "data/300w/lfpw/trainset", {"": case / "dlib.xml"}, IBUG68)
     assert [face.group for face in result.faces] == ["image_0001.jpg", "image_0002.jpg"]

@@ -48,13 +48,13 @@ CONTENT = {
 @pytest.mark.parametrize(
     ("name", "text"), [(name, text) for name, texts in CONTENT.items() for text in texts]
 )
-def test_format_of_a_file(tmp_path, name, text):
+def test_format_is_identified(tmp_path, name, text):
     path = tmp_path / "annotations"  # without a suffix: only the content counts
     path.write_text(text, encoding="utf-8")
     assert identify_format(path) == name
 
 
-def test_files_that_are_not_text(tmp_path):
+def test_binary_and_unreadable_files(tmp_path):
     (tmp_path / "utf16").write_text("<annotations><image/></annotations>", encoding="utf-16")
     assert identify_format(tmp_path / "utf16") == identify.CVAT
     (tmp_path / "zip").write_bytes(b"PK\x03\x04annotations.xml")
@@ -75,17 +75,19 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("wanted", READERS)
+@pytest.mark.parametrize("expected", READERS)
 @pytest.mark.parametrize("file_format", [name for name in CONTENT if name])
-def test_readers_name_a_foreign_format_and_its_command(tmp_path, four_points, wanted, file_format):
-    if wanted == file_format or file_format in (identify.OTHER_JSON, identify.OTHER_XML):
+def test_readers_report_another_format_and_its_command(
+    tmp_path, four_points, expected, file_format
+):
+    if expected == file_format or file_format in (identify.OTHER_JSON, identify.OTHER_XML):
         return
     path = tmp_path / "annotations"
     path.write_text(CONTENT[file_format][0], encoding="utf-8")
     with pytest.raises(InputError) as error:
-        READERS[wanted](tmp_path, {"": path}, four_points[0])
+        READERS[expected](tmp_path, {"": path}, four_points[0])
     message = str(error.value)
-    assert message.startswith(f"{path}: the format is {file_format}, not {wanted}; ")
+    assert message.startswith(f"{path}: the format is {file_format}, not {expected}; ")
     assert "\n" not in message
     if file_format in READERS:
         layout = READERS[file_format].__module__.rpartition(".")[2].replace("_", "-")
@@ -93,12 +95,12 @@ def test_readers_name_a_foreign_format_and_its_command(tmp_path, four_points, wa
         assert message.endswith(f"run 'lcgcn prepare {layout}' with the same options")
 
 
-@pytest.mark.parametrize("wanted", READERS)
+@pytest.mark.parametrize("expected", READERS)
 @pytest.mark.parametrize("text", CONTENT[identify.OTHER_JSON] + CONTENT[identify.OTHER_XML])
-def test_readers_refuse_unknown_json_and_xml_in_one_line(tmp_path, four_points, wanted, text):
+def test_readers_reject_unknown_json_and_xml_in_one_line(tmp_path, four_points, expected, text):
     path = tmp_path / "annotations"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as error:
-        READERS[wanted](tmp_path, {"": path}, four_points[0])
+        READERS[expected](tmp_path, {"": path}, four_points[0])
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)

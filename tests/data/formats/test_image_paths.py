@@ -24,7 +24,7 @@ from lcgcn_jax.data.formats.image_paths import ImageFinder
         ("one/b", "one/b.jpg"),
     ],
 )
-def test_a_path_of_another_machine_is_found(images, text, expected):
+def test_path_of_another_machine_is_matched(images, text, expected):
     assert ImageFinder(images).find(text) == images / expected
 
 
@@ -34,7 +34,7 @@ def test_absolute_path_below_the_folder(images):
     assert ImageFinder(images).find(str(images / "copies/a.jpg")) == images / "copies/a.jpg"
 
 
-def test_the_folder_of_the_annotation_file_comes_first(images):
+def test_folder_of_the_annotation_file_has_priority(images):
     finder = ImageFinder(images)
     assert finder.find("p.jpg", relative_to=images / "two") == images / "two/p.jpg"
     assert finder.find("../three/p.jpg", relative_to=images / "two") == images / "three/p.jpg"
@@ -52,12 +52,12 @@ def test_the_folder_of_the_annotation_file_comes_first(images):
         ("a\0.jpg", "no image"),
     ],
 )
-def test_an_image_that_is_missing_or_unclear(images, text, reason):
+def test_missing_or_ambiguous_image_raises(images, text, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         ImageFinder(images).find(text)
 
 
-def test_two_paths_do_not_share_an_image(images):
+def test_two_paths_cannot_match_one_image(images):
     finder = ImageFinder(images)
     assert finder.find("job_1/a.jpg") == images / "a.jpg"
     assert finder.find("job_1/a.jpg") == images / "a.jpg"
@@ -65,12 +65,12 @@ def test_two_paths_do_not_share_an_image(images):
         finder.find("job_2/a.jpg")
 
 
-def test_files_of_macos_are_not_images(images):
+def test_macos_system_files_are_not_images(images):
     (images / "two/._b.jpg").write_bytes(b"")
     assert ImageFinder(images).find("b.jpg") == images / "one/b.jpg"
 
 
-def test_pipe_is_no_image(tmp_path):
+def test_pipe_is_not_an_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for text in ("pipe.jpg", "elsewhere/pipe.jpg", "C:\\faces\\pipe.jpg"):
         with pytest.raises(ValueError, match="no image"):

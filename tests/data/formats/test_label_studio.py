@@ -59,7 +59,7 @@ def check(face, points):
     np.testing.assert_allclose(face.landmarks, list(points.values()), atol=1e-9)
 
 
-def test_percent_of_the_image(images, four_points):
+def test_percent_is_converted_to_pixels(images, four_points):
     scheme, points = four_points
     result = read(images, task_of(key_points(dict(reversed(points.items())))), scheme=scheme)
     assert (result.kind, result.bad, result.notes) == ("label-studio", [], [])
@@ -71,14 +71,14 @@ def test_percent_of_the_image(images, four_points):
     np.testing.assert_allclose(result.faces[0].landmarks[0], np.array(points["left"]) - 1)
 
 
-def test_the_view_of_the_annotator_does_not_move_points(images, four_points):
+def test_view_rotation_does_not_move_points(images, four_points):
     scheme, points = four_points
     for rotation in (90, 180, 270):
         turned = key_points(points, image_rotation=rotation)
         check(read(images, task_of(turned), scheme=scheme).faces[0], points)
 
 
-def test_faces_are_boxes_with_children(images, four_points):
+def test_boxes_with_children_are_faces(images, four_points):
     scheme, points = four_points
     other = shifted(points, 20)
     results = [box_of("A", 0, 0, 60, 60), box_of("B", 20, 0, 60, 60)]
@@ -90,7 +90,7 @@ def test_faces_are_boxes_with_children(images, four_points):
     np.testing.assert_allclose(by_box[20].provided_box, [20, 0, 80, 60])
 
 
-def test_faces_are_key_points_in_boxes(images, four_points):
+def test_boxes_around_key_points_are_faces(images, four_points):
     scheme, points = four_points
     other = shifted(points, 100)
     boxes = [box_of("A", 10, 10, 50, 60), box_of("B", 110, 10, 50, 60)]
@@ -99,14 +99,14 @@ def test_faces_are_key_points_in_boxes(images, four_points):
     check(result.faces[1], other)
 
 
-def test_a_turned_box(images, four_points):
+def test_rotated_box(images, four_points):
     scheme, points = four_points
     results = [box_of("A", 60, 10, 40, 50, rotation=90), *key_points(points)]
     result = read(images, task_of(results), scheme=scheme)
     np.testing.assert_allclose(result.faces[0].provided_box, [10, 10, 60, 50])
 
 
-def test_labels_and_choices_that_come_apart_from_the_point(images, four_points):
+def test_labels_and_choices_separate_from_the_point(images, four_points):
     scheme, points = four_points
     results = []
     for label, xy in points.items():
@@ -121,7 +121,7 @@ def test_labels_and_choices_that_come_apart_from_the_point(images, four_points):
     check(result.faces[0], points)
 
 
-def test_a_choice_of_a_point_is_its_visibility(images, four_points):
+def test_occluded_choice_sets_the_visibility(images, four_points):
     scheme, points = four_points
     results = key_points(points)
     choice = results[0] | {"type": "choices", "value": {"choices": ["Occluded"]}}
@@ -170,7 +170,7 @@ S3 = base64.b64encode(b"s3://bucket/one/b.jpg").decode()
         ("0123abcd-e.jpg", "0123abcd-e.jpg"),
     ],
 )
-def test_where_the_image_is(images, four_points, location, expected):
+def test_image_locations(images, four_points, location, expected):
     scheme, points = four_points
     (images / "0123abcd-e.jpg").write_bytes(b"")
     task = task_of(key_points(points), location)
@@ -178,7 +178,7 @@ def test_where_the_image_is(images, four_points, location, expected):
     assert face.image_path == images / expected
 
 
-def test_annotations_that_do_not_count(images, four_points):
+def test_cancelled_and_duplicate_annotations(images, four_points):
     scheme, points = four_points
     done = {"result": key_points(points)}
     skipped = {"result": key_points(shifted(points, 9)), "was_cancelled": True}
@@ -237,7 +237,7 @@ def test_bad_tasks_are_listed(images, four_points, change, reason):
         assert reason in reasons["project.json: task 2"]
 
 
-def test_labels_and_files_that_do_not_fit(images, four_points):
+def test_wrong_labels_or_files_raise(images, four_points):
     scheme, _ = four_points
     with pytest.raises(InputError, match="'tipp' is not a landmark of four; did you mean 'tip'"):
         read(images, task_of([key_point("tipp", (1, 2))]), scheme=scheme)
@@ -247,7 +247,7 @@ def test_labels_and_files_that_do_not_fit(images, four_points):
         read(images, scheme=scheme)
 
 
-def test_case_of_the_issue(shared):
+def test_label_studio_export_matches_the_csv(shared):
     case = shared / "cases/foreign_exports"
     scheme = get_scheme(case.parent / "five_points.yaml")
     images = shared / "data/300w/lfpw/trainset"

@@ -34,7 +34,7 @@ def labels(images):
     return images.parent / "labels"
 
 
-def test_one_file(images, labels, four_points):
+def test_single_file(images, labels, four_points):
     scheme, points = four_points
     shapes = [shape_of("head", (60, 50), (5, 8), kind="rectangle")]
     shapes += shapes_of(dict(reversed(points.items())))
@@ -50,7 +50,7 @@ def test_one_file(images, labels, four_points):
 
 
 @pytest.mark.parametrize("form", ["folder", "pattern", "files"])
-def test_a_file_per_image(images, labels, four_points, form):
+def test_one_file_per_image(images, labels, four_points, form):
     scheme, points = four_points
     write(labels / "2.json", shapes_of(points), "..\\images\\one\\b.jpg")
     write(labels / "1.json", shapes_of(points), "../images/a.jpg")
@@ -64,7 +64,7 @@ def test_a_file_per_image(images, labels, four_points, form):
     assert "1 images without points" in result.notes[0]
 
 
-def test_files_beside_their_images(images, four_points):
+def test_files_next_to_their_images(images, four_points):
     scheme, points = four_points
     for folder in ("two", "three"):
         write(images / folder / "p.json", shapes_of(points), "p.jpg")
@@ -72,7 +72,7 @@ def test_files_beside_their_images(images, four_points):
     assert [face.group for face in result.faces] == ["three/p.jpg", "two/p.jpg"]
 
 
-def test_a_flag_of_a_point_is_its_visibility(images, labels, four_points):
+def test_occluded_flag_sets_the_visibility(images, labels, four_points):
     scheme, points = four_points
     flags = {"left": {"occluded": True}, "right": {"occluded": False}}
     shapes = [shape_of(name, xy, **flags.get(name, {})) for name, xy in points.items()]
@@ -94,7 +94,7 @@ def test_groups_are_faces(images, labels, four_points):
     np.testing.assert_array_equal(second.provided_box, [110, 10, 160, 70])
 
 
-def test_flags_of_images_are_attributes(images, labels, four_points):
+def test_image_flags_are_attributes(images, labels, four_points):
     scheme, points = four_points
     write(labels / "1.json", shapes_of(points), flags={"blur": True, "dark": False})
     write(labels / "2.json", shapes_of(points), "b.jpg", flags={"hat": True})
@@ -114,7 +114,7 @@ def test_flags_of_images_are_attributes(images, labels, four_points):
         ({"imagePath": "nothing.jpg"}, "no image 'nothing.jpg'"),
         ({"imagePath": None}, "no image path"),
         ({"shapes": [1]}, "a shape is not an object"),
-        ({"shapes": [shape_of("tip", (1, 2), (3, 4))]}, "'tip' has 2 places"),
+        ({"shapes": [shape_of("tip", (1, 2), (3, 4))]}, "'tip' has 2 locations"),
         ({"shapes": [shape_of("tip")]}, "not a list of x and y"),
         ({"shapes": [shape_of("tip", (1, 2, 3))]}, "not a list of x and y"),
         ({"shapes": [shape_of("tip", (1, "a"))]}, "a coordinate of 'tip' is 'a'"),
@@ -138,7 +138,7 @@ def test_bad_files_are_listed(images, labels, four_points, change, reason):
     assert reasons["4.json"].startswith("the format is COCO keypoints JSON")
 
 
-def test_a_file_name_in_another_encoding(images, labels, four_points):
+def test_file_name_in_another_encoding(images, labels, four_points):
     scheme, points = four_points
     try:
         (images / "\udce9.jpg").write_bytes(b"")
@@ -150,7 +150,7 @@ def test_a_file_name_in_another_encoding(images, labels, four_points):
     assert "is not a name in UTF-8" in result.bad[0].reason
 
 
-def test_files_that_do_not_fit(images, labels, four_points):
+def test_wrong_labels_or_files_raise(images, labels, four_points):
     scheme, _ = four_points
     path = write(labels / "a.json", [shape_of("chinn", (1, 2))])
     with pytest.raises(InputError, match="'chinn' is not a landmark of four; did you mean 'chin'"):
@@ -165,7 +165,7 @@ def test_files_that_do_not_fit(images, labels, four_points):
         labelme.read(images, {"": images / "nothing.json"}, scheme)
 
 
-def test_case_of_the_issue(shared):
+def test_labelme_export_matches_the_csv(shared):
     case = shared / "cases/foreign_exports"
     scheme = get_scheme(case.parent / "five_points.yaml")
     images = shared / "data/300w/lfpw/trainset"

@@ -45,13 +45,13 @@ def test_official_layout(tmp_path):
     assert (first.name, first.split) == ("frontal/trainset/image00002.jpg", "train")
     assert (second.name, second.split) == ("left/testset/image00002_1.jpg", "test")
     assert (second.subset, second.attributes) == ("left", (False, True, False, False, False))
-    # Faces of one image stay together, whatever their poses.
+    # Faces of one image share a group across poses.
     assert first.group == second.group == "image00002"
     assert third.attributes == (False, False, False, False, True)
     assert "lefthalf/trainset" in result.absent
 
 
-def test_signs_are_visibility_labels():
+def test_signs_are_decoded_as_visibility():
     points = with_points(p3=-POINTS[3], p4=(-1, -1), p5=(0, 0))
     locations, visibility = merl_rav.decode_signs(points)
     assert visibility[3:7].tolist() == [1, 2, -1, 0]
@@ -92,7 +92,7 @@ def test_bad_files_are_listed(tmp_path):
     assert "no image next to it" in reasons["frontal/trainset/image4.pts"]
 
 
-def test_a_folder_without_the_layout(tmp_path):
+def test_folder_without_the_layout_raises(tmp_path):
     with pytest.raises(InputError, match="no MERL-RAV subset"):
         merl_rav.read(tmp_path)
     write_face(tmp_path / "exact/left/trainset", "image1")
@@ -101,7 +101,7 @@ def test_a_folder_without_the_layout(tmp_path):
 
 
 @pytest.mark.parametrize("option", [[], ["--no-validation"]])
-def test_validation_faces_only_where_wanted(tmp_path, option, capsys):
+def test_validation_split_is_optional(tmp_path, option, capsys):
     for i in range(4):
         points = with_points(p3=-POINTS[3], p4=(-1, -1))
         write_face(tmp_path / "src/frontal/trainset", f"image{i}", points)

@@ -29,7 +29,7 @@ EXTERNAL = """<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/hostname">]><d>&x;</d>
         (b"<?xml version='1.0' encoding='klingon'?><a/>", "unknown encoding"),
     ],
 )
-def test_xml_that_is_refused(tmp_path, content, reason):
+def test_wrong_xml_raises(tmp_path, content, reason):
     path = tmp_path / "a.xml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=re.escape(reason)) as error:
@@ -39,14 +39,14 @@ def test_xml_that_is_refused(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "iso-8859-1", "windows-1252"])
-def test_encodings_of_xml(tmp_path, encoding):
+def test_xml_encodings(tmp_path, encoding):
     path = tmp_path / "a.xml"
     path.write_bytes(f"<?xml version='1.0' encoding='{encoding}'?><a b='é'/>".encode(encoding))
     assert read_xml(path).get("b") == "é"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
-def test_json_that_is_refused(tmp_path, content):
+def test_wrong_json_raises(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match="not JSON in UTF-8") as error:
@@ -55,20 +55,20 @@ def test_json_that_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_encodings_of_json(tmp_path, encoding):
+def test_json_encodings(tmp_path, encoding):
     path = tmp_path / "a.json"
     path.write_bytes('["é"]'.encode(encoding))
     assert read_json(path) == ["é"]
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files_raise(tmp_path):
     for read in (read_xml, read_json):
         for path in (tmp_path, tmp_path / "nothing"):
             with pytest.raises(InputError, match="cannot be read"):
                 read(path)
 
 
-def test_numbers():
+def test_parse_number_and_size():
     assert parse_number("1.5", "x") == 1.5
     assert parse_number(2, "x") == 2
     for value in (None, "", "a", "nan", "inf", True, [], 10**400):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.data.formats import w300
+from lcgcn_jax.data.formats.pts import source_image_of
 from lcgcn_jax.errors import InputError
 
 POINTS = np.random.default_rng(0).uniform(5, 55, (68, 2)).round(3)
@@ -58,7 +59,7 @@ def write_face(folder, stem, text=HEADED, suffix=".jpg"):
         "space before the colon",
     ],
 )
-def test_points_of_every_dialect_count_from_zero(tmp_path, text):
+def test_pts_dialects_give_the_same_landmarks(tmp_path, text):
     write_face(tmp_path / "afw", "1_1", text)
     (face,) = w300.read(tmp_path).faces
     np.testing.assert_allclose(face.landmarks, POINTS - 1)
@@ -81,7 +82,7 @@ def test_points_of_every_dialect_count_from_zero(tmp_path, text):
         (b"\xff\xfe\x80" + BARE.encode(), "UTF-8"),
     ],
 )
-def test_bad_points_are_reported_and_reading_goes_on(tmp_path, text, reason):
+def test_bad_pts_files_are_listed_and_skipped(tmp_path, text, reason):
     write_face(tmp_path / "afw", "1_1", text)
     write_face(tmp_path / "afw", "2_1")
     annotations = w300.read(tmp_path)
@@ -91,7 +92,7 @@ def test_bad_points_are_reported_and_reading_goes_on(tmp_path, text, reason):
     assert reason in bad.reason
 
 
-def test_points_without_image_are_reported(tmp_path):
+def test_pts_file_without_an_image_is_listed(tmp_path):
     write_face(tmp_path / "ibug", "image_003_1", suffix="")
     annotations = w300.read(tmp_path)
     assert not annotations.faces
@@ -108,7 +109,7 @@ def test_image_suffixes(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".PTS", ".Pts"])
-def test_endings_of_points_in_any_case(tmp_path, suffix):
+def test_pts_suffix_matches_in_any_case(tmp_path, suffix):
     write_face(tmp_path / "afw", "1_1")
     write_face(tmp_path / "afw", "2_1")
     (tmp_path / "afw/2_1.pts").rename(tmp_path / f"afw/2_1{suffix}")
@@ -117,7 +118,7 @@ def test_endings_of_points_in_any_case(tmp_path, suffix):
     assert not annotations.bad
 
 
-def test_names_match_in_any_case_where_none_is_the_same(tmp_path):
+def test_image_names_match_in_any_case(tmp_path):
     write_face(tmp_path / "afw", "A_1", suffix="")
     write_face(tmp_path / "afw", "a_1")
     (tmp_path / "afw/a_1.pts").unlink()
@@ -125,7 +126,7 @@ def test_names_match_in_any_case_where_none_is_the_same(tmp_path):
     assert face.name == "afw/a_1.jpg"
 
 
-def test_folders_in_any_case_give_the_same_names(tmp_path):
+def test_folder_names_match_in_any_case(tmp_path):
     for folder in ("AFW", "HELEN/Trainset", "Lfpw/TESTSET", "300w/01_indoor"):
         write_face(tmp_path / folder, "12_1")
     faces = w300.read(tmp_path).faces
@@ -138,7 +139,7 @@ def test_folders_in_any_case_give_the_same_names(tmp_path):
     assert faces[1].group == "helen/trainset/12"
 
 
-def test_a_folder_in_two_cases_is_refused(tmp_path):
+def test_folder_in_two_cases_raises(tmp_path):
     for folder in ("afw", "AFW"):
         write_face(tmp_path / folder, "12_1")
     with pytest.raises(InputError, match="both AFW/ and afw/ exist"):
@@ -146,7 +147,7 @@ def test_a_folder_in_two_cases_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["._1_1.pts", "._1_1.jpg", ".DS_Store", "Thumbs.db"])
-def test_files_of_file_managers_are_skipped(tmp_path, name):
+def test_system_files_are_skipped(tmp_path, name):
     write_face(tmp_path / "afw", "1_1")
     (tmp_path / "afw" / name).write_bytes(b"\0\5\x16\7")
     annotations = w300.read(tmp_path)
@@ -155,7 +156,7 @@ def test_files_of_file_managers_are_skipped(tmp_path, name):
     assert not annotations.notes
 
 
-def test_an_ambiguous_or_unreadable_image_is_reported(tmp_path):
+def test_ambiguous_or_unreadable_image_is_listed(tmp_path):
     write_face(tmp_path / "afw", "1_1")
     (tmp_path / "afw/1_1.png").write_bytes(b"")
     write_face(tmp_path / "afw", "2_1", suffix="")
@@ -192,7 +193,7 @@ def test_points_near_the_corner_are_not_missing(tmp_path):
     assert face.visible.all()
 
 
-def test_occlusion_marks_of_merl_rav_are_refused(tmp_path):
+def test_merl_rav_signs_are_rejected(tmp_path):
     points = POINTS.copy()
     points[5:8] *= -1
     write_face(tmp_path / "afw", "1_1", "\n".join(f"{x} {y}" for x, y in points))
@@ -203,7 +204,7 @@ def test_occlusion_marks_of_merl_rav_are_refused(tmp_path):
     assert "all points are at (0, 0) or (-1, -1)" in second.reason
 
 
-def test_lfpw_images_of_the_test_set_are_left_out_of_train(tmp_path):
+def test_lfpw_overlap_is_excluded_from_train(tmp_path):
     for folder in ("lfpw/trainset", "lfpw/testset", "helen/trainset"):
         write_face(tmp_path / folder, "image_0862")
         write_face(tmp_path / folder, "image_0863", suffix=".png")
@@ -214,12 +215,12 @@ def test_lfpw_images_of_the_test_set_are_left_out_of_train(tmp_path):
     (note,) = annotations.notes
     assert note.startswith("1 LFPW training images are left out")
     assert "image_0862" in note
-    kept = w300.read(tmp_path, keep_lfpw_overlap=True)
-    assert len(kept.faces) == 6
-    assert not kept.notes
+    with_overlap = w300.read(tmp_path, keep_lfpw_overlap=True)
+    assert len(with_overlap.faces) == 6
+    assert not with_overlap.notes
 
 
-def test_packed_archives_are_named(tmp_path):
+def test_packed_archives_are_reported(tmp_path):
     (tmp_path / "afw.zip").write_bytes(b"")
     (tmp_path / "300w.zip.001").write_bytes(b"")
     with pytest.raises(InputError, match=r"no 300W subset.*; unpack 300w.zip.001, afw.zip first"):
@@ -229,15 +230,15 @@ def test_packed_archives_are_named(tmp_path):
     assert "still packed: 300w.zip.001, afw.zip" in note
 
 
-def test_a_folder_above_or_below_is_named(tmp_path):
+def test_parent_or_child_folder_is_suggested(tmp_path):
     write_face(tmp_path / "300w_data/afw", "1_1")
     with pytest.raises(InputError, match=r"did you mean --src .*300w_data\?"):
         w300.read(tmp_path)
-    with pytest.raises(InputError, match="have to lie in the folder of their subset"):
+    with pytest.raises(InputError, match="into the folder of their subset"):
         w300.read(tmp_path / "300w_data/afw")
 
 
-def test_subsets_and_splits(tmp_path):
+def test_subsets_are_assigned_to_splits(tmp_path):
     for folder in ("afw", "helen/trainset", "helen/testset", "lfpw/testset", "ibug"):
         write_face(tmp_path / folder, "1_1")
     write_face(tmp_path / "300W/01_Indoor", "indoor_001", suffix=".png")
@@ -267,10 +268,10 @@ def test_subsets_and_splits(tmp_path):
     ],
 )
 def test_faces_of_one_image_share_a_group(stem, image):
-    assert w300.source_image_of(stem) == image
+    assert source_image_of(stem) == image
 
 
-def test_group_is_of_its_own_folder(tmp_path):
+def test_groups_differ_between_folders(tmp_path):
     for folder in ("afw", "helen/trainset"):
         write_face(tmp_path / folder, "12_1")
         write_face(tmp_path / folder, "12_2")
@@ -278,12 +279,12 @@ def test_group_is_of_its_own_folder(tmp_path):
     assert groups == ["afw/12"] * 2 + ["helen/trainset/12"] * 2
 
 
-def test_a_folder_without_subsets_is_refused(tmp_path):
+def test_folder_without_subsets_raises(tmp_path):
     with pytest.raises(InputError, match=r"no 300W subset.*afw/, helen/trainset/"):
         w300.read(tmp_path)
 
 
-def test_the_real_faces(shared):
+def test_real_300w_faces_are_read(shared):
     annotations = w300.read(shared / "data/300w")
     subsets = [face.subset for face in annotations.faces]
     counts = {name: subsets.count(name) for name in dict.fromkeys(subsets)}
@@ -295,7 +296,7 @@ def test_the_real_faces(shared):
     assert "3 LFPW training images are left out" in note
 
 
-def test_landmarks_of_cut_and_full_size_images_agree(shared):
+def test_landmarks_of_cropped_and_full_size_images_agree(shared):
     cut = {face.name.split(".")[0]: face for face in w300.read(shared / "data/300w").faces}
     full = w300.read(shared / "data/300w_fullsize").faces
     assert len(full) == 5

@@ -22,7 +22,7 @@ def write_tree(src, lines, split="train"):
     path.write_bytes(b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines))
 
 
-def test_fields(tmp_path):
+def test_line_becomes_a_face(tmp_path):
     write_tree(tmp_path, ["", line_of()])
     annotations = wflw.read(tmp_path)
     (face,) = annotations.faces
@@ -55,7 +55,7 @@ def test_fields(tmp_path):
         ("words", "fields, expected 207"),
     ],
 )
-def test_bad_lines_are_reported_and_reading_goes_on(tmp_path, line, reason):
+def test_bad_lines_are_listed_and_skipped(tmp_path, line, reason):
     write_tree(tmp_path, [line_of(), line, line_of()])
     (tmp_path / "outside.jpg").write_bytes(b"x")
     (tmp_path / wflw.IMAGES / "7--Cheering/link.jpg").symlink_to(tmp_path / "outside.jpg")
@@ -66,14 +66,14 @@ def test_bad_lines_are_reported_and_reading_goes_on(tmp_path, line, reason):
     assert reason in bad.reason
 
 
-def test_the_images_may_lie_behind_a_link(tmp_path):
+def test_image_folder_may_be_a_link(tmp_path):
     write_tree(tmp_path / "a", [line_of()])
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert len(wflw.read(tmp_path / "b").faces) == 1
 
 
 @pytest.mark.parametrize("made", ["nothing", "list", "images"])
-def test_a_folder_without_the_layout_is_refused(tmp_path, made):
+def test_folder_without_the_layout_raises(tmp_path, made):
     if made == "list":
         wflw.list_file(tmp_path, "train").parent.mkdir(parents=True)
         wflw.list_file(tmp_path, "train").write_text(line_of())
@@ -83,7 +83,7 @@ def test_a_folder_without_the_layout_is_refused(tmp_path, made):
         wflw.read(tmp_path)
 
 
-def test_the_real_faces(shared):
+def test_real_wflw_faces_are_read(shared):
     annotations = wflw.read(shared / "data/wflw_sample")
     assert [face.split for face in annotations.faces] == ["train", "test", "test", "test"]
     assert annotations.bad == []
@@ -104,7 +104,7 @@ def test_points_at_zero_or_minus_one_are_missing(tmp_path):
     assert "2 points at (0, 0) or (-1, -1) count as missing, in 1 faces" in note
 
 
-def test_packed_archives_are_named(tmp_path):
+def test_packed_archives_are_reported(tmp_path):
     (tmp_path / "WFLW_images.tar.gz").write_bytes(b"")
     with pytest.raises(InputError, match=r"no WFLW here; .*; unpack WFLW_images.tar.gz first"):
         wflw.read(tmp_path)

@@ -75,7 +75,7 @@ def run_with_overrides(args: argparse.Namespace, rest: list[str]) -> int:
     print(f"{args.workdir}: on {describe_devices()}", flush=True)
     print(f"{args.workdir}: {describe_steps(training.config, training.num_faces)}", flush=True)
     if training.step:
-        print(f"{args.workdir}: going on from step {training.step:,}", flush=True)
+        print(f"{args.workdir}: resuming from step {training.step:,}", flush=True)
     elif training.start_message:
         print(f"{args.workdir}: {training.start_message}", flush=True)
     finished = training.run(on_validation=print_figures)

@@ -34,7 +34,7 @@ def test_finished_run_is_left_as_it_is(run, synthetic98, capsys):
     before = (run / "best" / "model.safetensors").read_bytes()
     overrides = [f"--config.data.dir={synthetic98}", "--config.train.keep", "1"]
     assert main(["train", "--config", "demo:small", "--workdir", str(run), *overrides]) == 0
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
     assert (run / "best" / "model.safetensors").read_bytes() == before
 
 

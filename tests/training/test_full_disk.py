@@ -76,7 +76,7 @@ def test_full_disk_ends_the_run_in_one_line_and_it_resumes_on_a_larger_one(small
     every = {str(step) for step in range(1, STEPS + 1)}
     assert names & every == {str(step) for step in range(1, reached + 1)}
     assert (out / "large.code").read_text() == "0\n"
-    assert f"going on from step {reached}\n" in (out / "large.out").read_text()
+    assert f"resuming from step {reached}\n" in (out / "large.out").read_text()
     assert latest_checkpoint(out / "large").name == str(STEPS)
     assert {path.name for path in (out / "large" / "checkpoints").iterdir()} == every
     logged = [row["step"] for row in read_metrics(out / "large") if "train/loss" in row]

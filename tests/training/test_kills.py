@@ -140,7 +140,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(make_tiny_config, synthetic98
             assert saved == last
             assert f"saved at step {saved}; the same command resumes the run" in process.output()
         if process.first_step and "on 1 x cpu" in process.output():
-            assert f"going on from step {process.first_step}\n" in process.output()
+            assert f"resuming from step {process.first_step}\n" in process.output()
         if saved:
             read_checkpoint(latest_checkpoint(parts))
         if (parts / BEST / WEIGHTS).is_file():

@@ -119,10 +119,10 @@ def test_landmarks_with_too_few_faces_have_the_offset_of_frontal_faces(shape, rn
     annotated = np.where(located[..., None], annotated, np.nan)
     fit = fit_offsets(annotated, predicted, located, groups, IBUG68)
     for name, missing in (("left", [0, 36]), ("right", [16, 45])):
-        corrected = fit.offsets.groups[name]
-        np.testing.assert_allclose(corrected[missing], offsets["frontal"][missing], atol=1e-6)
+        fitted = fit.offsets.groups[name]
+        np.testing.assert_allclose(fitted[missing], offsets["frontal"][missing], atol=1e-6)
         others = np.delete(np.arange(68), missing)
-        np.testing.assert_allclose(corrected[others], offsets[name][others], atol=1e-6)
+        np.testing.assert_allclose(fitted[others], offsets[name][others], atol=1e-6)
     report = {group.name: group for group in fit.groups}
     assert (report["left"].num_fitted, report["left"].fallback) == (66, "of frontal")
     assert (report["frontal"].num_fitted, report["frontal"].fallback) == (68, "")

@@ -93,7 +93,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        config: ml_collections.ConfigDict | Config,
         workdir: Path,
         mesh: jax.sharding.Mesh | None = None,
         *,
@@ -101,8 +101,9 @@ class Trainer:
         accept_changes: bool = False,
         overridden: Collection[str] = (),
     ):
-        check_config(config)
-        self.config = Config.from_dict(config.to_dict())
+        fields = config.to_dict()
+        check_config(ml_collections.ConfigDict(fields))
+        self.config = Config.from_dict(fields)
         self.workdir = Path(workdir)
         self.mesh = mesh
         self.feature_cache = feature_cache

@@ -26,7 +26,7 @@ from lcgcn_jax.inference.video import Frame, Video, VideoWriter, open_video, var
 from lcgcn_jax.interrupts import Interrupted, deferred, received
 
 FaceBoxes = tuple[list[Box], list[float] | None]
-"""Face boxes of an image, and the scores of the face detector; None for other boxes."""
+"""Face boxes of an image, and their scores if they are from the face detector."""
 
 BoxSource = Callable[[Path, np.ndarray], FaceBoxes]
 """Path of an image, for messages, and its pixels -> its face boxes."""
@@ -117,8 +117,7 @@ class BatchPredictor:
       model: the model.
       files: where the results are written.
       box_source: face boxes of each image or frame; by default those of the model's face detector.
-      draw: draws faces on an image, `visualize.draw_faces`. It is an argument because `visualize` imports
-        this package.
+      draw: `visualize.draw_faces`; an argument because `visualize` imports this package.
       draw_edges: draw the strongest edges of the graph.
       upright: apply the EXIF orientation of images.
       frames_per_second: frame rate of videos; None for that of the file.

@@ -127,7 +127,7 @@ def test_what_one_process_cannot_do_ends_all_with_one_line(config_file, tmp_path
         ("--coordinator here:1", "needs --num-processes and --process-id"),
         ("--coordinator here:1 --num-processes 2 --process-id 2", "numbered from 0"),
         ("--num-processes 2", "need --coordinator HOST:PORT"),
-        ("--distributed --process-id 0", "finds the processes by itself"),
+        ("--distributed --process-id 0", "finds the processes automatically"),
     ],
 )
 def test_flags_that_do_not_fit_together_are_told(capsys, tmp_path, options, message):

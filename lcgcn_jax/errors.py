@@ -14,13 +14,7 @@ class InputError(ValueError):
 
 
 def choose(name: str, value: object, choices: Iterable[str], *, kind: str = "value") -> None:
-    """Check that a value is one of a set of choices.
-
-    Args:
-      name: option or field, for the message.
-      value: the value.
-      choices: the accepted values.
-      kind: noun for the value in the message.
+    """Check that the value of an option or field is one of its choices.
 
     Raises:
       InputError: it is not; the message suggests the most similar choice and lists up to eight.
@@ -33,24 +27,16 @@ def choose(name: str, value: object, choices: Iterable[str], *, kind: str = "val
 
 
 def did_you_mean(value: object, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Format the choice most similar to a value as `; did you mean 'x'?`.
-
-    Returns:
-      The hint; empty if no choice has a `difflib` similarity of at least `cutoff`.
-    """
+    """Hint `; did you mean 'x'?`; empty if no choice has a `difflib` similarity of at least `cutoff`."""
     matches = difflib.get_close_matches(str(value), choices, n=1, cutoff=cutoff)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def require_absent(path: Path, *, overwrite: bool | None = None) -> None:
-    """Check that an output does not exist yet, or may be overwritten.
-
-    Args:
-      path: file or folder to be written.
-      overwrite: value of the option `--overwrite`; None if there is no such option.
+    """Check that an output does not exist yet, or may be overwritten; None: there is no such option.
 
     Raises:
-      InputError: the path exists and must not be overwritten.
+      InputError: it exists and must not be overwritten.
     """
     if path.exists() and not overwrite:
         fix = "" if overwrite is None else " or give --overwrite (overwrite=True in Python)"

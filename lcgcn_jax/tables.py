@@ -4,12 +4,7 @@ from collections.abc import Iterable, Sequence
 
 
 def format_table(rows: Iterable[Sequence[str]], *, num_left: int = 1) -> str:
-    """Align the cells of a table in columns that are separated by two spaces.
-
-    Args:
-      rows: cells of each row, with as many cells in each; the first row can be a header.
-      num_left: number of left-aligned columns; the columns after them are right-aligned.
-    """
+    """Align cells in columns, the first `num_left` to the left and the others to the right."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

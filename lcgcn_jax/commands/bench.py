@@ -13,9 +13,8 @@ Measures a config with fresh weights, after warm-up: medians and quartiles.
   pipeline     input pipeline only, by number of worker processes
 
 The bound (roofline) is the minimum time for the arithmetic and memory traffic
-of a program on one device, as counted by XLA, at the peak rates that a large
-matrix product and a large copy reach in the same run. Programs that fit into
-the caches of a CPU can be faster.
+of a program on one device, as counted by XLA, at the peak rates of a large
+matrix product and copy. Programs in the caches of a CPU can be faster.
 
 Example: lcgcn bench --config configs/w300_lcgcn.py:small --only forward,graph
 """
@@ -23,7 +22,7 @@ Example: lcgcn bench --config configs/w300_lcgcn.py:small --only forward,graph
 import argparse
 
 from lcgcn_jax.atomic_io import require_writable, write_json
-from lcgcn_jax.commands.options import add, add_count, number
+from lcgcn_jax.commands.options import add, add_count, integers
 from lcgcn_jax.errors import choose
 from lcgcn_jax.profiling.benchmark import format_benchmark, run_benchmark
 from lcgcn_jax.profiling.measurements import BENCHMARKS
@@ -36,17 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--batch-size", default=None)
     text = "benchmarks to run, separated by commas (default: all)"
     add(parser, "--only", metavar="NAME,...", help=text)
-    text = "numbers of worker processes of the input pipeline; 0: only threads"
-    add(parser, "--workers", metavar="N,...", type=_parse_workers, default="0,1,2", help=text)
+    text = "integers: worker processes of the input pipeline; 0: only threads"
+    add(parser, "--workers", metavar="N,...", type=integers, default="0,1,2", help=text)
     add_count(parser, "--repetitions", 10, "measurements of each benchmark")
     add(parser, "--json", "--overwrite")
-
-
-def _parse_workers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(number(int, 0)(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: give integers, separated by commas") from error
 
 
 def run(args: argparse.Namespace) -> int:

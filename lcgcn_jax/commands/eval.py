@@ -37,15 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text += "image (missed faces get the gt box and are counted)"
     add(parser, "--boxes", choices=BOXES, default="gt", help=text)
     add(parser, "--detector-model", "--flip-test")
-    parser.add_argument(
+    text = "corrupt each crop, seeded by its name: rectangles, Gaussian blur or noise, or low light"
+    add(
+        parser,
         "--corruption",
         type=lambda name: compat.CORRUPTIONS.get(name, name),
         choices=CORRUPTIONS,
         default="none",
-        help="corrupt each crop, seeded by its name: occlude (one or two rectangles of 23-47 %% of "
-        "the crop side, in a random color with noise of sigma 15), blur (Gaussian, sigma 1.6-3.9 "
-        "%% of the crop side), low_light (gray levels times 0.15-0.5), noise (Gaussian, sigma "
-        "5-25 gray levels) (%(default)s)",
+        help=text,
     )
     text = "divide errors by the distance between the outer eye corners or the pupils, or by the "
     text += "square root of the area of the true landmarks' box (default: as the dataset says)"

@@ -1,8 +1,7 @@
 """Export a model to ONNX, StableHLO or PyTorch.
 
   onnx, stablehlo  one graph from face crops (RGB uint8, any batch size) to
-                   landmarks, confidence and landmarks of the heatmap stage;
-                   the documentation (how-to/serving) shows how to serve it
+                   landmarks, confidence and landmarks of the heatmap stage
   torch            state dict with the keys of HRNet-Facial-Landmark-Detection,
                    and those of the LCGCN authors for their graph head
 
@@ -24,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--model")
     formats = ("stablehlo", "onnx", "torch")
     add(parser, "--format", choices=formats, required=True, help="output format")
-    text = "output file: .stablehlo, .onnx; for torch .safetensors, .pth or .pt"
-    add(parser, "--out", help=text)
+    add(parser, "--out", help="output file; for torch .safetensors, .pth or .pt")
     add_flag(parser, "--heatmap-only", "leave out the graph head")
     add(parser, "--overwrite")
 

@@ -18,10 +18,11 @@ _FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `lcgcn`; returns the exit code.
+    """Run `lcgcn`.
 
-    It is 0; 1 if some inputs were skipped; 2 for a user error; and 128 plus the signal number if a
-    signal stopped the command: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    Returns:
+      Exit code: 0; 1 if inputs were skipped; 2 for a user error; 128 plus the number of a signal that
+      stopped the command (130 for Ctrl-C).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -74,10 +75,7 @@ def _stop(number: signal.Signals, saved: str = "") -> int:
 
 def _quiet_libraries() -> None:
     """Suppress messages of libraries that the user of a command cannot act on."""
-    # Matplotlib uses a temporary font cache if the home folder is read-only.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    # Damaged metadata of images; unreadable pixels are an error.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    # The cache of compiled programs is optional.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # temporary font cache
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged metadata of images
     cache_failures = "Error (reading|writing) persistent compilation cache"
     warnings.filterwarnings("ignore", message=cache_failures)

@@ -20,24 +20,19 @@ def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable
     return parse
 
 
+def integers(text: str) -> tuple[int, ...]:
+    """Type of an option with integers of at least 0, separated by commas."""
+    return tuple(number(int, 0)(part) for part in text.split(","))
+
+
 _SHARED: dict[str, dict[str, Any]] = {
-    "--model": {
-        "required": True,
-        "help": "shipped model ('lcgcn models'), bundle, or training workdir",
-    },
-    "--data": {
-        "type": Path,
-        "required": True,
-        "help": "dataset folder, written by 'lcgcn prepare'",
-    },
+    "--model": {"required": True, "help": "shipped model, bundle, or training workdir"},
+    "--data": {"type": Path, "required": True, "help": "dataset folder ('lcgcn prepare')"},
     "--out": {"type": Path, "required": True},
     "--json": {"type": Path, "metavar": "FILE", "help": "output file for the results"},
     "--overwrite": {"action": "store_true", "help": "replace existing output files"},
     "--batch-size": {"type": number(int, 1), "default": 32, "help": "faces per batch"},
-    "--flip-test": {
-        "action": "store_true",
-        "help": "average the predictions for each crop and its mirror image",
-    },
+    "--flip-test": {"action": "store_true", "help": "average over the crop and its mirror image"},
     "--detector-model": {
         "type": Path,
         "metavar": "FILE",

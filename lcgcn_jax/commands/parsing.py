@@ -14,9 +14,7 @@ COMMANDS = (
     "demo", "prepare", "train", "eval", "predict", "models", "visualize", "import-torch", "export",
     "bench", "research",
 )  # fmt: skip
-RESEARCH = (
-    "ablation", "fit-shape", "fit-offsets", "calibrate", "calibrate-detector", "compile",
-)  # fmt: skip
+RESEARCH = ("ablation", "fit-shape", "fit-offsets", "calibrate", "calibrate-detector", "compile")
 """Subcommands of `lcgcn research`; `lcgcn NAME` without `research` works too."""
 
 
@@ -34,7 +32,6 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
@@ -69,8 +66,7 @@ def build_parser(names: Collection[str]) -> Parser:
     parser = Parser(
         prog="lcgcn",
         description="Facial landmark detection with LCGCN, in JAX.",
-        epilog="'lcgcn COMMAND --help' shows the options of a command and an example. To start:\n"
-        "  lcgcn demo\n  lcgcn predict photo.jpg",
+        epilog="'lcgcn COMMAND --help' shows the options of a command.\nexample: lcgcn predict photo.jpg",
     )
     parser.set_defaults(has_overrides=False)
     _add_commands(parser, COMMANDS, names, "")

@@ -17,7 +17,7 @@ finished images, and the finished frames of a video in NAME.interrupted.*.
 
 Examples:
   lcgcn predict photo.jpg
-  lcgcn predict --model runs/small photo.jpg --box 120,80,260,240
+  lcgcn predict photo.jpg --model runs/small --box 120,80,260,240
   lcgcn predict holiday/ 'party/*.jpg' --format csv --out landmarks
   lcgcn predict clip.mp4 --smooth
 """

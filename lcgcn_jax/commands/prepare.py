@@ -41,14 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=f"example: lcgcn prepare {name} --src images --annotations {custom.example} \\\n"
             "  --scheme landmarks.yaml --out data/custom",
         )
-        text = (
-            "annotation file, or one per split: train=a test=b; without validation faces, a tenth "
-        )
-        text += "of train becomes validation"
-        files = {"nargs": "+", "metavar": "[SPLIT=]FILE", "help": text}
-        child.add_argument("--annotations", required=True, **files)
+        text = "annotation file, or one per split: train=a test=b (without validation faces, a "
+        text += "tenth of train becomes validation)"
+        add(child, "--annotations", nargs="+", required=True, metavar="[SPLIT=]FILE", help=text)
         text = f"landmark scheme: a .yaml or .json file, {' or '.join(SCHEMES)}"
-        child.add_argument("--scheme", required=True, help=text)
+        add(child, "--scheme", required=True, help=text)
         text = "coordinate of the first pixel"
         add(child, "--count-from", type=int, choices=(0, 1), default=0, help=text)
         _add_paths(child, "images")

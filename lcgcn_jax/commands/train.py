@@ -1,10 +1,10 @@
-r"""Train a model from a config file, or resume a run.
+"""Train a model from a config file, or resume a run.
 
 The same command on a folder with checkpoints resumes the run. Ctrl-C, SIGTERM
 and SIGHUP save a checkpoint first (exit codes 130, 143 and 129).
 
-Example: lcgcn train --config configs/w300_lcgcn.py:small --workdir runs/small \
-  --config.train.steps=1000
+Example:
+  lcgcn train --config demo --workdir runs/demo --config.train.steps=1000
 """
 
 import argparse
@@ -13,7 +13,6 @@ from pathlib import Path
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.distributed import initialize_distributed, is_primary_process
-from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.api import CURVES, write_curves
 from lcgcn_jax.training.config_checks import load_checked_config
 from lcgcn_jax.training.config_types import describe_steps
@@ -41,23 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0.
-
-    After a signal, the primary process raises `Interrupted`; the others return its exit code, so that
-    only one message is printed.
-    """
+    """Train; after a signal, only the primary process raises `Interrupted` and prints its message."""
     config, overrides = load_checked_config(args.config, args.overrides)
     use_compilation_cache()
     address = (args.coordinator, args.num_processes, args.process_id)
-    if args.distributed and address != (None, None, None):
-        raise InputError(
-            "--distributed: finds the processes automatically; leave out --coordinator, "
-            "--num-processes and --process-id"
-        )
-    if args.coordinator is None and address != (None, None, None):
-        raise InputError("--num-processes and --process-id: need --coordinator HOST:PORT")
-    if args.distributed or args.coordinator is not None:
-        initialize_distributed(*address)
+    if args.distributed or address != (None, None, None):
+        initialize_distributed(*address, automatic=args.distributed)
     trainer = Trainer(
         config, args.workdir, accept_changes=args.accept_changes, overridden=overrides
     ).prepare()

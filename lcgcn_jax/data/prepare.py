@@ -20,19 +20,12 @@ _MAX_BAD = 20  # unusable records in the printed report
 
 @dataclasses.dataclass(frozen=True)
 class CustomFormat:
-    """A file format of custom landmarks.
-
-    Attributes:
-      title: name for the help.
-      read: reader of the files.
-      description: content of the files, for the help.
-      example: value of `--annotations`.
-    """
+    """A file format of custom landmarks: its reader, and texts for the help."""
 
     title: str
     read: Callable[..., AnnotationList]
     description: str
-    example: str
+    example: str  # of `--annotations`
 
 
 CUSTOM_FORMATS = {
@@ -123,15 +116,16 @@ def prepare(
     stored_pixels: bool = False,
     **options: Any,
 ) -> PrepareReport:
-    """Write the records of a dataset.
+    """Write the records of a dataset (`records.prepare`).
 
     Args:
       layout: one of `OFFICIAL_READERS` or `CUSTOM_FORMATS`.
       src: folder of the official files, or of the images.
       out: folder of the records.
-      overwrite: as in `records.prepare`.
-      stored_pixels: as in `records.prepare`.
-      **options: options of an official reader, or `annotations`, `scheme` and `count_from`.
+      overwrite: whether a dataset in this folder may be replaced.
+      stored_pixels: whether the annotations refer to the images without their EXIF orientation.
+      **options: options of an official reader; for custom landmarks `annotations` (`parse_annotations`,
+        or `parse_folders` for LabelMe), `scheme` (name or file) and `count_from` (0 or 1).
 
     Raises:
       InputError: the data cannot be used; nothing was written.
@@ -149,19 +143,6 @@ def prepare(
 def _read_custom(
     layout: str, src: Path, out: Path, *, annotations: Sequence[str], scheme: str, count_from: int
 ) -> AnnotationList:
-    """Read custom landmarks.
-
-    Args:
-      layout: one of `CUSTOM_FORMATS`.
-      src: folder of the images.
-      out: folder of the records, which must not contain the annotations.
-      annotations: as `parse_annotations` or, for LabelMe, `parse_folders` takes them.
-      scheme: name or file of the landmark scheme.
-      count_from: coordinate of the first pixel in the files, 0 or 1.
-
-    Raises:
-      InputError: the data cannot be used.
-    """
     landmark_scheme = get_scheme(scheme)
     files = (parse_folders if layout == "labelme" else parse_annotations)(annotations)
     for paths in files.values():
@@ -178,10 +159,7 @@ def _read_custom(
 
 
 def parse_annotations(texts: Sequence[str]) -> dict[str, Path]:
-    """Parse `FILE`, or one `SPLIT=FILE` per split.
-
-    Returns:
-      Files by split; a single file without a split is under `custom.UNSTATED`.
+    """Parse `FILE` (of the split `custom.UNSTATED`), or one `SPLIT=FILE` per split.
 
     Raises:
       InputError: a split occurs twice, or one of several files has no split.
@@ -218,12 +196,7 @@ def _check_outside(source: Path, out: Path, option: str) -> None:
 
 
 def format_report(report: PrepareReport, out: Path) -> str:
-    """Format the outcome of a preparation for the screen.
-
-    Args:
-      report: the outcome.
-      out: folder of the records.
-    """
+    """Format the outcome of a preparation for the screen."""
     subsets = {name: count for name, count in report.subsets.items() if name}
     total = f"{report.kind}: {sum(report.num_faces.values()):,} faces"
     lines = [f"{total}: {_format_counts(subsets)}" if subsets else total]

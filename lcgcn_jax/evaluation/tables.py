@@ -16,14 +16,7 @@ _DIGITS = {"nme": 2, "fr10": 2, "auc10": 3}
 def format_comparison(
     table: ReportedTable, measured: dict[str, dict[str, Any]], split: str, conditions: str
 ) -> str:
-    """Table of measured and reported results, with the sources of the latter.
-
-    Args:
-      table: results reported in the literature.
-      measured: metrics of this model by test set (`ReportedTable.measured_sets`).
-      split: split that was evaluated.
-      conditions: conditions of the evaluation (`EvaluationResult.conditions`).
-    """
+    """Table of measured results (`ReportedTable.measured_sets`) and reported ones, with sources."""
     if not measured:
         return (
             f"\nNo reported results for {split}: those for {table.dataset} are for its test sets "
@@ -79,13 +72,7 @@ def _format_row(columns: list[tuple[str, str]], figures: dict[str, dict[str, Any
 
 
 def format_calibration(datasets: Sequence[FaceDataset], split: str, fit: CalibrationFit) -> str:
-    """Tables of the cross-validated quality of predicted errors.
-
-    Args:
-      datasets: data of the fit.
-      split: split of the fit.
-      fit: the fit.
-    """
+    """Tables of the cross-validated quality of predicted errors."""
     tables, rows = [], [["", "landmarks", "predicted", "measured", "predicted / measured"]]
     for dataset, figures, subsets in zip(datasets, fit.figures, fit.subsets, strict=True):
         name = dataset.name if len(datasets) == 1 else dataset.path

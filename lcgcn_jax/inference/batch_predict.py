@@ -98,8 +98,7 @@ class BatchPredictor:
       model: the model.
       files: where the results are written.
       box_source: face boxes of each image or frame; by default those of the model's face detector.
-      draw: draws faces on an image, `visualize.draw_faces`. It is an argument because `visualize` imports
-        this package.
+      draw: `visualize.draw_faces`; an argument because `visualize` imports this package.
       draw_edges: draw the strongest edges of the graph.
       upright: apply the EXIF orientation of images.
       frames_per_second: frame rate of videos; None for that of the file.

@@ -46,11 +46,7 @@ class ResultFiles:
         return [self.folder / file.name.with_name(file.name.name + suffix) for suffix in suffixes]
 
     def check(self, files: Sequence[InputFile]) -> None:
-        """Check that the results do not replace inputs or existing files, and can be written.
-
-        Raises:
-          InputError: a result cannot be written.
-        """
+        """Check that the results do not replace inputs or existing files, and can be written."""
         # Unlike Path.resolve and Path.exists, the functions of os.path accept any link and any name.
         sources = {os.path.realpath(file.path) for file in files}
         for file in files:
@@ -81,14 +77,7 @@ class ResultFiles:
         faces: Sequence[Face],
         scheme: LandmarkScheme,
     ) -> list[Path]:
-        """Write the landmarks and the overlay of an image, all files or none.
-
-        Returns:
-          The files.
-
-        Raises:
-          OSError: a file cannot be written.
-        """
+        """Write the landmarks and the overlay of an image, all files or none; returns the files."""
         *landmark_files, overlay_file = self.paths(file)
         overlay_file.parent.mkdir(parents=True, exist_ok=True)
         texts: dict[Path, str] = {}
@@ -121,16 +110,7 @@ class ResultFiles:
 
 
 def rename_interrupted(partials: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:
-    """Rename the partial files of an interrupted video to `NAME.interrupted.SUFFIX`.
-
-    If such files exist from earlier runs, the new names are numbered.
-
-    Args:
-      partials: files with the finished frames.
-      outputs: the files that the whole video would have.
-
-    Returns:
-      The new names.
+    """Rename the partial files of an interrupted video to `NAME.interrupted.SUFFIX`, numbered if needed.
 
     Raises:
       OSError: a file cannot be renamed; all are deleted then.

@@ -14,13 +14,7 @@ from lcgcn_jax.models.bundles import Bundle
 def import_bundle(
     file: Path, arch: str, scheme: str, graph_file: Path | None = None
 ) -> tuple[Bundle, str, list[str]]:
-    """Import PyTorch weights.
-
-    Args:
-      file: weight file.
-      arch: name of the architecture, one of `TORCH_ARCHS`.
-      scheme: name or file of the landmark scheme.
-      graph_file: weight file of the graph head, if it is separate.
+    """Import PyTorch weights, those of the graph head from a separate file if it is given.
 
     Returns:
       The bundle, its model card, and messages about what was initialized or left out.

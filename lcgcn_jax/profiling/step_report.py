@@ -1,15 +1,7 @@
 """Report of a training step that was compiled for a TPU slice."""
 
-import dataclasses
-from typing import Any
-
 from lcgcn_jax.profiling.tpu_compile import GIB, StepCost, chip_of, least_seconds
 from lcgcn_jax.tables import format_table
-
-
-def step_to_dict(cost: StepCost) -> dict[str, Any]:
-    """The cost in plain types for JSON, with the minimum time of a step in seconds."""
-    return dataclasses.asdict(cost) | {"least_seconds": least_seconds(cost)}
 
 
 def format_step(cost: StepCost) -> str:

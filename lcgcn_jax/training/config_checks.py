@@ -395,11 +395,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 def load_checked_config(
     spec: str, words: Sequence[str]
 ) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
-    """Load a config, set the fields that a command line overrides, and check it.
-
-    Args:
-      spec: as in `load_config`.
-      words: words `--config.NAME=VALUE` of a command line.
+    """Load a config, override fields by words `--config.NAME=VALUE`, and check it.
 
     Returns:
       The config, and the overrides by field name.

@@ -155,13 +155,6 @@ def refine_run(
 ) -> tuple[Bundle, str]:
     """Fit a shape refiner to the best model of a run, with the augmentation of the run.
 
-    Args:
-      workdir: folder of the run.
-      data: folder of its dataset.
-      split: split to fit on.
-      views: as in `fit_shape_refiner`.
-      ridge: as in `fit_shape_refiner`.
-
     Returns:
       The bundle with the refinement, and its model card.
 

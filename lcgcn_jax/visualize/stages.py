@@ -65,7 +65,7 @@ def plot_faces(
       out: folder of the plots.
       count: number of faces.
       skip: number of faces of the split to skip first.
-      landmark: plot only the incoming edges of this landmark or part (`LandmarkScheme.find`).
+      landmark: landmark or part whose incoming edges are plotted; None for all.
       threshold: as in `plot_edges`.
       overwrite: whether existing plots may be replaced.
 

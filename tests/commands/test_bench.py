@@ -108,7 +108,7 @@ def test_one_benchmark_on_synthetic_faces(config, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--only", "forwrd"], "unknown value 'forwrd'; did you mean 'forward'?"),
-        (["--workers", "two"], "two: give integers, separated by commas"),
+        (["--workers", "two"], "--workers: invalid integers value: 'two'"),
         (["--repetitions", "0"], "--repetitions: 0 has to be at least 1"),
         (["--config", "demos"], "demos: no such config file"),
         (["--data", "nowhere"], "nowhere: no such folder"),

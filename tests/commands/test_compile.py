@@ -39,7 +39,7 @@ def test_output_has_the_cost_per_chip_and_the_largest_batch(compiled, capsys, tm
     assert "76.28 GiB" in output
     assert "7 with 3.00 MiB in total" in output
     assert "10.0 steps/s, 640 faces/s" in output
-    assert "largest batch  944," in output  # 59 quarters on each of 16 chips
+    assert "largest batch   944," in output  # 59 quarters on each of 16 chips
     figures = json.loads(file.read_text())
     assert figures["largest_batch"] == 944
     assert figures["least_seconds"] == pytest.approx(0.1)

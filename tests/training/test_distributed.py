@@ -129,7 +129,7 @@ def test_error_of_one_process_ends_all_with_one_line(config_file, tmp_path):
         ("--coordinator here:1", "needs --num-processes and --process-id"),
         ("--coordinator here:1 --num-processes 2 --process-id 2", "numbered from 0"),
         ("--num-processes 2", "need --coordinator HOST:PORT"),
-        ("--distributed --process-id 0", "finds the processes by itself"),
+        ("--distributed --process-id 0", "finds the processes automatically"),
     ],
 )
 def test_inconsistent_options_are_rejected(capsys, tmp_path, options, message):

@@ -4,9 +4,8 @@ Fits a monotone map from the peak and the standard deviation of a heatmap to the
 error of the landmark, in percent of the normalizer of NME, and adds it to the
 model for 'lcgcn predict' and 'lcgcn eval'. Faces are used clean and with each
 corruption of 'lcgcn eval'. Include difficult faces, such as profiles: a map of
-easy faces underestimates the errors on difficult ones. All datasets have the
-same weight. The printed results are cross-validated. Use a split that the model
-was not trained on; 'lcgcn eval' on this split is optimistic.
+easy faces underestimates the errors on difficult ones. Use a split that the
+model was not trained on; 'lcgcn eval' on this split is optimistic.
 
 Example: lcgcn research calibrate --model runs/small --data data/w300
 """
@@ -14,6 +13,7 @@ Example: lcgcn research calibrate --model runs/small --data data/w300
 import argparse
 import shutil
 
+from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.data.dataset import open_datasets
@@ -63,11 +63,9 @@ def run(args: argparse.Namespace) -> int:
     )
     print(format_calibration(datasets, args.split, fit))
     out = args.out or bundle
-    try:
+    with writing(out):
         if args.out is not None:
             shutil.copytree(bundle, out)
         save_uncertainty(out, fit.calibration)
-    except (OSError, shutil.Error) as error:
-        raise InputError(f"{out}: cannot be written: {error}") from error
     print(f"{out}: calibrated; errors are in % of {model.scheme.normalizer_text}")
     return 0

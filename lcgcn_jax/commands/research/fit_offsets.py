@@ -1,16 +1,14 @@
-r"""Fit systematic annotation offsets between a dataset and a model.
+"""Fit systematic annotation offsets between a dataset and a model.
 
-Datasets place the same landmark differently. For each landmark, fits the median
-offset between the annotations of the training faces and the predictions of a
-model, rotated and scaled with the face, and writes the offsets to a file. Train
-the model only on data of the target style. In training,
-data.sources=[[DIR, WEIGHT, FILE], ...] or data.offsets=FILE removes the offsets
-from the annotations; so do 'lcgcn eval --offsets FILE' and 'lcgcn research
-calibrate'. If each face has exactly one attribute, such as its pose, each
-attribute has separate offsets.
+For each landmark, fits the median offset between the annotations of the
+training faces and the predictions of a model, rotated and scaled with the face.
+Train the model only on data of the target style. The config fields
+data.sources=[[DIR, WEIGHT, FILE], ...] and data.offsets=FILE, 'lcgcn eval
+--offsets FILE' and 'lcgcn research calibrate' remove the offsets. If each face
+has exactly one attribute, such as its pose, each attribute has separate ones.
 
-Example: lcgcn research fit-offsets --model w300-lcgcn-small \
-  --data data/merl_rav --out merl_rav.json
+Example:
+  lcgcn research fit-offsets --model runs/a --data data/b --out b.json
 """
 
 import argparse

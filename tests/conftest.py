@@ -225,10 +225,11 @@ def detector_model(shared) -> Path:
 def no_network(monkeypatch):
     """Tests download nothing."""
 
-    def refuse(url, **kwargs):
+    def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr("requests.adapters.HTTPAdapter.send", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,16 @@ LAYERS = [
     {"models", "data"},
     {"losses", "uncertainty", "distributed"},
     {"heatmaps", "image_io"},
-    {"geometry", "landmarks", "cache", "compat", "compilation", "atomic_io", "image_arrays"},
+    {
+        "geometry",
+        "landmarks",
+        "cache",
+        "tables",
+        "compat",
+        "compilation",
+        "atomic_io",
+        "image_arrays",
+    },
     {"accelerators", "errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
@@ -34,31 +43,31 @@ def module_name(path):
 
 
 FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-# An installed package contains the configs; in an editable install, they are outside of it.
+# In an editable install, the configs are not in the folder of the package.
 CONFIGS = Path(lcgcn_jax.configs.__file__).parent
 FILES |= {f"lcgcn_jax.configs.{path.stem}": path for path in CONFIGS.glob("[!_]*.py")}
 FILES |= {"lcgcn_jax.configs": CONFIGS / "__init__.py"}
 
 
 def imports_of(module):
-    """Full names of the modules that a module imports, at any place of its code."""
-    modules = set()
+    """Full names of the modules that a module imports, in all of its code."""
+    targets = set()
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
+            targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                modules.add(full if full in FILES else node.module)
-    return modules
+                targets.add(full if full in FILES else node.module)
+    return targets
 
 
 IMPORTS = {module: imports_of(module) for module in FILES}
 
 
 def part_of(module):
-    return module.split(".")[1]
+    return module.split(".")[1] if "." in module else module
 
 
 def reached_from(module):
@@ -100,7 +109,25 @@ def test_data_does_not_load_jax(module):
 def test_importing_the_package_loads_no_submodules():
     body = ast.parse(FILES["lcgcn_jax"].read_text(encoding="utf-8")).body
     imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert imports == ["from typing import TYPE_CHECKING, Any"]
+    assert imports == [
+        "import ast", "import importlib", "from pathlib import Path", "from typing import Any",
+    ]  # fmt: skip
+
+
+def test_only_main_imports_commands():
+    importers = [
+        module
+        for module, targets in IMPORTS.items()
+        if part_of(module) != "commands"
+        and any(target.startswith("lcgcn_jax.commands") for target in targets)
+    ]
+    assert importers == ["lcgcn_jax.__main__"]
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m.startswith("lcgcn_jax.commands")])
+def test_commands_are_short(module):
+    """Commands have flags, a call into the library, and printing."""
+    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_module_names_state_a_topic():

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         image_size=model.image_size,
         batch_size=args.batch_size,
         min_count=args.min_count,
-        max_spread=args.max_spread,
+        max_ratio=args.max_spread,
     )
     print(fit)
     write_json(args.out, fit.offsets.to_dict())

@@ -213,7 +213,9 @@ class Trainer:
         self.prepare()
         assert self._lock is not None
         train, is_primary = self.config.train, is_primary_process()
-        assert train.steps and train.eval_every and train.checkpoint_every, "resolved by prepare"
+        assert train.steps is not None
+        assert train.eval_every is not None
+        assert train.checkpoint_every is not None
         bar = tqdm(
             total=train.steps,
             initial=self.step,

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
-from lcgcn_jax.atomic_io import write_whole, writing
+from lcgcn_jax.atomic_io import write_json
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.evaluation import metrics
 from lcgcn_jax.models.bundles import load_bundle
@@ -176,16 +176,13 @@ def _cache_key(config: ml_collections.ConfigDict) -> tuple:
     return config.model.decode, graph.name, graph.get("sampling")
 
 
-def _write_errors(training: Trainer, path: Path) -> None:
-    errors = {kind: training.validate(kind) for kind in CORRUPTIONS}
-    text = json.dumps(
-        {
-            "heatmap": {kind: e.heatmap[e.measured].tolist() for kind, e in errors.items()},
-            "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
-        }
-    )
-    with writing(path):
-        write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+def _write_errors(trainer: Trainer, path: Path) -> None:
+    errors = {kind: trainer.validate(kind) for kind in CORRUPTIONS}
+    content = {
+        "heatmap": {kind: e.heatmap[e.measured].tolist() for kind, e in errors.items()},
+        "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
+    }
+    write_json(path, content)
 
 
 def summarize(results: Mapping[str, VariantErrors]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,10 +163,12 @@ def refine_run(
       InputError: the run or the data cannot be used.
     """
     try:
-        fields = (read_run_config(workdir) or {})["data"]["augment"]
-        augment = AugmentConfig(
-            **{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        )
+        stored = (read_run_config(workdir) or {})["data"]["augment"]
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in stored.items()
+        }
+        augment = AugmentConfig(**fields)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{workdir}: not a training run: {one_line(error)}") from error
     bundle = load_bundle(workdir)

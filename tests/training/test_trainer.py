@@ -278,9 +278,9 @@ def test_folder_with_something_else_is_refused(tiny_config, tmp_path):
         Trainer(tiny_config, tmp_path, make_mesh(1)).prepare()
 
 
-def test_batch_that_cannot_be_cut_names_one_that_can(tiny_config, tmp_path):
+def test_batch_size_that_cannot_be_split_names_one_that_can(tiny_config, tmp_path):
     tiny_config.train.batch_size = 12
-    with pytest.raises(InputError, match="12 does not share out over 8 devices; 16 would"):
+    with pytest.raises(InputError, match="12 cannot be split over 8 devices; use 16"):
         Trainer(tiny_config, tmp_path / "run", make_mesh(8)).prepare()
 
 

@@ -315,7 +315,12 @@ def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
     num_boxes, num_cut, better = 0, 0, collections.Counter()
     for face in faces:
         located, corners = _located(face), face.box_corners
-        if located.sum() < 2 or corners is None or not np.isfinite(corners).all():
+        if (
+            located.sum() < 2
+            or face.box is None
+            or corners is None
+            or not np.isfinite(corners).all()
+        ):
             continue
         points = face.points[located]
         if not np.ptp(points, axis=0).all() or (corners[2:] == corners[:2]).any():

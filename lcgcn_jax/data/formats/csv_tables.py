@@ -161,7 +161,10 @@ class _RowReader:
                 raise ValueError(_missing_column(name, self._header))
         if scheme.normalizer != "given" and "normalizer" in self._columns:
             refuse_normalizer(scheme)
-        self._points = [[columns.find(name) for name in pair] for pair in self._names]
+        self._points = [
+            [index for name in pair if (index := columns.find(name)) is not None]
+            for pair in self._names
+        ]
         if unknown:
             texts = ", ".join(repr(self._header[i]) for i in unknown[:5])
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""

@@ -1,4 +1,4 @@
-"""Package discovery: lcgcn_jax, and the folder configs under the name lcgcn_jax.configs."""
+"""Package discovery: lcgcn_jax, and the folder configs as lcgcn_jax.configs."""
 
 from setuptools import find_packages, setup
 

@@ -1,11 +1,11 @@
-"""HRNet in JAX against the same network in PyTorch: same weights, same cores or card, same run.
+"""Speed of HRNet in JAX and in PyTorch, with the same weights on the same device.
 
     python benchmarks/against_torch.py --json against_torch.json
 
-needs `pip install '.[torch]'` (on a GPU PyTorch's CUDA build, and '.[cuda]'), and nothing else. With
-'.[onnx]' the ONNX export under onnxruntime stands beside them on a CPU. The contestants take turns, so
-what else the machine does falls on all of them; a ratio above 1 says that JAX is faster. On a busy
-machine compare processor time, on one core:
+requires `pip install '.[torch]'` (on a GPU, a CUDA build of PyTorch and '.[cuda]'). With '.[onnx]', it also
+measures the ONNX export with onnxruntime on a CPU. Measurements are interleaved, so that other load affects
+all of them equally. A ratio above 1 means that JAX is faster. On a busy machine, compare the CPU time of one
+core:
 
     taskset -c 0 python benchmarks/against_torch.py --clock cpu --only inference
 """
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-# PyTorch needs room on the card too.
+# Leave GPU memory for PyTorch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -55,49 +55,53 @@ except ImportError:
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TASKS = ("inference", "training")
-# Of the outputs' range: float32 sums in another order; TF32 keeps ten bits of a product.
+# Relative to the range of the outputs: float32 sums differ in order; TF32 has a mantissa of 10 bits.
 TOLERANCES = {"cpu": 1e-4, "cuda": 1e-2}
 LEARNING_RATE = 1e-4
 
 
 def main() -> None:
-    """Measures, prints a table, writes the JSON."""
+    """Parse the flags, measure, print tables, and write the JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", choices=ARCHS, default="w18", help="which HRNet (%(default)s)")
-    parser.add_argument("--image_size", type=int, default=256, help="side of crops (%(default)s)")
-    parser.add_argument("--batch_sizes", default="", help="of inference (1,8; on a GPU 1,64)")
-    parser.add_argument("--train_batch_size", type=int, default=0, help="(8; on a GPU 64)")
-    parser.add_argument("--only", choices=TASKS, help="one of the two (both)")
-    parser.add_argument("--repetitions", type=int, default=20, help="of each (%(default)s)")
+    parser.add_argument("--arch", choices=ARCHS, default="w18", help="HRNet variant (%(default)s)")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="wall, or processor time (%(default)s)"
+        "--image_size", type=int, default=256, help="side of the crops (%(default)s)"
+    )
+    parser.add_argument(
+        "--batch_sizes", default="", help="for inference (default: 1,8; on a GPU 1,64)"
+    )
+    parser.add_argument("--train_batch_size", type=int, default=0, help="(default: 8; on a GPU 64)")
+    parser.add_argument("--only", choices=TASKS, help="(default: both)")
+    parser.add_argument("--repetitions", type=int, default=20, help="per measurement (%(default)s)")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="wall or CPU time (%(default)s)"
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu != torch.cuda.is_available():
         sys.exit(
-            "against_torch: only one of JAX and PyTorch finds a GPU; set CUDA_VISIBLE_DEVICES="
+            "against_torch: only one of JAX and PyTorch can use the GPU; set CUDA_VISIBLE_DEVICES="
         )
     if on_gpu and args.clock == "cpu":
-        sys.exit("against_torch: a GPU's work takes no processor time; leave out --clock")
-    # As JAX does by default: TF32 where the card has it, and the fastest of cuDNN's algorithms.
+        sys.exit("against_torch: --clock cpu does not measure a GPU; leave out --clock")
+    # The defaults of JAX: TF32 if available, and the fastest cuDNN algorithm.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     sizes = [int(n) for n in (args.batch_sizes or ("1,64" if on_gpu else "1,8")).split(",")]
-    contest = Contest(args, "cuda" if on_gpu else "cpu")
+    comparison = Comparison(args, "cuda" if on_gpu else "cpu")
     tasks = []
     if args.only != "training":
-        tasks += [contest.inference(batch) for batch in sizes]
+        tasks += [comparison.inference(batch) for batch in sizes]
     if args.only != "inference":
-        tasks.append(contest.training(args.train_batch_size or (64 if on_gpu else 8)))
+        tasks.append(comparison.training(args.train_batch_size or (64 if on_gpu else 8)))
     warm_up(tasks)
-    result = {"conditions": contest.conditions(), "results": []}
+    result = {"conditions": comparison.conditions(), "results": []}
     for task in tasks:
-        result["results"].append(contest.measure(task))
+        result["results"].append(comparison.measure(task))
         print(format_result(result["results"][-1]), flush=True)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -105,7 +109,7 @@ def main() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """`runs` by name, each on the same `batch` faces; all return the same if `equal`."""
+    """Functions to compare, by name, on the same `batch` faces; all return the same if `equal`."""
 
     name: str
     batch: int
@@ -114,7 +118,7 @@ class Task:
 
 
 def warm_up(tasks: Iterable[Task]) -> None:
-    """Compiles everything: JAX's programs in threads, beside them PyTorch's in this one."""
+    """Compile everything: the JAX programs in threads, concurrently with PyTorch in this thread."""
     runs = [(name, run) for task in tasks for name, run in task.runs.items()]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiling = [pool.submit(run) for name, run in runs if name.startswith("jax")]
@@ -125,8 +129,8 @@ def warm_up(tasks: Iterable[Task]) -> None:
             future.result()
 
 
-class Contest:
-    """One network in both libraries."""
+class Comparison:
+    """The same network in both libraries."""
 
     def __init__(self, args: argparse.Namespace, device: str):
         self._args, self._device = args, device
@@ -148,7 +152,7 @@ class Contest:
         self._state = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
 
     def conditions(self) -> dict[str, Any]:
-        """What the figures hold for."""
+        """Conditions of the measurement."""
         args = self._args
         libraries = ["jax", "jaxlib", "flax", "torch", "onnxruntime"]
         return {
@@ -162,7 +166,7 @@ class Contest:
         }
 
     def inference(self, batch: int) -> Task:
-        """Normalised crops to logits; on a CPU also bytes to landmarks, where ONNX can stand beside it."""
+        """Inference from normalized crops to logits; on a CPU also from bytes to landmarks, with ONNX."""
         images = _normal((batch, self._args.image_size, self._args.image_size, 3), 0)
         runs = {"jax float32": self._jax_inference(images, jnp.float32)}
         runs["torch eager float32"] = self._torch_inference(images)
@@ -181,7 +185,7 @@ class Contest:
         return Task(f"inference, batch {batch}", batch, runs, equal=True)
 
     def training(self, batch: int) -> Task:
-        """Steps of Adam on the squared error of the logits, BatchNorm in training mode."""
+        """Training steps: Adam on the squared error of the logits, with BatchNorm in training mode."""
         args, k = self._args, IBUG68.num_landmarks
         images = _normal((batch, args.image_size, args.image_size, 3), 0)
         targets = _normal((batch, args.image_size // 4, args.image_size // 4, k), 1)
@@ -199,7 +203,7 @@ class Contest:
         return Task(f"training, batch {batch}", batch, runs, equal=False)
 
     def measure(self, task: Task) -> dict[str, Any]:
-        """The times of everybody, in turns, and PyTorch's over JAX's."""
+        """Measure the functions of a task interleaved, and compute the ratios to JAX."""
         if task.equal:
             self._require_equal(task.runs["jax float32"](), task.runs["torch eager float32"]())
         args = self._args
@@ -223,7 +227,7 @@ class Contest:
         return functools.partial(run, jnp.asarray(images))
 
     def _serving(self, batch: int) -> dict[str, Callable]:
-        """Bytes to landmarks, by the package and by its ONNX file; nothing without '.[onnx]'."""
+        """Functions from bytes to landmarks: this package and its ONNX export; empty without '.[onnx]'."""
         try:
             import onnxruntime
 
@@ -236,7 +240,7 @@ class Contest:
                     path, options, providers=["CPUExecutionProvider"]
                 )
         except (ImportError, InputError) as error:
-            print(f"without onnxruntime: {error}", file=sys.stderr)
+            print(f"onnxruntime is not measured: {error}", file=sys.stderr)
             return {}
         size = self._args.image_size
         crops = np.random.default_rng(2).integers(0, 256, (batch, size, size, 3), np.uint8)
@@ -251,7 +255,7 @@ class Contest:
         model = TorchHRNet(ARCHS[self._args.arch], IBUG68.num_landmarks)
         model.load_state_dict(self._state)
         model = model.to(self._device, memory_format=_memory_format(channels_last))
-        # Not for other shapes too: programs for any batch are slower.
+        # Programs for dynamic shapes are slower.
         return torch.compile(model, dynamic=False) if compiled else model
 
     def _torch_tensor(self, array: np.ndarray, channels_last: bool) -> "torch.Tensor":
@@ -338,27 +342,29 @@ class Contest:
         ours = np.asarray(ours)
         difference = np.abs(ours - theirs.permute(0, 2, 3, 1).cpu().numpy()).max() / np.ptp(ours)
         if difference > TOLERANCES[self._device]:
-            sys.exit(f"against_torch: the two networks differ by {difference:.1e} of their range")
+            sys.exit(
+                f"against_torch: the outputs of the networks differ by {difference:.1e} of their range"
+            )
 
 
 def _ratios(times: dict[str, Timing]) -> dict[str, float]:
-    """Of each rival, its median time over that of JAX in the same type and for the same job."""
+    """Ratios of the median times to that of JAX with the same dtype and task."""
 
-    def rival_of(name):
+    def reference(name):
         if "bytes" in name:
             return "jax, bytes to landmarks"
         return "jax bfloat16" if "autocast" in name else "jax float32"
 
     return {
-        name: time.median / times[rival_of(name)].median
+        name: time.median / times[reference(name)].median
         for name, time in times.items()
         if not name.startswith("jax")
     }
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """One of the results as a table."""
-    lines = [f"\n{result['task']:40}{'median':>10}{'quartiles':>22}{'over jax':>10}"]
+    """Format a result as a table."""
+    lines = [f"\n{result['task']:40}{'median':>10}{'quartiles':>22}{'over JAX':>10}"]
     for name, seconds in result["seconds"].items():
         low, high = (format_seconds(value) for value in seconds["quartiles"])
         ratio = result["torch_over_jax"].get(name)

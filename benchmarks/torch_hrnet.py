@@ -1,7 +1,7 @@
-"""HRNet for facial landmarks in PyTorch, with the modules and keys of HRNet-Facial-Landmark-Detection.
+"""HRNet for facial landmarks in PyTorch, with the state dict keys of HRNet-Facial-Landmark-Detection.
 
-Written after `lcgcn_jax.models.hrnet`, to be measured beside it: `interop.torch_weights.export_weights` gives
-its state dict.
+The counterpart of `lcgcn_jax.models.hrnet` for benchmarks; `interop.torch_weights.export_weights` exports its
+state dict.
 """
 
 import torch
@@ -12,7 +12,7 @@ from lcgcn_jax.models.hrnet import Arch
 
 
 def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
-    """Convolution without bias, then BatchNorm."""
+    """Convolution without bias, BatchNorm."""
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
@@ -23,7 +23,7 @@ def conv_bn_relu(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Se
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut; gives 4 x width channels."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; 4 x width output channels."""
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
@@ -54,7 +54,7 @@ class BasicBlock(nn.Module):
 
 
 class MultiScaleModule(nn.Module):
-    """Parallel branches of basic blocks, then every branch summed into every other."""
+    """Parallel branches of basic blocks, then fusion of every branch into every other."""
 
     def __init__(self, widths: tuple[int, ...], blocks: int):
         super().__init__()
@@ -88,14 +88,14 @@ def _fuse_path(widths: tuple[int, ...], source: int, target: int) -> nn.Module:
 
 
 def upsample(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Bilinear upsampling to the size of another map."""
+    """Upsample bilinearly to the size of another feature map."""
     if x.shape[2:] == like.shape[2:]:
         return x
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
 class TorchHRNet(nn.Module):
-    """Images `[b 3 h w]` to heatmap logits `[b k h/4 w/4]`."""
+    """HRNet from images `[b 3 h w]` to heatmap logits `[b k h/4 w/4]`."""
 
     def __init__(self, arch: Arch, num_landmarks: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Register a heatmap model of your own, and train it with the graph of the paper.
+"""Register a custom heatmap model, train it with the graph of the paper, and evaluate it.
 
 lcgcn prepare synthetic --out data/synthetic
 python examples/custom_heatmap_model.py data/synthetic runs/custom
@@ -38,10 +38,12 @@ class SmallNet(nnx.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data")
-    parser.add_argument("workdir")
-    parser.add_argument("--steps", type=int, default=200)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="output folder of lcgcn prepare")
+    parser.add_argument("workdir", help="folder of the run")
+    parser.add_argument("--steps", type=int, default=200, help="training steps (%(default)s)")
     args = parser.parse_args()
 
     lc.register_heatmap_model("small_net", SmallNet)

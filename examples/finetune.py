@@ -1,10 +1,10 @@
-"""Fine-tune a trained model on your own images with plain optax, and save the result as a bundle.
+"""Fine-tune a trained model on a custom dataset with plain optax, and save the result as a bundle.
 
 python examples/finetune.py images/ landmarks.csv tuned/
 
-`landmarks.csv` has one row per face: image, x_0, y_0, x_1, y_1, ... in pixels, with the landmarks of the
-model. For augmentation, validation, checkpoints and several devices, use `lcgcn prepare csv` and
-`lcgcn train` instead.
+`landmarks.csv` has a header and one row per face: image, x_0, y_0, x_1, y_1, ... in image pixels, with the
+landmarks of the model. For augmentation, validation, checkpoints and several devices, use
+`lcgcn prepare csv` and `lcgcn train` instead.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import lcgcn_jax as lc
 
 
 def read_faces(folder: Path, table: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Face crops `[n, size, size, 3]`, and the landmarks `[n, k, 2]` in crop pixels."""
+    """Read face crops `[n, size, size, 3]`, and their landmarks `[n, k, 2]` in crop pixels."""
     crops, landmarks = [], []
     with table.open(newline="") as file:
         for name, *values in list(csv.reader(file))[1:]:
@@ -36,13 +36,15 @@ def read_faces(folder: Path, table: Path, size: int) -> tuple[np.ndarray, np.nda
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("landmarks", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="w300-lcgcn-small")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=8)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", type=Path, help="folder of the images")
+    parser.add_argument("landmarks", type=Path, help="CSV file of the landmarks")
+    parser.add_argument("out", type=Path, help="bundle to write")
+    parser.add_argument("--model", default="w300-lcgcn-small", help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="training steps (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="faces per step (%(default)s)")
     args = parser.parse_args()
 
     model = lc.load_model(args.model)
@@ -64,12 +66,12 @@ def main() -> None:
     for number in range(args.steps):
         rows = rng.choice(len(crops), args.batch)
         error = step(module, optimizer, jnp.asarray(crops[rows]), jnp.asarray(landmarks[rows]))
-        print(f"step {number}: mean error {float(error):.2f} px of the crop")
+        print(f"step {number}: mean error {float(error):.2f} crop pixels")
     tuned = lc.LandmarkModel.from_module(
         module, config=model.config, scheme=model.scheme, image_size=model.image_size
     )
     tuned.save(args.out)
-    print(f"{args.out}: load it with lcgcn_jax.load_model")
+    print(f"{args.out}: saved; load it with lcgcn_jax.load_model")
 
 
 if __name__ == "__main__":

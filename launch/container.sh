@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Builds the container, and trains in it on the CUDA devices of this machine.
+# Build the container, and train in it on the CUDA devices of this machine.
 set -euo pipefail
-# shellcheck source=launch/running.sh
-source "$(dirname "$0")/running.sh"
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
 
 usage() {
   cat <<'HELP'
 usage: launch/container.sh --config FILE[:ARG] --workdir DIR --data DIR [options]
                            [-- --config.NAME=VALUE ...]
 
-Builds launch/Containerfile, and trains in it. The same command goes on from the last checkpoint. Takes
-NVIDIA's driver and its container toolkit.
+Builds launch/Containerfile, and trains in the container. The same command resumes from the last checkpoint.
+Requires NVIDIA driver 580 or newer, and the NVIDIA container toolkit.
 
-  --config FILE[:ARG]    config file of this clone
-  --workdir DIR          folder of the run, on this machine
-  --data DIR             records (lcgcn prepare), on this machine
-  --engine COMMAND       docker or podman (docker)
-  --image NAME           name of the image (lcgcn)
-  --dry_run              print every command, run none
+  --config FILE[:ARG]    config file in this clone
+  --workdir DIR          folder of the run on this machine
+  --data DIR             output of lcgcn prepare on this machine
+  --engine COMMAND       docker or podman (default: docker)
+  --image NAME           name of the image (default: lcgcn)
+  --dry_run              print the commands without running them
   --help
 
 example: launch/container.sh --config configs/w300_lcgcn_best.py --workdir runs/w300 --data data/w300
@@ -27,12 +27,10 @@ HELP
 config='' workdir='' data='' engine=docker image=lcgcn
 parse_options 'config workdir data engine image' '' "$@"
 require config workdir data
-require_config "$config"
 require_match --engine "$engine" '^(docker|podman)$' 'docker or podman'
-require_match --image "$image" '^[a-z0-9][a-z0-9._/:-]*$' 'the name of an image'
-"$dry_run" || [[ -d $data ]] || refuse "--data $data: no such folder"
+"$dry_run" || [[ -d $data ]] || fail "--data $data: no such folder"
 
-# A run's folder has to be there before it is mounted, or the engine makes it as root.
+# The engine would create a missing folder as root.
 run mkdir -p "$workdir"
 if [[ $engine == docker ]]; then
   devices=(--gpus all --user "$(id -u):$(id -g)")

@@ -1,31 +1,30 @@
 #!/usr/bin/env bash
-# Trains on CUDA devices of several machines, through Slurm.
+# Train on the CUDA devices of several machines with Slurm.
 set -euo pipefail
-# shellcheck source=launch/running.sh
-source "$(dirname "$0")/running.sh"
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
 
 usage() {
   cat <<'HELP'
 usage: launch/slurm.sh --config FILE[:ARG] --workdir DIR --nodes N --devices N [options]
                        [-- --config.NAME=VALUE ...]
 
-Hands a training in to Slurm: one process for each CUDA device. This clone, the virtual environment, the
-records and the folder of the run have to be on a disk that all nodes see. A job that is preempted goes
-back into the queue, and goes on from its checkpoint; it is told 2 minutes before its time is over, saves,
-and the next job of the chain goes on.
+Submits a training with one process per CUDA device. This clone, the virtual environment, the data and the
+workdir must be on a file system that all nodes share. A preempted job is requeued and resumes from its
+checkpoint. A job saves 2 minutes before its time limit, and the next job of the chain resumes.
 
-  --config FILE[:ARG]    config file of this clone
+  --config FILE[:ARG]    config file in this clone
   --workdir DIR          folder of the run
-  --nodes N              machines
-  --devices N            CUDA devices in each
-  --data DIR             records (lcgcn prepare); the config's by default
-  --environment DIR      virtual environment with lcgcn and its extra `cuda` (.venv)
+  --nodes N              number of machines
+  --devices N            number of CUDA devices per machine
+  --data DIR             output of lcgcn prepare (default: data.dir of the config)
+  --environment DIR      virtual environment with '.[cuda]' (default: .venv)
   --partition NAME, --account NAME
-                         as sbatch takes them
-  --time D-HH:MM:SS      limit of one job (1-00:00:00)
-  --cpus N               processor cores for each device (8)
-  --jobs N               jobs in the chain, one after another (1)
-  --dry_run              print every command, run none
+                         options of sbatch
+  --time D-HH:MM:SS      time limit of each job (default: 1-00:00:00)
+  --cpus N               CPU cores per device (default: 8)
+  --jobs N               number of jobs in the chain (default: 1)
+  --dry_run              print the commands without running them
   --help
 
 example: launch/slurm.sh --config configs/w300_lcgcn_best.py --workdir runs/w300 --nodes 2 --devices 8
@@ -36,21 +35,19 @@ config='' workdir='' data='' nodes='' devices='' environment=.venv
 partition='' account='' time=1-00:00:00 cpus=8 jobs=1
 parse_options 'config workdir nodes devices data environment partition account time cpus jobs' '' "$@"
 require config workdir nodes devices
-require_config "$config"
 for option in nodes devices cpus jobs; do
-  require_number "--$option" "${!option}"
+  require_match "--$option" "${!option}" '^[1-9][0-9]*$' 'a positive integer'
 done
-require_match --time "$time" '^([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}$' 'a time as sbatch takes it'
 [[ -z $data ]] || overrides=("--config.data.dir=$data" "${overrides[@]}")
 
 cd "$root"
 "$dry_run" || [[ -x $environment/bin/lcgcn ]] ||
-  refuse "$environment: no lcgcn in it; python3 -m venv $environment && $environment/bin/pip install '.[cuda]'"
-# A failed process ends the others, which would wait for it. One that was stopped and saved (128 + signal)
-# doesn't: srun cannot tell these apart. Slurm signals this shell too, which waits for the training.
-# shellcheck disable=SC2016 # for the shell of each process
+  fail "$environment: lcgcn is not installed; run python3 -m venv $environment && $environment/bin/pip install '.[cuda]'"
+# A failed process ends the others, which would wait for it forever. A process that was stopped by a signal
+# has saved and must not; srun cannot distinguish the two. Slurm also signals this shell, which has to wait.
+# shellcheck disable=SC2016 # expanded by the shell of each process
 process='trap : HUP INT TERM; "$@"; code=$?; case $code in 0 | 129 | 130 | 143) ;; *) scancel --signal KILL "$SLURM_JOB_ID.$SLURM_STEP_ID" ;; esac; exit "$code"'
-# JAX gives each process of a Slurm step the device of its own number on the node.
+# JAX assigns each process of a Slurm step the device with its local index.
 train=(srun --kill-on-bad-exit=0 --cpus-per-task "$cpus" bash -c "$process" lcgcn "$environment/bin/lcgcn" train
   --config "$config" --workdir "$workdir" --distributed "${overrides[@]}")
 submit=(sbatch --job-name "lcgcn-$(basename "$workdir")" --dependency singleton

@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice, and gets a new one when it is preempted.
+# Train on a Cloud TPU slice, and request a new slice after a preemption.
 set -euo pipefail
-# shellcheck source=launch/running.sh
-source "$(dirname "$0")/running.sh"
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
 
 usage() {
   cat <<'HELP'
 usage: launch/tpu_pod.sh --name NAME --zone ZONE --type TYPE --config FILE[:ARG] --workdir DIR --data DIR
                          (--bucket NAME | --nfs HOST:/PATH) [options] [-- --config.NAME=VALUE ...]
 
-Asks for a Cloud TPU slice (a queued resource), waits for it, copies the last commit of this clone to all of
-its machines, installs it, and trains on all of them together. Records and run lie in a bucket or on an NFS
-server, which each machine mounts: a slice that is preempted is deleted and asked for again, and the same
-command goes on from the last checkpoint. Takes gcloud, with a project chosen.
+Requests a Cloud TPU slice (queued resource), installs the last commit of this clone on its machines, and
+trains on all of them. The data and the workdir are in a bucket or on an NFS server that each machine mounts.
+A preempted slice is deleted and requested again; the run resumes from its last checkpoint. Requires gcloud
+with a default project.
 
-  --name NAME            of the slice
-  --zone ZONE            e.g. us-west4-a
+  --name NAME            name of the slice
+  --zone ZONE            zone, such as us-west4-a
   --type TYPE            v4-8, v5litepod-16, v5p-8, v6e-16, ...
-  --config FILE[:ARG]    config file of this clone
-  --workdir DIR          folder of the run, within the bucket or the NFS folder
-  --data DIR             records (lcgcn prepare), within the bucket or the NFS folder
-  --bucket NAME          Cloud Storage bucket, mounted by gcsfuse
+  --config FILE[:ARG]    config file in this clone
+  --workdir DIR          folder of the run, relative to the bucket or NFS folder
+  --data DIR             output of lcgcn prepare, relative to the bucket or NFS folder
+  --bucket NAME          Cloud Storage bucket (mounted with gcsfuse)
   --nfs HOST:/PATH       NFS folder, such as a Filestore share
-  --project PROJECT      gcloud's own by default
-  --runtime_version V    image of the machines; by default the one of the type
-  --spot                 a spot slice: cheaper, and preempted at any time
-  --attempts N           slices to ask for, one after another (20)
-  --keep                 do not delete the slice at the end
-  --dry_run              print every command, run none
+  --project PROJECT      Google Cloud project (default: that of gcloud)
+  --runtime_version V    software version of the machines (default: by type)
+  --spot                 spot slice: cheaper, can be preempted at any time
+  --attempts N           maximum number of slices to request (default: 20)
+  --keep                 keep the slice at the end
+  --dry_run              print the commands without running them
   --help
 
 example: launch/tpu_pod.sh --name lcgcn --zone us-west4-a --type v5litepod-16 --spot --bucket my-faces
@@ -40,17 +40,15 @@ spot=false attempts=20 keep=false
 parse_options 'name zone type config workdir data bucket nfs project runtime_version attempts' \
   'spot keep' "$@"
 require name zone type config workdir data
-require_config "$config"
-require_number --attempts "$attempts"
-require_match --name "$name" '^[a-z]([a-z0-9-]*[a-z0-9])?$' 'small letters, digits and hyphens'
-require_match --type "$type" '^v[0-9]+[a-z]*-[0-9]+$' 'a type such as v5litepod-16'
-[[ -n $bucket || -n $nfs ]] || refuse 'give --bucket NAME or --nfs HOST:/PATH'
-[[ -z $bucket || -z $nfs ]] || refuse 'give --bucket or --nfs, not both'
-[[ -z $bucket ]] || require_match --bucket "$bucket" '^[a-z0-9][a-z0-9._-]+$' 'the name of a bucket'
-[[ -z $nfs ]] || require_match --nfs "$nfs" '^[A-Za-z0-9.-]+:/[A-Za-z0-9._/-]*$' 'HOST:/PATH'
+require_match --attempts "$attempts" '^[1-9][0-9]*$' 'a positive integer'
+[[ -n $bucket || -n $nfs ]] || fail 'give --bucket NAME or --nfs HOST:/PATH'
+[[ -z $bucket || -z $nfs ]] || fail 'give --bucket or --nfs, not both'
+# These values are part of commands on the machines.
+require_match --bucket "$bucket" '^[a-z0-9._-]*$' 'the name of a bucket'
+require_match --nfs "$nfs" '^([A-Za-z0-9.-]+:/[A-Za-z0-9._/-]*)?$' 'HOST:/PATH'
 for option in workdir data; do
-  [[ /${!option} =~ ^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$ ]] ||
-    refuse "--$option '${!option}': not a path within the bucket or the NFS folder"
+  require_match "--$option" "${!option}" '^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$' \
+    'a path inside the bucket or NFS folder'
 done
 if [[ -z $runtime_version ]]; then
   case $type in
@@ -58,74 +56,74 @@ if [[ -z $runtime_version ]]; then
     v5litepod-*) runtime_version=v2-alpha-tpuv5-lite ;;
     v5p-*) runtime_version=v2-alpha-tpuv5 ;;
     v6e-*) runtime_version=v2-alpha-tpuv6e ;;
-    *) refuse "--type $type: its image is not known here; give --runtime_version" ;;
+    *) fail "--type $type: unknown type; give --runtime_version" ;;
   esac
 fi
 
-place=(--zone "$zone")
-[[ -z $project ]] || place+=(--project "$project")
+location=(--zone "$zone")
+[[ -z $project ]] || location+=(--project "$project")
 queue=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
-every_seconds=30
+poll_seconds=30
 
 state() {
-  "${queue[@]}" describe "$name" "${place[@]}" --format 'value(state.state)' 2>/dev/null || echo NONE
+  "${queue[@]}" describe "$name" "${location[@]}" --format 'value(state.state)' 2>/dev/null || echo NONE
 }
 
 create() {
-  local request=("${queue[@]}" create "$name" --node-id "$name" "${place[@]}"
+  local request=("${queue[@]}" create "$name" --node-id "$name" "${location[@]}"
     --accelerator-type "$type" --runtime-version "$runtime_version")
   ! "$spot" || request+=(--spot)
   run "${request[@]}"
 }
 
 delete() {
-  run "${queue[@]}" delete "$name" "${place[@]}" --force --quiet
+  run "${queue[@]}" delete "$name" "${location[@]}" --force --quiet
 }
 
-# Asks for the slice where there is none, and waits until it is there; fails where it will not come.
+# Request the slice unless it exists, and wait until it is active.
 obtain() {
   if "$dry_run"; then
-    would "unless there is such a slice already:"
+    printf '# unless the slice exists:\n'
     create
-    would "wait until its state is ACTIVE, asked for every $every_seconds s:"
-    run "${queue[@]}" describe "$name" "${place[@]}" --format 'value(state.state)'
+    printf '# every %s s, until the state is ACTIVE:\n' "$poll_seconds"
+    run "${queue[@]}" describe "$name" "${location[@]}" --format 'value(state.state)'
     return
   fi
-  local now
-  now=$(state)
-  case $now in
+  local current
+  current=$(state)
+  case $current in
     FAILED | SUSPEND*) delete && create ;;
     NONE) create ;;
   esac
   until [[ $(state) == ACTIVE ]]; do
-    now=$(state)
-    printf '%s: %s is %s\n' "$program" "$name" "$now"
-    [[ $now != FAILED && $now != SUSPEND* && $now != NONE ]] || return 1
-    sleep "$every_seconds"
+    current=$(state)
+    printf '%s: %s is %s\n' "$program" "$name" "$current"
+    [[ $current != FAILED && $current != SUSPEND* && $current != NONE ]] || return 1
+    sleep "$poll_seconds"
   done
 }
 
-everywhere() {
-  run "${vm[@]}" ssh "$name" "${place[@]}" --worker all --command "$1"
+on_all_machines() {
+  run "${vm[@]}" ssh "$name" "${location[@]}" --worker all --command "$1"
 }
 
-# What is needed on each machine; all of it may be there already.
-install_everywhere() {
+# Install the package on each machine; repeatable. The images have Python 3.10; uv installs Python 3.12.
+install() {
   local mount="sudo mount -t nfs $nfs ~/faces"
-  # Orbax finishes a checkpoint by renaming its folder. The images have Python 3.10, and uv brings another.
+  # Orbax commits a checkpoint by renaming its folder.
   [[ -z $bucket ]] || mount="gcsfuse --implicit-dirs --rename-dir-limit 100000 $bucket ~/faces"
-  run "${vm[@]}" scp "$archive" "$name:lcgcn.tar.gz" "${place[@]}" --worker all &&
-    everywhere "mkdir -p ~/lcgcn ~/faces && tar -xzf ~/lcgcn.tar.gz -C ~/lcgcn && \
+  run "${vm[@]}" scp "$archive" "$name:lcgcn.tar.gz" "${location[@]}" --worker all &&
+    on_all_machines "mkdir -p ~/lcgcn ~/faces && tar -xzf ~/lcgcn.tar.gz -C ~/lcgcn && \
 python3 -m pip install --quiet --user uv && \
 python3 -m uv venv --quiet --allow-existing --python 3.12 ~/environment && \
 python3 -m uv pip install --quiet --python ~/environment/bin/python ~/lcgcn'[tpu]' && \
 { mountpoint -q ~/faces || $mount; }"
 }
 
-train_everywhere() {
-  everywhere "cd ~/lcgcn && ~/environment/bin/lcgcn train --config $(printf %q "$config") --distributed \
---workdir ~/faces/$workdir --config.data.dir=\$HOME/faces/$data ${overrides[*]@Q}"
+train() {
+  on_all_machines "cd ~/lcgcn && ~/environment/bin/lcgcn train --config $(printf %q "$config") --distributed \
+--workdir ~/faces/$workdir --config.data.dir=\$HOME/faces/$data ${overrides[*]@Q} && echo TRAINING FINISHED"
 }
 
 cd "$root"
@@ -136,21 +134,20 @@ archive=$scratch/lcgcn.tar.gz log=$scratch/log
 run git archive --format tar.gz --output "$archive" HEAD
 
 for ((attempt = 1; attempt <= attempts; attempt++)); do
-  if obtain && install_everywhere && train_everywhere | tee "$log"; then
-    # A run that was stopped saves and exits with 143; only a finished one prints this line.
-    if "$dry_run" || grep -q 'done; best model' "$log"; then
+  if obtain && install && train | tee "$log"; then
+    if "$dry_run" || grep -q 'TRAINING FINISHED' "$log"; then
       "$keep" || delete
-      ! "$dry_run" || would "where it was preempted: delete it, and from the start, up to $attempts slices"
+      ! "$dry_run" || printf '# after a preemption: delete the slice and repeat, up to %s times\n' "$attempts"
       exit 0
     fi
   fi
-  sleep "$every_seconds" # until a preemption shows in the state
+  sleep "$poll_seconds" # until a preemption is visible in the state
   if [[ $(state) == ACTIVE ]]; then
-    printf '%s: the training ended, and %s was not preempted; the same command goes on\n' \
+    printf '%s: the training failed, and %s was not preempted; the same command resumes it\n' \
       "$program" "$name" >&2
     exit 1
   fi
-  printf '%s: %s is gone; slice %d of %d was this\n' "$program" "$name" "$attempt" "$attempts"
+  printf '%s: %s was preempted (slice %d of %d)\n' "$program" "$name" "$attempt" "$attempts"
 done
-printf '%s: no slice lasted to the end of the training in %d attempts\n' "$program" "$attempts" >&2
+printf '%s: no slice lasted until the end of the training in %d attempts\n' "$program" "$attempts" >&2
 exit 1

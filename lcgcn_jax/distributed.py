@@ -1,4 +1,4 @@
-"""Many processes that train as one: joining them, failing together, stopping at the same step."""
+"""Training in several processes: initialization, common errors, common stop after a signal."""
 
 import contextlib
 import os
@@ -16,33 +16,47 @@ T = TypeVar("T")
 
 
 def initialize_distributed(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    automatic: bool = False,
 ) -> None:
-    """Makes this process one of many, before JAX computes anything.
+    """Connects this process to the others, before JAX computes anything.
 
     Args:
-      coordinator: `HOST:PORT` of process 0, which all can reach. Without it JAX finds all three out by
-        itself: on Cloud TPU, under Slurm and under Open MPI.
-      num_processes: how many there are.
-      process_id: which of them this is, 0 to `num_processes` - 1.
+      coordinator: `HOST:PORT` of process 0, which all processes can reach.
+      num_processes: number of processes.
+      process_id: index of this process, 0 to `num_processes` - 1.
+      automatic: let JAX detect the other arguments, on Cloud TPU, under Slurm and under Open MPI.
 
     Raises:
-      InputError: they do not fit together, nothing can be found out, or the others cannot be reached.
+      InputError: the arguments do not fit each other, cannot be detected, or the other processes cannot be
+        reached.
     """
-    if coordinator is not None:
-        _check_place(coordinator, num_processes, process_id)
+    if not automatic:
+        _check_address(coordinator, num_processes, process_id)
+    elif (coordinator, num_processes, process_id) != (None, None, None):
+        raise InputError(
+            "--distributed: finds the processes automatically; leave out --coordinator, "
+            "--num-processes and --process-id"
+        )
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
-        mend = (
-            "on machines that JAX knows nothing of, give --coordinator, --num-processes and --process-id"
-            if coordinator is None
-            else "all processes have to be started with the same --coordinator and --num-processes"
+        fix = (
+            "on machines that JAX does not detect, give --coordinator, --num-processes and --process-id"
+            if automatic
+            else "start all processes with the same --coordinator and --num-processes"
         )
-        raise InputError(f"the other processes: {one_line(error)}; {mend}") from error
+        raise InputError(f"the other processes: {one_line(error)}; {fix}") from error
 
 
-def _check_place(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+def _check_address(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    if coordinator is None:
+        raise InputError("--num-processes and --process-id: need --coordinator HOST:PORT")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"--coordinator {coordinator}: not HOST:PORT")
@@ -55,43 +69,39 @@ def _check_place(coordinator: str, num_processes: int | None, process_id: int | 
 
 
 def is_primary_process() -> bool:
-    """Whether this is the process that writes files and talks."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
-def raise_on_all_processes(function: Callable[[], T], *, main_only: bool = False) -> T | None:
+def raise_on_all_processes(function: Callable[[], T]) -> T:
     """Calls a function in every process; an InputError in one of them is raised in all.
 
-    Otherwise the others would wait for the one that failed.
-
-    Args:
-      function: what to do.
-      main_only: do it in the main process alone, while the others wait; they get None.
+    Otherwise the other processes would wait for the failed one.
 
     Raises:
-      InputError: with the message of the first process that has one.
+      InputError: with the message of the first process that failed.
     """
-    result, message = None, ""
-    if is_primary_process() or not main_only:
-        try:
-            result = function()
-        except InputError as error:
-            if jax.process_count() == 1:
-                raise
-            message = str(error)
+    result: Any = None
+    message = ""
+    try:
+        result = function()
+    except InputError as error:
+        if jax.process_count() == 1:
+            raise
+        message = str(error)
     if jax.process_count() > 1:
-        messages = gather_rows(np.array([message.encode()[:_LONGEST]], f"S{_LONGEST}"))
-        if failed := [bytes(text).decode(errors="replace") for text in messages if text]:
-            raise InputError(failed[0])
+        messages = gather_rows(np.array([message.encode()[:_MAX_MESSAGE]], f"S{_MAX_MESSAGE}"))
+        if errors := [bytes(text).decode(errors="replace") for text in messages if text]:
+            raise InputError(errors[0])
     return result
 
 
-_LONGEST = 4096  # bytes of a message
+_MAX_MESSAGE = 4096  # bytes
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-    """The rows of all processes, as many from each, in the order of the processes: `[p * n ...]`."""
-    # As bytes: JAX would round float64, and knows no text.
+    """Concatenates the rows of all processes, equally many from each, by process index: `[p * n ...]`."""
+    # As bytes, since JAX would round float64 and has no text.
     raw = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
     gathered = np.ascontiguousarray(multihost_utils.process_allgather(raw, tiled=True))
     return gathered.view(rows.dtype).reshape(-1, *rows.shape[1:])
@@ -99,15 +109,15 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def preemption_guard() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Within, SIGTERM, SIGINT and SIGHUP do not kill: they make a note, which is asked for once a step.
+    """Records SIGTERM, SIGINT and SIGHUP within the block instead of ending the process.
 
     Yields:
-      A function of the step, the same in all processes: the signal that asks to stop there, or None. A
-      signal to any one of them counts; many processes agree on the next step that all of them can reach,
-      and on SIGTERM.
+      A function of the step with the same result in all processes: the signal to stop for after this step, or
+      None. A signal to any process counts; several processes agree on the next step that all of them can
+      reach, and on SIGTERM.
     """
     numbers = [signal.SIGINT]
-    # Of a terminal that is closed; `nohup` ignores it.
+    # SIGHUP of a closed terminal; `nohup` ignores it.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     if jax.process_count() == 1:
@@ -116,7 +126,7 @@ def preemption_guard() -> Iterator[Callable[[int], signal.Signals | None]]:
         with _handled(lambda number, _: caught.append(signal.Signals(number)), *numbers):
             yield lambda step: caught[0] if caught else None
     else:
-        # SIGTERM is what JAX's own preemption service listens to, once the processes have joined.
+        # JAX's preemption service handles SIGTERM once the processes are connected.
         with _handled(lambda *_: os.kill(os.getpid(), signal.SIGTERM), *numbers):
             yield (
                 lambda step: (

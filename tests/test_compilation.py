@@ -9,16 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from lcgcn_jax.compilation import compiler_options
-from lcgcn_jax.models.layers import make_rngs
-from lcgcn_jax.models.registry import create_model
-from lcgcn_jax.models.weights import split_weights
-from lcgcn_jax.training.config import default_config
-from lcgcn_jax.training.optimizer import trained_names
-from lcgcn_jax.training.state import create_state
-from lcgcn_jax.training.steps import make_predict_step, make_train_step
+from lcgcn_jax.training.config_types import Config, DataConfig, ModelConfig, TrainConfig
+from lcgcn_jax.training.sharding import make_mesh
+from lcgcn_jax.training.steps import make_predict_step
+from lcgcn_jax.training.train_step import build_train_step, init_weights
 
 SIZE, BATCH, K = 128, 2, 68  # large enough for the library, which small arrays do not go to
 MODELS = {
@@ -35,32 +31,22 @@ in_each = pytest.mark.parametrize("name", ["toy", pytest.param("hrnet", marks=py
 @functools.cache
 def made(name):
     """Training of a heatmap model, with its graph if any, by plain gradient descent: step, state, batch."""
-    config = default_config()
-    model = config.model.to_dict() | MODELS[name]
-    mode = "joint" if model["graph"] else "heatmap_only"
-    make = jax.jit(lambda: split_weights(create_model(model, K, rngs=make_rngs(0)))[1:])
-    params, batch_stats = make()
-    graphdef = split_weights(nnx.eval_shape(lambda: create_model(model, K, rngs=make_rngs(0))))[0]
-    trained = trained_names(mode, params)
-    # So that parameters move by their gradients; Adam would hide their size.
-    optimizer = optax.sgd(1.0)
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        trained,
-        mode=mode,
-        loss_config=config.loss.to_dict(),
-        image_size=SIZE,
-        ema_decay=0.0,
+    options = MODELS[name]
+    config = Config(
+        data=DataConfig(image_size=SIZE),
+        model=ModelConfig(**options),
+        train=TrainConfig(mode="heatmap_only" if "graph" in options else "joint", batch_size=BATCH),
     )
+    # Plain gradient descent, so that parameters move by their gradients; Adam would hide their size.
+    step = build_train_step(config, K, make_mesh(1), optimizer=optax.sgd(1.0))
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
         "landmarks": rng.uniform(16, 112, (BATCH, K, 2)).astype(np.float32),
         "visible": rng.random((BATCH, K)) < 0.9,
     }
-    state = create_state(params, batch_stats, optimizer, trained, with_ema=False)
-    return graphdef, step, state, batch
+    state = step.init_state(*init_weights(config, K))
+    return step.graphdef, step.function, state, batch
 
 
 @functools.cache

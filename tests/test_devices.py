@@ -4,16 +4,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
-from lcgcn_jax.models.layers import make_rngs
-from lcgcn_jax.models.registry import create_model
-from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training import sharding
-from lcgcn_jax.training.config import default_config
-from lcgcn_jax.training.optimizer import trained_names
-from lcgcn_jax.training.state import create_state
-from lcgcn_jax.training.steps import make_predict_step, make_train_step
+from lcgcn_jax.training.config_types import Config, DataConfig, ModelConfig, TrainConfig
+from lcgcn_jax.training.steps import make_predict_step
+from lcgcn_jax.training.train_step import build_train_step
 
 SIZE, BATCH, K = 32, 4, 5
 LEARNING_RATE = 1.0
@@ -24,15 +19,17 @@ LANDMARKS = 1e-2  # pixels of the crop, decoded from the whole heatmap
 
 def step_and_predict(device, heatmap, graph):
     """A step of plain gradient descent and a prediction on a device, from the same start on every one."""
-    config = default_config()
-    model = config.model.to_dict() | {"heatmap": heatmap, "decode": "soft"}
-    if not graph:
-        model["graph"] = None
-    mode = "joint" if graph else "heatmap_only"
-    rng = np.random.default_rng(0)
-    graphdef, params, batch_stats = split_weights(
-        nnx.eval_shape(lambda: create_model(model, K, rngs=make_rngs(0)))
+    graph_option = {} if graph else {"graph": None}
+    config = Config(
+        data=DataConfig(image_size=SIZE),
+        model=ModelConfig(heatmap=heatmap, decode="soft", **graph_option),
+        train=TrainConfig(
+            mode="joint" if graph else "heatmap_only", batch_size=BATCH, dtype="float32"
+        ),
     )
+    mesh = sharding.mesh_of([device])
+    step = build_train_step(config, K, mesh, optimizer=optax.sgd(LEARNING_RATE))
+    rng = np.random.default_rng(0)
     params, batch_stats = (
         {
             name: (rng.normal(size=leaf.shape) / 10 + name.endswith((".scale", ".var"))).astype(
@@ -40,35 +37,22 @@ def step_and_predict(device, heatmap, graph):
             )
             for name, leaf in sorted(part.items())
         }
-        for part in (params, batch_stats)
+        for part in (step.params, step.batch_stats)
     )
     batch = {
         "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
         "landmarks": rng.uniform(4, 28, (BATCH, K, 2)).astype(np.float32),
         "visible": rng.random((BATCH, K)) < 0.9,
     }
-    mesh = sharding.mesh_of([device])
     # Before the step, to which the state's arrays are donated.
     params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
-    predict = sharding.compile_predict_step(make_predict_step(graphdef), mesh)
+    predict = sharding.compile_predict_step(make_predict_step(step.graphdef), mesh)
     output = jax.tree.map(
         np.asarray, predict(params, batch_stats, sharding.put_batch(batch["image"], mesh))
     )
-    trained, optimizer = trained_names(mode, params), optax.sgd(LEARNING_RATE)
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        trained,
-        mode=mode,
-        loss_config=config.loss.to_dict(),
-        image_size=SIZE,
-        ema_decay=0.0,
-    )
     start = jax.tree.map(np.asarray, params)
-    state = create_state(params, batch_stats, optimizer, trained, with_ema=False)
-    state, scalars = sharding.compile_train_step(step, mesh)(
-        jax.device_put(state, sharding.replicated(mesh)), sharding.put_batch(batch, mesh)
-    )
+    state = step.init_state(params, batch_stats)
+    state, scalars = step.compiled(state, sharding.put_batch(batch, mesh))
     moves = {name: np.asarray(value) - start[name] for name, value in state.params.items()}
     return output, scalars, moves, jax.tree.map(np.asarray, state.batch_stats)
 

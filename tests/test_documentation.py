@@ -1,9 +1,7 @@
-"""README, documentation and examples: commands parse, links exist, and code runs."""
+"""README, documentation and examples: commands parse, links resolve, and code runs."""
 
-import argparse
 import contextlib
 import csv
-import importlib
 import importlib.util
 import os
 import re
@@ -20,11 +18,12 @@ import pytest
 import yaml
 
 import lcgcn_jax as lc
-from lcgcn_jax.commands.main import COMMANDS, main
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.commands.parsing import COMMANDS, RESEARCH, parse_arguments
 from lcgcn_jax.training.config import config_names
 
 ROOT = Path(__file__).parents[1]
-# The site's page of the API has no commands, and custom-landmarks.md has a test of its own.
+# tests/commands/test_custom_landmarks_page.py runs the commands of custom-landmarks.md.
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch/README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 PHOTO = ROOT / "docs/images/photo.jpg"
@@ -38,12 +37,18 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 def blocks(page, language):
-    """Code blocks of a page."""
+    """Code blocks of a page in a language."""
     return re.findall(rf"^```{language}\b.*\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
 
 
+def anchors(page):
+    """Anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w-]", "", text.lower().replace(" ", "-")) for text in headings}
+
+
 def commands(page):
-    """Words of each `lcgcn` command in the page's shell blocks."""
+    """Arguments of each `lcgcn` command in the shell blocks of a page."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&", line):
@@ -52,23 +57,12 @@ def commands(page):
                     yield [word for word in words[1:] if word not in ("...", "[...]")]
 
 
-@pytest.fixture(scope="module")
-def parsers():
-    subparsers = argparse.ArgumentParser(prog="lcgcn").add_subparsers()
-    for name in COMMANDS:
-        module = importlib.import_module(f"lcgcn_jax.commands.{name.replace('-', '_')}")
-        module.add_parser(subparsers)
-    return subparsers.choices
-
-
 @each_page
-def test_commands_parse(page, parsers, capsys):
+def test_commands_parse(page):
     for words in commands(page):
-        name, *arguments = words
-        known, rest = parsers[name].parse_known_args(arguments)
-        unknown = [word for word in rest if not word.startswith("--config.")]
-        assert not unknown, words
-        config = getattr(known, "config", None)
+        args = parse_arguments(words)
+        assert all(word.startswith("--config.") for word in args.overrides), words
+        config = getattr(args, "config", None)
         if config is not None:
             stem = Path(config.partition(":")[0]).stem
             assert stem in config_names(), words
@@ -78,11 +72,12 @@ def test_commands_parse(page, parsers, capsys):
 def test_links_and_images_exist(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" not in target and not target.startswith("#"):
-            path, _, _anchor = target.partition("#")
-            if path in ("../reference/cli.md", "../reference/config.md", "reference/cli.md"):
-                continue  # generated when the site is built
-            assert (page.parent / path).exists(), target
+        path, _, anchor = target.partition("#")
+        if "://" in target or Path(path).name in ("cli.md", "config.md"):
+            continue  # the two pages are generated when the site is built
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
 
 
 @each_page
@@ -126,13 +121,14 @@ def test_examples_use_the_public_api(example):
 
 @pytest.fixture
 def folder(tmp_path, shared, monkeypatch):
-    """A working folder with `photo.jpg`, and the face detector in the cache."""
+    """Working folder with the images that pages refer to, and the face detector in the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     models = tmp_path / "cache/lcgcn_jax/models"
     models.mkdir(parents=True)
     detector = shared / "models/face_detection_yunet_2023mar.onnx"
     (models / detector.name).symlink_to(detector)
     shutil.copy(PHOTO, tmp_path / "photo.jpg")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     with contextlib.chdir(tmp_path):
         yield tmp_path
 
@@ -142,13 +138,13 @@ def folder(tmp_path, shared, monkeypatch):
     "page", ["README.md", "docs/index.md", "docs/tutorials/first-prediction.md"]
 )
 def test_prediction_pages_run(page, folder):
-    """Commands and code that need only an image, in order."""
+    """The commands and code that need only an image run in order."""
     for words in commands(ROOT / page):
-        if words == ["predict", "photo.jpg"]:
+        if words[0] == "predict" and len(words) == 2:
             assert main(words) == 0
             assert (folder / "predictions/photo.json").is_file()
             assert (folder / "predictions/photo.png").is_file()
-    scope = {"__name__": "page"}  # not __main__: the block of a pool is for scripts
+    scope = {"__name__": "page"}  # not __main__, so that the example of a pool does not run
     for block in blocks(ROOT / page, "python"):
         exec(compile(block, page, "exec"), scope)
     (face,) = scope["faces"]
@@ -158,12 +154,12 @@ def test_prediction_pages_run(page, folder):
 
 @pytest.mark.slow
 def test_training_page_runs(synthetic68, tmp_path):
-    code = (ROOT / "docs/tutorials/training.md").read_text()
     (block,) = [b for b in blocks(ROOT / "docs/tutorials/training.md", "python") if "lc.train" in b]
-    assert block in code
-    smaller = "config.model.heatmap.arch = 'tiny'; config.data.image_size = 64\n"
-    smaller += "config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2\n"
-    block = block.replace("best =", smaller + "best =")
+    reduction = "config.model.heatmap.arch = 'tiny'; config.data.image_size = 64\n"
+    reduction += (
+        "config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2\n"
+    )
+    block = block.replace("best =", reduction + "best =")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/w300").symlink_to(synthetic68)
     scope = {}
@@ -172,17 +168,17 @@ def test_training_page_runs(synthetic68, tmp_path):
     assert (tmp_path / "runs/w300_small/best").is_dir()
 
 
-def run_example(name, *arguments):
-    old = sys.argv
-    sys.argv = [name, *map(str, arguments)]
-    try:
+@pytest.fixture
+def run_example(monkeypatch):
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
-    finally:
-        sys.argv = old
+
+    return run
 
 
 @pytest.mark.slow
-def test_image_example(folder, capsys):
+def test_image_example(run_example, folder, capsys):
     run_example("predict_image.py", "photo.jpg", "overlay.png")
     assert "nose tip" in capsys.readouterr().out
     overlay, image = cv2.imread("overlay.png"), cv2.imread("photo.jpg")
@@ -191,7 +187,7 @@ def test_image_example(folder, capsys):
 
 
 @pytest.mark.slow
-def test_video_example(folder, capsys):
+def test_video_example(run_example, folder, capsys):
     image = cv2.imread("photo.jpg")
     size = image.shape[1], image.shape[0]
     writer = cv2.VideoWriter("clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
@@ -204,7 +200,7 @@ def test_video_example(folder, capsys):
 
 
 @pytest.mark.slow
-def test_fine_tuning_example(small_run, synthetic98, tmp_path, capsys):
+def test_fine_tuning_example(run_example, small_run, synthetic98, tmp_path, capsys):
     from lcgcn_jax.data.dataset import open_dataset
 
     images = tmp_path / "images"
@@ -228,7 +224,7 @@ def test_fine_tuning_example(small_run, synthetic98, tmp_path, capsys):
 
 @contextlib.contextmanager
 def jax_defaults():
-    """JAX as users have it: optax relies on the promotion of types, which the other tests forbid."""
+    """Default promotion rules of JAX, which optax needs and the other tests forbid."""
     import jax
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -236,7 +232,7 @@ def jax_defaults():
 
 
 @pytest.mark.slow
-def test_custom_heatmap_model_example(synthetic98, tmp_path, capsys, monkeypatch):
+def test_custom_heatmap_model_example(run_example, synthetic98, tmp_path, capsys, monkeypatch):
     from lcgcn_jax.models import registry
 
     monkeypatch.setattr(registry, "_HEATMAP_MODELS", dict(registry._HEATMAP_MODELS))
@@ -246,7 +242,7 @@ def test_custom_heatmap_model_example(synthetic98, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.slow
-def test_export_example(small_run, tmp_path, capsys):
+def test_export_example(run_example, small_run, tmp_path, capsys):
     for package in ("jax2onnx", "onnxruntime"):
         pytest.importorskip(package)
     run_example("export_onnx.py", tmp_path / "face.onnx", "--model", small_run)
@@ -254,15 +250,15 @@ def test_export_example(small_run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_site_is_built_without_warnings(tmp_path):
+def test_site_builds_without_warnings(tmp_path):
     if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("material") is None:
         pytest.skip("needs: pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(
+    build = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
     )
-    assert done.returncode == 0, done.stderr
+    assert build.returncode == 0, build.stderr
     api = (tmp_path / "site/reference/api.html").read_text()
     documented = set(lc.__all__) - {"IBUG68", "WFLW98", "load"}
     assert not [
@@ -270,4 +266,5 @@ def test_site_is_built_without_warnings(tmp_path):
     ]
     cli = (tmp_path / "site/reference/cli.html").read_text()
     assert all(f"lcgcn {name}" in cli for name in COMMANDS)
+    assert all(f"lcgcn research {name}" in cli for name in RESEARCH)
     assert "train.batch_size" in (tmp_path / "site/reference/config.html").read_text()

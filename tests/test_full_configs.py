@@ -15,7 +15,7 @@ NAMES = [name for name in config_names() if name != "demo"]
 @pytest.mark.parametrize("name", NAMES)
 def test_full_size_step_lowers(config_of, tmp_path, name):
     config = config_of(name)
-    training = Trainer(config, tmp_path / "run", sharding.make_mesh(1))
+    training = Trainer(config, tmp_path / "run", sharding.make_mesh(1)).prepare()
     size, batch = config.data.image_size, config.train.batch_size
     landmarks = training.dataset.scheme.num_landmarks
     assert (size, batch) == (256, 64 if name.endswith("_best") else 16)

@@ -1,4 +1,4 @@
-"""The notebooks' install cell on each kind of runtime, with stand-ins for nvidia-smi and pip."""
+"""Install cell of the notebooks on each kind of runtime, with simulated nvidia-smi and pip."""
 
 import glob
 import json
@@ -18,12 +18,12 @@ JAX_REQUIRES = [
     'jax-cuda12-plugin[with-cuda]<=0.12.0.1,>=0.12.0.1; extra == "cuda12"',
     'jax-cuda13-plugin[with-cuda]<=0.12.0.1,>=0.12.0.1; extra == "cuda13"',
 ]
-PRESENT = {"lcgcn-jax": "0.1.0", "jax": "0.12.0.1", "jaxlib": "0.12.0.1"}
+INSTALLED = {"lcgcn-jax": "0.1.0", "jax": "0.12.0.1", "jaxlib": "0.12.0.1"}
 COLAB_GPU = {"jax": "0.7.2", "jaxlib": "0.7.2", "jax-cuda12-plugin": "0.7.2"}
 
 
 def install_cell(path):
-    """Index and source of the cell with the tag `install`."""
+    """Source of the cell with the tag `install`, which must be the first code cell."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     ((index, cell),) = (
         (i, c) for i, c in enumerate(cells) if "install" in c["metadata"].get("tags", ())
@@ -34,21 +34,21 @@ def install_cell(path):
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def run_cell(request, monkeypatch, tmp_path):
-    """Runs the cell on an imitated runtime and returns the requirements that it asked pip for."""
+    """Function that runs the cell on a simulated runtime and returns the requirements passed to pip."""
     source = install_cell(request.param)
     for name in ("JAX_PLATFORMS", "COLAB_TPU_1VM", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(request.param.parent)  # where Jupyter runs a notebook
+    monkeypatch.chdir(request.param.parent)  # working directory of Jupyter
 
     def run(
         smi=None, env=(), files=(), versions=(), after=None, pip_code=0, project=None, loaded=()
     ):
-        versions, asked = dict(versions), []
+        versions, requirements = dict(versions), []
 
         def run_program(command, **options):
             if command[1:4] == ["-m", "pip", "install"]:
                 assert command[0] == sys.executable
-                asked.append(command[-1])
+                requirements.append(command[-1])
                 versions.update(after or {})
                 return subprocess.CompletedProcess(command, pip_code)
             assert command == ["nvidia-smi"]
@@ -84,12 +84,12 @@ def run_cell(request, monkeypatch, tmp_path):
             else source.replace('PROJECT = ".."', f"PROJECT = {project!r}")
         )
         exec(compile(code, "install cell", "exec"), {"__name__": "__main__"})
-        return asked
+        return requirements
 
     return run
 
 
-def test_both_notebooks_have_the_same_cell():
+def test_both_notebooks_have_the_same_install_cell():
     assert len({install_cell(path) for path in NOTEBOOKS}) == 1
 
 
@@ -102,41 +102,41 @@ TPU = {"COLAB_TPU_1VM": "1", "TPU_ACCELERATOR_TYPE": "v5e-1"}
         ({}, ".."),
         ({"versions": {"jax": "0.7.2", "jaxlib": "0.7.2"}}, ".."),
         ({"smi": 0}, "..[cuda12]"),
-        # Colab sets the variable on all runtimes, empty where there is no TPU.
+        # Colab sets the variable on all runtimes; it is empty if there is no TPU.
         ({"smi": 0, "versions": COLAB_GPU, "env": {"COLAB_TPU_1VM": ""}}, "..[cuda12]"),
         ({"env": TPU, "versions": {"jax": "0.7.2", "libtpu": "0.0.20"}}, "..[tpu]"),
         ({"env": {"COLAB_TPU_ADDR": "10.0.0.2:8470"}}, "..[tpu]"),
         ({"files": ["/dev/accel0"]}, "..[tpu]"),
         ({"files": ["/dev/vfio/0"]}, "..[tpu]"),
         ({"files": ["/dev/vfio/vfio"], "env": {"COLAB_TPU_1VM": ""}}, ".."),
-        # nvidia-smi without a GPU or a driver that answers.
+        # nvidia-smi without a GPU or a working driver.
         ({"smi": 9}, ".."),
         ({"smi": subprocess.TimeoutExpired("nvidia-smi", 60)}, ".."),
         ({"smi": PermissionError("nvidia-smi")}, ".."),
         ({"smi": 9, "env": TPU}, "..[tpu]"),
         ({"smi": 0, "env": {"JAX_PLATFORMS": "cpu"}}, ".."),
-        # The package is there, but not what the accelerator needs, or not in a matching version.
-        ({"smi": 0, "versions": PRESENT}, "..[cuda12]"),
-        ({"smi": 0, "versions": PRESENT | {"jax-cuda12-plugin": "0.7.2"}}, "..[cuda12]"),
-        ({"env": TPU, "versions": PRESENT | {"libtpu": "0.0.20"}}, "..[tpu]"),
-        ({"versions": PRESENT | {"jaxlib": "0.7.2"}}, ".."),
+        # The package is installed, but the packages for the accelerator are missing or do not match.
+        ({"smi": 0, "versions": INSTALLED}, "..[cuda12]"),
+        ({"smi": 0, "versions": INSTALLED | {"jax-cuda12-plugin": "0.7.2"}}, "..[cuda12]"),
+        ({"env": TPU, "versions": INSTALLED | {"libtpu": "0.0.20"}}, "..[tpu]"),
+        ({"versions": INSTALLED | {"jaxlib": "0.7.2"}}, ".."),
     ],
 )
-def test_pip_is_asked_for_the_extra_of_the_runtime(run_cell, runtime, requirement):
+def test_pip_installs_the_extra_for_the_runtime(run_cell, runtime, requirement):
     assert run_cell(**runtime) == [requirement]
 
 
 @pytest.mark.parametrize(
     "runtime",
     [
-        {"versions": PRESENT},
-        {"smi": 0, "versions": PRESENT | {"jax-cuda12-plugin": "0.12.0.1"}},
-        {"smi": 0, "versions": PRESENT | {"jax-cuda13-plugin": "0.12.0.1"}},
-        {"env": TPU, "versions": PRESENT | {"libtpu": "0.0.50"}},
-        {"smi": 0, "versions": PRESENT, "env": {"JAX_PLATFORMS": "cpu"}},
+        {"versions": INSTALLED},
+        {"smi": 0, "versions": INSTALLED | {"jax-cuda12-plugin": "0.12.0.1"}},
+        {"smi": 0, "versions": INSTALLED | {"jax-cuda13-plugin": "0.12.0.1"}},
+        {"env": TPU, "versions": INSTALLED | {"libtpu": "0.0.50"}},
+        {"smi": 0, "versions": INSTALLED, "env": {"JAX_PLATFORMS": "cpu"}},
     ],
 )
-def test_nothing_is_installed_where_matching_versions_are(run_cell, runtime):
+def test_matching_versions_are_not_reinstalled(run_cell, runtime):
     assert run_cell(**runtime) == []
 
 
@@ -147,29 +147,29 @@ def test_nothing_is_installed_where_matching_versions_are(run_cell, runtime):
         (0, "lcgcn-jax[cuda12] @ git+https://example.org/lcgcn_jax"),
     ],
 )
-def test_an_address_takes_extras_before_it(run_cell, smi, requirement):
+def test_extras_precede_a_url(run_cell, smi, requirement):
     assert run_cell(smi, project="git+https://example.org/lcgcn_jax") == [requirement]
 
 
-def test_a_folder_without_the_project_is_refused(run_cell, tmp_path):
+def test_folder_without_the_project_is_an_error(run_cell, tmp_path):
     with pytest.raises(SystemExit, match=r"set PROJECT to its folder or git\+URL"):
         run_cell(project=str(tmp_path))
 
 
-def test_a_failure_of_pip_stops_the_notebook(run_cell):
+def test_pip_failure_stops_the_notebook(run_cell):
     with pytest.raises(SystemExit, match=r"pip could not install \.\.\[cuda12\]"):
         run_cell(0, pip_code=1)
 
 
-def test_an_update_of_a_loaded_module_asks_for_a_restart(run_cell):
-    """Colab loads NumPy 2.1 before the first cell, and jax 0.12 requires 2.2."""
+def test_update_of_a_loaded_module_requires_a_restart(run_cell):
+    """Colab imports NumPy 2.1 before the first cell, and jax 0.12 requires 2.2."""
     after = {"numpy": "2.5.5", "jax": "0.12.0.1"}
     with pytest.raises(SystemExit, match="numpy was updated: restart the session"):
         run_cell(0, loaded={"numpy": "2.1.3"}, after=after)
     assert run_cell(0, loaded={"numpy": "2.5.5"}, after=after)
 
 
-def test_extras_of_the_cell_exist():
+def test_extras_exist_in_pyproject():
     import tomllib
 
     project = tomllib.loads((COLAB.parent / "pyproject.toml").read_text(encoding="utf-8"))

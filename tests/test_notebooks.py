@@ -1,4 +1,4 @@
-"""The notebooks of colab/, executed from top to bottom with smaller settings."""
+"""Notebooks of colab/: imports, and execution with smaller settings."""
 
 import ast
 import json
@@ -15,14 +15,22 @@ nbformat = pytest.importorskip("nbformat")
 
 COLAB = Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
-SMALL = {
+PARAMETERS = {
     "custom_landmarks": "FACES, TEST_FACES, SHOWN, STEPS, SIZE, BATCH = 24, 8, 2, 2, 64, 8",
     "lcgcn_demo": 'CONFIG, FACES, TEST_FACES, SHOWN, VALIDATIONS = "demo:small", 24, 8, 2, 1',
 }
-SHOWN = {"lcgcn_demo": 5, "custom_landmarks": 2}
-"""How many pictures there are, at least."""
+NUM_PLOTS = {"lcgcn_demo": 5, "custom_landmarks": 2}
+MODULES = {
+    "lcgcn_jax",
+    "csv",
+    "pathlib",
+    "warnings",
+    "IPython.display",
+    "matplotlib.pyplot",
+    "numpy",
+}
 
-in_each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def code_cells(notebook):
@@ -30,45 +38,48 @@ def code_cells(notebook):
 
 
 def python_of(cell):
-    """A cell without what is IPython's: magics, and lines for the shell."""
+    """Python code of a cell, without magics and shell commands."""
     if cell.source.startswith("%%"):
         return ""
     return re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE)
 
 
-@in_each
-def test_nothing_but_the_package_is_imported(path):
+@each_notebook
+def test_only_the_public_api_is_imported(path):
     for cell in code_cells(nbformat.read(path, as_version=4)):
         if "install" in cell.metadata.get("tags", ()):
-            continue  # it runs before the package is there; test_notebook_install.py
+            continue  # runs before the package is installed; see test_notebook_install.py
         for node in ast.walk(ast.parse(python_of(cell))):
             if isinstance(node, ast.Import):
-                assert [alias.name for alias in node.names] == ["lcgcn_jax"]
+                assert {alias.name for alias in node.names} <= MODULES
             elif isinstance(node, ast.ImportFrom):
-                assert node.module.split(".")[0] in ("lcgcn_jax", "pathlib")
+                assert node.module in MODULES - {"lcgcn_jax"}
 
 
-@in_each
-def test_no_outputs_are_kept(path):
+@each_notebook
+def test_notebook_has_no_outputs(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
 
 
 @pytest.mark.slow
-@in_each
-def test_it_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a newcomer has
-    programs = Path(sys.executable).parent  # `!lcgcn` is that of this environment
+@each_notebook
+def test_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as on a machine of a user
+    programs = Path(sys.executable).parent  # `!lcgcn` is the one of this environment
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(path, as_version=4)
-    (at,) = (i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ()))
-    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(SMALL[path.stem]))
+    (index,) = (
+        i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())
+    )
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(PARAMETERS[path.stem]))
     client = nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute(env=dict(os.environ))
-    shown = [output for cell in code_cells(notebook) for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in shown) >= SHOWN[path.stem]
-    assert not [output for output in shown if output.output_type == "error"]
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    plots = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(plots) >= NUM_PLOTS[path.stem]
+    assert not [output for output in outputs if output.output_type == "error"]

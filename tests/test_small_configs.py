@@ -30,7 +30,7 @@ def test_small_form_is_traced_on_a_toy_heatmap_model(toy, small_config, tmp_path
     config = small_config(name)
     config.unlock().model.heatmap = {"name": "toy"}
     size = config.data.image_size = 32
-    training = Trainer(config, tmp_path / "run", sharding.make_mesh(1))
+    training = Trainer(config, tmp_path / "run", sharding.make_mesh(1)).prepare()
     k = training.dataset.scheme.num_landmarks
     batch = {
         "image": jax.ShapeDtypeStruct((8, size, size, 3), jnp.uint8),
@@ -50,7 +50,7 @@ def test_small_form_is_traced_on_a_toy_heatmap_model(toy, small_config, tmp_path
 @pytest.mark.parametrize("name", NAMES)
 def test_small_form_takes_a_step(small_config, tmp_path, name):
     config = small_config(name)
-    training = Trainer(config, tmp_path / "run", sharding.make_mesh(1))
+    training = Trainer(config, tmp_path / "run", sharding.make_mesh(1)).prepare()
     assert training.run()
     figures = {k: v for row in read_metrics(tmp_path / "run") for k, v in row.items()}
     assert np.isfinite(figures["train/loss"])

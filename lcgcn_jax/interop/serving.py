@@ -1,18 +1,16 @@
-"""A model as one graph, from face crops to landmarks, to be served without this package.
+"""Export of a model as one graph from face crops to landmarks, for serving without this package.
 
-The graph takes RGB crops, uint8 `[b s s 3]` for any b, and gives `OUTPUTS`, in crop pixels: normalization,
-decoding and the graph head are inside, and BatchNorm is folded. What else a client needs to know is
-written beside it (`describe`). Two formats:
+The graph maps RGB crops, uint8 `[b s s 3]` with any b, to `OUTPUTS` in crop pixels. It contains the
+normalization, the decoding and the graph head; BatchNorm is folded. `describe` lists the metadata for a
+client. There are two formats:
 
-- StableHLO, by `jax.export`: one file for CPU, CUDA and TPU. JAX promises that later versions read it for at
-  least six months. The description lies in a JSON file beside it.
-- ONNX, by jax2onnx, for onnxruntime and the tools around it. The description is in the file's metadata.
+- StableHLO (`jax.export`): one file for CPU, CUDA and TPU, with the metadata in a JSON file next to it. JAX
+  guarantees that later versions read it for at least six months.
+- ONNX (jax2onnx), with the metadata in the file.
 
-Why jax2onnx: it is maintained, and converts the very function that predicts here, so there is no second
-model to keep. The other ways bring all of TensorFlow along (jax2tf, tf2onnx), or need the model written
-once more in PyTorch. Its releases from 0.13.1 to 0.17.1 ask for an older orbax-checkpoint than this package
-needs, though they convert without importing it; so the extra `onnx` has 0.13.0. Tried apart, 0.17.1 makes
-graphs of these models that say the same.
+jax2onnx is maintained and converts the function that predicts here, so no second model is needed. The
+alternatives require TensorFlow (jax2tf, tf2onnx) or a PyTorch version of the model. Its releases 0.13.1 to
+0.17.1 require an older orbax-checkpoint than this package, so the extra `onnx` pins 0.13.0.
 """
 
 import contextlib
@@ -40,38 +38,37 @@ from lcgcn_jax.models.weights import merge_weights
 
 INPUT = "crops"
 OUTPUTS = ("landmarks", "confidence", "heatmap_landmarks")
-"""Attributes of `LCGCNOutput` that the graph gives, in this order (`output_names`)."""
+"""Attributes of `LCGCNOutput` that are outputs of every exported graph, in this order."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 OPSET = 20
-"""Version of ONNX's operators; onnxruntime reads such files since 1.18."""
+"""ONNX operator set; supported by onnxruntime since 1.18."""
 
 
 def crops_to_landmarks(bundle: Bundle) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """The function that is exported: uint8 crops `[b s s 3]` to `output_names` by name."""
+    """Build the exported function from uint8 crops `[b s s 3]` to a dictionary of `output_names`."""
     names = output_names(bundle)
     weights = fold_batch_norm(*bundle.create())
 
     def predict(crops):
         output = merge_weights(*weights)(normalize_images(crops))
-        # Copies, since without a graph head two of them are one value, which ONNX has one name for.
+        # Copies, since without a graph head two outputs are the same value, which has one name in ONNX.
         return {name: jnp.copy(getattr(output, name)) for name in names}
 
     return predict
 
 
 def output_names(bundle: Bundle) -> tuple[str, ...]:
-    """The outputs of a bundle's graph: `OUTPUTS`, then `visibility` where the model has the head."""
+    """Names of the outputs: `OUTPUTS`, then `visibility` if the model has a visibility head."""
     return (*OUTPUTS, "visibility") if bundle.has_visibility else OUTPUTS
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """What a client has to know of an exported graph, in plain types.
+    """Metadata of an exported graph for a client, in plain types.
 
-    `image_size` is s. `crop_scale` is the side of the region that a crop shows, over the longer side of
-    the face's box, both centered on the same point; the box is tight around the landmarks. `scheme` tells
-    what the landmarks mean (`LandmarkScheme.to_dict`).
+    `image_size` is s. A crop has the center of the face box, which is tight around the landmarks, and
+    `crop_scale` times the longer side of the box. `scheme` is `LandmarkScheme.to_dict`.
     """
     return {
         "producer": f"lcgcn-jax {importlib.metadata.version('lcgcn-jax')}",
@@ -83,14 +80,14 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def description_file(path: Path) -> Path:
-    """Where the description of a StableHLO file is: `face.stablehlo.json` for `face.stablehlo`."""
+    """Path of the metadata of a StableHLO file: `face.stablehlo.json` for `face.stablehlo`."""
     return path.with_name(path.name + ".json")
 
 
 def write_stablehlo(path: Path, bundle: Bundle) -> None:
-    """Writes `jax.export`'s form of the graph, and its description beside it.
+    """Write the graph as StableHLO, and its metadata next to it.
 
-    `jax.export.deserialize(path.read_bytes()).call(crops)` gives a dictionary of `output_names`.
+    `jax.export.deserialize(path.read_bytes()).call(crops)` returns a dictionary of `output_names`.
 
     Raises:
       OSError: a file cannot be written.
@@ -105,7 +102,7 @@ def write_stablehlo(path: Path, bundle: Bundle) -> None:
 
 
 def write_onnx(path: Path, bundle: Bundle) -> None:
-    """Writes the graph as ONNX, its description as metadata, the scheme in it as JSON.
+    """Write the graph as ONNX with its metadata; the scheme is JSON.
 
     Raises:
       InputError: jax2onnx is not installed.
@@ -123,8 +120,8 @@ def write_onnx(path: Path, bundle: Bundle) -> None:
             input_names=[INPUT],
             output_names=list(output_names(bundle)),
         )
-        # Left-overs of the conversion, of which onnxruntime would warn whoever loads the file. They are
-        # found in what is written: the converter's own graph still counts uses by nodes that are gone.
+        # Remove unused nodes, about which onnxruntime would warn. This needs the graph of the proto, since
+        # the converter's graph still counts uses by removed nodes.
         model = onnx_ir.from_proto(converted)
         onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
         model.metadata_props.update(
@@ -139,23 +136,23 @@ def write_onnx(path: Path, bundle: Bundle) -> None:
 def export_model(
     model: LandmarkModel | str | Path, path: str | Path, *, overwrite: bool = False
 ) -> Path:
-    """Exports a model as one graph from uint8 crops `[b s s 3]` to landmarks.
+    """Export a model as one graph from uint8 crops `[b s s 3]` to landmarks.
 
     Args:
-      model: a model, or what `load_model` takes.
-      path: file to write; its suffix chooses the format, `.onnx` or `.stablehlo`.
-      overwrite: replace a file that exists.
+      model: a model, or an argument of `load_model`.
+      path: file to write; its suffix selects the format: `.onnx` or `.stablehlo`.
+      overwrite: replace an existing file.
 
     Returns:
       The path of the file.
 
     Raises:
-      InputError: another suffix, the model cannot be read, or the file exists or cannot be written.
+      InputError: the suffix is unknown, the model cannot be read, or the file exists or cannot be written.
     """
     file = Path(path)
     writers = {".onnx": write_onnx, ".stablehlo": write_stablehlo}
     if file.suffix not in writers:
-        raise InputError(f"{file}: unknown format; give a name that ends in .onnx or .stablehlo")
+        raise InputError(f"{file}: unknown format; use the suffix .onnx or .stablehlo")
     outputs = [file, description_file(file)] if file.suffix == ".stablehlo" else [file]
     for output in outputs:
         require_writable(output, overwrite=overwrite)
@@ -179,7 +176,7 @@ def _import_jax2onnx(path: Path):
 
 @contextlib.contextmanager
 def _quiet(*libraries: str) -> Iterator[None]:
-    """Keeps libraries from logging and warning: jax2onnx tells of plugins and old calls of its own."""
+    """Silence the log messages and warnings of libraries: jax2onnx reports plugins and deprecated calls."""
     loggers = [logging.getLogger(name) for name in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

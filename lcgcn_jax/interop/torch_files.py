@@ -1,10 +1,12 @@
-"""PyTorch weight files, read without running what they may contain, and written.
+"""Reader and writer of PyTorch weight files; code in a pickle is never executed.
 
-A state dict is `{"conv1.weight": array, ...}`, in PyTorch's names and axes.
+A state dict is `{"conv1.weight": array, ...}`, with PyTorch's names and axes.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 import pickle
 import re
 import warnings
@@ -24,37 +26,29 @@ StateDict = dict[str, np.ndarray]
 SAFETENSORS = (".safetensors",)
 PICKLED = (".pth", ".pt", ".tar")
 
-
 _WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before all keys: they wrap a model whole or not at all."""
+"""Prefixes that DataParallel and torch.compile add to all keys."""
 
-_MODEL_NAMES = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "weights",
-    "params",
+_MODEL_NAMES = {
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params",
     "module",
-)
-"""Keys that training scripts save the model itself under."""
+}  # fmt: skip
+"""Keys of the model in the checkpoints of training scripts."""
 
 _AVERAGES = re.compile(r"ema|swa|teacher|average", re.IGNORECASE)
-"""What keys of a second copy of the model contain."""
+"""Pattern in the keys of averaged copies of the model."""
 
-_DEEPEST = 8  # levels of dicts that are looked through
+_MAX_DEPTH = 8  # of nested dicts
 
 
 @dataclasses.dataclass(frozen=True)
 class TorchFile:
-    """What was read from a weight file.
+    """State dict of a weight file.
 
     Attributes:
-      state: the state dict, in float32.
-      key: where in the file it is, such as `model` or `checkpoint.state_dict`; empty: the whole file.
-      others: other dicts of arrays in the file that were left out, such as `model_ema`.
+      state: state dict in float32.
+      key: its key in the file, such as `model` or `checkpoint.state_dict`; empty for the whole file.
+      others: keys of the other dicts of arrays in the file, such as `model_ema`.
     """
 
     state: StateDict
@@ -63,47 +57,46 @@ class TorchFile:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Reads the state dict of a weight file, as `read_torch_file` does.
+    """Read the state dict of a weight file.
 
     Raises:
-      InputError: as there.
+      InputError: as in `read_torch_file`.
     """
     return read_torch_file(path).state
 
 
 def read_torch_file(path: Path) -> TorchFile:
-    """Reads a state dict: plain, or wherever a checkpoint has it, such as under `model` or `state_dict`.
+    """Read the state dict of a weight file or checkpoint, under any key such as `model` or `state_dict`.
 
-    Optimizer states are passed over, and so are moving averages besides the model itself.
-
-    A pickle is a program. `torch.load` is told to run none of it but the making of tensors
-    (`weights_only`), and `.safetensors` cannot hold any.
+    Optimizer states are ignored, and so are moving averages next to the model. `torch.load` only creates
+    tensors (`weights_only`) and executes no other code of a pickle; `.safetensors` holds no code.
 
     Args:
       path: a `.safetensors`, `.pth`, `.pt` or `.pth.tar` file.
 
     Returns:
-      Its arrays, without counters of batches (`num_batches_tracked`).
+      The arrays, without the counters `num_batches_tracked`.
 
     Raises:
-      InputError: the file cannot be read, is damaged, holds code, no dict of arrays, or several of which
-        none is the model for certain.
+      InputError: the file cannot be read, is damaged, holds code, no dict of arrays, or several of them
+        that may be the model.
     """
     require_format(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    found: Any = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickled(path)
-    if not isinstance(found, Mapping) or not found:
-        raise InputError(f"{path}: holds no state dict, but {_describe(found)}")
-    key, others = _find_model(path, found)
-    found = _at(found, key)
-    # Strides of 0, say, make an array of any shape of a few bytes: it is not to be written out.
-    if sum(math.prod(value.shape) for value in found.values()) > path.stat().st_size:
+    content: Any = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickled(path)
+    if not isinstance(content, Mapping) or not content:
+        kind = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise InputError(f"{path}: holds no state dict, but {kind}")
+    key, others = _find_model(path, content)
+    model = functools.reduce(operator.getitem, key, content)
+    # An array with strides of 0 may have a huge shape in a small file; reject it before it is copied.
+    if sum(math.prod(value.shape) for value in model.values()) > path.stat().st_size:
         raise InputError(f"{path}: damaged: it claims more weights than it has bytes")
     try:
         state = {
             name: _to_numpy(value)
-            for name, value in _unwrapped(found).items()
+            for name, value in _without_wrappers(model).items()
             if not name.endswith("num_batches_tracked")
         }
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -111,19 +104,19 @@ def read_torch_file(path: Path) -> TorchFile:
     return TorchFile(state, ".".join(key), others)
 
 
-def _find_model(path: Path, found: Mapping) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Finds the model in a checkpoint.
+def _find_model(path: Path, content: Mapping) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Find the model in a checkpoint.
 
     Returns:
-      The keys that lead to its state dict, none for the file itself; and other dicts of arrays.
+      The path of keys to its state dict, and the joined paths of other dicts of arrays.
 
     Raises:
-      InputError: there is none, or it is not certain which one it is.
+      InputError: there is no model, or more than one candidate.
     """
-    if all(map(_is_array, found.values())):
+    if all(map(_is_array, content.values())):
         return (), ()
-    others = [str(key) for key, value in found.items() if not _is_array(value)]
-    dicts = {} if any(map(_is_weight, found.values())) else _dicts_of_arrays(found)
+    others = [str(key) for key, value in content.items() if not _is_array(value)]
+    dicts = {} if any(map(_is_weight, content.values())) else _dicts_of_arrays(content)
     if not dicts:
         raise InputError(
             f"{path}: not a state dict: {len(others)} entries are not arrays: {', '.join(others)}; save "
@@ -135,60 +128,53 @@ def _find_model(path: Path, found: Mapping) -> tuple[tuple[str, ...], tuple[str,
     if ("state_dict",) in models:
         models = [("state_dict",)]
     if len(models) > 1:
-        named = ", ".join(f"{'.'.join(keys)} ({len(dicts[keys])} arrays)" for keys in models)
+        names = ", ".join(f"{'.'.join(keys)} ({len(dicts[keys])} arrays)" for keys in models)
         raise InputError(
-            f"{path}: holds {len(models)} dicts of arrays, and any of them may be the model: {named}; save "
+            f"{path}: holds {len(models)} dicts of arrays, and any of them may be the model: {names}; save "
             "the model's state_dict() to a separate file"
         )
-    left = tuple(".".join(keys) for keys in dicts if keys != models[0])
-    return models[0], left
+    return models[0], tuple(".".join(keys) for keys in dicts if keys != models[0])
 
 
-def _dicts_of_arrays(found: Mapping) -> dict[tuple[str, ...], Mapping]:
-    """All dicts of arrays below a mapping that may be a model's, by the keys that lead to them."""
-    dicts, seen = {}, set()
+def _dicts_of_arrays(content: Mapping) -> dict[tuple[str, ...], Mapping]:
+    """Find all nested dicts of arrays that may be a model, by their paths of keys."""
+    dicts, visited = {}, set()
 
-    def look(value: Any, keys: tuple[str, ...]) -> None:
-        # An optimizer's state has arrays of the same shapes. A pickle may hold a dict that holds itself.
+    def visit(value: Any, keys: tuple[str, ...]) -> None:
+        # Skip optimizer states, whose arrays have the shapes of weights, and dicts that contain themselves.
         if not isinstance(value, Mapping) or {"state", "param_groups"} <= value.keys():
             return
-        if id(value) in seen or len(keys) > _DEEPEST:
+        if id(value) in visited or len(keys) > _MAX_DEPTH:
             return
-        seen.add(id(value))
+        visited.add(id(value))
         if keys and value and all(isinstance(k, str) and _is_array(v) for k, v in value.items()):
             if any(map(_is_weight, value.values())):
                 dicts[keys] = value
             return
         for key, item in value.items():
             if isinstance(key, str):
-                look(item, (*keys, key))
+                visit(item, (*keys, key))
 
-    look(found, ())
+    visit(content, ())
     return dicts
 
 
-def _at(found: Mapping, keys: tuple[str, ...]) -> Mapping:
-    for key in keys:
-        found = found[key]
-    return found
-
-
-def _unwrapped(found: Mapping) -> dict[str, Any]:
-    """A state dict without the prefix of all of its keys."""
-    state = {str(key): value for key, value in found.items()}
+def _without_wrappers(model: Mapping) -> dict[str, Any]:
+    """Remove a wrapper's prefix, if all keys have it."""
+    state = {str(key): value for key, value in model.items()}
     while wrapper := next((w for w in _WRAPPERS if all(k.startswith(w) for k in state)), None):
         state = {key.removeprefix(wrapper): value for key, value in state.items()}
     return state
 
 
 def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
-    """Writes a state dict, in the format that the file's name says; an older file is replaced whole.
+    """Write a state dict in the format of the file name, atomically.
 
     Raises:
-      InputError: the name says none, or PyTorch is needed and not installed.
+      InputError: the file name has no known suffix, or PyTorch is required and not installed.
     """
     require_format(path)
-    # PyTorch shares the memory that it is given, and safetensors takes it as it lies there.
+    # Contiguous copies: PyTorch shares the memory of an array, and safetensors ignores its strides.
     state = {key: np.array(value, order="C") for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in SAFETENSORS:
@@ -200,21 +186,19 @@ def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
 
 
 def require_format(path: Path) -> None:
-    """Refuses a file whose name does not end like a weight file's.
+    """Check the suffix of a weight file.
 
     Raises:
-      InputError: it does not.
+      InputError: the suffix is unknown.
     """
     if path.suffix not in SAFETENSORS + PICKLED:
-        raise InputError(
-            f"{path}: unknown kind of file; weights are .safetensors, .pth, .pt or .pth.tar"
-        )
+        raise InputError(f"{path}: unknown kind of file; use .safetensors, .pth, .pt or .pth.tar")
 
 
 def _read_safetensors(path: Path) -> StateDict:
     try:
         return load_file(path)
-    # What is raised for a type that NumPy does not have is not documented: no file of it can be used.
+    # The exceptions for dtypes that NumPy does not have are not documented.
     except Exception as error:
         raise InputError(
             f"{path}: not a safetensors file, or damaged: {one_line(error)}"
@@ -225,36 +209,36 @@ def _read_pickled(path: Path) -> Any:
     torch = _import_torch(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols that torch itself does not write
+            warnings.simplefilter("ignore")  # about pickle protocols that torch does not write
             if zipfile.is_zipfile(path):
-                _check_sums(path)
+                _verify_checksums(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked is None:
+        function = re.search(r"GLOBAL (\S+)", str(error))
+        if function is None:
             raise InputError(f"{path}: not a PyTorch weight file, or damaged") from error
         raise InputError(
-            f"{path}: its pickle calls {asked[1]}, and none of it was run; weights alone are read. If you "
-            "trust the file, load it in PyTorch and save the model's state_dict() to another"
+            f"{path}: its pickle calls {function[1]}, which was not executed; only weights are read. If you "
+            "trust the file, load it in PyTorch and save the model's state_dict() to a separate file"
         ) from error
     except EOFError as error:
         raise InputError(f"{path}: damaged: the file ends too early") from error
-    # What torch raises for a damaged file is not documented: whatever it is, the file is unusable.
+    # The exceptions of torch for damaged files are not documented.
     except Exception as error:
         raise InputError(
             f"{path}: not a PyTorch weight file, or damaged: {one_line(error)}"
         ) from error
 
 
-def _check_sums(path: Path) -> None:
-    """Holds a zip file's content against its checksums, which PyTorch does not.
+def _verify_checksums(path: Path) -> None:
+    """Verify the checksums of a zip file, which PyTorch does not.
 
     Raises:
-      ValueError: a part of it is not what was written.
+      ValueError: a member does not match its checksum.
     """
     with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} in it does not have its checksum")
+        if member := archive.testzip():
+            raise ValueError(f"{member} in it does not match its checksum")
 
 
 def _import_torch(path: Path):
@@ -273,7 +257,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _is_weight(value: Any) -> bool:
-    """Whether a value is an array of two or more dimensions: a kernel or a matrix, and no figure."""
+    """Whether a value is a kernel or a matrix: an array with at least two dimensions."""
     return _is_array(value) and value.ndim > 1
 
 
@@ -283,12 +267,6 @@ def _to_numpy(value: Any) -> np.ndarray:
         # NumPy has no bfloat16.
         value = (value.float() if value.is_floating_point() else value).numpy()
     if np.iscomplexobj(value):
-        raise ValueError("it is of complex numbers")
-    with np.errstate(over="ignore"):  # whoever takes the weights looks for infinite ones
+        raise ValueError("complex numbers are not supported")
+    with np.errstate(over="ignore"):  # `torch_weights` checks for infinite values
         return value.astype(np.float32)
-
-
-def _describe(found: Any) -> str:
-    if isinstance(found, Mapping):
-        return "nothing"
-    return f"a {type(found).__name__}"

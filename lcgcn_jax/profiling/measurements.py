@@ -1,4 +1,4 @@
-"""What `lcgcn bench` measures: the model and its parts, a training step, and the input pipeline."""
+"""Benchmarks of `lcgcn bench`: the model and its parts, a training step, and the input pipeline."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lcgcn_jax import heatmaps
 from lcgcn_jax.compilation import compiler_options
-from lcgcn_jax.data.augment import AugmentConfig, augment_face
+from lcgcn_jax.data.augment import augment_face
 from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.data.pipeline import Batch, train_iterator
 from lcgcn_jax.inference.model import LandmarkModel
@@ -26,36 +26,37 @@ from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.profiling.roofline import Cost, Peaks, measure_peaks
 from lcgcn_jax.profiling.timing import Timing, measure
 from lcgcn_jax.training import sharding
-from lcgcn_jax.training.trainer import Trainer, compute_dtype
+from lcgcn_jax.training.train_step import compute_dtype
+from lcgcn_jax.training.trainer import Trainer
 
-PREDICTED = 64
-"""Faces at a time where the throughput of prediction is measured."""
+PREDICT_BATCH_SIZE = 64
+"""Batch size of the throughput of prediction."""
 
-_STEPS = 4  # of a training, or batches of the pipeline, that are timed together
+_STEPS = 4  # training steps, or batches of the pipeline, per measurement
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One thing that was measured.
+class BenchmarkResult:
+    """Measurement of one benchmark.
 
     Attributes:
-      name: what.
-      timing: of one go.
-      faces: in one go; None for what is not done for faces.
-      cost: of the program, where it is one.
-      floor: the least time that this cost takes at the device's peaks, in seconds.
-      bound: by which peak, `flops` or `bytes`.
+      name: benchmark name.
+      timing: time per iteration.
+      faces: faces per iteration, or None.
+      cost: cost of the program, or None if the benchmark is not a single program.
+      roofline: roofline bound of the program in seconds, or None.
+      bound: peak that limits it, `flops` or `bytes`, or None.
     """
 
     name: str
     timing: Timing
     faces: int | None = None
     cost: Cost | None = None
-    floor: float | None = None
+    roofline: float | None = None
     bound: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """In plain types; times in seconds."""
+        """Convert to plain types; times are in seconds."""
         median = self.timing.median
         return {
             "median": median,
@@ -65,80 +66,77 @@ class Row:
             "faces_per_second": None if self.faces is None else self.faces / median,
             "flops": None if self.cost is None else self.cost.flops,
             "bytes": None if self.cost is None else self.cost.bytes,
-            "floor": self.floor,
+            "floor": self.roofline,
             "bound": self.bound,
         }
 
 
 class Measurements:
-    """Measures a configuration on its data.
+    """Benchmarks of a configuration on its data.
 
     Args:
-      training: the model, with fresh weights, and the data; a run that nothing else uses.
-      repetitions: measurements of each figure.
-      workers: numbers of worker processes to try the input pipeline with; 0: threads of this process.
+      training: trainer with fresh weights, in its own working directory.
+      repetitions: measurements per benchmark.
+      workers: numbers of worker processes of the input pipeline to measure; 0: threads only.
     """
 
     def __init__(self, training: Trainer, *, repetitions: int, workers: tuple[int, ...]):
         self._training, self._config = training, training.config
         self._repetitions, self._workers = repetitions, workers
         self._batch_size: int = training.config.train.batch_size
-        self.peaks: dict[str, Peaks] = {}  # by the type that is computed in
+        self.peaks: dict[str, Peaks] = {}  # by dtype
 
-    def run(self, part: str) -> Iterator[Row]:
-        """The rows of one of `PARTS`."""
-        return PARTS[part](self)
+    def run(self, name: str) -> Iterator[BenchmarkResult]:
+        """Run one of `BENCHMARKS`."""
+        return BENCHMARKS[name](self)
 
-    def compilation(self) -> Iterator[Row]:
-        """The training step: traced, compiled, and taken from the cache. Once each."""
+    def compilation(self) -> Iterator[BenchmarkResult]:
+        """Trace and compile the training step, and load it from the compilation cache; once each."""
         batch = self._batch
         with tempfile.TemporaryDirectory() as cache, _compilation_cache(cache):
             lowered, seconds = _timed(lambda: self._lower(batch))
-            yield Row("train step: trace", Timing((seconds,)))
+            yield BenchmarkResult("train step: trace", Timing((seconds,)))
             _, seconds = _timed(lowered.compile)
-            yield Row("train step: compile", Timing((seconds,)))
-            jax.clear_caches()  # what is in memory, so that the program comes from the folder
+            yield BenchmarkResult("train step: compile", Timing((seconds,)))
+            jax.clear_caches()  # of the process, so that the program is loaded from the folder
             again = self._lower(batch)
             self._train_step, seconds = _timed(again.compile)
-            yield Row("train step: compile, cached", Timing((seconds,)))
+            yield BenchmarkResult("train step: compile, cached", Timing((seconds,)))
 
-    def forward(self) -> Iterator[Row]:
-        """Prediction on crops that lie on the device, and its parts apart."""
-        weights = self._fold
+    def forward(self) -> Iterator[BenchmarkResult]:
+        """Forward pass on crops on the device."""
+        weights = self._folded
 
         def forward(images):
             return merge_weights(*weights)(normalize_images(images))
 
         yield self._program("forward", forward, self._images)
 
-    def decode(self) -> Iterator[Row]:
-        """From heatmaps to landmarks, confidences and spreads."""
-        graphdef, params, batch_stats = self._fold
+    def decode(self) -> Iterator[BenchmarkResult]:
+        """Decoding of heatmaps to landmarks, confidences and standard deviations."""
+        weights = self._folded
 
         def decode(logits, maps):
-            model = merge_weights(graphdef, params, batch_stats)
+            model = merge_weights(*weights)
             heatmap_std = heatmaps.heatmap_std(logits, activation=model.activation)
             return model.read_peaks(logits, maps), heatmap_std
 
         yield self._program("decode", decode, *self._maps)
 
-    def graph(self) -> Iterator[Row]:
-        """The graph head alone; no row for a model without one."""
+    def graph(self) -> Iterator[BenchmarkResult]:
+        """Graph head only; no result for a model without one."""
         if self._config.model.graph is None:
             return
-        size = self._config.data.image_size
-        graphdef, params, batch_stats = self._fold
+        size, weights = self._config.data.image_size, self._folded
 
         def refine(graph_inputs):
-            return merge_weights(graphdef, params, batch_stats).refine(graph_inputs, size)
+            return merge_weights(*weights).refine(graph_inputs, size)
 
-        graph_inputs = jax.jit(
-            lambda *maps: merge_weights(graphdef, params, batch_stats).read_peaks(*maps)
-        )(*self._maps)
+        graph_inputs = jax.jit(lambda *maps: merge_weights(*weights).read_peaks(*maps))(*self._maps)
         yield self._program("graph head", refine, graph_inputs)
 
-    def train_step(self) -> Iterator[Row]:
-        """Training steps on one batch that lies on the devices."""
+    def train_step(self) -> Iterator[BenchmarkResult]:
+        """Training steps on one batch on the devices."""
         step, batch = self._train_step, self._batch
 
         def steps():
@@ -146,15 +144,12 @@ class Measurements:
                 self._training.state, scalars = step(self._training.state, batch)
             return scalars
 
-        cost = Cost.of(step)
-        timing = measure({"": steps}, repetitions=self._repetitions, warmup=1)[""].per(_STEPS)
-        yield self._with_floor(
-            Row("train step", timing, self._batch_size, cost),
-            compute_dtype(self._config.train.dtype),
-        )
+        timing = self._time(steps, warmup=1).per(_STEPS)
+        dtype = compute_dtype(self._config.train.dtype)
+        yield self._result("train step", timing, Cost.of(step), dtype)
 
-    def end_to_end(self) -> Iterator[Row]:
-        """Training steps on batches from the input pipeline, as the training loop takes them."""
+    def end_to_end(self) -> Iterator[BenchmarkResult]:
+        """Training steps on batches from the input pipeline, as in the training loop."""
         step, training = self._train_step, self._training
 
         def steps():
@@ -165,14 +160,13 @@ class Measurements:
                 training.state, scalars = step(training.state, batch)
             return scalars
 
-        timing = measure({"": steps}, repetitions=self._repetitions, warmup=2)[""].per(_STEPS)
-        yield Row("train, end to end", timing, self._batch_size)
+        yield BenchmarkResult("train, end to end", self._time(steps).per(_STEPS), self._batch_size)
 
-    def stages(self) -> Iterator[Row]:
-        """What the input pipeline does for a batch, stage by stage, in one thread."""
+    def stages(self) -> Iterator[BenchmarkResult]:
+        """Stages of the input pipeline for one batch, in one thread."""
         data, scheme = self._config.data, self._training.dataset.scheme
         source = self._training.dataset.source(data.train_split)
-        augment = AugmentConfig(**data.augment.to_dict())
+        augment = data.augment
         rng = np.random.default_rng(self._config.seed)
         indices = [int(i) for i in rng.integers(0, len(source), self._batch_size)]
         records = [source[i] for i in indices]
@@ -188,16 +182,16 @@ class Measurements:
             },
             repetitions=self._repetitions,
         )
-        # `augment_face` decodes too; each repetition took its stages one after the other.
+        # `augment_face` includes the decoding. The stages are interleaved, so repetitions can be subtracted.
         decode, both = times["decode"].seconds, times["decode and augment"].seconds
-        augment_alone = tuple(max(0.0, b - d) for b, d in zip(both, decode, strict=True))
+        warp = tuple(max(0.0, b - d) for b, d in zip(both, decode, strict=True))
         read = tuple(r + d for r, d in zip(times["read"].seconds, decode, strict=True))
-        yield Row("input: read, decode", Timing(read), self._batch_size)
-        yield Row("input: warp, augment", Timing(augment_alone), self._batch_size)
-        yield Row("input: batch", times["batch"], self._batch_size)
+        yield BenchmarkResult("input: read, decode", Timing(read), self._batch_size)
+        yield BenchmarkResult("input: warp, augment", Timing(warp), self._batch_size)
+        yield BenchmarkResult("input: batch", times["batch"], self._batch_size)
 
-    def pipeline(self) -> Iterator[Row]:
-        """Batches of the whole input pipeline, with nobody else to wait for."""
+    def pipeline(self) -> Iterator[BenchmarkResult]:
+        """Throughput of the input pipeline in isolation."""
         data = self._config.data
         for workers in self._workers:
             batches = train_iterator(
@@ -206,41 +200,38 @@ class Measurements:
                 image_size=data.image_size,
                 batch_size=self._batch_size,
                 seed=self._config.seed,
-                augment=AugmentConfig(**data.augment.to_dict()),
+                augment=data.augment,
                 num_workers=workers,
                 num_threads=data.num_threads,
             )
-            # Several together: some lie ready when the first is asked for.
+            # Several batches per measurement, since some are prefetched before the first request.
             count = _STEPS * max(1, data.num_threads)
             with contextlib.closing(batches):
-                timing = measure(
-                    {"": functools.partial(_take, batches, count)},
-                    repetitions=self._repetitions,
-                    warmup=1,
-                )[""]
-            yield Row(f"input: {workers} workers", timing.per(count), self._batch_size)
+                timing = self._time(functools.partial(_take, batches, count), warmup=1)
+            yield BenchmarkResult(f"input: {workers} workers", timing.per(count), self._batch_size)
 
-    def predict(self) -> Iterator[Row]:
-        """`LandmarkModel.predict_crops`, from bytes to NumPy arrays: one face, and many."""
-        crops = np.resize(np.asarray(self._images), (PREDICTED, *self._images.shape[1:]))
-        for name, count in (("predict: latency", 1), ("predict: throughput", PREDICTED)):
+    def predict(self) -> Iterator[BenchmarkResult]:
+        """`LandmarkModel.predict_crops`, from uint8 crops to NumPy arrays: latency and throughput."""
+        crops = np.resize(np.asarray(self._images), (PREDICT_BATCH_SIZE, *self._images.shape[1:]))
+        for name, count in (("predict: latency", 1), ("predict: throughput", PREDICT_BATCH_SIZE)):
             call = functools.partial(self._model.predict_crops, crops[:count])
-            timing = measure({"": call}, repetitions=self._repetitions)[""]
-            yield Row(name, timing, count)
+            yield BenchmarkResult(name, self._time(call), count)
 
-    def _program(self, name: str, function: Callable, *arguments: Any) -> Row:
-        """Times a program of prediction."""
+    def _time(self, function: Callable[[], Any], *, warmup: int = 2) -> Timing:
+        return measure({"": function}, repetitions=self._repetitions, warmup=warmup)[""]
+
+    def _program(self, name: str, function: Callable, *arguments: Any) -> BenchmarkResult:
+        """Compile and time a function of the prediction."""
         jitted = jax.jit(function, compiler_options=compiler_options())
         program = jitted.lower(*arguments).compile()
-        timing = measure({"": lambda: program(*arguments)}, repetitions=self._repetitions)[""]
-        row = Row(name, timing, self._batch_size, Cost.of(program))
-        return self._with_floor(row, jnp.dtype(jnp.float32))
+        timing = self._time(lambda: program(*arguments))
+        return self._result(name, timing, Cost.of(program), jnp.dtype(jnp.float32))
 
-    def _with_floor(self, row: Row, dtype: jnp.dtype) -> Row:
+    def _result(self, name: str, timing: Timing, cost: Cost, dtype: jnp.dtype) -> BenchmarkResult:
         if dtype.name not in self.peaks:
             self.peaks[dtype.name] = measure_peaks(dtype)
-        floor, bound = row.cost.floor(self.peaks[dtype.name])
-        return dataclasses.replace(row, floor=floor, bound=bound)
+        roofline, bound = cost.roofline(self.peaks[dtype.name])
+        return BenchmarkResult(name, timing, self._batch_size, cost, roofline, bound)
 
     def _lower(self, batch: dict[str, jax.Array]) -> jax.stages.Lowered:
         return self._training.train_step.lower(self._training.state, batch)
@@ -251,25 +242,26 @@ class Measurements:
 
     @functools.cached_property
     def _batch(self) -> dict[str, jax.Array]:
-        """A batch on the devices."""
+        """Batch on the devices."""
         batch = next(self._training.batches)
         batch.pop("record")
         return sharding.put_batch(batch, self._training.mesh)
 
     @functools.cached_property
     def _images(self) -> jax.Array:
-        """Crops of a batch, on one device."""
+        """Crops of a batch on one device."""
         return jnp.asarray(np.asarray(self._batch["image"]))
 
     @functools.cached_property
     def _bundle(self) -> Bundle:
         params, batch_stats = self._training.state.evaluated
-        weights = jax.tree.map(np.array, params | batch_stats)  # copies: the step donates them
+        # Copies, since the step donates the arrays.
+        weights = jax.tree.map(np.array, params | batch_stats)
         config, scheme = self._config, self._training.dataset.scheme
         return Bundle(config.model.to_dict(), scheme, config.data.image_size, weights)
 
     @functools.cached_property
-    def _fold(self) -> tuple:
+    def _folded(self) -> tuple:
         return fold_batch_norm(*self._bundle.create())
 
     @functools.cached_property
@@ -278,12 +270,12 @@ class Measurements:
 
     @functools.cached_property
     def _maps(self) -> tuple[jax.Array, jax.Array]:
-        """Logits and features of the heatmap model."""
-        graphdef, params, batch_stats = self._fold
+        """Logits and features of the heatmap model for `_images`."""
+        weights = self._folded
 
         @jax.jit
         def run(images):
-            model = merge_weights(graphdef, params, batch_stats)
+            model = merge_weights(*weights)
             logits, maps = model.heatmap_model(normalize_images(images), train=False)
             return logits.astype(jnp.float32), maps
 
@@ -302,24 +294,24 @@ def _take(batches: Iterator[Batch], count: int) -> None:
 
 @contextlib.contextmanager
 def _compilation_cache(folder: str) -> Iterator[None]:
-    """Within, compiled programs are kept in this folder alone, however quick they were to compile."""
+    """Cache every compiled program in a folder within the context."""
     settings = {
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
+    previous = {name: getattr(jax.config, name) for name in settings}
     try:
         for name, value in settings.items():
             jax.config.update(name, value)
-        compilation_cache.reset_cache()  # it keeps the folder that it was first used with
+        compilation_cache.reset_cache()  # JAX reads the folder only on the first use
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
 
 
-PARTS: dict[str, Callable[[Measurements], Iterator[Row]]] = {
+BENCHMARKS: dict[str, Callable[[Measurements], Iterator[BenchmarkResult]]] = {
     "compile": Measurements.compilation,
     "forward": Measurements.forward,
     "decode": Measurements.decode,
@@ -330,4 +322,4 @@ PARTS: dict[str, Callable[[Measurements], Iterator[Row]]] = {
     "stages": Measurements.stages,
     "pipeline": Measurements.pipeline,
 }
-"""What can be measured, in the order in which it is."""
+"""Benchmarks by name, in the order of execution."""

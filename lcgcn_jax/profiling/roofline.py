@@ -1,29 +1,32 @@
-"""The least time that a program can take on a device, from its arithmetic and its memory traffic.
+"""Roofline bound: the shortest time that the FLOPs and the memory traffic of a program allow.
 
-The roofline model of Williams et al. 2009, with the device's peaks measured and not taken from a data sheet.
+The roofline model of Williams et al. 2009, with measured peaks instead of those of a data sheet.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from lcgcn_jax.profiling.timing import measure
 
-_MATRIX = {"cpu": 2048}  # side; others: a size that fills an accelerator
-_MATRIX_ELSEWHERE = 8192
-_COPIED = {"cpu": 1 << 28}  # bytes, more than its caches hold
-_COPIED_ELSEWHERE = 1 << 30
+# Side of the matrices and size of the array in bytes: larger than the caches, and large enough to fill
+# an accelerator.
+_MATRIX = {"cpu": 2048}
+_MATRIX_ACCELERATOR = 8192
+_COPIED = {"cpu": 1 << 28}
+_COPIED_ACCELERATOR = 1 << 30
 _REPETITIONS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What one device reaches at best.
+    """Peak rates of one device.
 
     Attributes:
-      flops: floating-point operations a second, a multiply-add counted as two.
-      bandwidth: bytes a second that are read or written.
+      flops: floating-point operations per second; a multiply-add counts as two.
+      bandwidth: bytes read or written per second.
     """
 
     flops: float
@@ -31,14 +34,14 @@ class Peaks:
 
 
 def measure_peaks(dtype: jnp.dtype) -> Peaks:
-    """Peaks of the first device: a large matrix product of this type, and a large array copied.
+    """Measure the peaks of the first device: a large matrix product, and a copy of a large array.
 
-    The shortest of some repetitions counts, since a bound is sought.
+    Takes the shortest of several repetitions, since the peaks define a bound.
     """
     platform = jax.default_backend()
-    n = _MATRIX.get(platform, _MATRIX_ELSEWHERE)
+    n = _MATRIX.get(platform, _MATRIX_ACCELERATOR)
     matrix = jnp.full((n, n), 1 / n, dtype)
-    array = jnp.zeros(_COPIED.get(platform, _COPIED_ELSEWHERE) // 4, jnp.float32)
+    array = jnp.zeros(_COPIED.get(platform, _COPIED_ACCELERATOR) // 4, jnp.float32)
     product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + jnp.ones((1,), x.dtype))
     times = measure(
         {"flops": lambda: product(matrix, matrix), "bandwidth": lambda: copy(array)},
@@ -51,12 +54,12 @@ def measure_peaks(dtype: jnp.dtype) -> Peaks:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a compiled program does on each of its devices, as XLA counts it.
+    """Cost of a compiled program per device, from XLA's cost analysis.
 
     Attributes:
       flops: floating-point operations.
-      bytes: memory traffic between its kernels. What a cache keeps is counted too, so on a CPU a program
-        that lives in its caches may beat the floor that follows.
+      bytes: memory traffic of all operations. It includes traffic that hits a cache, so a program that
+        fits into the caches of a CPU may be faster than its roofline bound.
     """
 
     flops: float
@@ -64,10 +67,10 @@ class Cost:
 
     @classmethod
     def of(cls, program: jax.stages.Compiled) -> "Cost":
-        """The cost of a program."""
+        """Read the cost of a compiled program."""
         analysis = program.cost_analysis()
         return cls(float(analysis["flops"]), float(analysis["bytes accessed"]))
 
-    def floor(self, peaks: Peaks) -> tuple[float, str]:
-        """The least time in seconds, and which peak it is bound by, `flops` or `bytes`."""
+    def roofline(self, peaks: Peaks) -> tuple[float, Literal["flops", "bytes"]]:
+        """Compute the roofline bound in seconds, and the peak that limits it."""
         return max((self.flops / peaks.flops, "flops"), (self.bytes / peaks.bandwidth, "bytes"))

@@ -1,4 +1,4 @@
-"""Times of functions: warmed up, repeated, and in turns."""
+"""Timing of functions: warm-up, repetitions, and interleaved measurements."""
 
 import dataclasses
 import time
@@ -11,23 +11,23 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Repeated measurements of one thing, in seconds."""
+    """Repeated measurements of one function, in seconds."""
 
     seconds: tuple[float | int, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """Median."""
         return float(np.median(self.seconds))
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The spread: half of the measurements lie between the two."""
+        """First and third quartile."""
         low, high = np.quantile(self.seconds, (0.25, 0.75))
         return float(low), float(high)
 
     def per(self, count: int) -> "Timing":
-        """The time of one of `count` things that were measured together."""
+        """Divide by the number of iterations that were measured together."""
         return Timing(tuple(value / count for value in self.seconds))
 
 
@@ -38,13 +38,13 @@ def measure(
     warmup: int = 2,
     clock: Callable[[], float | int] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Times functions in turns, so that what else a machine does falls on all of them alike.
+    """Time functions interleaved, so that other load on the machine affects all of them equally.
 
     Args:
-      functions: what to call, by name. JAX arrays in what they return are waited for.
-      repetitions: measurements of each.
-      warmup: calls of each before.
-      clock: what to read the time from.
+      functions: functions to call, by name; the call includes waiting for the JAX arrays in its result.
+      repetitions: measurements per function.
+      warmup: calls per function before the measurements.
+      clock: function that returns the time.
     """
     for function in functions.values():
         for _ in range(warmup):
@@ -62,6 +62,6 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
 def format_seconds(value: float) -> str:
-    """A time in the unit that suits it."""
+    """Format a time with three digits in s, ms or us."""
     scale, unit = next(((s, u) for s, u in _UNITS if value >= s), _UNITS[-1])
     return f"{value / scale:.3g} {unit}"

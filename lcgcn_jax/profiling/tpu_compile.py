@@ -1,8 +1,8 @@
-"""The training step, compiled for a TPU slice on a machine that has none.
+"""Ahead-of-time compilation of the training step for a TPU slice, on a machine without a TPU.
 
-libtpu's compiler needs no chip: it takes a topology by its name, and says what a step will need there. All
-figures are of one chip, since every chip runs the same program on its part of the batch. They are computed,
-not measured.
+libtpu's compiler needs only the name of a topology. It reports the memory, FLOPs, memory traffic and
+collectives of one chip; every chip runs the same program on its part of the batch. The figures are computed
+by the compiler, not measured.
 """
 
 import collections
@@ -21,47 +21,44 @@ from jax.experimental import topologies
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import get_scheme
-from lcgcn_jax.models.bundles import abstract_weights
+from lcgcn_jax.profiling.roofline import Cost, Peaks
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_checks import check_config
-from lcgcn_jax.training.optimizer import make_optimizer, trained_names
-from lcgcn_jax.training.state import create_state
-from lcgcn_jax.training.steps import make_detect_step, make_train_step
-from lcgcn_jax.training.trainer import compute_dtype
+from lcgcn_jax.training.config_types import Config
+from lcgcn_jax.training.steps import make_detect_step
+from lcgcn_jax.training.train_step import build_train_step
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of TPU chip.
+    """TPU chip.
 
     Attributes:
-      memory: bytes of its memory that libtpu gives to one program.
-      flops_per_second: most bfloat16 operations a second.
-      bytes_per_second: most bytes a second between its memory and its cores.
-      topology_options: what `get_topology_desc` has to be told to make one device of a chip.
+      memory: bytes of memory that libtpu allows one program.
+      peaks: documented peak rates: bfloat16 operations, and memory bandwidth.
+      topology_options: options of `get_topology_desc` that make each chip one device.
     """
 
     memory: int
-    flops_per_second: float
-    bytes_per_second: float
+    peaks: Peaks
     topology_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-# Memory: the limit in libtpu 0.0.52's own error for a program that is too large; nominal are 32, 16, 95 and
-# 32 GiB. Rates: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. The two cores of a v4 chip are one device
-# (megacore) on Cloud TPU, but two in a topology unless asked for.
+# Memory: the limit in the out-of-memory error of libtpu 0.0.52; nominally 32, 16, 95 and 32 GiB.
+# Peaks: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. On Cloud TPU, the two cores of a v4 chip are one device
+# (megacore); in a topology they are two devices by default.
 CHIPS = {
-    "v4": Chip(int(30.75 * GIB), 275e12, 1228e9, {"chip_config_name": "megacore"}),
-    "v5e": Chip(int(15.75 * GIB), 197e12, 819e9),
-    "v5p": Chip(int(95.73 * GIB), 459e12, 2765e9),
-    "v6e": Chip(int(31.24 * GIB), 918e12, 1638e9),
+    "v4": Chip(int(30.75 * GIB), Peaks(275e12, 1228e9), {"chip_config_name": "megacore"}),
+    "v5e": Chip(int(15.75 * GIB), Peaks(197e12, 819e9)),
+    "v5p": Chip(int(95.73 * GIB), Peaks(459e12, 2765e9)),
+    "v6e": Chip(int(31.24 * GIB), Peaks(918e12, 1638e9)),
 }
-"""Kinds of chips by the names that Cloud TPU's topologies begin with."""
+"""Chips by the prefix of the names of Cloud TPU topologies."""
 
-# Without them libtpu asks a metadata server that is not there, complains that it does not know its machine,
-# and refuses to be loaded twice at a time. On a TPU machine they are set, and stay as they are.
+# Without these variables, libtpu queries a metadata server, warns about an unknown machine, and cannot be
+# loaded by two processes. On a TPU machine they are set already and do not change.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -76,11 +73,11 @@ _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All exchanges of one kind between the chips in a step.
+    """Collectives of one kind in a step.
 
     Attributes:
-      count: how many there are.
-      size: bytes of their results on one chip, all together.
+      count: number of operations.
+      size: total bytes of their results on one chip.
     """
 
     count: int
@@ -89,18 +86,18 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """What a compiled training step needs of each chip.
+    """Cost of a compiled training step per chip.
 
     Attributes:
-      topology: for which it was compiled.
-      num_chips: chips in it.
-      batch_size: faces in a step, over all chips.
-      memory: bytes that are taken at once: arguments, results that do not take an argument's place,
-        temporaries and the program itself.
-      parts: these by name, in bytes.
-      flops: operations.
-      bytes_accessed: bytes that the program's operations read and write, by the compiler's cost model.
-      collectives: exchanges between the chips by kind; one in a loop counts once.
+      topology: topology of the slice.
+      num_chips: number of chips in the slice.
+      batch_size: faces per step over all chips.
+      memory: bytes of memory in use: the sum of `parts`.
+      parts: bytes of the arguments, of the results that do not reuse an argument, of the temporaries and of
+        the program.
+      flops: floating-point operations.
+      bytes_accessed: bytes that the operations read and write, from the compiler's cost model.
+      collectives: collectives by kind; one in a loop counts once.
     """
 
     topology: str
@@ -114,104 +111,85 @@ class StepCost:
 
 
 def chip_of(topology: str) -> Chip:
-    """The kind of chip in a topology.
+    """Look up the chip of a topology.
 
     Raises:
-      InputError: none that is known.
+      InputError: the chip is unknown.
     """
     kind = topology.partition(":")[0]
     if kind not in CHIPS:
         raise InputError(
-            f"{topology}: no such TPU; a topology is one of {', '.join(CHIPS)}, a colon and how many chips "
-            "there are in each direction: v5e:4x4, v4:2x2x2"
+            f"{topology}: no such TPU; a topology is a chip ({', '.join(CHIPS)}), a colon, and the number of "
+            "chips in each dimension: v5e:4x4, v4:2x2x2"
         )
     return CHIPS[kind]
 
 
 def tpu_devices(topology: str) -> Sequence[jax.Device]:
-    """The chips of a slice, to compile for.
+    """Create the devices of a slice as compilation targets.
 
     Args:
-      topology: kind and shape, e.g. `v5e:4x4`, `v4:2x2x2`.
+      topology: chip and shape, such as `v5e:4x4` or `v4:2x2x2`.
 
     Raises:
-      InputError: no such topology, or libtpu is not installed.
+      InputError: the topology does not exist, or libtpu is not installed.
     """
     chip = chip_of(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            "libtpu, TPU's compiler, is not installed; pip install 'lcgcn-jax[tpu]' (it needs no TPU)"
+            "libtpu, the TPU compiler, is not installed; pip install 'lcgcn-jax[tpu]' (needs no TPU)"
         )
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        found = topologies.get_topology_desc(topology, "tpu", **chip.topology_options)
+        return topologies.get_topology_desc(topology, "tpu", **chip.topology_options).devices
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"{topology}: not a topology of it: {one_line(error)}") from error
-    return found.devices
+        raise InputError(f"{topology}: the chip has no such topology: {one_line(error)}") from error
 
 
 def lower_train_step(
     config: ml_collections.ConfigDict, devices: Sequence[jax.Device], batch_size: int
 ) -> jax.stages.Lowered:
-    """The training step of a configuration for given devices; no array is made, and no data is read.
+    """Lower the training step of a configuration for some devices, without arrays and without data.
 
     Args:
-      config: as `training.config.default_config` describes; `train.dtype` `auto` is bfloat16.
-      devices: all of the slice.
-      batch_size: faces in a step, over all devices, in place of the config's.
+      config: configuration (`training.config.default_config`); the `train.dtype` `auto` means bfloat16.
+      devices: all devices of the slice.
+      batch_size: faces per step over all devices; replaces the value of the config.
 
     Raises:
-      InputError: the configuration cannot be used, or the batch does not share out.
+      InputError: the configuration is invalid, or the batch size is not a multiple of the device count.
     """
     check_config(config)
-    mesh = sharding.mesh_of(devices)
-    sharding.check_batch_size(batch_size, mesh)
-    num_landmarks = get_scheme(config.scheme).num_landmarks
-    image_size, train = config.data.image_size, config.train
-    graphdef, params, batch_stats = abstract_weights(
-        config.model.to_dict(),
-        num_landmarks,
-        compute_dtype("bfloat16" if train.dtype == "auto" else train.dtype),
+    typed = Config.from_dict(config.to_dict())
+    # The number of steps is only a constant of the schedule, and does not affect the cost.
+    train = dataclasses.replace(typed.train, batch_size=batch_size, steps=typed.train.steps or 1000)
+    num_landmarks = get_scheme(typed.scheme).num_landmarks
+    step = build_train_step(
+        dataclasses.replace(typed, train=train), num_landmarks, sharding.mesh_of(devices)
     )
-    trained = trained_names(train.mode, params)
-    # The length of the training is a constant of the schedule and changes no figure of the program.
-    optimizer, _ = make_optimizer(config.optimizer.to_dict(), train.mode, train.steps or 1000)
-    state = jax.eval_shape(
-        lambda p, b: create_state(p, b, optimizer, trained, with_ema=train.ema_decay > 0),
-        params,
-        batch_stats,
-    )
+    image_size = typed.data.image_size
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8)
     batch = {
         "landmarks": jax.ShapeDtypeStruct((batch_size, num_landmarks, 2), jnp.float32),
         "visible": jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.bool_),
     }
-    if config.model.visibility.head != "none":
+    if step.abstract_model().visibility is not None:
         batch["visibility"] = jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.int8)
     if train.cache:
-        detect = make_detect_step(graphdef)
-        batch["graph_inputs"] = jax.eval_shape(detect, params, batch_stats, images)
+        detect = make_detect_step(step.graphdef)
+        batch["graph_inputs"] = jax.eval_shape(detect, step.params, step.batch_stats, images)
     else:
         batch["image"] = images
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        trained,
-        mode=train.mode,
-        loss_config=config.loss.to_dict(),
-        image_size=image_size,
-        ema_decay=train.ema_decay,
-        remat=train.remat,
-    )
-    return sharding.compile_train_step(step, mesh).lower(state, batch)
+    return step.compiled.lower(step.abstract_state(), batch)
 
 
 def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: int) -> StepCost:
-    """Compiles the training step for a slice: minutes, for a full-size HRNet on two cores.
+    """Compile the training step for a slice. A full-size HRNet takes minutes on two cores.
 
     Raises:
-      InputError: configuration, topology or batch cannot be used, or the batch does not fit the chips.
+      InputError: the configuration, the topology or the batch size is invalid, or the batch does not fit
+        into the memory of the chips.
     """
     devices = tpu_devices(topology)
     lowered = lower_train_step(config, devices, batch_size)
@@ -222,13 +200,13 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"a batch of {batch_size} does not fit {topology}; give a smaller --batch-size. The compiler "
-            f"says: {str(error).splitlines()[0]}"
+            f"a batch of {batch_size} does not fit {topology}; give a smaller --batch-size. Error of the "
+            f"compiler: {str(error).splitlines()[0]}"
         ) from error
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost = compiled.memory_analysis(), Cost.of(compiled)
     parts = {
         "arguments": memory.argument_size_in_bytes,
-        # The new state takes the place of the old one, which the step donates.
+        # The new state reuses the memory of the old one, which the step donates.
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
@@ -239,15 +217,15 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
         batch_size=batch_size,
         memory=sum(parts.values()),
         parts=parts,
-        flops=cost["flops"],
-        bytes_accessed=cost["bytes accessed"],
+        flops=cost.flops,
+        bytes_accessed=cost.bytes,
         collectives=collectives(compiled.as_text()),
     )
 
 
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
-    """Within, no program goes into JAX's cache: one for absent chips cannot be read from there."""
+    """Disable the compilation cache, which cannot load programs for absent devices."""
     name = "jax_persistent_cache_min_compile_time_secs"
     old = getattr(jax.config, name)
     jax.config.update(name, math.inf)
@@ -258,57 +236,50 @@ def _uncached() -> Iterator[None]:
 
 
 def least_seconds(cost: StepCost) -> float:
-    """The least time of a step at the chip's documented rates: reached only if nothing ever waits."""
-    chip = chip_of(cost.topology)
-    return max(cost.flops / chip.flops_per_second, cost.bytes_accessed / chip.bytes_per_second)
+    """Compute the roofline bound of a step in seconds from the documented peaks of the chip."""
+    return Cost(cost.flops, cost.bytes_accessed).roofline(chip_of(cost.topology).peaks)[0]
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
-    """Counts the exchanges between devices in a compiled program.
+    """Count the collectives of a compiled program by kind.
 
     Args:
-      hlo: its text, as `compiled.as_text()` gives it.
-
-    Returns:
-      What there is, by kind.
+      hlo: text of the program (`compiled.as_text()`).
     """
     counts, sizes = collections.Counter(), collections.Counter()
     for shape, kind, start in _COLLECTIVE.findall(hlo):
-        arrays = [_num_bytes(*found.group(2, 3)) for found in _SHAPE.finditer(shape)]
+        arrays = [_num_bytes(bits, dimensions) for _, bits, dimensions in _SHAPE.findall(shape)]
         if start and kind != "all-reduce":
-            arrays = arrays[1:2]  # operand, result, and for some of them flags
+            arrays = arrays[1:2]  # operand, result, and sometimes flags
         counts[kind] += 1
         sizes[kind] += sum(arrays)
     return {kind: Collective(counts[kind], sizes[kind]) for kind in _KINDS if counts[kind]}
 
 
-def _num_bytes(bits: str | None, dimensions: str) -> int:
-    count = 1
-    for length in filter(None, dimensions.split(",")):
-        count *= int(length)
-    return count * int(bits or 8) // 8
+def _num_bytes(bits: str, dimensions: str) -> int:
+    return math.prod(map(int, filter(None, dimensions.split(",")))) * int(bits or 8) // 8
 
 
 def largest_batch(costs: Iterable[StepCost]) -> int:
-    """The largest batch whose step fits, from two compiled ones: memory grows nearly linearly with it.
+    """Extrapolate the largest batch that fits, since memory grows nearly linearly with the batch size.
 
     Args:
-      costs: of the same step, in two batch sizes.
+      costs: costs of the same step with two batch sizes.
 
     Returns:
-      Faces over all chips, a multiple of their number; 0 where not even one a chip fits.
+      Faces over all chips, a multiple of the number of chips; 0 if one face per chip does not fit.
 
     Raises:
-      InputError: the memory does not grow, as with batches so small that the program outweighs them.
+      InputError: the memory does not grow, because the batches are small relative to the program.
     """
     small, large = sorted(costs, key=lambda cost: cost.batch_size)
-    chips, room = small.num_chips, chip_of(small.topology).memory
+    chips, limit = small.num_chips, chip_of(small.topology).memory
     faces = (large.batch_size - small.batch_size) // chips
     per_face = (large.memory - small.memory) / faces
     if per_face <= 0:
         raise InputError(
-            f"the memory at a batch of {large.batch_size} is not above that at {small.batch_size}; give a "
-            "larger --batch-size"
+            f"the step needs no more memory with a batch of {large.batch_size} than with "
+            f"{small.batch_size}; give a larger --batch-size"
         )
     fixed = small.memory - per_face * small.batch_size / chips
-    return max(0, int((room - fixed) / per_face)) * chips
+    return max(0, int((limit - fixed) / per_face)) * chips

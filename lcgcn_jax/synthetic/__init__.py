@@ -1,9 +1,8 @@
-"""Procedural faces with exact landmarks, drawn from a seed, in the layouts of WFLW and 300W.
+"""Procedural faces with exact landmarks, generated from a seed, in the layouts of WFLW and 300W.
 
-A face is a painted relief. Its features are curves in the frontal plane: they are painted on a flat
-texture, a height map lifts the texture to the shape of a head, light falls on the relief, and a
-rotation carries it into the picture. Landmarks are points of the same curves, lifted by the same
-height map and carried by the same rotation, so each lies on a drawn structure at any pose.
+The facial features are curves in the frontal plane. They are painted on a flat texture, displaced by a
+height map, lit, and projected into the image by a rotation and a scale (weak perspective). The landmarks
+are points of the same curves under the same displacement and projection, so they are exact at any pose.
 """
 
 from lcgcn_jax.synthetic.drawing import SyntheticFace, draw_face

@@ -1,4 +1,4 @@
-"""Prepared data sets of procedural faces."""
+"""Preparation of datasets of synthetic faces."""
 
 import dataclasses
 from pathlib import Path
@@ -14,16 +14,16 @@ LAYOUTS = {
     "wflw98": (write_wflw, wflw.read),
     "ibug68": (write_300w, w300.read),
 }
-
+"""Writer and reader of the official file layout, by the name of the scheme."""
 
 OFFICIAL = "official"
-"""Where below `--out` the synthetic faces lie in an official layout."""
+"""Subfolder of the output folder that holds the faces in the official layout."""
 
 
 def prepare_synthetic(
     scheme: str, out: Path, *, num_train: int, num_test: int, seed: int, overwrite: bool = False
 ) -> PrepareReport:
-    """Draw faces in the official layout of a scheme and write them as records.
+    """Generate synthetic faces in the official layout of a scheme and write them as records.
 
     Raises:
       InputError: `out` already exists, or a count is below 1.

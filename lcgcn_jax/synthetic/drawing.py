@@ -1,4 +1,4 @@
-"""A face from a seed: the steps from traits to a image of them."""
+"""Synthetic face of a seed: sample the traits, paint, light, project, and apply the camera."""
 
 import dataclasses
 
@@ -20,13 +20,13 @@ _SUPERSAMPLE = 2
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticFace:
-    """A drawn face.
+    """Synthetic face image with its annotation.
 
     Attributes:
-      image: the picture, RGB.
-      landmarks: points in pixels of the picture, in the order of the scheme.
+      image: RGB image.
+      landmarks: landmarks in image pixels, in the order of the scheme.
       attributes: the six WFLW attributes by name.
-      occluded: which landmarks something in front of the face covers.
+      occluded: True for landmarks behind an occluder.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -36,15 +36,15 @@ class SyntheticFace:
 
 
 def draw_face(seed: int, scheme: LandmarkScheme, size: int = 192) -> SyntheticFace:
-    """Draws the face of a seed.
+    """Draw the synthetic face of a seed.
 
     Args:
-      seed: the face's number; every random choice comes from it alone.
-      scheme: `WFLW98` or `IBUG68`. The picture is the same for both.
-      size: side of the picture in pixels. The face is the same at any size.
+      seed: determines every random choice.
+      scheme: `WFLW98` or `IBUG68`. The image is the same for both.
+      size: side of the image in pixels. The face is the same at any size.
 
     Raises:
-      ValueError: synthetic faces have no landmarks of this scheme.
+      ValueError: the scheme is not supported.
     """
     if scheme.name not in FRONTAL_LANDMARKS:
         raise ValueError(f"no synthetic faces with scheme {scheme.name!r}; use wflw98 or ibug68")
@@ -56,8 +56,8 @@ def draw_face(seed: int, scheme: LandmarkScheme, size: int = 192) -> SyntheticFa
 
     texture, cover = paint_face(traits, curves, size)
     light_face(texture, traits, relief, view, rng)
-    scene = Canvas.of_picture(background(rng, _SUPERSAMPLE * size))
-    hidden = Canvas.of_picture(np.zeros((scene.side, scene.side), np.uint8))
+    scene = Canvas.of_image(background(rng, _SUPERSAMPLE * size))
+    hidden = Canvas.of_image(np.zeros((scene.side, scene.side), np.uint8))
     paint_behind(scene, traits, curves, view)
     window, maps, opacity = view.unwrap(texture, curves, scene.side)
     face = cv2.remap(texture.pixels, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -77,7 +77,7 @@ def draw_face(seed: int, scheme: LandmarkScheme, size: int = 192) -> SyntheticFa
 
 
 def _finish(pixels: np.ndarray, traits: Traits, size: int, rng: np.random.Generator) -> np.ndarray:
-    """What the camera does: sampling, blur, exposure, color of the light, and noise."""
+    """Apply the camera: downsampling, blur, exposure, color of the light, and noise."""
     image = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
     sigma = traits.blur * size
     if np.isfinite(traits.motion):

@@ -1,4 +1,4 @@
-"""The light that falls on a face, and the noise of its skin."""
+"""Lighting of the face texture: Lambert shading, cast shadows, skin noise."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ from lcgcn_jax.synthetic.traits import Traits
 def light_face(
     texture: Canvas, traits: Traits, relief: Relief, view: View, rng: np.random.Generator
 ) -> None:
-    """Multiplies the texture with the light that falls on the relief, and with the skin's own noise."""
+    """Multiply the texture by the light on the relief and by the noise of the skin."""
     height, slope = relief.height, relief.slope
     light = view.rotation.T @ traits.light
     length = np.sqrt(1 + (slope**2).sum(-1))
@@ -36,15 +36,15 @@ def light_face(
 
 
 def _shadow(height: np.ndarray, light: np.ndarray, relief: Relief) -> np.ndarray:
-    """1 in the light, less where the relief towards the light stands higher than its rays."""
+    """Cast shadow: 1 in the light, less where the relief towards the light blocks its rays."""
     shadow = np.ones_like(height)
     flat = max(np.hypot(*light[:2]), 1e-6)
     rise, direction = light[2] / flat, light[:2] / flat
     for distance in (0.08, 0.16, 0.26):
         dx, dy = direction * distance * relief.scale
-        move = np.array([[1, 0, dx], [0, 1, dy]])
+        translation = np.array([[1, 0, dx], [0, 1, dy]])
         towards = cv2.warpAffine(
-            height, move, height.shape[::-1],
+            height, translation, height.shape[::-1],
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         blocked = towards - height - rise * distance
@@ -53,16 +53,16 @@ def _shadow(height: np.ndarray, light: np.ndarray, relief: Relief) -> np.ndarray
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], grain: int) -> np.ndarray:
-    """Normal noise, smooth over `grain` pixels."""
+    """Normal noise that is smooth over `grain` pixels."""
     coarse = rng.standard_normal((-(-shape[0] // grain), -(-shape[1] // grain)), np.float32)
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _speckles(rng: np.random.Generator, traits: Traits) -> np.ndarray:
-    """Freckles across nose and cheeks, as what they take from the light."""
+    """Freckles across nose and cheeks, as a negative offset of the light."""
     if not traits.freckles:
         return np.zeros(RELIEF_SHAPE, np.float32)
     spots = (rng.random(RELIEF_SHAPE, np.float32) < 0.05 * traits.freckles).astype(np.float32)
     rows, columns = np.indices(RELIEF_SHAPE, np.float32)
-    where = np.exp(-(((columns - 67.5) / 40) ** 2) - ((rows - 103) / 18) ** 2)
-    return -0.9 * cv2.GaussianBlur(spots, (0, 0), 0.7) * where
+    density = np.exp(-(((columns - 67.5) / 40) ** 2) - ((rows - 103) / 18) ** 2)
+    return -0.9 * cv2.GaussianBlur(spots, (0, 0), 0.7) * density

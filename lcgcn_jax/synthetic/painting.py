@@ -1,4 +1,4 @@
-"""Painting of the flat, unlit texture of a face: skin, features, and what lies right on them."""
+"""Painting of the flat, unlit face texture: skin, facial features, hair, and occluders on the skin."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from lcgcn_jax.synthetic.traits import Traits
 
 
 def paint_face(traits: Traits, curves: Curves, size: int) -> tuple[Canvas, Canvas]:
-    """The unlit texture of the front of the head, and a mask of what on it hides the face."""
+    """Paint the unlit texture of the front of the head; returns it and the mask of its occluders."""
     texture = Canvas.of_texture(size, traits.skin)
     cover = Canvas.of_texture(size, 0.0)
     _paint_skin(texture, traits, curves)
@@ -46,7 +46,7 @@ def _paint_skin(texture: Canvas, traits: Traits, curves: Curves) -> None:
 
 
 def _paint_beard(texture: Canvas, traits: Traits, curves: Curves) -> None:
-    """A full beard or stubble, or a goatee or moustache with hair on the upper lip."""
+    """Paint a full beard or stubble, or a goatee or moustache with hair on the upper lip."""
     if traits.beard == "none":
         return
     if traits.beard in ("stubble", "full"):
@@ -113,9 +113,9 @@ def _paint_eye(texture: Canvas, traits: Traits, curves: Curves, side: int) -> No
     u = np.linspace(-1, 1, 21)
     upper, lower = curves.lid(side, u, -1), curves.lid(side, u, 1)
     dark = traits.skin * [0.42, 0.34, 0.32]
-    made_up = traits.attributes["make_up"]
+    has_make_up = traits.attributes["make_up"]
     lid = np.concatenate([upper, (upper + np.stack([0 * u, -0.1 * (1.15 - u**2)], 1))[::-1]])
-    texture.fill(lid, traits.eye_shadow, 0.8 if made_up else 0.35, 0.025)
+    texture.fill(lid, traits.eye_shadow, 0.8 if has_make_up else 0.35, 0.025)
     crease = upper + np.stack([0 * u, -0.055 * (1.1 - u**2) ** 0.5], 1)
     texture.stroke(crease[2:-1], 0.018, dark, 0.45, 0.007)
 
@@ -129,9 +129,9 @@ def _paint_eye(texture: Canvas, traits: Traits, curves: Curves, side: int) -> No
     spark = np.add(center, [0.035 * np.sign(traits.light[0]), -0.032])
     texture.fill(ellipse(spark, 0.016, 0.016), (255, 255, 255), 0.95, 0.002, opening)
 
-    width = (0.014 + 0.016 * (u + 1) / 2) * (1.6 if made_up else 1.0)
+    width = (0.014 + 0.016 * (u + 1) / 2) * (1.6 if has_make_up else 1.0)
     texture.stroke(upper, width, (22, 16, 16), 0.95)
-    texture.stroke(lower, 0.012, dark, 0.8 if made_up else 0.55, 0.003)
+    texture.stroke(lower, 0.012, dark, 0.8 if has_make_up else 0.55, 0.003)
 
 
 def _paint_brow(texture: Canvas, traits: Traits, curves: Curves, side: int) -> None:
@@ -145,7 +145,7 @@ def _paint_brow(texture: Canvas, traits: Traits, curves: Curves, side: int) -> N
 
 
 def hair_region(traits: Traits) -> np.ndarray | None:
-    """Polygon of the hair on the front of the head, or None."""
+    """Polygon of the hair on the front of the head; None for a bald head."""
     line, part = traits.hairline, traits.parting
     if traits.haircut == "bald":
         return None

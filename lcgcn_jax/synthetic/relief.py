@@ -1,4 +1,4 @@
-"""The relief of a head, and how a rotation carries it and its landmarks into the picture."""
+"""Height map of the head, and its projection with the landmarks into the image."""
 
 import cv2
 import numpy as np
@@ -9,15 +9,15 @@ from lcgcn_jax.synthetic.curves import FRONTAL_LANDMARKS, Curves, Vector
 from lcgcn_jax.synthetic.traits import Traits
 
 RELIEF_SHAPE = (198, 136)
-"""Rows and columns of the height map; the same for every picture size, and so are landmarks."""
+"""Rows and columns of the height map; fixed, so that landmarks do not depend on the image size."""
 _POLE = np.array([0.0, 0.25])
-"""Where the front of the face is centered; meridians run from here to its outline."""
+"""Center of the front of the face; meridians run from here to the outline."""
 _NUM_JAW = {len(WFLW98.names): 33, len(IBUG68.names): 17}
-"""By the number of landmarks: how many of them, the first, are on the jaw."""
+"""Number of jaw landmarks, which come first, by the number of landmarks of the scheme."""
 
 
 class Relief:
-    """Height z of the front of the head over the frontal plane, as a grid `[198 136]` of float32."""
+    """Height z of the front of the head over the frontal plane: a float32 grid `[198 136]`."""
 
     def __init__(self, traits: Traits, curves: Curves):
         rows, columns = RELIEF_SHAPE
@@ -30,25 +30,25 @@ class Relief:
         self.slope = np.stack([dx * self.scale[0], dy * self.scale[1]], -1).astype(np.float32)
 
     def _head(self, curves: Curves) -> np.ndarray:
-        """A dome from the pole to the outline, which bends from the ears forward to the chin.
+        """Dome from the pole to the outline, which bends from the ears forward to the chin.
 
-        Sets `inside`, which is positive up to the outline.
+        Sets `inside`, which is positive inside the outline.
         """
         outline = curves.outline()
         arm = outline - _POLE
         angle, radius = np.arctan2(arm[:, 1], arm[:, 0]), np.linalg.norm(arm, axis=1)
         y = outline[:, 1] / np.where(outline[:, 1] > 0, outline[:, 1].max(), -outline[:, 1].min())
         rim = np.where(y > 0, 1.0, 0.5) * y**2
-        # The dome is smooth: every other row and column will do.
+        # The dome is smooth: every other row and column is enough.
         dx = 0.5 * (self.x[::2] + self.x[1::2])[None] - _POLE[0]
         dy = 0.5 * (self.y[::2] + self.y[1::2])[:, None] - _POLE[1]
-        turn = np.arctan2(dy, dx)
+        direction = np.arctan2(dy, dx)
         order = np.argsort(angle)
         radius, rim = (
-            np.interp(turn, angle[order], values[order], period=2 * np.pi)
+            np.interp(direction, angle[order], values[order], period=2 * np.pi)
             for values in (radius, rim)
         )
-        # Past the outline the slope goes on a little, so that the outline has a gradient on both sides.
+        # The slope extends a little past the outline, so that the outline has a gradient on both sides.
         square = np.minimum((dx**2 + dy**2) / radius**2, 1.3)
         self.inside = cv2.resize(1.0 - square, RELIEF_SHAPE[::-1]).astype(np.float32)
         dome = rim + (1.28 - rim) * (1 - 0.4 * square - 0.6 * square**3)
@@ -83,7 +83,7 @@ class Relief:
         return total
 
     def _nose(self, traits: Traits) -> np.ndarray:
-        """A ridge that rises and widens down to the tip, then falls to the lip."""
+        """Nose ridge: rises and widens down to the tip, then falls to the lip."""
         tip = traits.nose_length
         stops = tip + np.array([-0.75, -0.55, -0.35, -0.12, 0.0, 0.06, 0.13, 0.2, 0.3])
         rise = traits.nose_height * np.array([0, 0.16, 0.45, 0.85, 1.0, 0.93, 0.5, 0.15, 0])
@@ -93,18 +93,18 @@ class Relief:
         return height * np.exp(-((self.x[None] / wide[:, None]) ** 2))
 
     def at(self, points: np.ndarray, grid: np.ndarray | None = None) -> np.ndarray:
-        """Height, or another `[rows columns ...]` grid, at points `[n 2]` by bilinear interpolation."""
+        """Sample the height, or another grid `[rows columns ...]`, at points `[n 2]` bilinearly."""
         grid = self.height if grid is None else grid
-        place = (np.asarray(points) - REGION[0]) * self.scale - 0.5
-        place = place.clip(0, np.array(grid.shape[1::-1]) - 1.001)
-        (i, j), (fx, fy) = place.astype(int).T, (place % 1).T
+        pixels = (np.asarray(points) - REGION[0]) * self.scale - 0.5
+        pixels = pixels.clip(0, np.array(grid.shape[1::-1]) - 1.001)
+        (i, j), (fx, fy) = pixels.astype(int).T, (pixels % 1).T
         fx, fy = (f.reshape(-1, *[1] * (grid.ndim - 2)) for f in (fx, fy))
         top = grid[j, i] * (1 - fx) + grid[j, i + 1] * fx
         return top * (1 - fy) + (grid[j + 1, i] * (1 - fx) + grid[j + 1, i + 1] * fx) * fy
 
 
 class View:
-    """Weak perspective: rotation, then a scale and a shift into the picture."""
+    """Weak-perspective camera: a rotation, then a scale and a translation into the image."""
 
     def __init__(self, traits: Traits, curves: Curves, relief: Relief):
         (cy, cp, cr), (sy, sp, sr) = (
@@ -115,45 +115,45 @@ class View:
         roll = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
         self.rotation = roll @ pitch @ yaw
         self._linear = self.rotation[:2, :2]
-        # A point at height z appears where the point (x, y) + z * drift of the frontal plane does.
+        # A point (x, y) at height z projects to the same place as (x, y) + z * drift at height 0.
         self.drift = np.linalg.solve(self._linear, self.rotation[:2, 2])
         self._relief = relief
         self.scale, self.shift = 1.0, np.zeros(2)
-        seen = self.landmarks(FRONTAL_LANDMARKS[WFLW98.name](curves))
-        low, high = seen.min(axis=0), seen.max(axis=0)
+        points = self.landmarks(FRONTAL_LANDMARKS[WFLW98.name](curves))
+        low, high = points.min(axis=0), points.max(axis=0)
         self.scale = traits.extent / (high - low).max()
-        # Hair needs more room above the landmarks than the chin below: the middle of the offsets is low.
+        # Hair needs more room above the landmarks than the chin needs below: shift down by 5 %.
         free = 0.8 * (1 - self.scale * (high - low))
         self.shift = 0.5 + free * traits.offset * 0.5 - self.scale * (low + high) / 2 + [0, 0.05]
 
     def project(self, points: Vector) -> np.ndarray:
-        """Face coordinates `[n 3]` to picture coordinates `[n 2]`."""
+        """Project face coordinates `[n 3]` to image coordinates `[n 2]`."""
         return np.asarray(points, np.float64) @ self.rotation[:2].T * self.scale + self.shift
 
     def place(self, points: np.ndarray, z: float | np.ndarray) -> np.ndarray:
-        """Points `[n 2]` of the frontal plane, at a height, to picture coordinates `[n 2]`."""
+        """Project points `[n 2]` of the frontal plane at height `z` to image coordinates `[n 2]`."""
         return self.project(np.column_stack([points, np.broadcast_to(z, len(points))]))
 
     def lift(self, points: np.ndarray) -> np.ndarray:
-        """Points `[n 2]` of the frontal plane, on the relief, to picture coordinates `[n 2]`."""
+        """Project points `[n 2]` of the frontal plane, lifted to the relief, to image coordinates `[n 2]`."""
         return self.place(points, self._relief.at(points))
 
     def landmarks(self, frontal: np.ndarray) -> np.ndarray:
-        """Frontal landmarks `[k 2]` to picture coordinates; the jaw goes to where its edge is seen."""
+        """Project frontal landmarks `[k 2]` to image coordinates; jaw landmarks move to the silhouette."""
         jaw = _NUM_JAW[len(frontal)]
         return self.lift(np.concatenate([self._visible_edge(frontal[:jaw]), frontal[jaw:]]))
 
     def _visible_edge(self, rim: np.ndarray) -> np.ndarray:
-        """Moves points of the outline `[n 2]` in along their meridians to where the surface turns away.
+        """Move points of the outline `[n 2]` inward along their meridians to the silhouette.
 
-        The surface faces the viewer where 1 + drift . slope > 0, and is its own silhouette at zero.
+        The surface faces the viewer where 1 + drift . slope > 0; the silhouette is where this is 0.
         """
         steps = np.linspace(0.6, 1.0, 41)
         meridians = _POLE + steps[:, None] * (rim - _POLE)[:, None]
         slope = self._relief.at(meridians.reshape(-1, 2), self._relief.slope)
         facing = 1 + (slope @ self.drift).reshape(len(rim), -1)
-        turned = facing <= 0
-        last = np.where(turned.any(axis=1), turned.argmax(axis=1), len(steps) - 1).clip(1)
+        hidden = facing <= 0
+        last = np.where(hidden.any(axis=1), hidden.argmax(axis=1), len(steps) - 1).clip(1)
         rows = np.arange(len(rim))
         before, after = facing[rows, last - 1], facing[rows, last]
         part = np.where(after < 0, before / np.maximum(before - after, 1e-9), 1.0).clip(0, 1)
@@ -163,44 +163,45 @@ class View:
     def unwrap(
         self, texture: Canvas, curves: Curves, side: int
     ) -> tuple[tuple[slice, slice], tuple[np.ndarray, np.ndarray], np.ndarray]:
-        """Says for each pixel of a picture which texture pixel is seen there.
+        """Compute which texture pixel is visible at each image pixel.
 
-        Seen from an angle, every point of the relief moves by its height along one direction, the
-        drift. On each line of that direction the points in sight are those where place plus movement
-        reaches a new maximum, so the inverse of the running maximum tells which point is seen where,
-        and the last maximum is the silhouette.
+        A rotation moves every point of the relief along one direction, the drift, in proportion to its
+        height. On each line of that direction, a point is visible if its position plus movement is a new
+        maximum. The inverse of the running maximum is therefore the map from image to texture, and the
+        last maximum is the silhouette.
 
         Args:
-          texture: what the face is painted on.
-          curves: of the face.
-          side: of the picture, in pixels.
+          texture: painted texture.
+          curves: curves of the face.
+          side: side of the image in pixels.
 
         Returns:
-          The rows and columns of the picture that the face may cover; there, maps for `cv2.remap`; and
-          there, the opacity of the face `[h w]`.
+          The window of the image (row and column slices) that the face may cover, and within the window
+          the maps for `cv2.remap` and the opacity of the face `[h w]`.
         """
         amount = np.hypot(*self.drift)
         along = self.drift / amount if amount > 1e-9 else np.array([1.0, 0.0])
-        turn = np.array([[along[0], -along[1]], [along[1], along[0]]])  # columns: along, across
+        basis = np.array([[along[0], -along[1]], [along[1], along[0]]])  # columns: along, across
         center, reach, n = REGION.mean(axis=0), 2.1, side // 2
-        place = reach * ((np.arange(n) + 0.5) / (n / 2) - 1)
-        pitch, start = 2 * reach / n, place[0]
+        position = reach * ((np.arange(n) + 0.5) / (n / 2) - 1)
+        pitch, start = 2 * reach / n, position[0]
 
         relief, flags = self._relief, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        offset = (center + turn @ [start, start] - REGION[0]) * relief.scale - 0.5
-        lines = np.column_stack([turn * pitch * relief.scale[:, None], offset])
+        offset = (center + basis @ [start, start] - REGION[0]) * relief.scale - 0.5
+        lines = np.column_stack([basis * pitch * relief.scale[:, None], offset])
         height = cv2.warpAffine(relief.height, lines, (n, n), flags=flags)
         inside = cv2.warpAffine(relief.inside, lines, (n, n), flags=flags) > 0
-        front = np.maximum.accumulate(np.where(inside, place + amount * height, -99.0), axis=1)
+        front = np.maximum.accumulate(np.where(inside, position + amount * height, -99.0), axis=1)
         middle = 0.6 * amount
-        # Past the silhouette the last point goes on, so that the edge is cut by the opacity alone.
-        last = place[front.argmax(axis=1)]
-        rows = zip(front, last, strict=True)
-        source = np.stack([np.interp(place + middle, row, place, right=end) for row, end in rows])
+        # The last point is repeated past the silhouette; the opacity cuts the edge.
+        last = position[front.argmax(axis=1)]
+        lines = zip(front, last, strict=True)
+        shifted = position + middle
+        source = np.stack([np.interp(shifted, line, position, right=end) for line, end in lines])
 
-        seen = np.flatnonzero(inside.any(axis=1))
-        source = source[np.arange(n).clip(seen[0], seen[-1])]
-        silhouette = np.column_stack([front[seen, -1], place[seen]]) @ turn.T + center
+        covered = np.flatnonzero(inside.any(axis=1))
+        source = source[np.arange(n).clip(covered[0], covered[-1])]
+        silhouette = np.column_stack([front[covered, -1], position[covered]]) @ basis.T + center
         silhouette = silhouette @ self._linear.T * self.scale + self.shift
         shapes = [silhouette * side - 0.5, self.lift(curves.outline()) * side - 0.5]
         corners = np.concatenate(shapes)
@@ -208,8 +209,8 @@ class View:
         (x0, y0), (x1, y1) = box.astype(int)
         opacity = polygon_mask((y1 - y0, x1 - x0), *(shape - (x0, y0) for shape in shapes))
 
-        to_lines = turn.T @ np.linalg.inv(self._linear * self.scale)
-        origin = to_lines @ ((np.array([x0, y0]) + 0.5) / side - self.shift) - turn.T @ center
+        to_lines = basis.T @ np.linalg.inv(self._linear * self.scale)
+        origin = to_lines @ ((np.array([x0, y0]) + 0.5) / side - self.shift) - basis.T @ center
         lines = np.column_stack([to_lines / side, origin])
         a = cv2.warpAffine(
             source.astype(np.float32), (lines - [[0, 0, start + middle], [0, 0, start]]) / pitch,
@@ -218,10 +219,10 @@ class View:
         columns, rows = np.arange(x1 - x0), np.arange(y1 - y0)[:, None]
         b = lines[1, 0] * columns + lines[1, 1] * rows + lines[1, 2]
         x, y = (
-            a * np.float32(turn[i, 0]) + (b * turn[i, 1] + center[i]).astype(np.float32)
+            a * np.float32(basis[i, 0]) + (b * basis[i, 1] + center[i]).astype(np.float32)
             for i in (0, 1)
         )
-        # The forehead fades into the skull or the hair behind it.
+        # The forehead blends into the skull or the hair behind it.
         opacity = opacity / np.float32(255) * np.clip((y + 1.25) / np.float32(0.3), 0, 1)
         maps = ((v - texture.origin[i]) * texture.scale[i] - 0.5 for i, v in enumerate((x, y)))
         return (slice(y0, y1), slice(x0, x1)), tuple(m.astype(np.float32) for m in maps), opacity

@@ -1,4 +1,4 @@
-"""What is behind a face (background, head, hair, body) and before it (glasses, hand, object, scarf)."""
+"""Scene behind a face (background, head, hair, body) and in front of it (glasses, occluders)."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ _SQUARE = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
 
 
 def background(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A blurred scene: a color gradient, blobs, some with edges, and noise."""
+    """Blurred background: a color gradient, ellipses, rectangles, and noise."""
     small = np.empty((48, 48, 3), np.float32)
     ramp = np.linspace(0, 1, 48, dtype=np.float32)
     a, b, c = muted_colors(rng, 3).astype(np.float32)
@@ -23,8 +23,8 @@ def background(rng: np.random.Generator, side: int) -> np.ndarray:
         if rng.random() < 0.5:
             shape = ellipse(center, *rng.uniform(3, 16, 2), rng.uniform(0, 3))
         else:
-            reach, turn = rng.uniform(3, 20, 2), rng.normal(0, 0.3)
-            shape = (_SQUARE * reach) @ _rotation(turn) + center
+            reach, angle = rng.uniform(3, 20, 2), rng.normal(0, 0.3)
+            shape = (_SQUARE * reach) @ _rotation(angle) + center
         color = muted_colors(rng, 1)[0].tolist()
         draw_polygons(scene, [shape], color)
     scene = cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.6, 2.0))
@@ -34,13 +34,13 @@ def background(rng: np.random.Generator, side: int) -> np.ndarray:
     return cv2.resize(scene, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
-def _rotation(turn: float) -> np.ndarray:
-    """Turns rows of points, by `points @ matrix`, from x to y."""
-    return np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+def _rotation(angle: float) -> np.ndarray:
+    """Matrix for `points @ matrix` that rotates row vectors from x to y by `angle` radians."""
+    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
-def _shell(view: View, center: Vector, radii: Vector) -> np.ndarray:
-    """The silhouette of an ellipsoid, as a polygon in picture coordinates."""
+def _ellipsoid(view: View, center: Vector, radii: Vector) -> np.ndarray:
+    """Silhouette of an ellipsoid, as a polygon in image coordinates."""
     axes = view.rotation[:2] * np.asarray(radii)
     angle = np.linspace(0, 2 * np.pi, 65)[:-1]
     ring = np.stack([np.cos(angle), np.sin(angle)], 1) @ np.linalg.cholesky(axes @ axes.T).T
@@ -48,7 +48,7 @@ def _shell(view: View, center: Vector, radii: Vector) -> np.ndarray:
 
 
 def paint_behind(scene: Canvas, traits: Traits, curves: Curves, view: View) -> None:
-    """Hair, body, neck and ears."""
+    """Paint the hair, body, neck and ears behind the face."""
     lit = traits.ambient + 0.6 * traits.diffuse * max(traits.light[2], 0.3)
     skin, hair = traits.skin * lit, traits.hair * min(lit + 0.1, 1.0)
     bald = traits.haircut == "bald"
@@ -81,7 +81,7 @@ def _paint_long_hair(
 def _paint_body(
     scene: Canvas, traits: Traits, curves: Curves, view: View, skin: np.ndarray
 ) -> None:
-    """Neck with the shadow of the chin, and shoulders in clothes."""
+    """Paint the neck with the shadow of the chin, and the shoulders in clothes."""
     unit, base = view.scale, view.project([(0, 1.35, -0.25)])[0]
     shoulders = [
         (-3, 2.6), (-1.9, 1.35), (-0.85, 0.9), (0, 1.25), (0.85, 0.9), (1.9, 1.35), (3, 2.6),
@@ -104,9 +104,9 @@ def _paint_skull(
     scene: Canvas, traits: Traits, view: View, color: np.ndarray, volume: float
 ) -> None:
     center, radii = np.array((0, -0.4, -0.1)), np.array((1.02, 1.05, 1.25)) + volume
-    scene.fill(_shell(view, center, radii), color * 0.75)
+    scene.fill(_ellipsoid(view, center, radii), color * 0.75)
     shift = view.rotation.T @ traits.light * 0.25
-    scene.fill(_shell(view, center + shift, radii * 0.75), color * 1.1, 0.8, 0.15 * view.scale)
+    scene.fill(_ellipsoid(view, center + shift, radii * 0.75), color * 1.1, 0.8, 0.15 * view.scale)
     if traits.haircut == "bald":
         return
     t, locks = np.linspace(0.1, 1.5, 13), []
@@ -129,7 +129,7 @@ def _paint_ear(scene: Canvas, view: View, skin: np.ndarray, side: int) -> None:
 
 
 def paint_in_front(scene: Canvas, cover: Canvas, traits: Traits, view: View) -> None:
-    """Glasses, and what the occlusion attribute puts before the face; `cover` keeps what is hidden."""
+    """Paint glasses and the occluder in front of the face, and add the occluder to the mask `cover`."""
     if traits.occluder == "sunglasses":
         _paint_glasses(scene, traits, view, (18, 18, 22), 0.95, cover)
     elif traits.glasses:
@@ -161,18 +161,18 @@ def _paint_glasses(
     scene.stroke(place(np.stack([x, -0.03 - 0.03 * (1 - (x / x.max()) ** 2)], 1)), width, frame)
 
 
-def _target(traits: Traits, view: View) -> np.ndarray:
-    """Where on the face, in picture coordinates, an occluder is centered."""
+def _occluder_center(traits: Traits, view: View) -> np.ndarray:
+    """Center of the occluder in image coordinates."""
     return view.lift(np.array([traits.occluder_at]))[0]
 
 
 def _paint_hand(scene: Canvas, cover: Canvas, traits: Traits, view: View) -> None:
     unit, skin = view.scale, traits.skin * (0.6 + 0.4 * traits.ambient)
-    turn = 0.5 * traits.occluder_turn
-    away = np.array([np.sin(turn), np.cos(turn)])
+    angle = 0.5 * traits.occluder_angle
+    away = np.array([np.sin(angle), np.cos(angle)])
     across = np.array([away[1], -away[0]])
-    center = _target(traits, view) + 0.35 * unit * away
-    palm = ellipse(center + 0.35 * unit * away, 0.42 * unit, 0.48 * unit, -turn)
+    center = _occluder_center(traits, view) + 0.35 * unit * away
+    palm = ellipse(center + 0.35 * unit * away, 0.42 * unit, 0.48 * unit, -angle)
     arm = ribbon(np.array([center + 0.3 * unit * away, center + 4 * unit * away]), 0.62 * unit)
     fingers = []
     for i, length in enumerate((0.62, 0.8, 0.84, 0.7)):
@@ -188,9 +188,9 @@ def _paint_hand(scene: Canvas, cover: Canvas, traits: Traits, view: View) -> Non
 
 
 def _paint_object(scene: Canvas, cover: Canvas, traits: Traits, view: View) -> None:
-    corners = _SQUARE @ _rotation(0.5 * traits.occluder_turn)
-    reach = view.scale * (0.38 + 0.1 * np.sin(9 * traits.occluder_turn)) * np.array([1.0, 1.3])
-    shape = corners * reach + _target(traits, view)
+    corners = _SQUARE @ _rotation(0.5 * traits.occluder_angle)
+    reach = view.scale * (0.38 + 0.1 * np.sin(9 * traits.occluder_angle)) * np.array([1.0, 1.3])
+    shape = corners * reach + _occluder_center(traits, view)
     scene.fill(shape, traits.occluder_color)
     scene.fill(shape.mean(0) + 0.82 * (shape - shape.mean(0)), traits.occluder_color * 0.6 + 60)
     cover.fill(shape, 255.0)

@@ -1,4 +1,4 @@
-"""What a face is like: proportions, expression, pose, colors, style and camera, drawn at random."""
+"""Random traits of a synthetic face: proportions, expression, pose, colors, style and camera."""
 
 import types
 from typing import Any
@@ -26,11 +26,11 @@ _TINTS = [(1.3, 0.8, 0.5), (0.6, 0.85, 1.35), (1.25, 0.65, 1.1), (0.75, 1.2, 0.7
 
 
 class Traits(types.SimpleNamespace):
-    """Everything random about a face but its noise: what the `_sample_` functions below name."""
+    """All random traits of a face except its noise; the `_sample_` functions below define them."""
 
 
 def sample_traits(rng: np.random.Generator) -> Traits:
-    """Draws the traits; attributes are independent, and each exaggerates the traits that it names."""
+    """Sample the traits; attributes are independent, and each one exaggerates its group of traits."""
     flags = {name: bool(rng.random() < 0.2) for name in ATTRIBUTES}
     return Traits(
         attributes=flags,
@@ -45,7 +45,7 @@ def sample_traits(rng: np.random.Generator) -> Traits:
 
 
 def _sample_identity(rng: np.random.Generator) -> dict[str, Any]:
-    """The proportions of the head, in face units."""
+    """Sample the proportions of the head, in face units."""
     return {
         "jaw_width": rng.normal(0, 0.05),
         "jaw_square": rng.uniform(-0.02, 0.06),
@@ -66,8 +66,8 @@ def _sample_identity(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _sample_expression(rng: np.random.Generator, exaggerated: bool) -> dict[str, Any]:
-    """How the face moves; pairs are (left, right)."""
+def _sample_expression(rng: np.random.Generator, is_exaggerated: bool) -> dict[str, Any]:
+    """Sample the facial expression; pairs are (left, right)."""
     traits = {
         "jaw_drop": max(0.0, rng.normal(0, 0.06)),
         "smile": rng.normal(0.2, 0.4),
@@ -76,7 +76,7 @@ def _sample_expression(rng: np.random.Generator, exaggerated: bool) -> dict[str,
         "brow_raise": np.full(2, rng.normal(0, 0.02)),
         "gaze": rng.normal(0, [0.028, 0.01]).clip(-0.06, 0.06),
     }
-    if not exaggerated:
+    if not is_exaggerated:
         return traits
     eyes, brows = traits["eye_open"], traits["brow_raise"]
     drop, curl = rng.uniform(0, 1, 2)
@@ -92,24 +92,24 @@ def _sample_expression(rng: np.random.Generator, exaggerated: bool) -> dict[str,
     return traits | moods[rng.integers(len(moods))]
 
 
-def _sample_pose(rng: np.random.Generator, extreme: bool) -> dict[str, Any]:
-    """Angles in radians, and the place in the picture."""
+def _sample_pose(rng: np.random.Generator, is_extreme: bool) -> dict[str, Any]:
+    """Sample the rotation angles in radians, and the size and position in the image."""
     limit = np.array([0.42, 0.2, 0.25])
     angles = rng.normal(0, [0.17, 0.08, 0.09]).clip(-limit, limit)
-    if extreme:
+    if is_extreme:
         axis = rng.choice([0, 0, 1, 2])
         low, high = [(0.6, 0.85), (0.3, 0.45), (0.4, 0.7)][axis]
         angles[axis] = rng.choice([-1, 1]) * rng.uniform(low, high)
     yaw, pitch, roll = angles
-    place = {"extent": rng.uniform(0.46, 0.58), "offset": rng.uniform(-0.5, 0.5, 2)}
-    return {"yaw": yaw, "pitch": pitch, "roll": roll} | place
+    position = {"extent": rng.uniform(0.46, 0.58), "offset": rng.uniform(-0.5, 0.5, 2)}
+    return {"yaw": yaw, "pitch": pitch, "roll": roll} | position
 
 
-def _sample_colors(rng: np.random.Generator, made_up: bool) -> dict[str, Any]:
-    """RGB colors, 0..255, of what belongs to the face."""
-    place = rng.uniform(0, len(_SKINS) - 1)
+def _sample_colors(rng: np.random.Generator, has_make_up: bool) -> dict[str, Any]:
+    """Sample the RGB colors (0..255) of skin, hair, irises and make-up."""
+    tone = rng.uniform(0, len(_SKINS) - 1)
     skin = [
-        np.interp(place, np.arange(len(_SKINS)), channel) for channel in zip(*_SKINS, strict=True)
+        np.interp(tone, np.arange(len(_SKINS)), channel) for channel in zip(*_SKINS, strict=True)
     ]
     skin = (np.array(skin) + rng.normal(0, 5, 3)).clip(30, 252)
     fair = skin.mean() > 150
@@ -122,15 +122,15 @@ def _sample_colors(rng: np.random.Generator, made_up: bool) -> dict[str, Any]:
         "blush": rng.uniform(0, 0.18),
         "freckles": rng.random() * (fair and rng.random() < 0.2),
     }
-    if made_up:
+    if has_make_up:
         colors["lips"] = rng.choice(_LIPSTICKS).astype(np.float64)
         colors["eye_shadow"] = rng.choice(_EYE_SHADOWS).astype(np.float64)
         colors["blush"] = rng.uniform(0.35, 0.55)
     return colors
 
 
-def _sample_style(rng: np.random.Generator, made_up: bool) -> dict[str, Any]:
-    """Hair, beard, clothes and glasses."""
+def _sample_style(rng: np.random.Generator, has_make_up: bool) -> dict[str, Any]:
+    """Sample hair, beard, clothes and glasses."""
     haircut = str(rng.choice(["bald", "short", "short", "short", "fringe", "long", "long", "bob"]))
     beard = str(rng.choice(["none", "none", "none", "stubble", "full", "goatee", "moustache"]))
     return {
@@ -138,25 +138,27 @@ def _sample_style(rng: np.random.Generator, made_up: bool) -> dict[str, Any]:
         "hair_volume": rng.uniform(0.04, 0.12) + 0.1 * (haircut != "short") * rng.random(),
         "hairline": rng.uniform(-0.92, -0.72),
         "parting": rng.uniform(-0.5, 0.5),
-        "beard": "none" if made_up or haircut in ("long", "bob") else beard,
+        "beard": "none" if has_make_up or haircut in ("long", "bob") else beard,
         "glasses": bool(rng.random() < 0.15),
         "cloth": muted_colors(rng, 1)[0],
     }
 
 
-def _sample_occluder(rng: np.random.Generator, present: bool) -> dict[str, Any]:
-    """What stands before the face, and where on the frontal plane."""
+def _sample_occluder(rng: np.random.Generator, is_present: bool) -> dict[str, Any]:
+    """Sample the occluder, and its position on the frontal plane."""
     kinds = ["sunglasses", "mask", "hand", "object", "scarf", "strands"]
     return {
-        "occluder": str(rng.choice(kinds)) if present else "none",
+        "occluder": str(rng.choice(kinds)) if is_present else "none",
         "occluder_color": muted_colors(rng, 1)[0],
         "occluder_at": rng.uniform([-0.5, -0.1], [0.5, 1.2]),
-        "occluder_turn": rng.uniform(-1, 1),
+        "occluder_angle": rng.uniform(-1, 1),
     }
 
 
-def _sample_camera(rng: np.random.Generator, lit_hard: bool, blurred: bool) -> dict[str, Any]:
-    """Light, exposure and blur; `blur` is a part of the picture's side, `motion` an angle or NaN."""
+def _sample_camera(
+    rng: np.random.Generator, is_hard_light: bool, is_blurred: bool
+) -> dict[str, Any]:
+    """Sample light, exposure and blur; `blur` is a fraction of the image side, `motion` an angle or NaN."""
     angle, elevation = rng.uniform(-0.8, 0.8), rng.uniform(0.2, 0.7)
     light = {
         "ambient": rng.uniform(0.5, 0.66),
@@ -164,7 +166,7 @@ def _sample_camera(rng: np.random.Generator, lit_hard: bool, blurred: bool) -> d
         "gain": rng.uniform(0.9, 1.1),
         "tint": rng.uniform(0.96, 1.04, 3),
     }
-    if lit_hard:
+    if is_hard_light:
         kind = rng.choice(["side", "dark", "bright", "colored"])
         if kind == "side":
             angle = np.sign(angle) * rng.uniform(1.1, 1.4)
@@ -177,11 +179,11 @@ def _sample_camera(rng: np.random.Generator, lit_hard: bool, blurred: bool) -> d
     towards = np.array([np.sin(angle), -np.sin(elevation), np.cos(angle)])
     return light | {
         "light": towards / np.linalg.norm(towards),
-        "blur": rng.uniform(0.009, 0.018) if blurred else rng.uniform(0, 0.0025),
-        "motion": rng.uniform(0, np.pi) if blurred and rng.random() < 0.4 else np.nan,
+        "blur": rng.uniform(0.009, 0.018) if is_blurred else rng.uniform(0, 0.0025),
+        "motion": rng.uniform(0, np.pi) if is_blurred and rng.random() < 0.4 else np.nan,
     }
 
 
 def muted_colors(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Colors `[n 3]` of things: any brightness, seldom vivid."""
+    """Sample colors `[n 3]` of any brightness and low saturation."""
     return (rng.uniform(25, 225, (n, 1)) + rng.normal(0, 28, (n, 3))).clip(0, 255)

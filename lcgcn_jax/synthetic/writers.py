@@ -1,4 +1,4 @@
-"""Synthetic faces on disk, in the layouts in which WFLW and 300W are distributed."""
+"""Writers of synthetic faces in the official file layouts of WFLW and 300W."""
 
 import concurrent.futures
 import dataclasses
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from lcgcn_jax.data.formats.pts import format_pts
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.geometry import box_of_landmarks
 from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
 from lcgcn_jax.synthetic.drawing import SyntheticFace, draw_face
@@ -21,13 +21,13 @@ _300W_PNG = ("lfpw/trainset", "lfpw/testset", "300W/01_Indoor")
 
 
 def write_wflw(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> None:
-    """Writes faces with 98 points in the layout of WFLW.
+    """Write faces with 98 landmarks in the layout of WFLW.
 
     Args:
       out: folder for `WFLW_images/` and `WFLW_annotations/`.
-      num_train: faces in the training list.
-      num_test: faces in the test list; no face is in both.
-      seed: another seed gives other faces.
+      num_train: number of faces in the training list.
+      num_test: number of faces in the test list; the lists are disjoint.
+      seed: random seed of the set of faces.
 
     Raises:
       InputError: the folder already exists.
@@ -46,13 +46,13 @@ def write_wflw(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> No
 
 
 def write_300w(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> None:
-    """Writes faces with 68 points in the layout of 300W.
+    """Write faces with 68 landmarks in the layout of 300W.
 
     Args:
       out: folder for `afw/`, `helen/`, `lfpw/`, `ibug/` and `300W/`.
-      num_train: faces for `afw` and the two `trainset` folders, dealt in turn.
-      num_test: faces for the two `testset` folders, `ibug` and `300W`, dealt in turn.
-      seed: another seed gives other faces.
+      num_train: number of faces in `afw` and the two `trainset` folders together.
+      num_test: number of faces in the two `testset` folders, `ibug` and `300W` together.
+      seed: random seed of the set of faces.
 
     Raises:
       InputError: the folder already exists.
@@ -72,14 +72,13 @@ def write_300w(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> No
 
 def _new_folder(out: Path) -> Path:
     out = Path(out)
-    if out.exists():
-        raise InputError(f"{out}: already exists; choose another folder or remove it")
+    require_absent(out)
     out.mkdir(parents=True)
     return out
 
 
 def _draw_all(paths: Sequence[Path], seed: int, scheme: LandmarkScheme) -> list[SyntheticFace]:
-    """Draws a face for each path and saves its picture; the faces returned have an empty picture."""
+    """Draw one face per path and save its image; the returned faces have empty images."""
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True)
 
@@ -88,7 +87,7 @@ def _draw_all(paths: Sequence[Path], seed: int, scheme: LandmarkScheme) -> list[
         path, bgr = paths[index], cv2.cvtColor(face.image, cv2.COLOR_RGB2BGR)
         options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
         if not cv2.imwrite(str(path), bgr, options):
-            raise InputError(f"{path}: cannot write the picture; is the disk full?")
+            raise InputError(f"{path}: cannot write the image; check the free disk space")
         return dataclasses.replace(face, image=np.zeros((0, 0, 3), np.uint8))
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -96,7 +95,7 @@ def _draw_all(paths: Sequence[Path], seed: int, scheme: LandmarkScheme) -> list[
 
 
 def _wflw_line(face: SyntheticFace, name: str) -> str:
-    """A line of a WFLW list: points, a box as a detector would find it, attributes, path."""
+    """Line of a WFLW list: landmarks, their bounding box, attributes, path."""
     box = box_of_landmarks(face.landmarks, np.ones(len(face.landmarks), bool))
     fields = [f"{value:.6f}" for value in face.landmarks.ravel()]
     fields += [str(int(value)) for value in np.round(box)]

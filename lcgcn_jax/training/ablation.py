@@ -1,7 +1,7 @@
-"""The paper's Table 3 and what it leaves out: graphs on one frozen heatmap model, several seeds each.
+"""Ablation of the graph on one frozen heatmap model, with several seeds (the paper's Table 3, extended).
 
-All of them train on the same views of the same faces, and are measured on the same plain and corrupted
-crops, face by face: differences are taken in pairs.
+All variants train on the same views of the same faces and are evaluated on the same clean and corrupted
+crops, so that differences are paired per face.
 """
 
 import dataclasses
@@ -23,17 +23,18 @@ from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.training.trainer import Trainer
 
 RESULT = "errors.json"
+"""Name of the file with the errors of a run, in its workdir."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Variant:
     """A graph of the table.
 
     Attributes:
-      text: what it is.
-      decode: how the heatmaps are read.
+      text: description.
+      decode: landmark decoding.
       graph: fields of `model.graph` that differ from the paper's.
-      views: fixed views of each face, where the configuration's number would not fit in memory.
+      views: largest number of fixed views per face, if the configuration's would not fit in memory.
     """
 
     text: str
@@ -42,38 +43,38 @@ class Row:
     views: int | None = None
 
 
-def _row(text: str, decode: str = "dark", **graph: Any) -> Row:
+def _variant(text: str, decode: str = "dark", **graph: Any) -> Variant:
     if decode == "dark":
         graph = {"output": "residual", "sampling": "bilinear"} | graph
-    return Row(text, decode, graph)
+    return Variant(text, decode, graph)
 
 
 _STATIC = {"connectivity": "learned_static"}
 
 ROWS = {
-    "paper": _row("the paper: per-image edges, absolute output", "argmax"),
-    "paper-static": _row("the same, static edges", "argmax", **_STATIC),
-    "paper-uniform": _row("the same, uniform edges", "argmax", connectivity="uniform"),
-    "paper-none": _row("the same, no edges", "argmax", connectivity="self_only"),
-    "residual": _row("per-image edges, residual output", "argmax", output="residual"),
-    "subpixel": _row("the paper's message, per-image edges"),
-    "subpixel-static": _row("the same, static edges", **_STATIC),
-    "subpixel-none": _row("the same, no edges", connectivity="self_only"),
-    "pair_vector": _row("pair vectors in the message, per-image edges", message="pair_vector"),
-    "pair_vector-static": _row("the same, static edges", message="pair_vector", **_STATIC),
-    "offsets": _row("neighbors' guesses (offsets), per-image edges", message="offsets"),
-    "offsets-static": _row("the same, static edges", message="offsets", **_STATIC),
-    "dag": Row(
+    "paper": _variant("the paper: per-image edges, absolute output", "argmax"),
+    "paper-static": _variant("the same, static edges", "argmax", **_STATIC),
+    "paper-uniform": _variant("the same, uniform edges", "argmax", connectivity="uniform"),
+    "paper-none": _variant("the same, no edges", "argmax", connectivity="self_only"),
+    "residual": _variant("per-image edges, residual output", "argmax", output="residual"),
+    "subpixel": _variant("the paper's message, per-image edges"),
+    "subpixel-static": _variant("the same, static edges", **_STATIC),
+    "subpixel-none": _variant("the same, no edges", connectivity="self_only"),
+    "pair_vector": _variant("pair vectors in the message, per-image edges", message="pair_vector"),
+    "pair_vector-static": _variant("the same, static edges", message="pair_vector", **_STATIC),
+    "offsets": _variant("offset votes of the neighbors, per-image edges", message="offsets"),
+    "offsets-static": _variant("the same, static edges", message="offsets", **_STATIC),
+    "dag": Variant(
         "mean-shape cascade (Li et al. 2020)",
         "dark",
         {"name": "dag", **dataclasses.asdict(CascadeConfig())},
         views=3,
     ),
 }
-"""Name of a row -> its graph. `dark` rows have a residual output and bilinear features."""
+"""Name of a row -> its graph. Variants with `dark` have a residual output and bilinear features."""
 
 VARIED = ("connectivity", "message", "output", "sampling")
-"""Fields of `model.graph` that are the paper's unless the row says otherwise; the rest is the config's."""
+"""Fields of `model.graph` that are the paper's unless the variant sets them; the others are the config's."""
 
 PAIRS = (
     ("paper", "paper-static"),
@@ -88,16 +89,16 @@ PAIRS = (
     ("offsets", "subpixel"),
     ("offsets", "dag"),
 )
-"""Rows that differ in one thing, or that are rivals."""
+"""Rows to compare: they differ in one choice, or are alternatives."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RowErrors:
-    """What was measured of a row: errors as fractions of the normalizing distance.
+class VariantErrors:
+    """Errors of a variant per face, as fractions of the normalizing distance.
 
     Attributes:
-      heatmap: corruption -> of the heatmap stage that the graph starts from, `[n]`.
-      graph: corruption -> of the graph stage, `[seeds n]`.
+      heatmap: corruption -> errors of the heatmap stage that the graph starts from, `[n]`.
+      graph: corruption -> errors of the graph stage, `[seeds n]`.
     """
 
     heatmap: Mapping[str, Float[np.ndarray, "n"]]
@@ -111,64 +112,66 @@ def run_ablation(
     rows: Sequence[str],
     seeds: int,
     overridden: Collection[str] = (),
-) -> dict[str, RowErrors]:
-    """Trains and measures rows of the table; those that are finished in `out` are read from there.
+) -> dict[str, VariantErrors]:
+    """Trains and evaluates rows of the table; finished ones are read from `out`.
 
     Args:
-      config: of a frozen training from the cache; the heatmap model is that of `init_from`.
+      config: configuration of a frozen training with `train.cache`, on the heatmap model of `init_from`.
       out: folder of the training runs, `ROW/seedN`.
-      rows: keys of `ROWS`; those of one `decode` side by side share what the heatmap model says.
-      seeds: how many of each.
+      rows: keys of `ROWS`; consecutive ones with the same `decode` share the cached features.
+      seeds: training runs per row.
       overridden: names of the config fields that were set on the command line.
 
     Raises:
       InputError: the configuration, the data or the folder cannot be used.
-      Interrupted: SIGINT, SIGTERM or SIGHUP ended it, after saving.
+      Interrupted: SIGINT, SIGTERM or SIGHUP ended the training, after saving.
     """
-    results, graph_inputs, graph_inputs_of = {}, None, None
+    results, cache, cache_key = {}, None, None
     for name in rows:
-        found = []
+        runs = []
         for seed in range(seeds):
             workdir = out / name / f"seed{seed}"
             if not (workdir / RESULT).is_file():
-                run = row_config(config, ROWS[name], seed)
-                if graph_inputs_of != _seen_by_graph(run):
-                    graph_inputs, graph_inputs_of = (
-                        None,
-                        _seen_by_graph(run),
-                    )  # one in memory at a time
-                training = Trainer(run, workdir, graph_inputs=graph_inputs, overridden=overridden)
-                graph_inputs = training.graph_inputs
+                run = variant_config(config, ROWS[name], seed)
+                if cache_key != _cache_key(run):  # one in memory at a time
+                    cache, cache_key = None, _cache_key(run)
+                training = Trainer(
+                    run, workdir, feature_cache=cache, overridden=overridden
+                ).prepare()
+                cache = training.feature_cache
                 if not training.run():
                     raise training.interruption()
                 _write_errors(training, workdir / RESULT)
-            found.append(json.loads((workdir / RESULT).read_text(encoding="utf-8")))
-        results[name] = RowErrors(
-            {kind: np.array(errors) for kind, errors in found[0]["heatmap"].items()},
-            {kind: np.array([f["graph"][kind] for f in found]) for kind in found[0]["graph"]},
+            runs.append(json.loads((workdir / RESULT).read_text(encoding="utf-8")))
+        results[name] = VariantErrors(
+            {kind: np.array(errors) for kind, errors in runs[0]["heatmap"].items()},
+            {kind: np.array([r["graph"][kind] for r in runs]) for kind in runs[0]["graph"]},
         )
     return results
 
 
-def row_config(config: ml_collections.ConfigDict, row: Row, seed: int) -> ml_collections.ConfigDict:
-    """The configuration of one run of a row."""
+def variant_config(
+    config: ml_collections.ConfigDict, variant: Variant, seed: int
+) -> ml_collections.ConfigDict:
+    """Configuration of one run of a variant."""
     config = ml_collections.ConfigDict(config.to_dict())
     bundle = load_bundle(config.init_from)
     config.model.heatmap = dict(bundle.model["heatmap"])
     config.data.image_size = bundle.image_size
-    config.model.decode = row.decode
-    if "name" in row.graph:
-        config.model.graph = dict(row.graph)
+    config.model.decode = variant.decode
+    if "name" in variant.graph:
+        config.model.graph = dict(variant.graph)
     else:
         config.model.graph.update({field: getattr(GraphConfig, field) for field in VARIED})
-        config.model.graph.update(row.graph)
-    if row.views is not None:
-        config.data.views = min(row.views, config.data.views)
+        config.model.graph.update(variant.graph)
+    if variant.views is not None:
+        config.data.views = min(variant.views, config.data.views)
     config.seed = seed
     return config
 
 
-def _seen_by_graph(config: ml_collections.ConfigDict) -> tuple:
+def _cache_key(config: ml_collections.ConfigDict) -> tuple:
+    """Options that the cached features depend on."""
     graph = config.model.graph
     return config.model.decode, graph.name, graph.get("sampling")
 
@@ -185,12 +188,12 @@ def _write_errors(training: Trainer, path: Path) -> None:
         write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
-def summarize(results: Mapping[str, RowErrors]) -> dict[str, Any]:
-    """The table in numbers, in percent: NME and its spread over the seeds, and differences in pairs.
+def summarize(results: Mapping[str, VariantErrors]) -> dict[str, Any]:
+    """Numbers of the table, in percent: NME per seed, and paired differences.
 
-    A difference is of two stages' errors, face by face, each the mean over its seeds; its interval is a
-    95 % bootstrap over the faces. `rows`: of the graph against the heatmap stage that it starts from.
-    `pairs`: of the rows of `PAIRS` that are there.
+    A difference is between the errors per face, each averaged over its seeds; its interval is a 95 %
+    bootstrap over the faces. `rows` compares each graph with the heatmap stage that it starts from, `pairs`
+    the rows of `PAIRS`.
     """
     rows = {
         name: {
@@ -231,7 +234,7 @@ def _difference(
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The table as text: NME with its spread, and differences with stars where 0 lies outside."""
+    """The table in Markdown: NME with its standard deviation, and differences, starred if significant."""
     kinds = list(next(iter(summary["rows"].values())))
     head = ["clean" if kind == "none" else kind for kind in kinds]
     nme, gain = [], []
@@ -239,19 +242,19 @@ def markdown(summary: Mapping[str, Any]) -> str:
     for name, row in summary["rows"].items():
         decodes.setdefault(ROWS[name].decode, row)
     for decode, row in decodes.items():
-        cells = [f"{row[kind]['heatmap_nme']:.3f}" for kind in kinds]
-        nme.append([f"heatmap stage, {decode}", *cells])
+        columns = [f"{row[kind]['heatmap_nme']:.3f}" for kind in kinds]
+        nme.append([f"heatmap stage, {decode}", *columns])
     for name, row in summary["rows"].items():
-        spread = [
+        deviations = [
             np.std(row[kind]["nme_by_seed"], ddof=1) if _seeds(row) > 1 else 0 for kind in kinds
         ]
-        cells = [f"{row[k]['nme']:.3f} ± {s:.3f}" for k, s in zip(kinds, spread, strict=True)]
-        nme.append([f"`{name}`: {ROWS[name].text}", *cells])
-        cells = [_shown(row[kind]["against_heatmap"]) for kind in kinds]
-        gain.append([f"`{name}` - heatmap stage", *cells])
+        columns = [f"{row[k]['nme']:.3f} ± {s:.3f}" for k, s in zip(kinds, deviations, strict=True)]
+        nme.append([f"`{name}`: {ROWS[name].text}", *columns])
+        columns = [_format_difference(row[kind]["against_heatmap"]) for kind in kinds]
+        gain.append([f"`{name}` - heatmap stage", *columns])
     for pair in summary["pairs"]:
-        cells = [_shown(pair[kind]) for kind in kinds]
-        gain.append([f"`{pair['row']}` - `{pair['against']}`", *cells])
+        columns = [_format_difference(pair[kind]) for kind in kinds]
+        gain.append([f"`{pair['row']}` - `{pair['against']}`", *columns])
     return f"{_table(['NME, %', *head], nme)}\n{_table(['difference, points', *head], gain)}"
 
 
@@ -259,7 +262,7 @@ def _seeds(row: Mapping[str, Any]) -> int:
     return len(next(iter(row.values()))["nme_by_seed"])
 
 
-def _shown(difference: Mapping[str, Any]) -> str:
+def _format_difference(difference: Mapping[str, Any]) -> str:
     low, high = difference["points_ci95"]
     star = "" if low <= 0 <= high else " *"
     return f"{difference['points']:+.3f} ({low:+.3f}, {high:+.3f}){star}"

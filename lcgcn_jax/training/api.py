@@ -1,4 +1,4 @@
-"""Models with fresh weights, and training runs, from Python."""
+"""Public functions to create a model and to train."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from lcgcn_jax.training.run_lock import needs_writing
 from lcgcn_jax.training.trainer import Trainer
 
 CURVES = "curves.png"
-"""Name of the plot of the training curves in a run's folder."""
+"""Name of the plot of the training curves in a workdir."""
 
 
 def create_model(
@@ -29,20 +29,20 @@ def create_model(
     num_landmarks: int | None = None,
     seed: int = 0,
 ) -> nnx.Module:
-    """Creates a network with fresh weights.
+    """Creates a network with random weights.
 
     It maps normalized float crops `[b s s 3]` to an `LCGCNOutput` with coordinates in crop pixels. Mean
     shapes, which some graphs need, are zero until a training run sets them from its data.
 
     Args:
       name_or_config: name of a shipped model, folder of a bundle, or training workdir (its architecture is
-        used); config file or name of a config, with an optional `:argument`; a whole config, or its field
+        used); config file or name of a config, with an optional `:argument`; a full config, or its field
         `model`.
       num_landmarks: number of landmarks k; by default that of the config's landmark scheme.
       seed: seed of the weights.
 
     Raises:
-      InputError: there is no such model or config, it has an unknown field or value, or the number of
+      InputError: the model or config does not exist, has an unknown field or value, or the number of
         landmarks is missing or not positive.
     """
     model, scheme_size = _model_config(name_or_config)
@@ -55,7 +55,7 @@ def create_model(
 
 
 def _model_config(source: Any) -> tuple[dict[str, Any], int | None]:
-    """The model's configuration, and the number of landmarks of the scheme where there is one."""
+    """Configuration of the model, and the number of landmarks if there is a scheme."""
     if isinstance(source, str | Path):
         if str(source) in shipped_bundles() or Path(source).is_dir():
             bundle = load_bundle(source)
@@ -82,7 +82,7 @@ def train(
       config: config file or name of a config, with an optional `:argument`, or a config, as `load_config`
         returns it.
       workdir: folder of the run.
-      accept_changes: resume even if the config or the data differ from those that the run started with.
+      accept_changes: resume even if the config or the data differ from those of the run.
       on_validation: called after each validation with the step and its NME in percent, by
         `validation/heatmap_nme` and `validation/graph_nme`.
 
@@ -97,17 +97,17 @@ def train(
     if not isinstance(config, ml_collections.ConfigDict):
         config = load_config(str(config))
     folder = Path(workdir)
-    training = Trainer(config, folder, accept_changes=accept_changes)
-    finished = training.run(on_validation=on_validation)
+    trainer = Trainer(config, folder, accept_changes=accept_changes)
+    is_finished = trainer.run(on_validation=on_validation)
     if is_primary_process():
         write_curves(folder)
-    if not finished:
-        raise training.interruption()
+    if not is_finished:
+        raise trainer.interruption()
     return folder / BEST
 
 
 def write_curves(workdir: Path) -> None:
-    """Plots the training curves of a run to `CURVES` in its folder.
+    """Plots the training curves of a run to `CURVES` in its workdir.
 
     Raises:
       InputError: the file cannot be written.

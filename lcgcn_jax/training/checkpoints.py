@@ -1,8 +1,12 @@
-"""Checkpoints of a training: state, data position and progress, written whole or not at all.
+"""Checkpoints of a training run: state, data position and progress.
 
-One is an Orbax checkpoint, `WORKDIR/checkpoints/STEP`, and in it `checksums.json`, by which damage is
-noticed. It is written beside its place, in a folder that no one takes for a checkpoint, and moved there
-when all of it is on the disk.
+A checkpoint is an Orbax checkpoint, `WORKDIR/checkpoints/STEP`, with the checksums of its files in
+`checksums.json`. It is written to a partial folder and renamed once it is complete.
+
+Orbax's own `training.Checkpointer` cannot replace this protocol (measured with orbax-checkpoint 0.12): it
+takes an empty or truncated folder for the latest checkpoint, since it looks at names only; one flipped byte
+in a data file loads other numbers without an error, since it stores no checksums; and it offers no step
+between writing and its rename, where checksums would have to be added.
 """
 
 import dataclasses
@@ -30,48 +34,48 @@ from lcgcn_jax.training.config import RUN_CONFIG, differences
 from lcgcn_jax.training.run_lock import needs_writing
 from lcgcn_jax.training.state import TrainState
 
-# Orbax tells every phase of a save, and errors with their stacks; what matters here raises.
+# Orbax logs every phase of a save, and errors with their stacks; the errors that matter are raised.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 CHECKPOINTS = "checkpoints"
-"""Folder of a training workdir that they are in, each under its step."""
+"""Folder of the checkpoints in a workdir, each named by its step."""
 
 CHECKSUMS = "checksums.json"
-"""Name of the checksums of a checkpoint's files. Checkpoints of older versions have none."""
+"""Name of the file with the checksums of a checkpoint's files. Checkpoints of older versions have none."""
 
 _PARTIAL = ".partial"
-_OF_ORBAX = ("_CHECKPOINT_METADATA", "state/_METADATA", "progress/_METADATA")
+_ORBAX_FILES = ("_CHECKPOINT_METADATA", "state/_METADATA", "progress/_METADATA")
 
 
 class Checkpoints:
-    """The checkpoints of one run. In every process; process 0 moves and removes folders.
+    """Checkpoints of one run, used in every process; the primary process renames and removes folders.
 
-    What a process that was killed left half-written or half-removed is cleaned up.
+    The constructor removes partial folders of killed processes.
 
     Args:
-      workdir: the run's folder; they go to its `checkpoints`.
-      keep: how many of the latest stay, one or more.
+      workdir: folder of the run.
+      keep: number of the latest checkpoints to keep, at least one.
     """
 
     def __init__(self, workdir: Path, keep: int):
         self._folder = workdir / CHECKPOINTS
         self._keep = max(keep, 1)
-        # Kept here, since other processes may look before process 0 has moved a new one to its place.
+        # Stored, since other processes may look before the primary process has renamed a new one.
         path = latest_checkpoint(workdir)
         self._latest = None if path is None else int(path.name)
         self._remove_partials()
 
     @property
     def latest(self) -> int | None:
-        """Step of the checkpoint to go on from (`latest_checkpoint`)."""
+        """Step of the checkpoint to resume from (`latest_checkpoint`)."""
         return self._latest
 
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
-        """Saves the state and what else a run needs to go on (`progress`: plain types).
+        """Saves the state and the progress of the run (plain types).
 
         Raises:
-          InputError: it cannot be written; the checkpoints before it stay.
+          InputError: the checkpoint cannot be written; earlier ones stay.
         """
         step = int(state.step)
         if step == self._latest:
@@ -79,171 +83,173 @@ class Checkpoints:
         partial = self._folder / f"{step}{_PARTIAL}"
         with needs_writing(self._folder):
             try:
-                ocp.save_checkpointables(
-                    partial.resolve(), {"state": _as_dict(state), "progress": progress}
-                )
+                with _save_options():
+                    ocp.save_checkpointables(
+                        partial.resolve(), {"state": _as_dict(state), "progress": progress}
+                    )
                 if is_primary_process():
-                    self._put_in_place(partial, step)
+                    _write_checksums(partial)
+                    self._commit(partial, step)
             except Exception:
-                self._remove_partials()  # room for what comes next on a full disk
+                self._remove_partials()  # frees space on a full disk
                 raise
         self._latest = step
 
     def load(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The latest checkpoint, with the shapes, types and shardings of `like`.
+        """Loads the latest checkpoint.
+
+        Args:
+          like: shapes, types and shardings of the state.
 
         Raises:
-          InputError: it is damaged, or is of another model or optimizer.
+          InputError: the checkpoint is damaged, or of another model or optimizer.
         """
         path = self._folder / str(self._latest)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like)
         )
-        _check_sums(path)
-        saved = _saved_state(path)
-        is_former = compat.has_former_weights(saved)
+        _verify_checksums(path)
+        metadata = _state_metadata(path)
+        is_former = compat.has_former_weights(metadata)
         if is_former:
             abstract = compat.downgrade_weights(abstract)
-        if changed := differences(_shapes(saved), _shapes(abstract)):
+        if changes := differences(_shapes(metadata), _shapes(abstract)):
             raise InputError(
-                f"{path}: is of another model or optimizer than the config's: {len(changed)} arrays "
-                f"differ, the first: {changed[0]}; give another --workdir (config.init_from takes its "
+                f"{path}: is of another model or optimizer than the config's: {len(changes)} arrays "
+                f"differ, the first: {changes[0]}; give another --workdir (config.init_from uses its "
                 "weights), or the config of this run"
             )
         loaded = _load(path, {"state": abstract, "progress": None})
         state = compat.upgrade_weights(loaded["state"]) if is_former else loaded["state"]
         return TrainState(**state), loaded["progress"]
 
-    def _put_in_place(self, partial: Path, step: int) -> None:
-        _write_sums(partial)
-        place = self._folder / str(step)
-        if place.exists():  # not a whole one, or the run would have gone on from there
-            self._remove(place)
-        partial.rename(place)
-        steps = sorted(_whole_checkpoints(self._folder))
+    def _commit(self, partial: Path, step: int) -> None:
+        """Renames a complete partial folder, and removes the oldest checkpoints."""
+        path = self._folder / str(step)
+        if path.exists():  # damaged, or the run would have resumed from it
+            self._remove(path)
+        partial.rename(path)
+        complete = sorted(int(path.name) for path in _numbered(self._folder) if _is_complete(path))
         for path in _numbered(self._folder):
-            if int(path.name) < step and int(path.name) not in steps[-self._keep :]:
+            if int(path.name) < step and int(path.name) not in complete[-self._keep :]:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        # Under another name first: half of a checkpoint must not look like one.
+        # Renamed first, so that a half-removed checkpoint is not taken for one.
         shutil.rmtree(path.rename(path.with_name(f"{path.name}.old{_PARTIAL}")))
 
     def _remove_partials(self) -> None:
         if not is_primary_process():
             return
-        # The second pattern is Orbax's own name for what is being written.
+        # The second pattern is Orbax's own name for a folder that is being written.
         for pattern in (f"*{_PARTIAL}*", "*.orbax-checkpoint-tmp*"):
             for path in self._folder.glob(pattern):
-                # What Orbax is still writing as a save fails goes at the next start.
+                # Files that Orbax still writes after a failed save are removed at the next start.
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def latest_checkpoint(workdir: Path) -> Path | None:
-    """The latest checkpoint of a run that is whole; None where there is none.
+    """The latest complete checkpoint of a run; None without checkpoints.
 
-    Where there are only damaged ones, the latest of them, which says so when it is read: a run must not
-    begin anew over what may be mended.
+    If all checkpoints are damaged, returns the latest of them, whose loading raises: a run must not start
+    again over checkpoints that can perhaps be repaired.
     """
-    folder = workdir / CHECKPOINTS
-    found = list(_whole_checkpoints(folder).values()) or _numbered(folder)
-    return max(found, key=lambda path: int(path.name), default=None)
-
-
-def _whole_checkpoints(folder: Path) -> dict[int, Path]:
-    return {int(path.name): path for path in _numbered(folder) if _is_whole(path)}
+    paths = _numbered(workdir / CHECKPOINTS)
+    candidates = [path for path in paths if _is_complete(path)] or paths
+    return max(candidates, key=lambda path: int(path.name), default=None)
 
 
 def _numbered(folder: Path) -> list[Path]:
-    found = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in found if path.name.isdecimal()]
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in paths if path.name.isdecimal()]
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a folder is a checkpoint with all of its files, each as long as it should be."""
+def _is_complete(path: Path) -> bool:
+    """Whether a folder is a checkpoint with all of its files in their full size."""
     try:
-        sums = _read_sums(path)
+        sums = _read_checksums(path)
     except InputError:
-        return True  # which says so when it is loaded
+        return True  # loading it raises
     if sums is None:
-        # Not `ocp.is_orbax_checkpoint`, which takes an empty folder for one.
-        return all((path / name).is_file() for name in _OF_ORBAX)
-    files = {path / name: sum["bytes"] for name, sum in sums.items()}
-    return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
+        # Not `ocp.is_orbax_checkpoint`, which accepts an empty folder.
+        return all((path / name).is_file() for name in _ORBAX_FILES)
+    sizes = {path / name: checksum["bytes"] for name, checksum in sums.items()}
+    return all(file.is_file() and file.stat().st_size == size for file, size in sizes.items())
 
 
-def _write_sums(path: Path) -> None:
+def _write_checksums(path: Path) -> None:
     sums = checksums(path)
-    text = json.dumps({"files": sums, "crc32": _sum_of_sums(sums)}, indent=1) + "\n"
+    text = json.dumps({"files": sums, "crc32": _total(sums)}, indent=1) + "\n"
     write_whole(path / CHECKSUMS, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
-def _read_sums(path: Path) -> dict[str, dict[str, int]] | None:
-    """What `_write_sums` wrote; None for a checkpoint of an older version, or what is none at all."""
+def _read_checksums(path: Path) -> dict[str, dict[str, int]] | None:
+    """Checksums of a checkpoint; None without the file, as in older versions."""
     file = path / CHECKSUMS
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["crc32"] != _sum_of_sums(found["files"]):
-            raise ValueError("is not as it was written")
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["crc32"] != _total(content["files"]):
+            raise ValueError("its content has changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{CHECKSUMS}: {one_line(error)}") from error
-    return found["files"]
+    return content["files"]
 
 
-def _sum_of_sums(sums: Mapping[str, Mapping[str, int]]) -> int:
+def _total(sums: Mapping[str, Mapping[str, int]]) -> int:
+    """Checksum of the checksums."""
     return zlib.crc32(json.dumps(sums, sort_keys=True).encode())
 
 
-def _check_sums(path: Path) -> None:
-    """Refuses a checkpoint whose files are not as they were written; of an older version's, nothing is known.
+def _verify_checksums(path: Path) -> None:
+    """Compares the files of a checkpoint with its checksums, if it has any.
 
     Raises:
-      InputError: with the first file that has changed.
+      InputError: a file has changed; the message names the first one.
     """
     try:
-        found = checksums(path)
+        current = checksums(path)
     except OSError as error:
         raise _damaged(path, error.strerror) from error
-    for name, sum in (_read_sums(path) or {}).items():
-        if found.get(name) != sum:
-            raise _damaged(path, f"{name} is not as it was written")
+    for name, checksum in (_read_checksums(path) or {}).items():
+        if current.get(name) != checksum:
+            raise _damaged(path, f"{name} has changed since it was written")
 
 
-def _damaged(path: Path, how: str) -> InputError:
+def _damaged(path: Path, reason: str) -> InputError:
     return InputError(
-        f"{path}: not a checkpoint, or damaged: {how}; without this folder, the run goes on from the "
-        "checkpoint before it"
+        f"{path}: not a checkpoint, or damaged: {reason}; remove this folder to resume from the checkpoint "
+        "before it"
     )
 
 
-def _saved_state(path: Path) -> dict[str, PyTree]:
+def _state_metadata(path: Path) -> dict[str, PyTree]:
     """Shapes and types of the state in a checkpoint."""
     try:
         return ocp.checkpointables_metadata(path.resolve()).metadata["state"]
-    # What Orbax raises for a damaged checkpoint is not documented: whatever it is, it is unusable.
+    # Orbax does not document what it raises for a damaged checkpoint.
     except Exception as error:
         raise _damaged(path, one_line(error)) from error
 
 
-def _load(path: Path, wanted: Mapping[str, PyTree]) -> dict[str, PyTree]:
+def _load(path: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
     try:
-        return ocp.load_checkpointables(path.resolve(), wanted)
+        return ocp.load_checkpointables(path.resolve(), abstract)
     except Exception as error:  # as above
         raise _damaged(path, one_line(error)) from error
 
 
 def read_checkpoint(path: Path) -> Bundle:
-    """The model in a checkpoint, as it would be evaluated: its moving average where one is kept.
+    """Reads the model in a checkpoint, with the weights to evaluate: the moving average if it has one.
 
-    Neither the data nor the devices that it was trained on are needed.
+    Neither the data nor the devices of the training are needed.
 
     Args:
       path: `WORKDIR/checkpoints/STEP`; the workdir has the configuration.
 
     Raises:
-      InputError: configuration or checkpoint cannot be read, or they do not fit each other.
+      InputError: the configuration or the checkpoint cannot be read, or they do not fit each other.
     """
     config_file = path.parents[1] / RUN_CONFIG
     try:
@@ -254,26 +260,26 @@ def read_checkpoint(path: Path) -> Bundle:
         _, params, batch_stats = abstract_weights(model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config_file}: not a run's configuration: {one_line(error)}") from error
-    _check_sums(path)
+    _verify_checksums(path)
     weights = compat.upgrade_weights(_read_evaluated(path, params | batch_stats))
     check_weights(path, weights, params | batch_stats)
     return Bundle(model, scheme, size, weights, flip_bias=flip_bias)
 
 
 def _read_evaluated(path: Path, like: Weights) -> dict[str, np.ndarray]:
-    saved = _saved_state(path)
-    names = ("ema",) if saved.get("ema") else ("params", "batch_stats")
-    wanted = {
+    """Reads only the weights to evaluate, as NumPy arrays, which need no device."""
+    metadata = _state_metadata(path)
+    fields = ("ema",) if metadata.get("ema") else ("params", "batch_stats")
+    abstract = {
         field: jax.tree.map(
             lambda x, field=field: (
-                # As NumPy arrays, for whatever devices there are here.
-                np.empty(x.shape, x.dtype) if field in names else ocp.PLACEHOLDER
+                np.empty(x.shape, x.dtype) if field in fields else ocp.PLACEHOLDER
             ),
             tree,
         )
-        for field, tree in saved.items()
+        for field, tree in metadata.items()
     }
-    state = _load(path, {"state": wanted})["state"]
+    state = _load(path, {"state": abstract})["state"]
     if isinstance(state.get("ema"), np.ndarray):  # older versions have it by name
         try:
             return from_vector(state["ema"], like)
@@ -281,7 +287,14 @@ def _read_evaluated(path: Path, like: Weights) -> dict[str, np.ndarray]:
             raise InputError(
                 f"{path}: its weights do not fit the configuration: {error}"
             ) from error
-    return {name: value for field in names for name, value in state[field].items()}
+    return {name: value for field in fields for name, value in state[field].items()}
+
+
+def _save_options() -> ocp.Context:
+    # By default, each replica saves a slice of every array, and JAX compiles a program for each slice.
+    options = ocp.Context()
+    options.array.saving.use_replica_parallel = False
+    return options
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -289,6 +302,6 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Shape of every array of a state; Orbax has dictionaries in place of named tuples."""
+    """Shapes of all arrays of a state by name; Orbax replaces named tuples by dictionaries."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}

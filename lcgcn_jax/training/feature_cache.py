@@ -1,6 +1,6 @@
-"""What a frozen heatmap model says of its faces, computed once: the graph then trains in minutes.
+"""Cache of heatmap-model outputs, for training the graph on a frozen heatmap model.
 
-With the heatmap model frozen, the graph sees only landmarks, confidences and features at the peaks.
+With the heatmap model frozen, the graph needs only landmarks, confidences and features at the peaks.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from lcgcn_jax.data.pipeline import Batch, TrainIterator, eval_batches, view_bat
 from lcgcn_jax.models.lcgcn import GraphInputs
 
 Detect = Callable[[np.ndarray], GraphInputs]
-"""uint8 crops `[b s s 3]` to what the graph sees of them, in NumPy."""
+"""Maps uint8 crops `[b s s 3]` to the inputs of the graph, in NumPy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingViews:
-    """Evidence and truth for every fixed view of every training face.
+    """Graph inputs and ground truth for every fixed view of every training face.
 
     Attributes:
-      num_faces: faces in the split; view v of face r is at place `v * num_faces + r`.
+      num_faces: faces in the split; view v of face r has the index `v * num_faces + r`.
       graph_inputs: `[views * num_faces ...]`.
-      landmarks: the truth, `[views * num_faces k 2]` in crop pixels.
+      landmarks: true landmarks, `[views * num_faces k 2]` in crop pixels.
       visible: which of them are annotated, `[views * num_faces k]`.
       visibility: labels, `[views * num_faces k]` (`annotations.Visibility`).
     """
@@ -40,26 +40,26 @@ class TrainingViews:
     visibility: np.ndarray
 
     def take(self, records: np.ndarray, views: np.ndarray) -> dict[str, Any]:
-        """The batch of some faces' views, for the training step."""
-        at = views * self.num_faces + records
+        """Batch of views of faces, for the training step."""
+        indices = views * self.num_faces + records
         return {
-            "graph_inputs": jax.tree.map(lambda values: values[at], self.graph_inputs),
-            "landmarks": self.landmarks[at],
-            "visible": self.visible[at],
-            "visibility": self.visibility[at],
+            "graph_inputs": jax.tree.map(lambda values: values[indices], self.graph_inputs),
+            "landmarks": self.landmarks[indices],
+            "visible": self.visible[indices],
+            "visibility": self.visibility[indices],
             "record": records,
         }
 
 
 class FeatureCache:
-    """Evidence of one frozen heatmap model, kept in memory and made when it is first asked for.
+    """Graph inputs of one frozen heatmap model, computed on first use and kept in memory.
 
-    A face's view takes `4 k c` bytes, c being the number of feature channels: 65 kB for 68 landmarks and the
-    240 of HRNet-W18-small-v1; for a graph that reads whole maps `4 h w c`, 1 MB at 128 px.
+    A view of a face takes `4 k c` bytes, with c feature channels: 65 kB for 68 landmarks and the 240 channels
+    of HRNet-W18-small-v1. For a graph that reads whole feature maps it takes `4 h w c`, 1 MB at 128 px.
 
     Args:
-      detect: the heatmap model, for batches of `batch_size`.
-      dataset: the data.
+      detect: heatmap model, for batches of `batch_size`.
+      dataset: data.
       image_size: side of the crops.
       batch_size: crops in a batch.
     """
@@ -71,29 +71,30 @@ class FeatureCache:
         self._splits: dict[tuple[str, str], list[tuple[GraphInputs, Batch]]] = {}
 
     def training_views(self, split: str, augment: AugmentConfig, views: int) -> TrainingViews:
-        """The fixed views of a split that `data.pipeline.train_iterator` would give."""
+        """Fixed views of a split, as from `data.pipeline.train_iterator`."""
         key = (split, augment, views)
         if key not in self._views:
             batches = view_batches(
                 self._dataset, split, augment=augment, views=views, **self._sizes
             )
-            count = views * len(self._dataset.source(split))
-            filled, start = None, 0
+            num_faces = len(self._dataset.source(split))
+            count = views * num_faces
+            arrays, start = None, 0
             for batch in tqdm(batches, desc="views", unit="batch"):
-                kept = batch["mask"]
+                mask = batch["mask"]
                 truth = (batch[name] for name in ("landmarks", "visible", "visibility"))
-                row = (self._detect(batch["image"]), *truth)
-                row = jax.tree.map(lambda values, kept=kept: np.asarray(values)[kept], row)
-                if filled is None:
-                    filled = jax.tree.map(lambda v: np.empty((count, *v.shape[1:]), v.dtype), row)
-                part = slice(start, start + kept.sum())
-                jax.tree.map(lambda whole, v, part=part: whole.__setitem__(part, v), filled, row)
-                start = part.stop
-            self._views[key] = TrainingViews(len(self._dataset.source(split)), *filled)
+                part = (self._detect(batch["image"]), *truth)
+                part = jax.tree.map(lambda values, mask=mask: np.asarray(values)[mask], part)
+                if arrays is None:
+                    arrays = jax.tree.map(lambda v: np.empty((count, *v.shape[1:]), v.dtype), part)
+                rows = slice(start, start + mask.sum())
+                jax.tree.map(lambda array, v, rows=rows: array.__setitem__(rows, v), arrays, part)
+                start = rows.stop
+            self._views[key] = TrainingViews(num_faces, *arrays)
         return self._views[key]
 
     def split(self, split: str, corruption: str = "none") -> list[tuple[GraphInputs, Batch]]:
-        """The batches of `data.pipeline.eval_batches` with their evidence, without the pictures."""
+        """Graph inputs of the batches of `data.pipeline.eval_batches`, and these batches without images."""
         key = (split, corruption)
         if key not in self._splits:
             batches = eval_batches(self._dataset, split, corruption=corruption, **self._sizes)
@@ -104,11 +105,11 @@ class FeatureCache:
 
 
 class CachedBatches(grain.DatasetIterator[dict[str, Any]]):
-    """The stream of `data.pipeline.train_iterator` with fixed views, its pictures replaced by evidence.
+    """Iterator of `data.pipeline.train_iterator` with fixed views, whose images are replaced by graph inputs.
 
     Args:
-      order: the stream's faces and views (`data.pipeline.view_order`).
-      views: where their evidence is.
+      order: faces and views of the batches (`data.pipeline.view_order`).
+      views: graph inputs of the views.
     """
 
     def __init__(self, order: TrainIterator, views: TrainingViews):
@@ -124,7 +125,7 @@ class CachedBatches(grain.DatasetIterator[dict[str, Any]]):
         return self._order.get_state()
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position that `get_state` returned."""
+        """Restores a position that `get_state` returned."""
         self._order.set_state(state)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Fit of the annotation offsets of a data set to a model of another annotation style."""
+"""Fit of the annotation offsets of a dataset relative to a model of another annotation style."""
 
 import collections
 import dataclasses
@@ -22,16 +22,17 @@ from lcgcn_jax.data.annotation_offsets import (
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import Predict
+from lcgcn_jax.evaluation.predictions import Predict
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.tables import format_table
 
 ALL = "all"
-"""Name, in reports, of all faces together."""
+"""Name of all faces together, in reports."""
 
 Residuals = Float[np.ndarray, "n k 2"]
 
-_MIN_COMPLETE = 10  # faces with all landmarks from which the mean face is made
+_MIN_COMPLETE = 10  # faces with all landmarks to compute the mean face from
 _SIGNIFICANT = 3.0  # standard errors
 # Standard error of a median, from the median absolute deviation of normally distributed values.
 _MEDIAN_ERROR = 1.2533 * 1.4826
@@ -42,12 +43,12 @@ class GroupFit:
     """Fit of the offsets of one group of faces; lengths in percent of the outer eye distance.
 
     Attributes:
-      name: the attribute of the faces, or `ALL`.
-      num_faces: its faces, without mirror images of other groups.
+      name: attribute of the faces, or `ALL`.
+      num_faces: number of faces, without mirror images of other groups.
       before: mean distance of the annotated from the predicted landmarks.
-      after: the same once the offsets are removed.
+      after: mean distance after removing the offsets.
       num_fitted: landmarks with an offset that was fitted to this group.
-      fallback: which offsets the other landmarks have, in words; empty if there are none.
+      fallback: source of the offsets of the other landmarks, for messages; empty if there are none.
     """
 
     name: str
@@ -60,20 +61,35 @@ class GroupFit:
 
 @dataclasses.dataclass(frozen=True)
 class OffsetFit:
-    """Fitted offsets, and how well they fit.
+    """Fitted offsets and their quality.
 
     Attributes:
       offsets: the offsets.
-      lean: the part of them that is a constant in x and that mirror images do not share, in percent of
-        the outer eye distance; 0 where it was not significant.
-      lean_error: standard error of that constant.
-      groups: the fit of each group, the largest first, and last of all faces.
+      flip_bias: horizontal bias relative to mirror images, a part of the offsets, in percent of the outer eye
+        distance; 0 if it was not significant.
+      flip_bias_error: standard error of the bias.
+      groups: fit of each group, the largest first, then of all faces.
     """
 
     offsets: AnnotationOffsets
-    lean: float
-    lean_error: float
+    flip_bias: float
+    flip_bias_error: float
     groups: list[GroupFit]
+
+    def __str__(self) -> str:
+        rows = [["", "faces", "before", "after", "fitted landmarks"]]
+        for group in self.groups:
+            fallback = f", others {group.fallback}" if group.fallback else ""
+            fitted = f"{group.num_fitted} of {len(self.offsets.mean_face)}{fallback}"
+            errors = (f"{group.before:.2f}", f"{group.after:.2f}")
+            rows.append([group.name, str(group.num_faces), *errors, fitted])
+        note = "" if self.flip_bias else ", not significant"
+        return (
+            "mean distance from the predictions on training faces, in % of the outer eye distance\n"
+            f"{format_table(rows)}\n"
+            f"constant in x that mirror images do not share: {self.flip_bias:.2f} (standard error "
+            f"{self.flip_bias_error:.2f}{note})"
+        )
 
 
 def fit_annotation_offsets(
@@ -83,21 +99,20 @@ def fit_annotation_offsets(
     image_size: int,
     batch_size: int,
     min_count: int = 30,
-    max_spread: float = 1.5,
+    max_ratio: float = 1.5,
 ) -> OffsetFit:
-    """Fit the offsets of a data set on its training faces; see `fit_offsets`.
+    """Fits the offsets of a dataset on its training faces; see `fit_offsets`.
 
     Args:
-      predict: a model of the annotation style that the offsets lead to, not trained on this data set.
-      dataset: the data set. Its attributes are groups, such as poses, where every training face has
-        exactly one of them.
+      predict: model of the annotation style to correct to, not trained on this dataset.
+      dataset: dataset. Its attributes are groups, such as poses, if every training face has exactly one.
       image_size: side of the crops.
       batch_size: faces in a batch.
       min_count: see `fit_offsets`.
-      max_spread: see `fit_offsets`.
+      max_ratio: see `fit_offsets`.
 
     Raises:
-      InputError: there is no train split, or too few of its faces can be used.
+      InputError: the train split does not exist, or has too few usable faces.
     """
     columns = collections.defaultdict(list)
     for batch in eval_batches(dataset, "train", image_size=image_size, batch_size=batch_size):
@@ -120,7 +135,7 @@ def fit_annotation_offsets(
             groups,
             dataset.scheme,
             min_count=min_count,
-            max_spread=max_spread,
+            max_ratio=max_ratio,
             provenance={
                 "dataset": dataset.name,
                 "fingerprint": dataset.fingerprint,
@@ -129,7 +144,7 @@ def fit_annotation_offsets(
         )
     except ValueError as error:
         raise InputError(
-            f"{dataset.path}: cannot fit offsets: {error}; give data with more training faces, or a "
+            f"{dataset.path}: cannot fit offsets: {error}; use data with more training faces, or a "
             "lower --min-count"
         ) from error
 
@@ -142,63 +157,61 @@ def fit_offsets(
     scheme: LandmarkScheme,
     *,
     min_count: int = 30,
-    max_spread: float = 1.5,
-    about: Mapping[str, Any] | None = None,
+    max_ratio: float = 1.5,
+    provenance: Mapping[str, Any] | None = None,
 ) -> OffsetFit:
-    """Fit the offsets between annotated and predicted landmarks.
+    """Fits the offsets between annotated and predicted landmarks.
 
-    The offset of a landmark is the median over the faces of its group and over the mirror images of the
-    faces of the mirrored group (`right` for `left`), so mirrored groups have mirrored offsets. Added to it
-    is the lean, a constant in x that mirror images do not share, where it is over three standard errors.
+    The offset of a landmark is the median over the faces of its group and the mirror images of the faces of
+    the mirrored group (`right` for `left`), so mirrored groups have mirrored offsets. The horizontal bias
+    relative to mirror images is added to it if it exceeds three standard errors.
 
-    A landmark with fewer than `min_count` faces has the offset of the main group: the largest one that is
-    its own mirror image, or all faces together. A group in which the distances scatter more than
-    `max_spread` times as far as in the main group has a constant offset, the main group's median: the model
-    fails on these faces, and its errors are not an annotation style.
+    A landmark with fewer than `min_count` faces gets the offset of the main group: the largest group that is
+    its own mirror image, or all faces. A group in which the distances scatter more than `max_ratio` times as
+    much as in the main group gets a constant offset, the main group's median: the model fails on these faces,
+    and its errors are not an annotation style.
 
     Args:
-      annotated: landmarks in image pixels; others than the located ones may be NaN.
+      annotated: landmarks in image pixels; may be NaN where not located.
       predicted: landmarks of the model in the same pixels.
       located: which landmarks are annotated.
-      groups: the group of each face; "" for none.
-      scheme: what the landmarks are.
-      min_count: located landmarks, mirror images included, that an offset is fitted to at least.
-      max_spread: see above.
-      about: see `AnnotationOffsets`.
+      groups: group of each face; "" for none.
+      scheme: landmark scheme.
+      min_count: smallest number of located landmarks, mirror images included, to fit an offset to.
+      max_ratio: see above.
+      provenance: data and model of the fit, stored with the offsets (`AnnotationOffsets`).
 
     Raises:
       ValueError: fewer than `min_count` faces have enough located landmarks.
     """
-    needed = min_located(scheme.num_landmarks)
-    used = located.sum(axis=1) >= needed
-    if used.sum() < min_count:
+    min_landmarks = min_located(scheme.num_landmarks)
+    usable = located.sum(axis=1) >= min_landmarks
+    if usable.sum() < min_count:
         raise ValueError(
-            f"{used.sum()} training faces with at least {needed} located landmarks, fewer than {min_count}"
+            f"{usable.sum()} training faces with at least {min_landmarks} located landmarks, fewer than "
+            f"{min_count}"
         )
-    annotated, predicted, located = annotated[used], predicted[used], located[used]
-    owner = np.array(groups, object)[used]
+    annotated, predicted, located = annotated[usable], predicted[usable], located[usable]
+    face_groups = np.array(groups, object)[usable]
     is_complete = located.all(axis=1)
     shapes = np.where(located[..., None], annotated, predicted)
     frame = mean_face(shapes[is_complete] if is_complete.sum() >= _MIN_COMPLETE else shapes, scheme)
     residuals = _residuals(annotated, predicted, located, frame)
 
-    names = sorted(
-        {name for name in owner if name}, key=lambda name: (-(owner == name).sum(), name)
-    )
-    partners = {name: _mirrored_name(name, names) for name in names}
-    parts = {name: residuals[owner == name] for name in names} | {"": residuals}
-    partners[""] = ""
-    lean, lean_error = 0.0, 0.0
+    names = sorted(set(face_groups) - {""}, key=lambda name: (-(face_groups == name).sum(), name))
+    partners = {name: _mirrored_name(name, names) for name in names} | {"": ""}
+    by_group = {name: residuals[face_groups == name] for name in names} | {"": residuals}
+    bias, bias_error = 0.0, 0.0
     if has_mirror_pairs(scheme):
-        lean, lean_error = _lean(parts, partners, scheme)
-    lean_vector = np.array([lean, 0.0])
+        bias, bias_error = _flip_bias(by_group, partners, scheme)
+    shift = np.array([bias, 0.0])
     medians, counts, spreads = {}, {}, {}
-    for name, rows in parts.items():
-        pooled = rows - lean_vector
+    for name, rows in by_group.items():
+        pooled = rows - shift
         if has_mirror_pairs(scheme):
-            pooled = np.concatenate([pooled, mirrored(parts[partners[name]] - lean_vector, scheme)])
-        own = rows if partners[name] == name else pooled
-        counts[name] = np.isfinite(own[..., 0]).sum(axis=0)
+            pooled = np.concatenate([pooled, mirrored(by_group[partners[name]] - shift, scheme)])
+        counted = rows if partners[name] == name else pooled
+        counts[name] = np.isfinite(counted[..., 0]).sum(axis=0)
         medians[name] = _median(pooled)
         spreads[name] = float(_median(np.linalg.norm(pooled - medians[name], axis=-1).ravel()))
 
@@ -206,28 +219,26 @@ def fit_offsets(
     is_fitted = {name: count >= min_count for name, count in counts.items()}
     if not is_fitted[main].any():
         main = ""
-    constant = (
-        np.array([0.0, _median(medians[main][is_fitted[main], 1])])
-        if is_fitted[main].any()
-        else np.zeros(2)
-    )
+    constant = np.zeros(2)
+    if is_fitted[main].any():
+        constant[1] = _median(medians[main][is_fitted[main], 1])
     base = np.where(is_fitted[main][:, None], medians[main], constant)
-    offsets, reports = {"": base + lean_vector}, []
+    offsets, reports = {}, []
     for name in names:
-        fails = spreads[name] > max_spread * spreads[main]
-        own = is_fitted[name] & (not fails)
+        fails = spreads[name] > max_ratio * spreads[main]
+        is_own = is_fitted[name] & (not fails)
         other, fallback = base, f"of {main or ALL}"
         if fails or name == main:
             other, fallback = constant, "constant"
-        offsets[name] = np.where(own[:, None], medians[name], other) + lean_vector
-        reports.append(_report(name, parts[name], offsets[name], own, fallback))
-    of_faces = np.stack([offsets[name] for name in owner])
-    reports.append(_report(ALL, residuals, of_faces, is_fitted[main], "constant"))
-    default = offsets.pop("")
+        offsets[name] = np.where(is_own[:, None], medians[name], other) + shift
+        reports.append(_report(name, by_group[name], offsets[name], is_own, fallback))
+    default = base + shift
+    face_offsets = np.stack([offsets.get(name, default) for name in face_groups])
+    reports.append(_report(ALL, residuals, face_offsets, is_fitted[main], "constant"))
     return OffsetFit(
-        AnnotationOffsets(scheme.name, frame, default, offsets, dict(about or {})),
-        100 * lean,
-        100 * lean_error,
+        AnnotationOffsets(scheme.name, frame, default, offsets, dict(provenance or {})),
+        100 * bias,
+        100 * bias_error,
         reports,
     )
 
@@ -240,32 +251,31 @@ def _residuals(
 ) -> Residuals:
     """Annotated minus predicted landmarks in the canonical frame; NaN where not located."""
     factors = [similarity_factor(frame, *face) for face in zip(annotated, located, strict=True)]
-    found = to_pairs(to_complex(annotated - predicted) / np.array(factors)[:, None])
-    return np.where(located[..., None], found, np.nan)
+    residuals = to_pairs(to_complex(annotated - predicted) / np.array(factors)[:, None])
+    return np.where(located[..., None], residuals, np.nan)
 
 
-def _lean(
-    parts: Mapping[str, Residuals],
+def _flip_bias(
+    by_group: Mapping[str, Residuals],
     partners: Mapping[str, str],
     scheme: LandmarkScheme,
 ) -> tuple[float, float]:
-    """The constant in x that mirror images do not share, 0 if not significant, and its standard error.
+    """Horizontal bias relative to mirror images, 0 if not significant, and its standard error.
 
-    In the mean over a group and its mirrored group, all that mirror images share cancels.
+    In the mean over a group and its mirrored group, everything that mirror images share cancels.
     """
     estimates, errors = [], []
-    names = [name for name in partners if name] or [""]
-    for name in names:
+    for name in [name for name in partners if name] or [""]:
         partner = partners[name]
-        if partner not in parts or partner < name:
+        if partner not in by_group or partner < name:
             continue
         medians = []
-        for rows in dict.fromkeys((name, partner)):
-            x = parts[rows][..., 0]
-            # Only pairs of which both are located cancel.
+        for group in dict.fromkeys((name, partner)):
+            x = by_group[group][..., 0]
+            # Only pairs with both landmarks located cancel.
             x = np.where(np.isfinite(x[:, list(scheme.mirror)]), x, np.nan)
-            medians.append(_median(x.T))
-        medians = [values[np.isfinite(values)] for values in medians]
+            values = _median(x.T)
+            medians.append(values[np.isfinite(values)])
         if min(map(len, medians)) < 2:
             continue
         estimates.append(np.mean([np.median(values) for values in medians]))
@@ -277,14 +287,14 @@ def _lean(
     if not estimates:
         return 0.0, 0.0
     weights = 1 / np.maximum(errors, 1e-9) ** 2
-    lean, error = float(np.average(estimates, weights=weights)), float(weights.sum() ** -0.5)
-    return (lean if abs(lean) > _SIGNIFICANT * error else 0.0), error
+    bias, error = float(np.average(estimates, weights=weights)), float(weights.sum() ** -0.5)
+    return (bias if abs(bias) > _SIGNIFICANT * error else 0.0), error
 
 
 def _median(values: Float[np.ndarray, "n *d"]) -> Float[np.ndarray, "*d"]:
-    """Median over the first axis without NaN; NaN where all are."""
+    """Median over the first axis without NaN; NaN if all values are NaN."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of slices of NaN only
+        warnings.simplefilter("ignore", RuntimeWarning)  # slices of only NaN
         return np.asarray(np.nanmedian(values, axis=0))
 
 
@@ -305,11 +315,5 @@ def _report(
         100 * float(np.nanmean(np.linalg.norm(values, axis=-1)))
         for values in (residuals, residuals - offsets)
     )
-    return GroupFit(
-        name,
-        len(residuals),
-        before,
-        after,
-        int(is_fitted.sum()),
-        "" if is_fitted.all() else fallback,
-    )
+    fallback = "" if is_fitted.all() else fallback
+    return GroupFit(name, len(residuals), before, after, int(is_fitted.sum()), fallback)

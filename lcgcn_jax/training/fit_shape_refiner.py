@@ -1,7 +1,8 @@
-"""Fits the last turn of a graph, `gcn.ShapeRefiner`, to what a trained model gets wrong."""
+"""Fit of the linear shape refinement (`gcn.ShapeRefiner`) to the errors of a trained model."""
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,19 @@ from tqdm import tqdm
 
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.data.augment import AugmentConfig
-from lcgcn_jax.data.dataset import FaceDataset
+from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
 from lcgcn_jax.data.pipeline import view_batches
-from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import mean_shape
-from lcgcn_jax.models.bundles import Bundle
+from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.evaluation.mean_face import mean_shape
+from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle
 from lcgcn_jax.models.gcn import ShapeRefiner
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
+from lcgcn_jax.training.run_lock import read_run_config
 
-_TURN = "graph.shape_refiner."
-_ROUNDS = 5  # of reweighting
-_SMALLEST = 0.005  # of an error that is told from 0, in mean radii of the face
+_REFINER = "graph.shape_refiner."
+_NUM_REWEIGHTINGS = 5
+_MIN_ERROR = 0.005  # in mean radii of the face; bounds the weights
 
 
 def fit_shape_refiner(
@@ -35,35 +37,34 @@ def fit_shape_refiner(
     ridge: float,
     batch_size: int = 16,
 ) -> Bundle:
-    """Puts a shape turn behind the last turn of a model's graph, fitted to `views` views of each face.
+    """Adds a linear shape refinement after the last stage of a model's graph.
 
-    For each landmark the sum over the faces of the distance that is left, plus `ridge` times the squared
-    weights, is brought down by least squares that are reweighted by the last distances: L1, as in training.
+    Per landmark it is an L1 regression with an L2 penalty (ridge) from the deviations of all landmarks to the
+    error, fitted by iteratively reweighted least squares to `views` augmented views of each face.
 
     Args:
-      bundle: a model with the `lcgcn` graph; one that has a shape turn already gets a new one.
+      bundle: a model with the `lcgcn` graph; an existing shape refinement is replaced.
       dataset: the data that it was trained on.
       split: as in `FaceDataset.source`.
-      augment: how faces are varied, as in its training.
-      views: how many views of each face.
-      ridge: the more, the smaller are the weights.
-      batch_size: faces at a time.
+      augment: augmentation of its training.
+      views: views per face.
+      ridge: weight of the penalty.
+      batch_size: faces per batch.
 
     Returns:
-      The model with the turn, and without its calibration, which was of the model before.
+      The model with the refinement, without its calibration, which no longer applies.
 
     Raises:
-      InputError: the model has no such graph, or there is no such split.
+      InputError: the model has another graph, or the split does not exist.
     """
     if (bundle.model["graph"] or {}).get("name") != "lcgcn":
-        raise InputError(
-            "a shape turn stands behind the graph 'lcgcn', which this model does not have"
-        )
-    bundle = _with_empty_turn(bundle, mean_shape(dataset, split))
+        raise InputError("the shape refinement needs a model with the graph 'lcgcn'")
+    bundle = _with_identity_refiner(bundle, mean_shape(dataset, split))
     graphdef, params, batch_stats = bundle.create()
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
-    def look(images, truth):
+    def canonical(images, truth):
+        """Landmarks and their errors in the canonical frame of each face."""
         model = merge_weights(graphdef, params, batch_stats)
         output = model(normalize_images(images))
         size = images.shape[2]
@@ -71,8 +72,8 @@ def fit_shape_refiner(
             (output.landmarks + 0.5) / size, output.confidence
         )
         square = (frame[:, :, 0] ** 2).sum(axis=-1)[:, None, None]
-        left = (truth - output.landmarks) / size
-        return upright, jnp.einsum("bxd,bix->bid", frame, left) / square
+        errors = (truth - output.landmarks) / size
+        return upright, jnp.einsum("bxd,bix->bid", frame, errors) / square
 
     rows = []
     batches = view_batches(
@@ -84,66 +85,93 @@ def fit_shape_refiner(
         views=views,
     )
     for batch in tqdm(batches, desc="views", unit="batch"):
-        upright, left = look(batch["image"], batch["landmarks"])
-        kept = batch["mask"]
-        rows.append((np.asarray(upright)[kept], np.asarray(left)[kept], batch["visible"][kept]))
-    upright, left, visible = (np.concatenate(column) for column in zip(*rows, strict=True))
+        landmarks, errors = canonical(batch["image"], batch["landmarks"])
+        columns = (np.asarray(landmarks), np.asarray(errors), batch["visible"])
+        rows.append([column[batch["mask"]] for column in columns])
+    landmarks, errors, visible = (np.concatenate(column) for column in zip(*rows, strict=True))
     transforms, bias = solve(
-        upright.astype(np.float64) - bundle.weights[f"{_TURN}mean_shape"][None],
-        left.astype(np.float64),
+        landmarks.astype(np.float64) - bundle.weights[f"{_REFINER}mean_shape"][None],
+        errors.astype(np.float64),
         visible,
         ridge=ridge,
     )
-    found = {f"{_TURN}transforms": transforms, f"{_TURN}bias": bias}
-    found = {name: value.astype(np.float32) for name, value in found.items()}
-    return dataclasses.replace(bundle, weights=dict(bundle.weights) | found)
+    fitted = {f"{_REFINER}transforms": transforms, f"{_REFINER}bias": bias}
+    fitted = {name: value.astype(np.float32) for name, value in fitted.items()}
+    return dataclasses.replace(bundle, weights=dict(bundle.weights) | fitted)
 
 
 def solve(
     deviations: Float[np.ndarray, "n k 2"],
-    left: Float[np.ndarray, "n k 2"],
+    errors: Float[np.ndarray, "n k 2"],
     visible: Bool[np.ndarray, "n k"],
     *,
     ridge: float,
 ) -> tuple[Float[np.ndarray, "k k 2 2"], Float[np.ndarray, "k 2"]]:
-    """Matrices M and offsets b with `left_i ~ b_i + sum_j M_ij deviations_j`, as `gcn.ShapeRefiner` has them.
+    """Fits matrices M and offsets b of `gcn.ShapeRefiner`: `errors_i ~ b_i + sum_j M_ij deviations_j`.
 
     Args:
-      deviations: of each landmark from the mean shape, in the face's frame.
-      left: what is left to the truth, in the face's frame.
-      visible: which landmarks are annotated; the others are not fitted to.
+      deviations: landmarks minus the mean shape, in the canonical frame.
+      errors: true minus predicted landmarks, in the canonical frame.
+      visible: which landmarks are annotated; the others are not used.
       ridge: as in `fit_shape_refiner`.
     """
     n, k, _ = deviations.shape
     inputs = np.concatenate([deviations.reshape(n, -1), np.ones((n, 1))], axis=1)
     penalty = ridge * np.eye(2 * k + 1)
-    penalty[-1, -1] = 0  # an offset costs nothing
+    penalty[-1, -1] = 0  # no penalty on the offset
     transforms, bias = np.zeros((k, k, 2, 2)), np.zeros((k, 2))
     for i in range(k):
-        x, y = inputs[visible[:, i]], left[visible[:, i], i]
-        found = np.zeros((2 * k + 1, 2))
-        for _ in range(_ROUNDS):
-            distance = np.linalg.norm(y - x @ found, axis=1)
-            weights = np.median(distance) / np.maximum(distance, _SMALLEST)
+        x, y = inputs[visible[:, i]], errors[visible[:, i], i]
+        solution = np.zeros((2 * k + 1, 2))
+        for _ in range(_NUM_REWEIGHTINGS):
+            distance = np.linalg.norm(y - x @ solution, axis=1)
+            weights = np.median(distance) / np.maximum(distance, _MIN_ERROR)
             weighted = x * weights[:, None]
-            found = np.linalg.lstsq(weighted.T @ x + penalty, weighted.T @ y, rcond=None)[0]
-        transforms[i] = found[:-1].reshape(k, 2, 2).swapaxes(1, 2)
-        bias[i] = found[-1]
+            solution = np.linalg.lstsq(weighted.T @ x + penalty, weighted.T @ y, rcond=None)[0]
+        transforms[i] = solution[:-1].reshape(k, 2, 2).swapaxes(1, 2)
+        bias[i] = solution[-1]
     return transforms, bias
 
 
-def _with_empty_turn(bundle: Bundle, shape: Float[np.ndarray, "k 2"]) -> Bundle:
+def _with_identity_refiner(bundle: Bundle, shape: Float[np.ndarray, "k 2"]) -> Bundle:
     k = bundle.scheme.num_landmarks
-    empty = ShapeRefiner(k)
-    turn = {
-        f"{_TURN}mean_shape": shape.astype(np.float32),
-        f"{_TURN}transforms": np.asarray(empty.transforms[...]),
-        f"{_TURN}bias": np.asarray(empty.bias[...]),
+    identity = ShapeRefiner(k)
+    refiner = {
+        f"{_REFINER}mean_shape": shape.astype(np.float32),
+        f"{_REFINER}transforms": np.asarray(identity.transforms[...]),
+        f"{_REFINER}bias": np.asarray(identity.bias[...]),
     }
     graph = {**bundle.model["graph"], "shape_refiner": True}
     return dataclasses.replace(
         bundle,
         model={**bundle.model, "graph": graph},
-        weights=dict(bundle.weights) | turn,
+        weights=dict(bundle.weights) | refiner,
         calibration=None,
     )
+
+
+def refine_run(
+    workdir: Path, data: Path, split: str, *, views: int, ridge: float
+) -> tuple[Bundle, str]:
+    """Fit a shape refiner to the best model of a run, with the augmentation of the run.
+
+    Returns:
+      The bundle with the refinement, and its model card.
+
+    Raises:
+      InputError: the run or the data cannot be used.
+    """
+    try:
+        fields = (read_run_config(workdir) or {})["data"]["augment"]
+        augment = AugmentConfig(
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{workdir}: not a training run: {one_line(error)}") from error
+    bundle = load_bundle(workdir)
+    dataset = open_dataset(data)
+    require_scheme(dataset, bundle.scheme)
+    refined = fit_shape_refiner(bundle, dataset, split, augment=augment, views=views, ridge=ridge)
+    card = (find_bundle(workdir) / CARD).read_text(encoding="utf-8")
+    views_text = f"{views} views of the faces of the split {split}"
+    return refined, f"{card}\nWith a linear shape refinement, fitted to {views_text}.\n"

@@ -1,4 +1,4 @@
-"""Where a training's figures go: JSON lines always, TensorBoard beside them."""
+"""Metrics of a training run, as JSON lines and for TensorBoard."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ from typing import Any
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
+from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.training.run_lock import needs_writing
@@ -20,12 +21,15 @@ BOARD = "tensorboard"
 
 
 class MetricWriter:
-    """Appends figures to `metrics.jsonl` and to a TensorBoard event file, at once.
+    """Appends metrics to `metrics.jsonl` and to a TensorBoard event file, without delay.
+
+    `tensorboardX.SummaryWriter` passes events to a thread. Its `flush` does not wait for that thread, so a
+    kill loses events; and on a full disk the thread ends, and the training blocks on its queue.
 
     Args:
-      workdir: the run's folder.
-      step: the step the run goes on from; what a stopped run logged beyond it is dropped, since it is
-        about to be logged again.
+      workdir: folder of the run.
+      step: step that the run resumes from. Later metrics, of a run that was killed, are dropped, since they
+        are logged again.
 
     Raises:
       InputError: the folder cannot be written.
@@ -33,22 +37,20 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, step: int):
         self._path, self._board_path = workdir / LOG, workdir / BOARD
-        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
+        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
         with needs_writing(self._path):
             write_whole(self._path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
             self._file = self._path.open("a", encoding="utf-8")
         with needs_writing(self._board_path):
             self._board_path.mkdir(exist_ok=True)
-            # Not the SummaryWriter: its thread keeps figures back, which a kill then takes, and when the
-            # disk is full it ends and lets the training wait for it.
             self._board = EventsWriter(str(self._board_path / "events"), f".{os.getpid()}")
-            # Steps from here on that are in older files are hidden.
+            # Hides later steps of older event files.
             self._log_event(step + 1, session_log=SessionLog(status=SessionLog.START))
             self._board.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs values under their names, e.g. `train/loss`.
+        """Logs values by name, e.g. `train/loss`.
 
         Raises:
           InputError: they cannot be written.
@@ -62,7 +64,7 @@ class MetricWriter:
             self._board.flush()
 
     def close(self) -> None:
-        """Closes the files. All is in them, or `write` has said that it cannot be."""
+        """Closes the files. Errors are ignored, since `write` has flushed everything or raised."""
         for file in (self._file, self._board):
             with contextlib.suppress(OSError):
                 file.close()
@@ -72,13 +74,17 @@ class MetricWriter:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, int | float]]:
-    """Rows of a run's `metrics.jsonl`; a last line cut off by a kill is passed over."""
+    """Reads the rows of `metrics.jsonl` of a run; skips an incomplete last line after a kill."""
     rows = []
     path = workdir / LOG
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
-            try:
+            with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
     return rows
+
+
+def print_validation(step: int, figures: Mapping[str, float]) -> None:
+    """Print the NME of a validation above the progress bar."""
+    text = ", ".join(f"{k.removeprefix('validation/')} {v:.2f} %" for k, v in figures.items())
+    tqdm.write(f"step {step:,}: validation {text}")

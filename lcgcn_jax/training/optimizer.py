@@ -1,4 +1,4 @@
-"""Adam with a learning rate for each part of the model."""
+"""Adam with a learning rate per parameter group."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,25 +7,26 @@ import optax
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.weights import Weights
+from lcgcn_jax.training.config_types import OptimizerConfig
 
 SCHEDULES = ("constant", "cosine", "step")
 
 GROUPS = {"heatmap": ("heatmap_model",), "graph": ("graph", "visibility")}
-"""Labels of the parameter groups, and the model's parts that each one is."""
+"""Parameter group -> the submodules of the model that belong to it."""
 
 TRAINED = {
     "joint": ("heatmap", "graph"),
     "frozen": ("graph",),
     "heatmap_only": ("heatmap",),
 }
-"""The groups that each training mode trains."""
+"""Training mode -> the parameter groups that train."""
 
 
 def trained_names(mode: str, params: Weights) -> frozenset[str]:
-    """Names of the parameters that a mode trains.
+    """Names of the parameters that train in a mode.
 
     Raises:
-      InputError: an unknown mode, or one that trains nothing of this model.
+      InputError: the mode is unknown, or trains no part of this model.
     """
     if mode not in TRAINED:
         raise InputError(
@@ -38,55 +39,52 @@ def trained_names(mode: str, params: Weights) -> frozenset[str]:
     return names
 
 
-def make_schedule(config: Mapping[str, Any], peak: float, steps: int) -> optax.Schedule:
-    """Learning rate over the steps: linear warm-up to `peak`, then the configured decay.
+def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
+    """Learning rate over the steps: linear warm-up to `peak`, then the decay of the configuration.
 
     Args:
-      config: `schedule` (`constant`, `cosine` to zero, or `step`: a tenth after each of `milestones`,
-        parts of the whole) and `warmup_steps` (at most half of the training).
+      config: uses `schedule`, `milestones` and `warmup_steps`.
       peak: the highest rate.
       steps: length of the training.
 
     Raises:
-      InputError: an unknown schedule.
+      InputError: the schedule is unknown.
     """
-    warmup = min(config["warmup_steps"], steps // 2)
-    rest = steps - warmup
-    kind = config["schedule"]
-    if kind == "constant":
+    warmup = min(config.warmup_steps, steps // 2)
+    if config.schedule == "constant":
         decay = optax.constant_schedule(peak)
-    elif kind == "cosine":
-        decay = optax.cosine_decay_schedule(peak, rest)
-    elif kind == "step":
-        milestones = [max(1, int(part * steps) - warmup) for part in config["milestones"]]
+    elif config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, steps - warmup)
+    elif config.schedule == "step":
+        milestones = [max(1, int(part * steps) - warmup) for part in config.milestones]
         decay = optax.piecewise_constant_schedule(peak, dict.fromkeys(milestones, 0.1))
     else:
         raise InputError(
-            f"config optimizer.schedule: unknown schedule {kind!r}; use constant, cosine or step"
+            f"config optimizer.schedule: unknown schedule {config.schedule!r}; use one of "
+            f"{', '.join(SCHEDULES)}"
         )
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decay], [warmup])
 
 
 def make_optimizer(
-    config: Mapping[str, Any], mode: str, steps: int
+    config: OptimizerConfig, mode: str, steps: int
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """The optimizer of the trained parameters, and each group's learning rate for the log.
+    """Creates the optimizer of the trained parameters, and the learning rate of each group for the log.
 
     Args:
-      config: `learning_rate` (a number a group), `schedule`, `milestones`, `warmup_steps`,
-        `weight_decay` (decoupled, on weights of rank 2 and more) and `clip_norm` (0: no clipping).
+      config: hyperparameters.
       mode: a key of `TRAINED`.
       steps: length of the training.
     """
     schedules = {
-        group: make_schedule(config, config["learning_rate"][group], steps)
+        group: make_schedule(config, getattr(config.learning_rate, group), steps)
         for group in TRAINED[mode]
     }
-    decay = config["weight_decay"]
+    decay = config.weight_decay
 
     def adam(schedule: optax.Schedule) -> optax.GradientTransformation:
-        # On one vector of all: W18 has 900 small weights, and a program with kernels for each of them is
-        # slow to compile, and slower to take from the cache (docs/research/compilation.md).
+        # On one vector of all parameters: W18 has 900 small arrays, and a program with a kernel per array is
+        # slow to compile and to load from the cache (docs/research/compilation.md).
         update = optax.flatten(optax.adam(schedule))
         if not decay:
             return update
@@ -96,8 +94,8 @@ def make_optimizer(
     optimizer = optax.partition(
         {group: adam(schedule) for group, schedule in schedules.items()}, _group_labels
     )
-    if config["clip_norm"]:
-        optimizer = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
+    if config.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedules
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, and whether it goes on with what it was begun with."""
+"""Lock of a workdir, and comparison of a run with the configuration and data that it was started with."""
 
 import contextlib
 import errno
@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import PARTIALS, checksums, write_whole
 from lcgcn_jax.data.dataset import FaceDataset
@@ -21,43 +19,44 @@ from lcgcn_jax.data.records import RECORDS
 from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.models.bundles import BEST
-from lcgcn_jax.training.config import EPOCHS, RUN_CONFIG, differences, fill_in, to_json
+from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
+from lcgcn_jax.training.config_types import EPOCHS, Config
 
 DATA = "data.json"
-"""Name of the checksums of the data that a run was begun with, in its folder."""
+"""Name of the file with the checksums of a run's data, in its workdir."""
 
 LOCK = "train.lock"
-"""Name of the file that a training process keeps locked, and that says which process that is."""
+"""Name of the file that a training process locks; it names that process."""
 
 OFFSETS = "annotation offsets"
 """Key of the checksum of the annotation offsets among those of a dataset."""
 
-_ASK = "or --accept-changes to go on with"
-_SHOWN = 3  # changed files that a message names
+_FIX = "or --accept-changes to resume with"
+_NUM_SHOWN = 3  # changed files in a message
 
 
 class RunLock:
-    """The right to train in a folder: one run at a time, with the configuration and data it was begun with.
+    """Exclusive lock on a workdir, checked against the configuration and data of its run.
 
-    Process 0 alone looks at the folder and writes to it; in the others a claim does nothing. The lock is
-    the operating system's: a process that is killed leaves none behind.
+    Only the primary process looks at the folder and writes to it. The lock belongs to the operating system,
+    so a process that is killed leaves none behind.
 
     Args:
-      workdir: the run's folder; made where there is none, and left as it is where the run is refused.
-      config: what the run begins or goes on with.
-      dataset: its data. A copy of them in another place is the same data.
-      sources: what it trains on in place of it, `data.sources`.
-      accept_changes: go on also with another configuration or other data; `adopt` writes them down.
+      workdir: folder of the run, created if it does not exist; unchanged if the run is rejected.
+      config: configuration of the run.
+      dataset: data of the run. A copy in another folder is the same data.
+      sources: datasets to train on instead, `data.sources`.
+      accept_changes: accept another configuration or other data; `write_config` then writes them.
 
     Raises:
-      InputError: the folder holds something else, cannot be written, is trained in at this moment, or
-        belongs to a run with another configuration or other data.
+      InputError: the folder has other content, cannot be written, is locked, or belongs to a run with another
+        configuration or other data.
     """
 
     def __init__(
         self,
         workdir: Path,
-        config: ml_collections.ConfigDict,
+        config: Config,
         dataset: FaceDataset,
         *,
         sources: Sequence[FaceDataset] = (),
@@ -74,25 +73,25 @@ class RunLock:
         try:
             if workdir.exists() and not workdir.is_dir():
                 raise InputError(f"{workdir}: not a folder; give another --workdir")
-            if _holds_something_else(workdir):
+            if _has_other_content(workdir):
                 raise InputError(
                     f"{workdir}: not empty and not a training run; give another --workdir"
                 )
             workdir.mkdir(parents=True, exist_ok=True)
             self._unlock = weakref.finalize(self, os.close, _lock(workdir))
             for folder in (workdir, workdir / BEST):
-                for left in folder.glob(PARTIALS):
-                    left.unlink()
-            self._begin_or_compare(config, dataset, data, accept_changes)
+                for partial in folder.glob(PARTIALS):
+                    partial.unlink()
+            self._start_or_compare(config, dataset, data, accept_changes)
         except OSError as error:
             raise InputError(
-                f"{workdir}: cannot be written: {error.strerror}; mend that, or give another --workdir"
+                f"{workdir}: cannot be written: {error.strerror}; fix that, or give another --workdir"
             ) from error
 
-    def adopt(self) -> None:
-        """Writes down what was accepted; what was there before stays beside it under a number.
+    def write_config(self) -> None:
+        """Writes an accepted configuration and accepted data, and keeps the former files under a number.
 
-        Called once it is clear that the run can go on with it.
+        Called when the run can be resumed with them.
 
         Raises:
           InputError: the folder cannot be written.
@@ -100,17 +99,17 @@ class RunLock:
         with needs_writing(self._workdir):
             for name, text in self._accepted.items():
                 path = self._workdir / name
-                _write(_next_number(path), path.read_text(encoding="utf-8"))
+                _write(_numbered_path(path), path.read_text(encoding="utf-8"))
                 _write(path, text)
         self._accepted = {}
 
     def close(self) -> None:
-        """Lets another run train in the folder."""
+        """Unlocks the folder."""
         self._unlock()
 
-    def _begin_or_compare(
+    def _start_or_compare(
         self,
-        config: ml_collections.ConfigDict,
+        config: Config,
         dataset: FaceDataset,
         data: Mapping[str, Any],
         accept_changes: bool,
@@ -118,49 +117,51 @@ class RunLock:
         config_file, data_file = self._workdir / RUN_CONFIG, self._workdir / DATA
         config_text, data_text = to_json(config), json.dumps(data, indent=1) + "\n"
         if not config_file.is_file():
-            # The configuration last: where it is, the run has begun, and everything else is there.
+            # The configuration last: if it exists, the run has started, with all other files.
             _write(data_file, data_text)
             _write(config_file, config_text)
             return
         old, new = _read(config_file), json.loads(config_text)
-        if changed := differences(_comparable(old, new, moved=data_file.is_file()), new):
+        if changes := differences(_comparable(old, new, can_move=data_file.is_file()), new):
             if not accept_changes:
                 raise InputError(
-                    f"{config_file}: this run was started with another config ({'; '.join(changed)}); "
-                    f"give another --workdir, the same config, {_ASK} this one"
+                    f"{config_file}: this run was started with another config ({'; '.join(changes)}); "
+                    f"give another --workdir, the same config, {_FIX} this one"
                 )
             self._accepted[RUN_CONFIG] = config_text
-        if not data_file.is_file():  # a run that an older version began
+        if not data_file.is_file():  # a run of an older version
             _write(data_file, data_text)
-        elif changed := _changed_files(written := _read(data_file), data):
+            return
+        old_data = _read(data_file)
+        if changed_files := _changed_files(old_data, data):
             if not accept_changes:
-                _check_offsets(self._workdir, config, written, data)
+                _compare_offsets(self._workdir, config, old_data, data)
                 raise InputError(
-                    f"{dataset.path}: not the data that {self._workdir} was started with ({changed}); "
-                    f"give another --workdir, the same data, {_ASK} these"
+                    f"{dataset.path}: not the data that {self._workdir} was started with "
+                    f"({changed_files}); give another --workdir, the same data, {_FIX} these"
                 )
             self._accepted[DATA] = data_text
 
 
 @contextlib.contextmanager
 def needs_writing(path: Path) -> Iterator[None]:
-    """Within, a run's file or folder is written: where that is impossible, the run ends in one line.
+    """Reports a failure to write a file or folder of a run in one line.
 
     Args:
-      path: what is written, for the message.
+      path: file or folder, for the message.
 
     Raises:
       InputError: the disk is full, the folder is read-only, and the like.
     """
     try:
         yield
-    # TensorStore passes on what the operating system says in types of its own.
+    # TensorStore wraps errors of the operating system in other types.
     except Exception as error:
         number = _error_number(error)
         if number is None:
             raise
         raise InputError(
-            f"{path}: cannot be written: {os.strerror(number)}; mend that, and the same command goes on "
+            f"{path}: cannot be written: {os.strerror(number)}; fix that, and the same command resumes "
             "from the last checkpoint"
         ) from error
 
@@ -168,21 +169,21 @@ def needs_writing(path: Path) -> Iterator[None]:
 def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(match[1]) if match else None
 
 
-def _holds_something_else(workdir: Path) -> bool:
+def _has_other_content(workdir: Path) -> bool:
     if not workdir.is_dir() or (workdir / RUN_CONFIG).is_file():
         return False
-    # What is there before the configuration is, of a run that was killed at its very beginning.
-    own = {workdir / LOCK, workdir / DATA, *workdir.glob(PARTIALS)}
-    return any(path not in own for path in workdir.iterdir())
+    # Files of a run that was killed before it wrote its configuration.
+    run_files = {workdir / LOCK, workdir / DATA, *workdir.glob(PARTIALS)}
+    return any(path not in run_files for path in workdir.iterdir())
 
 
 def _lock(workdir: Path) -> int:
-    """Locks the folder as long as the returned file descriptor is open."""
-    # Not inherited by programs that this one starts, so the lock ends with this process.
+    """Locks the folder for as long as the returned file descriptor is open."""
+    # Child processes do not inherit the descriptor, so the lock ends with this process.
     descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
@@ -190,11 +191,11 @@ def _lock(workdir: Path) -> int:
         except BlockingIOError as error:
             holder = os.pread(descriptor, 1024, 0).decode(errors="replace").strip()
             raise InputError(
-                f"{workdir}: {holder or 'another process'} trains here at this moment; let it end, or "
+                f"{workdir}: {holder or 'another process'} is training in this folder; wait for it, or "
                 "give another --workdir"
             ) from error
         except OSError as error:
-            # Some network file systems know no locks; one can train on them all the same.
+            # Some network file systems have no locks; training works without them.
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
         os.ftruncate(descriptor, 0)
@@ -207,21 +208,21 @@ def _lock(workdir: Path) -> int:
 
 def _data_checksums(dataset: FaceDataset) -> dict[str, dict[str, Any]]:
     try:
-        found: dict[str, dict[str, Any]] = {**checksums(dataset.path / RECORDS)}
+        sums: dict[str, dict[str, Any]] = {**checksums(dataset.path / RECORDS)}
     except OSError as error:
         raise InputError(f"{dataset.path}: cannot be read: {error.strerror}") from error
     if dataset.offsets is not None:
-        found[OFFSETS] = {"sha256": dataset.offsets.digest}
-    return found
+        sums[OFFSETS] = {"sha256": dataset.offsets.digest}
+    return sums
 
 
-def _check_offsets(
-    workdir: Path, config: ml_collections.ConfigDict, old: Mapping[str, Any], new: Mapping[str, Any]
+def _compare_offsets(
+    workdir: Path, config: Config, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    """Refuses files of annotation offsets that are not those that a run was started with.
+    """Compares the files of annotation offsets with those that a run was started with.
 
     Raises:
-      InputError: with the name of the first of them.
+      InputError: a file has changed; the message names the first one.
     """
     files = {OFFSETS: config.data.offsets}
     for number, source in enumerate(config.data.sources):
@@ -230,26 +231,26 @@ def _check_offsets(
         if key in old and key in new and old[key] != new[key]:
             raise InputError(
                 f"{file}: not the annotation offsets that {workdir} was started with (changed); give "
-                f"another --workdir, the same file, {_ASK} this one"
+                f"another --workdir, the same file, {_FIX} this one"
             )
 
 
 def _changed_files(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Names the files that are not the same, as many as fit in a message; empty where all are."""
-    changed = [
+    """Names of the first files that differ, for a message; empty if all are equal."""
+    changes = [
         f"{name}: {'changed' if name in old and name in new else 'gone' if name in old else 'new'}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    more = len(changed) - _SHOWN
-    return "; ".join(changed[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    more = len(changes) - _NUM_SHOWN
+    return "; ".join(changes[:_NUM_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def read_run_config(workdir: Path) -> dict[str, Any] | None:
-    """The configuration that a run was started with; None where the folder has no run.
+    """Reads the configuration of a run; None if the folder has no run.
 
     Raises:
-      InputError: it is damaged or cannot be read.
+      InputError: the file is damaged or cannot be read.
     """
     path = workdir / RUN_CONFIG
     try:
@@ -258,25 +259,29 @@ def read_run_config(workdir: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _comparable(old: Mapping[str, Any], new: Mapping[str, Any], *, moved: bool) -> dict[str, Any]:
+def _comparable(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, can_move: bool
+) -> dict[str, Any]:
+    """The old configuration with those fields of the new one that may change."""
     old = fill_in(old, new)
-    # The steps are compared; from which epochs they come makes no difference.
+    # Only steps are compared, not the epochs that they were computed from.
     old["train"] = {**old["train"], **{name: new["train"][name] for name in EPOCHS.values()}}
-    if moved:  # allowed, since the data are known by what is in them
+    if can_move:  # the checksums identify the data
         before, after = old["data"], new["data"]
         old["data"] = {**before, "dir": after["dir"]}
         if before["offsets"] and after["offsets"]:
             old["data"]["offsets"] = after["offsets"]
         if list(map(len, before["sources"])) == list(map(len, after["sources"])):
-            # The weights are compared, and not the names of folders and of files of offsets.
+            # The weights are compared, but not the names of folders and of files of offsets.
             old["data"]["sources"] = [
-                [there[0], source[1], *there[2:]]
-                for source, there in zip(before["sources"], after["sources"], strict=True)
+                [new_source[0], old_source[1], *new_source[2:]]
+                for old_source, new_source in zip(before["sources"], after["sources"], strict=True)
             ]
     return old
 
 
-def _next_number(path: Path) -> Path:
+def _numbered_path(path: Path) -> Path:
+    """The path with the next free number, `config.1.json` for `config.json`."""
     numbers = [
         int(number)
         for other in path.parent.glob(f"{path.stem}.*{path.suffix}")
@@ -287,13 +292,13 @@ def _next_number(path: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("holds no fields")
-        return compat.upgrade_config(found)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("has no fields")
+        return compat.upgrade_config(content)
     except ValueError as error:
         raise InputError(
-            f"{path}: damaged: {one_line(error)}; put back a copy of it, or give another --workdir"
+            f"{path}: damaged: {one_line(error)}; restore a copy of it, or give another --workdir"
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""Where arrays live: the state on every device, batches cut over them.
+"""Placement of arrays: the state is replicated on every device, batches are split over the devices.
 
-The one place that knows of meshes. The same code runs on one device, on many, and on many hosts.
+Only this module uses meshes. The same code runs on one device, several devices and several hosts.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from lcgcn_jax.errors import InputError
 
 
 def describe_devices() -> str:
-    """What JAX computes on here, for people: `4 x TPU v5e (tpu)`, `2 x cpu`."""
+    """Number and kind of the devices of JAX: `4 x TPU v5e (tpu)`, `2 x cpu`."""
     warn_if_gpu_is_unused()
     devices = jax.devices()
     kind, platform = devices[0].device_kind, devices[0].platform
@@ -29,36 +29,35 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh with one axis, `data`, over given devices."""
+    """A mesh with one axis, `data`, over a list of devices."""
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis cut over the devices."""
+    """Sharding with the first axis split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a global batch that cannot be cut evenly.
+    """Checks that a global batch can be split evenly over the devices.
 
     Raises:
-      InputError: with the next size that can.
+      InputError: it cannot; the message has the next larger size that can.
     """
     if batch_size < 1 or batch_size % mesh.size:
         fits = max(1, -(-batch_size // mesh.size)) * mesh.size
         raise InputError(
-            f"config train.batch_size: {batch_size} does not share out over {mesh.size} devices; "
-            f"{fits} would"
+            f"config train.batch_size: {batch_size} cannot be split over {mesh.size} devices; use {fits}"
         )
 
 
 def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
-    """This process's part of a batch, as part of the global one on the devices."""
+    """Puts this process's part of a batch on its devices, as part of the global batch."""
     sharding = by_batch(mesh)
     return jax.tree.map(
         lambda value: jax.make_array_from_process_local_data(sharding, value), batch
@@ -66,7 +65,7 @@ def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
 
 
 def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
-    """Jits `step(state, batch)`: state replicated and donated, batch cut over `data`."""
+    """Jits `step(state, batch)` with a replicated, donated state and a batch split over `data`."""
     return jax.jit(
         step,
         in_shardings=(replicated(mesh), by_batch(mesh)),
@@ -77,7 +76,7 @@ def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
 
 
 def compile_predict_step(step: Callable, mesh: Mesh) -> Callable:
-    """Jits `step(params, batch_stats, inputs)`: results on every device, so that any host can read."""
+    """Jits `step(params, batch_stats, inputs)` with results on every device, readable by every host."""
     whole = replicated(mesh)
     return jax.jit(
         step,

@@ -1,4 +1,4 @@
-"""All that a training step changes."""
+"""Training state."""
 
 import dataclasses
 import functools
@@ -13,19 +13,19 @@ from jaxtyping import Array, Float, Int
 from lcgcn_jax.models.weights import Weights, from_vector, to_vector
 
 
-@typing.no_type_check  # as a pytree it also holds shapes, shardings and what JAX itself puts there
+@typing.no_type_check  # as a pytree it also holds shapes, shardings and placeholders of JAX
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """State of a training.
+    """State that a training step updates.
 
     Attributes:
       step: number of steps taken.
       params: all parameters, trained or not, float32.
       batch_stats: running statistics of the BatchNorms, float32.
-      opt_state: the optimizer's, over the trained parameters.
-      ema: moving average of `params` and `batch_stats` together, as one vector (`weights.to_vector`): a
-        program with a kernel for each of them is slow to compile. None where none is kept.
+      opt_state: optimizer state of the trained parameters.
+      ema: moving average of `params` and `batch_stats` as one vector (`weights.to_vector`), since a program
+        with a kernel per array is slow to compile; None without a moving average.
     """
 
     step: Int[Array, ""]
@@ -36,10 +36,10 @@ class TrainState:
 
     @functools.cached_property
     def evaluated(self) -> tuple[Weights, Weights]:
-        """Parameters and batch statistics to evaluate with: the moving average where one is kept."""
+        """Parameters and batch statistics to evaluate: the moving average if there is one."""
         if self.ema is None:
             return self.params, self.batch_stats
-        # Cut on the host: a program of so many slices would have to be compiled.
+        # Split on the host, since a program with so many slices would have to be compiled.
         average = {
             name: jax.make_array_from_process_local_data(self.ema.sharding, value)
             for name, value in from_vector(
@@ -65,6 +65,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init({name: params[name] for name in sorted(trained)}),
-        ema=to_vector(params | batch_stats) if with_ema else None,
+        # As one program: outside of `jit`, there is one for each shape of weights.
+        opt_state=jax.jit(optimizer.init)({name: params[name] for name in sorted(trained)}),
+        ema=jax.jit(to_vector)(params | batch_stats) if with_ema else None,
     )

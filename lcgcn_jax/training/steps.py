@@ -1,6 +1,6 @@
-"""Pure functions of one training step and of prediction; `sharding` compiles them."""
+"""Pure functions of a training step and of prediction; `sharding` compiles them."""
 
-import difflib
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +16,7 @@ from lcgcn_jax.geometry import input_to_heatmap
 from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
 from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
+from lcgcn_jax.training.config_types import Config, LossConfig
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
 
@@ -35,44 +36,33 @@ COORDINATE_LOSSES = {
 _FRAME = 256  # px; the side of the crops in whose pixels Wing's and smooth L1's constants are
 
 
-def check_losses(config: Mapping[str, Any], activation: str) -> None:
-    """Refuses losses that are not there, or do not fit the model.
+def check_activation(loss: LossConfig, activation: str) -> None:
+    """Checks that the heatmap loss fits the activation of the heatmap model.
 
     Args:
-      config: as `total_loss` takes it.
-      activation: the model's, one of `heatmaps.ACTIVATIONS`.
+      loss: the losses.
+      activation: one of `heatmaps.ACTIVATIONS`.
 
     Raises:
-      InputError: with the names that there are.
+      InputError: it does not fit.
     """
-    for field, known in (
-        ("heatmap", HEATMAP_LOSSES),
-        ("heatmap_coordinate", HEATMAP_COORDINATE_LOSSES),
-        ("coordinate", COORDINATE_LOSSES),
-    ):
-        if config[field] not in known:
-            near = difflib.get_close_matches(config[field], known, n=1, cutoff=0.0)
-            raise InputError(
-                f"config loss.{field}: unknown loss {config[field]!r}; did you mean {near[0]!r}? "
-                f"There are {', '.join(known)}"
-            )
-    if config["heatmap"] in ("focal", "bce") and activation != "sigmoid":
+    if loss.heatmap in ("focal", "bce") and activation != "sigmoid":
         raise InputError(
-            f"config loss.heatmap: {config['heatmap']} needs a sigmoid, but model.heatmap.activation is "
+            f"config loss.heatmap: {loss.heatmap} needs a sigmoid, but model.heatmap.activation is "
             f"{activation!r}; use mse or adaptive_wing"
         )
 
 
 def check_remat(heatmap_model: nnx.Module) -> None:
-    """Refuses `train.remat` for a heatmap model that does not heed it.
+    """Checks that a heatmap model supports `train.remat`.
 
     Raises:
       InputError: it has no attribute `remat` (`registry.register_heatmap_model`).
     """
     if not hasattr(heatmap_model, "remat"):
         raise InputError(
-            f"config train.remat: the heatmap model {type(heatmap_model).__name__} cannot compute its "
-            "parts again; leave it False, or give the model an attribute `remat` and heed it"
+            f"config train.remat: the heatmap model {type(heatmap_model).__name__} cannot recompute its "
+            "activations; set it to false, or implement the attribute `remat` in the model"
         )
 
 
@@ -192,32 +182,30 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     trained: frozenset[str],
-    *,
-    mode: str,
-    loss_config: Mapping[str, Any],
-    image_size: int,
-    ema_decay: float,
-    remat: bool = False,
+    config: Config,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
 
-    A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
-    `visible` bool [b k]; for a model with a visibility head also `visibility`, int8 [b k], the labels
-    (`total_loss`). Where the heatmap model does not train, `graph_inputs`, what it said of the images
-    (`LCGCN.detect`), may be there in their place. With `remat` the heatmap model's modules are computed
-    again for the gradient. The scalars are the loss, its parts, the norm of its gradient, and that of the
-    trained parameters after the step.
+    A batch has `image` uint8 [b s s 3] with s = `data.image_size`, `landmarks` float32 [b k 2] in crop
+    pixels, `visible` bool [b k], and for a model with a visibility head `visibility` int8 [b k], the labels
+    (`total_loss`). If the heatmap model does not train, `graph_inputs` (`LCGCN.detect`) can replace `image`.
+    The scalars are the loss, its unweighted parts, the norm of its gradient, and the norm of the trained
+    parameters after the step.
 
-    Raises:
-      InputError: when it is traced, with `remat`: the heatmap model does not heed it.
+    Args:
+      graphdef: structure of the model.
+      optimizer: optimizer of the trained parameters.
+      trained: names of the parameters that train.
+      config: uses `data.image_size`, `loss`, and of `train` the fields `mode`, `ema_decay` and `remat`.
     """
-    groups = TRAINED[mode]
+    groups = TRAINED[config.train.mode]
+    image_size, ema_decay = config.data.image_size, config.train.ema_decay
+    loss_config = dataclasses.asdict(config.loss)
 
-    def loss_of(learnt: Weights, state: TrainState, batch: Batch):
-        # Parameters that do not train get no gradient: the backward pass stops where they begin.
-        model = merge_weights(graphdef, state.params | learnt, state.batch_stats)
-        if remat:
-            check_remat(model.heatmap_model)
+    def loss_of(learned: Weights, state: TrainState, batch: Batch):
+        # The other parameters are constants, so the backward pass does not compute their gradients.
+        model = merge_weights(graphdef, state.params | learned, state.batch_stats)
+        if config.train.remat:
             model.heatmap_model.remat = True
         if "graph_inputs" in batch:
             output = model.refine(batch["graph_inputs"], image_size, train=True)
@@ -241,24 +229,24 @@ def make_train_step(
         return total, (parts, batch_stats_of(model))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        learnt = {name: state.params[name] for name in sorted(trained)}
+        learned = {name: state.params[name] for name in sorted(trained)}
         (loss, (parts, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            learnt, state, batch
+            learned, state, batch
         )
-        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes types
-            updates, opt_state = optimizer.update(gradients, state.opt_state, learnt)
-        learnt = optax.apply_updates(learnt, updates)
-        params = state.params | learnt
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+            updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
+        learned = optax.apply_updates(learned, updates)
+        params = state.params | learned
         step = state.step + 1
         scalars = {
             "loss": loss,
             **parts,
             "gradient_norm": _norm(gradients),
-            "parameter_norm": _norm(learnt),
+            "parameter_norm": _norm(learned),
         }
         ema = state.ema
         if ema is not None:
-            # Early on the average would be of the initial weights; see Polyak averaging with warm-up.
+            # With a warm-up of the decay, so that early averages do not hold the initial weights.
             count = step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
             ema = decay * ema + (1 - decay) * to_vector(params | batch_stats)
@@ -268,7 +256,7 @@ def make_train_step(
 
 
 def _norm(weights: Weights) -> Float[Array, ""]:
-    """Euclidean, of all together. In one piece: XLA takes 10 s to compile a sum for each of W18's."""
+    """Euclidean norm of all weights as one vector: XLA takes 10 s to compile a sum per weight of W18."""
     return jnp.linalg.norm(to_vector(weights))
 
 

@@ -1,4 +1,4 @@
-"""Pictures: landmarks on faces, the stages side by side, a graph's edges, training curves."""
+"""Plots and overlays: landmarks on images, stage comparison, edges of the graph, training curves."""
 
 from lcgcn_jax.visualize.curves import plot_curves
 from lcgcn_jax.visualize.edges import edge_threshold, plot_edge_matrices, plot_edges

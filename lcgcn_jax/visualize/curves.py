@@ -14,14 +14,14 @@ LOSSES = {
     "smooth_l1": "smooth L1",
     "wing": "Wing",
 }
-"""Training losses in the metric log -> what `plot_curves` calls them."""
+"""Labels of the training losses, by their names in the metric log."""
 
 
 def plot_curves(rows: Sequence[dict[str, int | float]]) -> matplotlib.figure.Figure:
-    """Training loss, and validation NME of both stages, over the steps of a run (figure 4).
+    """Plot the training losses and the validation NME of both stages over the steps (figure 4).
 
     Args:
-      rows: the run's metric log, as `training.metric_writer.read_metrics` gives it.
+      rows: metric log of a run, from `training.metric_writer.read_metrics`.
     """
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     loss_axes, nme_axes = figure.subplots(1, 2)

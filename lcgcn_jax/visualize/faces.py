@@ -1,4 +1,4 @@
-"""Landmarks drawn on faces, and the stages side by side (figure 3)."""
+"""Drawing of landmarks on face images, and comparison of the stages (figure 3)."""
 
 import errno
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
 
 from lcgcn_jax.atomic_io import write_all
@@ -14,13 +14,14 @@ from lcgcn_jax.geometry import Points
 from lcgcn_jax.landmarks import LandmarkScheme
 
 Image = UInt8[np.ndarray, "h w 3"]
+Color = tuple[int, int, int]  # RGB
 
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
 
+SHIFT = 4  # fractional bits of OpenCV's drawing coordinates: 1/16 pixel
 _FIGURE_WIDTH = 10.0  # inches
-
-SHIFT = 4  # OpenCV draws at 1/16 pixel
 
 
 def draw_landmarks(
@@ -28,27 +29,26 @@ def draw_landmarks(
     landmarks: Float[np.ndarray, "k 2"],
     scheme: LandmarkScheme,
     *,
-    color: tuple[int, int, int] = PREDICTION,
+    color: Color = PREDICTION,
     radius: float = 1.5,
     contours: bool = True,
 ) -> Image:
-    """A copy of a picture with landmarks drawn on it, and the scheme's contours.
+    """Draw landmarks, and the contours of the scheme, on a copy of an image.
 
     Args:
-      image: RGB.
-      landmarks: in pixels of the picture; drawn to a sixteenth of a pixel. NaN: not drawn.
-      scheme: what they mean.
-      color: RGB.
-      radius: of the points, in pixels.
-      contours: whether to draw the lines.
+      image: RGB image.
+      landmarks: positions in image pixels, drawn with a precision of 1/16 pixel; NaN: not drawn.
+      scheme: landmark scheme.
+      color: RGB color.
+      radius: radius of the points in pixels.
+      contours: draw the contours at half opacity.
     """
     canvas = image.copy()
     if contours:
         overlay = canvas.copy()
         draw_contours(overlay, landmarks, scheme, [color] * len(scheme.contours), radius)
         canvas = cv2.addWeighted(overlay, 0.5, canvas, 0.5, 0)
-    for point in landmarks[np.isfinite(landmarks).all(axis=1)]:
-        draw_point(canvas, point, color, radius)
+    draw_points(canvas, landmarks, [color] * len(landmarks), radius)
     return canvas
 
 
@@ -56,44 +56,58 @@ def draw_contours(
     canvas: Image,
     landmarks: Float[np.ndarray, "k 2"],
     scheme: LandmarkScheme,
-    colors: Sequence[tuple[int, int, int]],
+    colors: Sequence[Color],
     radius: float,
 ) -> None:
-    """Draws each contour of a scheme in its color, on the picture itself."""
-    drawn = np.isfinite(landmarks).all(axis=1)
-    fixed = fixed_point(np.where(drawn[:, None], landmarks, 0.0))
+    """Draw the contours of a scheme in place, with one color per contour, between located landmarks."""
+    is_located = np.isfinite(landmarks).all(axis=1)
+    fixed = fixed_point(np.where(is_located[:, None], landmarks, 0.0))
     thickness = max(1, round(radius * 0.6))
     for contour, color in zip(scheme.contours, colors, strict=True):
         line = list(contour.indices)
         ends = line[1:] + line[: 1 if contour.closed else 0]
-        pieces = [fixed[[i, j]] for i, j in zip(line, ends, strict=False) if drawn[i] and drawn[j]]
+        pairs = [pair for pair in zip(line, ends, strict=False) if is_located[list(pair)].all()]
+        pieces = [fixed[list(pair)] for pair in pairs]
         cv2.polylines(canvas, pieces, False, color, thickness, cv2.LINE_AA, shift=SHIFT)
 
 
-def draw_point(
-    canvas: Image, point: Float[np.ndarray, "2"], color: tuple[int, int, int], radius: float
+def draw_points(
+    canvas: Image,
+    landmarks: Float[np.ndarray, "k 2"],
+    colors: Sequence[Color],
+    radius: float,
+    *,
+    has_rim: bool = False,
+    is_hollow: Bool[np.ndarray, "k"] | None = None,
 ) -> None:
-    """Draws a filled circle, on the picture itself."""
-    x, y = fixed_point(point).tolist()
-    size = round(radius * (1 << SHIFT))
-    cv2.circle(canvas, (x, y), size, color, cv2.FILLED, cv2.LINE_AA, SHIFT)
+    """Draw one circle per located landmark in place: filled with an optional black rim, or a ring."""
+    if is_hollow is None:
+        is_hollow = np.zeros(len(landmarks), bool)
+    for point, color, hollow in zip(landmarks, colors, is_hollow, strict=True):
+        if not np.isfinite(point).all():
+            continue
+        if hollow:
+            size = max(2.0, 1.4 * radius)  # a smaller ring has no hole
+            thickness = max(1, round(size * 0.4))
+            _draw_circle(canvas, point, BLACK, size, thickness + 2)
+            _draw_circle(canvas, point, color, size, thickness)
+        else:
+            if has_rim:
+                _draw_circle(canvas, point, BLACK, 1.3 * radius, cv2.FILLED)
+            _draw_circle(canvas, point, color, radius, cv2.FILLED)
 
 
-def draw_ring(
-    canvas: Image, point: Float[np.ndarray, "2"], color: tuple[int, int, int], radius: float
+def _draw_circle(
+    canvas: Image, point: Float[np.ndarray, "2"], color: Color, radius: float, thickness: int
 ) -> None:
-    """Draws a circle with a dark rim, on the picture itself; what is inside stays to be seen."""
-    radius = max(2.0, radius)  # a smaller one has no inside
     x, y = fixed_point(point).tolist()
     size = round(radius * (1 << SHIFT))
-    thickness = max(1, round(radius * 0.4))
-    cv2.circle(canvas, (x, y), size, (0, 0, 0), thickness + 2, cv2.LINE_AA, SHIFT)
     cv2.circle(canvas, (x, y), size, color, thickness, cv2.LINE_AA, SHIFT)
 
 
 def fixed_point(points: Points) -> np.ndarray:
-    """Points in sixteenths of a pixel, as OpenCV's `shift` wants them."""
-    # OpenCV takes 32-bit integers: what lies far outside has to stay within them.
+    """Convert points to OpenCV's fixed-point coordinates with `SHIFT` fractional bits."""
+    # Points far outside the image must not overflow 32-bit integers.
     limit = np.iinfo(np.int32).max / 4
     return np.round(points * (1 << SHIFT)).clip(-limit, limit).astype(np.int32)
 
@@ -101,17 +115,17 @@ def fixed_point(points: Points) -> np.ndarray:
 def enlarge(
     image: Image, points: Points, factor: int
 ) -> tuple[UInt8[np.ndarray, "hh ww 3"], Points]:
-    """Enlarges a picture and moves points along, in the pixel-center convention."""
+    """Enlarge an image and its points, in the pixel-center convention."""
     size = (image.shape[1] * factor, image.shape[0] * factor)
-    larger = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    return larger, (points + 0.5) * factor - 0.5
+    enlarged = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    return enlarged, (points + 0.5) * factor - 0.5
 
 
 def label(image: Image, text: str) -> Image:
-    """A copy of a picture with a line of text in its upper left corner."""
+    """Draw a line of text in the upper left corner of a copy of an image."""
     canvas = image.copy()
     scale = max(0.4, image.shape[1] / 640)
-    for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+    for color, thickness in ((BLACK, 3), (WHITE, 1)):
         cv2.putText(
             canvas, text, (6, int(28 * scale) + 4), cv2.FONT_HERSHEY_SIMPLEX, scale, color,
             thickness, cv2.LINE_AA,
@@ -127,30 +141,30 @@ def stage_comparison(
     *,
     width: int = 256,
 ) -> Image:
-    """For each face the truth, then each stage in green over the truth in red (figure 3).
+    """Compare stages: per face the ground truth, then each stage in green over the truth in red (figure 3).
 
-    Two faces stand side by side; after the last of an odd number the row is white.
+    A row holds two faces; with an odd number of faces, the last row ends with a white area.
 
     Args:
-      crops: face crops.
-      truth: their true landmarks, in crop pixels.
-      stages: predicted landmarks by the stage's name.
-      scheme: what the landmarks mean.
-      width: of a cell, in pixels; rounded to a multiple of the crop's side.
+      crops: RGB face crops.
+      truth: ground-truth landmarks in crop pixels.
+      stages: predicted landmarks by the name of the stage.
+      scheme: landmark scheme.
+      width: width of one crop in the result in pixels, rounded to a multiple of the crop side.
     """
     factor = max(1, round(width / crops.shape[1]))
     radius = 0.0045 * crops.shape[1] * factor
     strips = []
     for i, crop in enumerate(crops):
-        large, true = enlarge(crop, truth[i], factor)
-        marked = draw_landmarks(large, true, scheme, color=TRUTH, radius=radius)
-        cells = [label(marked, "truth") if i < 2 else marked]
+        enlarged, true = enlarge(crop, truth[i], factor)
+        images = {"truth": draw_landmarks(enlarged, true, scheme, color=TRUTH, radius=radius)}
+        points = draw_landmarks(enlarged, true, scheme, color=TRUTH, radius=radius, contours=False)
         for name, landmarks in stages.items():
             _, predicted = enlarge(crop, landmarks[i], factor)
-            cell = draw_landmarks(large, true, scheme, color=TRUTH, radius=radius, contours=False)
-            cell = draw_landmarks(cell, predicted, scheme, radius=radius)
-            cells.append(label(cell, name) if i < 2 else cell)
-        strips.append(np.concatenate(cells, axis=1))
+            images[name] = draw_landmarks(points, predicted, scheme, radius=radius)
+        # Only the first row is labeled.
+        strip = [label(image, name) if i < 2 else image for name, image in images.items()]
+        strips.append(np.concatenate(strip, axis=1))
     if len(strips) % 2:
         strips.append(np.full_like(strips[0], 255))
     pairs = zip(strips[::2], strips[1::2], strict=True)
@@ -158,7 +172,7 @@ def stage_comparison(
 
 
 def plot_image(image: Image, title: str) -> Figure:
-    """An image as a figure of its own shape, for a notebook."""
+    """Show an image with a title as a figure of the same aspect ratio, for a notebook."""
     height, width = image.shape[:2]
     figure = Figure(figsize=(_FIGURE_WIDTH, _FIGURE_WIDTH * height / width), layout="constrained")
     axes = figure.subplots()
@@ -169,22 +183,22 @@ def plot_image(image: Image, title: str) -> Figure:
 
 
 def save_image(path: Path, image: Image) -> None:
-    """Writes RGB as an image file of the path's suffix, making its folder.
+    """Write an RGB image in the format of the path's suffix; creates the folder.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_all({path: encode_image(path, image)})
 
 
 def encode_image(path: Path, image: Image) -> bytes:
-    """Encodes RGB in the format of the path's suffix.
+    """Encode an RGB image in the format of the path's suffix.
 
     Raises:
-      OSError: it cannot be encoded.
+      OSError: the image cannot be encoded.
     """
-    encoded, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
-    if not encoded:
+    is_encoded, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
+    if not is_encoded:
         raise OSError(errno.EIO, "the image could not be encoded", str(path))
     return data.tobytes()

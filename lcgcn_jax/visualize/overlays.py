@@ -1,4 +1,4 @@
-"""Faces drawn on images: contours by part, points by confidence, the graph's strongest edges."""
+"""Overlays of predicted faces on images: contours, landmarks, and the strongest edges of the graph."""
 
 from collections.abc import Sequence
 
@@ -9,29 +9,26 @@ from jaxtyping import Float, UInt8
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_image
 from lcgcn_jax.image_io import read_image
-from lcgcn_jax.inference.model import Face
+from lcgcn_jax.inference.face import Face
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.visualize.faces import (
     SHIFT,
+    WHITE,
+    Color,
     Image,
     draw_contours,
-    draw_point,
-    draw_ring,
+    draw_points,
     fixed_point,
 )
 
-PARTS = (
+CONTOUR_COLORS = (
     (86, 180, 233), (230, 159, 0), (240, 228, 66), (204, 121, 167), (213, 94, 0),
     (0, 200, 150), (90, 110, 255), (255, 130, 130), (200, 255, 200), (220, 220, 220),
 )  # fmt: skip
-"""RGB of the contours, in their order; the first of them are Okabe and Ito's, told apart by all eyes."""
+"""RGB colors of the contours, in their order; the first five are colorblind-safe (Okabe and Ito)."""
 
-EDGES = (255, 255, 255)
-EDGES_A_LANDMARK = 1.0
-"""Edges of the graph that are drawn, the strongest, over the number of landmarks."""
-
-_VISIBLE = 0.5  # points of a lower visibility are hollow
-_LEGEND_LINE = 18  # pixels
+_VISIBLE = 0.5  # landmarks with a lower visibility are drawn as rings
+_LEGEND_LINE = 18  # height in pixels
 
 
 def draw_faces(
@@ -44,22 +41,22 @@ def draw_faces(
     edges: Sequence[Float[np.ndarray, "k k"]] | None = None,
     visibility: Sequence[Float[np.ndarray, "k"] | None] | None = None,
 ) -> UInt8[np.ndarray, "_rows w 3"]:
-    """A copy of a picture with faces drawn on it, and a legend below it.
+    """Draw faces on a copy of an image, and add a legend below it.
 
-    Contours have the colors `PARTS`, points the color of their confidence (viridis: 0 is dark blue, 1
-    is yellow). Points of a visibility below 0.5 are hollow.
+    Contours have the colors `CONTOUR_COLORS`. Landmarks have the color of their confidence (viridis: 0 is
+    dark blue, 1 is yellow); those with a visibility below 0.5 are rings.
 
     Args:
-      image: RGB.
-      landmarks: of each face, in pixels of the picture.
-      confidence: of each face's landmarks, in 0..1.
-      scheme: what the landmarks mean.
-      sides: of the faces' boxes, in pixels: points and lines are drawn to this size.
-      edges: the graph of each face; its strongest edges between two landmarks are drawn.
-      visibility: of each face's landmarks, in 0..1; None for a face without it.
+      image: RGB image.
+      landmarks: landmarks of each face in image pixels.
+      confidence: confidence of the landmarks of each face, in 0..1.
+      scheme: landmark scheme.
+      sides: side of each face box in pixels; it scales points and lines.
+      edges: edges of each face; the k strongest between different landmarks are drawn.
+      visibility: visibility of the landmarks of each face, in 0..1; None for a face without it.
     """
     canvas = image.copy()
-    colors = [PARTS[i % len(PARTS)] for i in range(len(scheme.contours))]
+    colors = [CONTOUR_COLORS[i % len(CONTOUR_COLORS)] for i in range(len(scheme.contours))]
     radii = [max(1.0, side / 90) for side in sides]
     for points, radius in zip(landmarks, radii, strict=True):
         draw_contours(canvas, points, scheme, colors, radius)
@@ -67,15 +64,12 @@ def draw_faces(
         _draw_edges(canvas, points, weights)
     if visibility is None:
         visibility = [None] * len(landmarks)
-    for points, values, seen, radius in zip(landmarks, confidence, visibility, radii, strict=True):
-        is_hollow = np.zeros(len(points), bool) if seen is None else seen < _VISIBLE
-        for point, color, hollow in zip(points, _viridis(values), is_hollow, strict=True):
-            if hollow:
-                draw_ring(canvas, point, color, 1.4 * radius)
-            else:
-                draw_point(canvas, point, (0, 0, 0), 1.3 * radius)
-                draw_point(canvas, point, color, radius)
-    has_visibility = any(seen is not None for seen in visibility)
+    for points, values, visible, radius in zip(
+        landmarks, confidence, visibility, radii, strict=True
+    ):
+        is_hollow = None if visible is None else visible < _VISIBLE
+        draw_points(canvas, points, _viridis(values), radius, has_rim=True, is_hollow=is_hollow)
+    has_visibility = any(visible is not None for visible in visibility)
     legend = _legend(scheme, colors, canvas.shape[1], has_visibility=has_visibility)
     return np.vstack([canvas, legend])
 
@@ -87,32 +81,35 @@ def draw(
     edges: bool = False,
     legend: bool = False,
 ) -> UInt8[np.ndarray, "_rows w 3"]:
-    """Draws predicted faces on an image.
+    """Draw predicted faces on an image.
 
     Args:
-      image: the image that was given to `LandmarkModel.predict`: a path, an RGB array or a PIL image.
-      faces: its faces, in its pixels.
+      image: input of `LandmarkModel.predict`: a path, an RGB array or a PIL image.
+      faces: output of `LandmarkModel.predict`.
       edges: draw the strongest edges of the graph.
       legend: add a legend below the image.
 
     Returns:
-      RGB `uint8` `[h w 3]`, with more rows if there is a legend. Contours have one color per part of the
-      face, points the color of their confidence (viridis: 0 is dark blue, 1 is yellow). Points that are
-      probably not visible are hollow.
+      RGB `uint8` image `[h w 3]`, with more rows if there is a legend. Contours have one color per part of
+      the face. Landmarks have the color of their confidence (viridis: 0 is dark blue, 1 is yellow); those
+      that are probably not visible are rings.
 
     Raises:
-      InputError: the image cannot be read, or `edges` is set and a face has none.
+      InputError: the image cannot be read, `edges` is set and a face has none, or the faces have no common
+        landmark scheme.
     """
     pixels = read_image(image) if is_path(image) else rgb_image(image)
     if not faces:
         return pixels.copy()
     weights = [face.edges for face in faces if face.edges is not None]
     if edges and len(weights) < len(faces):
-        raise InputError("draw: these faces have no edges; leave out edges=True")
+        raise InputError("draw: a face has no edges (the model has no graph); leave out edges=True")
     scheme = faces[0].scheme
     if scheme is None or any(face.scheme != scheme for face in faces):
-        raise InputError("draw: faces of one landmark scheme are needed; set Face.scheme")
-    drawn = draw_faces(
+        raise InputError(
+            "draw: the faces have no common landmark scheme; set Face.scheme, and draw each scheme separately"
+        )
+    overlay = draw_faces(
         pixels,
         [face.landmarks for face in faces],
         [face.confidence for face in faces],
@@ -121,22 +118,22 @@ def draw(
         edges=weights if edges else None,
         visibility=[face.visibility for face in faces],
     )
-    return drawn if legend else drawn[: len(pixels)]
+    return overlay if legend else overlay[: len(pixels)]
 
 
 def _draw_edges(
     canvas: Image, landmarks: Float[np.ndarray, "k 2"], weights: Float[np.ndarray, "k k"]
 ) -> None:
-    between = weights * (1 - np.eye(len(weights), dtype=weights.dtype))
-    count = round(EDGES_A_LANDMARK * len(weights))
+    """Draw the k strongest edges between different landmarks in place."""
+    weights = weights * (1 - np.eye(len(weights), dtype=weights.dtype))
+    strongest = np.argsort(weights, axis=None)[-len(weights) :]
     fixed = fixed_point(landmarks).tolist()
-    for position in np.argsort(between, axis=None)[-count:]:
-        i, j = np.unravel_index(position, between.shape)
-        cv2.line(canvas, fixed[i], fixed[j], EDGES, 1, cv2.LINE_AA, SHIFT)
+    for i, j in zip(*np.unravel_index(strongest, weights.shape), strict=True):
+        cv2.line(canvas, fixed[i], fixed[j], WHITE, 1, cv2.LINE_AA, SHIFT)
 
 
-def _viridis(values: Float[np.ndarray, "n"]) -> list[tuple[int, int, int]]:
-    """RGB of numbers in 0..1."""
+def _viridis(values: Float[np.ndarray, "n"]) -> list[Color]:
+    """Map values in 0..1 to RGB colors."""
     levels = np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
     bgr = cv2.applyColorMap(levels[:, None], cv2.COLORMAP_VIRIDIS)[:, 0]
     return [tuple(color) for color in bgr[:, ::-1].tolist()]
@@ -144,18 +141,18 @@ def _viridis(values: Float[np.ndarray, "n"]) -> list[tuple[int, int, int]]:
 
 def _legend(
     scheme: LandmarkScheme,
-    colors: Sequence[tuple[int, int, int]],
+    colors: Sequence[Color],
     width: int,
     *,
     has_visibility: bool,
 ) -> UInt8[np.ndarray, "_rows _columns 3"]:
-    """What the colors mean, on as many lines as it takes; none where the width is too small."""
+    """Legend of the colors, on as many lines as needed; empty if the image is too narrow."""
     ramp = _viridis(np.linspace(0, 1, 3 * _LEGEND_LINE))
     items = [np.hstack([_text("0"), _swatch(ramp), _text("1 confidence")])]
     if has_visibility:
         ring = np.zeros((_LEGEND_LINE, _LEGEND_LINE, 3), np.uint8)
-        middle = np.array([_LEGEND_LINE - 1.0, _LEGEND_LINE - 1.0]) / 2
-        draw_ring(ring, middle, EDGES, _LEGEND_LINE / 4)
+        middle = np.full((1, 2), (_LEGEND_LINE - 1) / 2)
+        draw_points(ring, middle, [WHITE], _LEGEND_LINE / 5.6, is_hollow=np.ones(1, bool))
         items.append(np.hstack([ring, _text("not visible")]))
     for contour, color in zip(scheme.contours, colors, strict=True):
         text = _text(contour.name.replace("_", " "))
@@ -172,16 +169,16 @@ def _legend(
 
 
 def _text(text: str) -> Image:
-    """White on black, a line of the legend high."""
+    """White text on black with the height of a legend line."""
     font, scale, pad = cv2.FONT_HERSHEY_SIMPLEX, 0.4, _LEGEND_LINE // 3
     width = cv2.getTextSize(text, font, scale, 1)[0][0]
     image = np.zeros((_LEGEND_LINE, width + 2 * pad, 3), np.uint8)
-    place = (pad, _LEGEND_LINE - pad)
-    return cv2.putText(image, text, place, font, scale, (255, 255, 255), 1, cv2.LINE_AA)
+    origin = (pad, _LEGEND_LINE - pad)
+    return cv2.putText(image, text, origin, font, scale, WHITE, 1, cv2.LINE_AA)
 
 
-def _swatch(colors: Sequence[tuple[int, int, int]]) -> Image:
-    """Colors side by side, a line of the legend high."""
+def _swatch(colors: Sequence[Color]) -> Image:
+    """Columns of colors with the height of a legend line."""
     pad = _LEGEND_LINE // 3
     image = np.zeros((_LEGEND_LINE, len(colors) + pad, 3), np.uint8)
     image[pad:-pad, pad:] = colors

@@ -1,3 +1,5 @@
+"""Weights and reference outputs of the public PyTorch code in ../shared/parity."""
+
 import json
 import math
 import zlib
@@ -13,7 +15,7 @@ def torch_normal(key, shape):
 
 
 def torch_tensor(key, shape):
-    """What ../shared/parity makes of a key; see its README."""
+    """Weight of a key, as defined in the README of ../shared/parity."""
     n = torch_normal(key, shape)
     if key.endswith("running_mean"):
         return np.float32(0.1) * n
@@ -27,7 +29,7 @@ def torch_tensor(key, shape):
 
 
 class Parity:
-    """The public code's keys, the arrays made from them, and what that code made of these."""
+    """Keys of the public code, weights of these keys, and its outputs with these weights."""
 
     normal = staticmethod(torch_normal)
 

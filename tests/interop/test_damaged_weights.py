@@ -1,4 +1,4 @@
-"""A campaign of damaged weight files through `lcgcn import-torch`: one line names each."""
+"""Robustness of `lcgcn import-torch`: damaged and malicious weight files are rejected in one line."""
 
 import json
 import os
@@ -21,21 +21,21 @@ STATE = {
 SMALL = {"heatmap": {"name": "hrnet", "arch": "tiny"}, "graph": None, "decode": "argmax"}
 
 
-def refused(path, out, capsys):
+def rejection(path, out, capsys):
     arguments = ["--arch", "hrnet_tiny", "--scheme", "wflw98", "--out", str(out)]
     before = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
     assert main(["import-torch", str(path), *arguments]) == 2
-    said = capsys.readouterr()
-    (line,) = said.err.splitlines()
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
     assert line.startswith(f"lcgcn: error: {path}: ")
-    assert said.out == ""
+    assert output.out == ""
     assert {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()} == before
     assert not out.exists()
     return line
 
 
 def damaged(whole, rng):
-    """Truncated and flipped copies, most of the flips where the file says what it holds."""
+    """Truncated copies, and copies with flipped bits, mostly in the header."""
     for end in rng.integers(0, len(whole), 15):
         yield whole[:end]
     for i in range(30):
@@ -59,12 +59,12 @@ def test_truncated_and_flipped_files(tmp_path, capsys, kind):
     assert len(files) == 45
     for content in files:
         path.write_bytes(content)
-        # What still reads as arrays is no HRNet, and so a flipped value, too, ends in a line.
-        refused(path, tmp_path / "bundle", capsys)
+        # Files that are still readable are rejected because they hold no HRNet.
+        rejection(path, tmp_path / "bundle", capsys)
 
 
-def test_a_flipped_weight_in_a_zip_is_found(tmp_path):
-    """PyTorch's own reader does not look at the checksums."""
+def test_zip_checksums_are_verified(tmp_path):
+    """`torch.load` does not verify them."""
     torch = pytest.importorskip("torch")
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.full((64,), 1.5)}, path)
@@ -73,7 +73,7 @@ def test_a_flipped_weight_in_a_zip_is_found(tmp_path):
     assert read_state_dict(path)["a"].tolist() == [1.5] * 64
     path.write_bytes(whole.replace(value * 64, value * 63 + struct.pack("<f", 1.75)))
     assert torch.load(path, weights_only=True)["a"][-1] == 1.75
-    with pytest.raises(ValueError, match=r"weights/data/0 in it does not have its checksum"):
+    with pytest.raises(ValueError, match=r"weights/data/0 in it does not match its checksum"):
         read_state_dict(path)
 
 
@@ -111,15 +111,15 @@ HEADERS = {
 }
 
 
-def test_headers_that_lie(tmp_path, capsys):
+def test_invalid_safetensors_headers(tmp_path, capsys):
     for content in HEADERS.values():
         path = tmp_path / "weights.safetensors"
         path.write_bytes(content)
-        refused(path, tmp_path / "bundle", capsys)
+        rejection(path, tmp_path / "bundle", capsys)
 
 
 class Reduced:
-    """Calls a function as it is unpickled."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self._call = function, arguments
@@ -129,7 +129,7 @@ class Reduced:
 
 
 @pytest.mark.parametrize("zipped", [True, False, None], ids=["zip", "legacy", "bare"])
-def test_pickles_that_run_something(tmp_path, capsys, zipped):
+def test_pickles_with_code_are_not_executed(tmp_path, capsys, zipped):
     torch = pytest.importorskip("torch")
     ran = tmp_path / "ran"
     calls = {
@@ -141,7 +141,7 @@ def test_pickles_that_run_something(tmp_path, capsys, zipped):
         "mkdir": Reduced(os.mkdir, str(ran)),
         "load": Reduced(torch.load, str(tmp_path / "weights.pth")),
     }
-    del calls["getattr" if zipped is None else "load"]  # a module is no pickle
+    del calls["getattr" if zipped is None else "load"]  # a module cannot be pickled
     calls.pop("getattr", None)
     path = tmp_path / "weights.pth"
     for call in calls.values():
@@ -150,11 +150,11 @@ def test_pickles_that_run_something(tmp_path, capsys, zipped):
             path.write_bytes(pickle.dumps(content["more"]))
         else:
             torch.save(content, path, _use_new_zipfile_serialization=zipped)
-        refused(path, tmp_path / "bundle", capsys)
+        rejection(path, tmp_path / "bundle", capsys)
         assert not ran.exists()
 
 
-def test_arrays_that_are_none(tmp_path, capsys):
+def test_unusual_tensors(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     arrays = {
         "of zero stride": torch.zeros(1).expand(10**6, 10**6),
@@ -167,7 +167,7 @@ def test_arrays_that_are_none(tmp_path, capsys):
     path = tmp_path / "weights.pth"
     for array in arrays.values():
         torch.save({"conv1.weight": array}, path)
-        refused(path, tmp_path / "bundle", capsys)
+        rejection(path, tmp_path / "bundle", capsys)
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +200,10 @@ def test_weights_of_the_wrong_shape_or_value(small, tmp_path, capsys):
             np.shape((small | change)["conv1.weight"])
         )
         save_file(state, path)
-        assert message in refused(path, tmp_path / "bundle", capsys)
+        assert message in rejection(path, tmp_path / "bundle", capsys)
 
 
-def test_a_file_name_that_is_no_text(small, tmp_path, capsys):
+def test_file_name_that_is_not_unicode(small, tmp_path, capsys):
     path = tmp_path / os.fsdecode(b"caf\xe9\n.safetensors")
     save_file(small, tmp_path / "weights.safetensors")
     os.rename(tmp_path / "weights.safetensors", path)

@@ -1,3 +1,5 @@
+"""Exported StableHLO and ONNX graphs agree with the model and carry their metadata."""
+
 import contextlib
 import functools
 import json
@@ -41,7 +43,7 @@ NARROW = {
 FIVE = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
 PAGE = (Path(__file__).parents[2] / "docs/how-to/serving.md").read_text(encoding="utf-8")
 TOLERANCE = 1e-3  # pixels
-CLEAR = 1e-4  # of the logits' deviation: with a runner-up nearer than that, either may be the peak
+MARGIN = 1e-4  # of the standard deviation of the logits: smaller margins make the peak ambiguous
 
 
 def serve_stablehlo(path):
@@ -76,23 +78,24 @@ def forward(graphdef, params, batch_stats, crops):
 
 
 def assert_agree(serve, bundle, crops, batches):
-    """The file says what the model does, whose BatchNorms are not folded, in batches of any size."""
+    """Compare the graph with the model, whose BatchNorms are not folded, in several batch sizes."""
     model = forward(*bundle.create(), crops)
     logits = np.asarray(model.heatmap_logits).reshape(len(crops), -1, bundle.scheme.num_landmarks)
     peaks = np.sort(logits, axis=1)
-    clear = (peaks[:, -1] - peaks[:, -2] > CLEAR * logits.std()).all(axis=1)
-    assert clear.mean() > 0.8
+    has_clear_peaks = (peaks[:, -1] - peaks[:, -2] > MARGIN * logits.std()).all(axis=1)
+    assert has_clear_peaks.mean() > 0.8
     assert np.ptp(model.landmarks) > 5
     for size in batches:
-        found = serve(crops[:size])
-        assert set(found) == set(OUTPUTS)
+        outputs = serve(crops[:size])
+        rows = has_clear_peaks[:size]
+        assert set(outputs) == set(OUTPUTS)
         for name in OUTPUTS:
             expected = np.asarray(getattr(model, name))[:size]
-            assert found[name].shape == expected.shape
-            assert found[name].dtype == np.float32
+            assert outputs[name].shape == expected.shape
+            assert outputs[name].dtype == np.float32
             np.testing.assert_allclose(
-                np.asarray(found[name])[clear[:size]],
-                expected[clear[:size]],
+                np.asarray(outputs[name])[rows],
+                expected[rows],
                 rtol=0,
                 atol=TOLERANCE,
                 err_msg=name,
@@ -100,7 +103,7 @@ def assert_agree(serve, bundle, crops, batches):
 
 
 @pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_a_model_can_be_served(toy, random_bundle, tmp_path, kind):
+def test_exported_graph_agrees_with_the_model(toy, random_bundle, tmp_path, kind):
     assert_served(
         random_bundle, tmp_path, "dark", {"message": "offsets", "output": "residual"}, kind
     )
@@ -126,7 +129,7 @@ def test_a_model_can_be_served(toy, random_bundle, tmp_path, kind):
     ],
     ids=str,
 )
-def test_every_kind_of_model_can_be_served(toy, random_bundle, tmp_path, decode, graph, kind):
+def test_every_kind_of_model_can_be_exported(toy, random_bundle, tmp_path, decode, graph, kind):
     assert_served(random_bundle, tmp_path, decode, graph, kind)
 
 
@@ -144,7 +147,7 @@ def assert_served(random_bundle, folder, decode, graph, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITE)
-def test_an_hourglass_can_be_served(random_bundle, tmp_path, kind):
+def test_hourglass_can_be_exported(random_bundle, tmp_path, kind):
     config = {
         "heatmap": {"name": "hourglass", "stacks": 1, "width": 4},
         "decode": "argmax",
@@ -163,7 +166,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The shipped model's file of a kind, written once, by the page's command."""
+    """Exported file of the shipped model per format, written once by the command in the documentation."""
     folder = tmp_path_factory.mktemp("served")
 
     @functools.cache
@@ -179,7 +182,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def faces():
-    """100 crops of drawn faces."""
+    """Crops of 100 synthetic faces."""
     crops = []
     for seed in range(100):
         face = draw_face(seed, IBUG68)
@@ -190,29 +193,29 @@ def faces():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITE)
-def test_a_hundred_faces(shipped, faces, written, kind):
+def test_shipped_model_on_a_hundred_faces(shipped, faces, written, kind):
     assert_agree(SERVE[kind](written(kind)), shipped, faces, (3, 100))
 
 
 @pytest.mark.slow
-def test_stablehlo_is_one_file_for_every_platform(shipped, written):
+def test_stablehlo_platforms_and_metadata(shipped, written):
     path = written("stablehlo")
     graph = export.deserialize(bytearray(path.read_bytes()))
     assert graph.platforms == PLATFORMS
     (crops,) = graph.in_avals
     assert crops.dtype == np.uint8
     assert str(crops.shape) == f"(b, {SIZE}, {SIZE}, 3)"
-    assert_described(json.loads(description_file(path).read_text()), shipped)
+    assert_metadata(json.loads(description_file(path).read_text()), shipped)
 
 
 @pytest.mark.slow
-def test_onnx_tells_what_a_client_has_to_know(shipped, written):
+def test_onnx_metadata(shipped, written):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(written("onnx"))
-    about = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     for name in ("image_size", "crop_scale", "scheme"):
-        about[name] = json.loads(about[name])
-    assert_described(about, shipped)
+        metadata[name] = json.loads(metadata[name])
+    assert_metadata(metadata, shipped)
     (crops,) = model.graph.input
     first, *others = crops.type.tensor_type.shape.dim
     assert first.dim_param
@@ -220,11 +223,11 @@ def test_onnx_tells_what_a_client_has_to_know(shipped, written):
     assert not [node.op_type for node in model.graph.node if "Normalization" in node.op_type]
 
 
-def assert_described(found, bundle):
-    assert found["image_size"] == SIZE
-    assert found["crop_scale"] == geometry.CROP_SCALE
-    assert LandmarkScheme.from_dict(found["scheme"]) == bundle.scheme
-    assert found["producer"].startswith("lcgcn-jax ")
+def assert_metadata(metadata, bundle):
+    assert metadata["image_size"] == SIZE
+    assert metadata["crop_scale"] == geometry.CROP_SCALE
+    assert LandmarkScheme.from_dict(metadata["scheme"]) == bundle.scheme
+    assert metadata["producer"].startswith("lcgcn-jax ")
 
 
 def page_code(containing):
@@ -233,11 +236,11 @@ def page_code(containing):
     return code
 
 
-def run_apart(code, folder, blocked):
-    """Runs code in a process of its own, in a folder, where some packages are not there."""
+def run_without_packages(code, folder, blocked):
+    """Run code in a new process in which some packages cannot be imported."""
     start = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", start + code],
         cwd=folder,
         env=environment,
@@ -245,13 +248,13 @@ def run_apart(code, folder, blocked):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
+    assert process.returncode == 0, process.stderr
+    assert not process.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zoom", [1, 4])
-def test_the_onnx_example_of_the_page_works_without_jax(written, tmp_path, zoom):
+def test_onnx_example_in_the_documentation_runs_without_jax(written, tmp_path, zoom):
     (tmp_path / "face.onnx").symlink_to(written("onnx"))
     photo = tmp_path / "photo.jpg"
     cv2.imwrite(str(photo), draw_face(3, IBUG68, size=320 * zoom).image[..., ::-1])
@@ -261,7 +264,7 @@ def test_the_onnx_example_of_the_page_works_without_jax(written, tmp_path, zoom)
     if zoom != 1:
         code = code.replace(numbers, ", ".join(map(str, box)))
     blocked = ["jax", "jaxlib", "flax", "lcgcn_jax"]
-    run_apart(code + '\nnp.save("points.npy", points)', tmp_path, blocked)
+    run_without_packages(code + '\nnp.save("points.npy", points)', tmp_path, blocked)
     affine = geometry.crop_transform(np.array(box), SIZE)
     crop = geometry.warp(read_image(photo), affine, SIZE)
     (expected,) = serve_onnx(tmp_path / "face.onnx")(crop[None])["landmarks"]
@@ -272,18 +275,18 @@ def test_the_onnx_example_of_the_page_works_without_jax(written, tmp_path, zoom)
 
 
 @pytest.mark.slow
-def test_the_stablehlo_example_of_the_page_works_without_this_package(faces, written, tmp_path):
+def test_stablehlo_example_in_the_documentation_runs_without_this_package(faces, written, tmp_path):
     path = written("stablehlo")
     for file in (path, description_file(path)):
         (tmp_path / file.name).symlink_to(file)
     np.save(tmp_path / "crops.npy", faces[:3])
-    code = page_code("deserialize") + '\nnp.save("points.npy", found["landmarks"])'
-    run_apart(code, tmp_path, ["flax", "lcgcn_jax"])
+    code = page_code("deserialize") + '\nnp.save("points.npy", output["landmarks"])'
+    run_without_packages(code, tmp_path, ["flax", "lcgcn_jax"])
     expected = serve_stablehlo(path)(faces[:3])["landmarks"]
     np.testing.assert_allclose(np.load(tmp_path / "points.npy"), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_without_jax2onnx_the_error_says_what_to_install(shipped, tmp_path, monkeypatch):
+def test_missing_jax2onnx_raises_with_the_install_command(shipped, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(InputError, match=r"a\.onnx: .*pip install 'lcgcn-jax\[onnx\]'"):
         write_onnx(tmp_path / "a.onnx", shipped)
@@ -292,9 +295,7 @@ def test_without_jax2onnx_the_error_says_what_to_install(shipped, tmp_path, monk
 
 @pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("graph", [{"edge_inputs": "both", "gate": "visibility"}, {"name": "dag"}])
-def test_visibility_is_the_last_output_where_the_model_has_the_head(
-    toy, random_bundle, tmp_path, kind, graph
-):
+def test_visibility_is_the_last_output(toy, random_bundle, tmp_path, kind, graph):
     require_converter(kind)
     model = {
         "heatmap": {"name": "toy"},
@@ -311,11 +312,11 @@ def test_visibility_is_the_last_output_where_the_model_has_the_head(
     if kind == "onnx":
         session = pytest.importorskip("onnxruntime").InferenceSession(path)
         assert [output.name for output in session.get_outputs()] == list(names)
-        found = dict(zip(names, session.run(None, {"crops": crops}), strict=True))
+        outputs = dict(zip(names, session.run(None, {"crops": crops}), strict=True))
     else:
-        found = serve_stablehlo(path)(crops)
-        assert set(found) == set(names)
+        outputs = serve_stablehlo(path)(crops)
+        assert set(outputs) == set(names)
     expected = forward(*bundle.create(), crops).visibility
     assert np.ptp(expected) > 1e-3
-    np.testing.assert_allclose(found["visibility"], expected, atol=1e-3)
+    np.testing.assert_allclose(outputs["visibility"], expected, atol=1e-3)
     assert output_names(bundle.without_graph()) == OUTPUTS

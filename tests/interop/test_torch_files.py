@@ -1,3 +1,5 @@
+"""Tests of `interop.torch_files`."""
+
 import os
 import pickle
 import re
@@ -27,11 +29,11 @@ def tensors(torch, state):
     return {key: torch.from_numpy(value) for key, value in state.items()}
 
 
-def assert_is_state(found):
-    assert found.keys() == STATE.keys()
+def assert_is_state(state):
+    assert state.keys() == STATE.keys()
     for key, value in STATE.items():
-        np.testing.assert_array_equal(found[key], value)
-        assert found[key].dtype == np.float32
+        np.testing.assert_array_equal(state[key], value)
+        assert state[key].dtype == np.float32
 
 
 def one_line(error):
@@ -40,7 +42,7 @@ def one_line(error):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_is_written_is_read(ending, tmp_path):
+def test_write_then_read(ending, tmp_path):
     if ending != ".safetensors":
         pytest.importorskip("torch")
     path = tmp_path / "sub" / f"weights{ending}"
@@ -49,8 +51,8 @@ def test_what_is_written_is_read(ending, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_views_are_written_as_they_read(tmp_path):
-    """safetensors writes memory as it lies there, whatever the strides say."""
+def test_transposed_views_are_written_correctly(tmp_path):
+    """safetensors ignores the strides of an array."""
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
     write_state_dict(tmp_path / "a.safetensors", {"m": matrix.T, "count": np.zeros((), np.int64)})
     np.testing.assert_array_equal(read_state_dict(tmp_path / "a.safetensors")["m"], matrix.T)
@@ -59,7 +61,7 @@ def test_views_are_written_as_they_read(tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("nested", [False, True])
-def test_wrappers_are_taken_off(torch, tmp_path, nested, prefix, zipped):
+def test_wrapper_prefixes_are_removed(torch, tmp_path, nested, prefix, zipped):
     state = {prefix + key: value for key, value in tensors(torch, STATE).items()}
     state[f"{prefix}bn.num_batches_tracked"] = torch.tensor(7)
     saved = {"epoch": 3, "state_dict": state, "meta": {"note": "x"}} if nested else state
@@ -67,21 +69,21 @@ def test_wrappers_are_taken_off(torch, tmp_path, nested, prefix, zipped):
     assert_is_state(read_state_dict(tmp_path / "a.pth"))
 
 
-def test_module_stays_where_it_is_a_name(tmp_path):
+def test_prefix_of_some_keys_is_kept(tmp_path):
     state = {"module.a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
     save_file(state, tmp_path / "a.safetensors")
     assert read_state_dict(tmp_path / "a.safetensors").keys() == state.keys()
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64"])
-def test_other_precisions_become_float32(torch, tmp_path, kind):
+def test_weights_are_converted_to_float32(torch, tmp_path, kind):
     state = {key: value.to(getattr(torch, kind)) for key, value in tensors(torch, STATE).items()}
     torch.save(state, tmp_path / "a.pth")
     assert_is_state(read_state_dict(tmp_path / "a.pth"))
 
 
 class Code:
-    """What pickle would run on loading."""
+    """Executes a command when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -91,18 +93,18 @@ class Code:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_is_refused_and_not_run(torch, tmp_path, zipped):
+def test_pickle_with_code_is_rejected_and_not_executed(torch, tmp_path, zipped):
     path, marker = tmp_path / "bad.pth", tmp_path / "ran"
     state = {"state_dict": {"conv.weight": torch.zeros(2), "extra": Code(marker)}}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match=re.escape(f"{path}: its pickle calls posix.system")) as e:
         read_state_dict(path)
-    assert "none of it was run" in one_line(e)
+    assert "which was not executed" in one_line(e)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_bare_pickle_is_refused_and_not_run(torch, tmp_path, protocol):
+def test_plain_pickle_is_rejected_and_not_executed(torch, tmp_path, protocol):
     path, marker = tmp_path / "bad.pth", tmp_path / "ran"
     path.write_bytes(pickle.dumps({"conv.weight": Code(marker)}, protocol))
     with pytest.raises(InputError, match=re.escape(str(path))) as e:
@@ -111,7 +113,7 @@ def test_a_bare_pickle_is_refused_and_not_run(torch, tmp_path, protocol):
     assert not marker.exists()
 
 
-def test_a_whole_module_is_refused_with_the_way_out(torch, tmp_path):
+def test_pickled_module_is_rejected_with_the_fix(torch, tmp_path):
     torch.save({"state_dict": torch.nn.Linear(2, 2)}, tmp_path / "a.pth")
     with pytest.raises(
         InputError, match=r"a\.pth: its pickle calls .*save the model's state_dict"
@@ -125,8 +127,8 @@ def truncated(path):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth", ".legacy.pth"])
-@pytest.mark.parametrize("corrupt", ["half", "none of it", "another file"])
-def test_a_damaged_file_is_named(tmp_path, ending, corrupt):
+@pytest.mark.parametrize("corrupt", ["half", "empty", "another file"])
+def test_damaged_file_is_rejected(tmp_path, ending, corrupt):
     path = tmp_path / f"weights{ending}"
     if ending == ".legacy.pth":
         torch = pytest.importorskip("torch")
@@ -138,9 +140,7 @@ def test_a_damaged_file_is_named(tmp_path, ending, corrupt):
     if corrupt == "half":
         truncated(path)
     else:
-        path.write_bytes(
-            b"" if corrupt == "none of it" else b"<!DOCTYPE html><html>not found</html>"
-        )
+        path.write_bytes(b"" if corrupt == "empty" else b"<!DOCTYPE html><html>not found</html>")
     with pytest.raises(InputError, match=rf"{re.escape(str(path))}: .*damaged") as e:
         read_state_dict(path)
     one_line(e)
@@ -154,32 +154,32 @@ def test_a_damaged_file_is_named(tmp_path, ending, corrupt):
         ({"epoch": 3, "best": 0.1}, "2 entries are not arrays: epoch, best"),
     ],
 )
-def test_files_that_hold_no_weights_are_refused(torch, tmp_path, content, message):
+def test_file_without_weights_is_rejected(torch, tmp_path, content, message):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=message):
         read_state_dict(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors"])
-def test_a_missing_file_is_named(tmp_path, name):
+def test_missing_file_is_rejected(tmp_path, name):
     with pytest.raises(InputError, match=rf"{name}: no such file"):
         read_state_dict(tmp_path / name)
 
 
 @pytest.mark.parametrize("use", [read_state_dict, lambda path: write_state_dict(path, STATE)])
-def test_other_kinds_of_file_are_refused(tmp_path, use):
+def test_unknown_suffix_is_rejected(tmp_path, use):
     with pytest.raises(InputError, match=r"weights\.npz: unknown kind of file"):
         use(tmp_path / "weights.npz")
 
 
-def test_without_pytorch_the_error_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_pytorch_raises_with_the_install_command(tmp_path, monkeypatch):
     (tmp_path / "a.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"a\.pth: .*pip install 'lcgcn-jax\[torch\]'"):
         read_state_dict(tmp_path / "a.pth")
 
 
-def test_pytorch_is_imported_only_when_needed(tmp_path):
+def test_safetensors_do_not_import_pytorch(tmp_path):
     save_file(STATE, tmp_path / "a.safetensors")
     code = (
         "import sys; from pathlib import Path; import lcgcn_jax.interop.torch_weights;"
@@ -190,7 +190,7 @@ def test_pytorch_is_imported_only_when_needed(tmp_path):
 
 
 def checkpoint(torch, kind):
-    """What training scripts save: where the model is in it, and what is left out."""
+    """Checkpoint of a training script, with the expected key of the model and the other keys."""
     model, average = tensors(torch, STATE), {k: v + 1 for k, v in tensors(torch, STATE).items()}
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
@@ -211,7 +211,7 @@ def checkpoint(torch, kind):
             ("model_ema",),
         ),
         "average deep": ({"net": model, "ema": {"module": average}}, "net", ("ema.module",)),
-        "average alone": ({"ema_state_dict": model, "epoch": 3}, "ema_state_dict", ()),
+        "average only": ({"ema_state_dict": model, "epoch": 3}, "ema_state_dict", ()),
         "lightning": (
             {
                 "epoch": 3,
@@ -237,15 +237,15 @@ def checkpoint(torch, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["model", "net", "any name", "deep", "twice", "average", "average deep", "average alone",
+    ["model", "net", "any name", "deep", "twice", "average", "average deep", "average only",
      "lightning", "discriminator", "metrics", "loop"],
 )  # fmt: skip
-def test_model_is_found_in_a_checkpoint(torch, tmp_path, kind):
+def test_model_in_a_checkpoint(torch, tmp_path, kind):
     saved, key, others = checkpoint(torch, kind)
     torch.save(saved, tmp_path / "a.pth")
-    found = read_torch_file(tmp_path / "a.pth")
-    assert_is_state(found.state)
-    assert (found.key, found.others) == (key, others)
+    file = read_torch_file(tmp_path / "a.pth")
+    assert_is_state(file.state)
+    assert (file.key, file.others) == (key, others)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_model_is_found_in_a_checkpoint(torch, tmp_path, kind):
         ("empty", "1 entries are not arrays: model"),
     ],
 )  # fmt: skip
-def test_no_model_or_no_certain_one_is_one_line(torch, tmp_path, kind, message):
+def test_missing_or_ambiguous_model_is_rejected(torch, tmp_path, kind, message):
     model = tensors(torch, STATE)
     optimizer = {"state": {0: {"exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": 0.1}]}
     saved = {

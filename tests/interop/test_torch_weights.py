@@ -1,4 +1,4 @@
-"""Parity with the public PyTorch code, whose outputs are in ../shared/parity; see the README there."""
+"""Parity of imported and exported weights with the public PyTorch code (../shared/parity)."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def lcgcn(hrnet98, graph98):
 
 
 @pytest.mark.slow
-def test_hrnet_outputs_are_those_of_the_public_code(face, parity):
+def test_hrnet_has_the_outputs_of_the_public_code(face, parity):
     graphdef, params, batch_stats = face.bundle.create()
 
     @jax.jit
@@ -55,7 +55,7 @@ def test_hrnet_outputs_are_those_of_the_public_code(face, parity):
 
 
 def head_inputs(parity):
-    """Positions, confidences and features, of k landmarks."""
+    """Positions, confidences and visual features of 98 landmarks."""
 
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
@@ -75,7 +75,7 @@ def our_head(result, inputs):
 
 
 def their_head(state, positions, confidences, features):
-    """The authors' head as the parity folder's README describes it, pair by pair, in float64."""
+    """Authors' head in float64, pair by pair, from the description in the README of the parity folder."""
     state = {key: np.float64(value) for key, value in state.items()}
     k = len(positions)
 
@@ -111,17 +111,15 @@ def their_head(state, positions, confidences, features):
     return edges, nodes
 
 
-def test_the_authors_head_gives_what_their_code_gives(lcgcn, parity):
+def test_graph_head_has_the_outputs_of_the_authors_code(lcgcn, parity):
     edges, coordinates = our_head(lcgcn, head_inputs(parity))
     theirs = parity.outputs("lcgcn_head_98")
     assert relative_error(edges, theirs["edges"]) < 1e-5
     assert relative_error(coordinates, theirs["coordinates"]) < 1e-5
 
 
-def test_the_authors_head_gives_what_its_description_gives_where_edges_are_alive(
-    hrnet98, graph98, parity
-):
-    """In the stored outputs the last ReLU of the edges is shut for every pair, and all edges are equal."""
+def test_graph_head_with_unequal_edges_agrees_with_its_description(hrnet98, graph98, parity):
+    """In the stored outputs, the last ReLU of the edges is 0 for every pair, so all edges are equal."""
     inputs, theirs = head_inputs(parity), parity.outputs("lcgcn_head_98")
     plain, _ = their_head(graph98, *inputs)
     assert relative_error(plain, theirs["edges"]) < 1e-5
@@ -134,16 +132,15 @@ def test_the_authors_head_gives_what_its_description_gives_where_edges_are_alive
     }
     expected_edges, expected_coordinates = their_head(graph, *inputs)
     assert np.ptp(expected_edges[~np.eye(98, dtype=bool)]) > 0.01
-    assert (
-        relative_error(expected_edges, expected_edges.T) > 0.1
-    )  # so that the order of a pair shows
+    # Not symmetric, so that the order of a pair matters.
+    assert relative_error(expected_edges, expected_edges.T) > 0.1
     result = imported(hrnet98, graph_state=graph, graph_source="graph.pth")
     edges, coordinates = our_head(result, inputs)
     assert relative_error(edges, expected_edges) < 1e-5
     assert relative_error(coordinates, expected_coordinates) < 1e-5
 
 
-def test_what_a_bundle_is_made_as(face, lcgcn):
+def test_configuration_of_imported_bundles(face, lcgcn):
     assert face.code == "HRNet-Facial-Landmark-Detection"
     assert (face.bundle.model["decode"], face.bundle.model["graph"]) == ("quarter", None)
     assert (face.bundle.scheme, face.bundle.image_size) == (WFLW98, 256)
@@ -156,7 +153,7 @@ def test_what_a_bundle_is_made_as(face, lcgcn):
         assert not result.unused
 
 
-# The other codes' names, by what they make of HRNet-Facial-Landmark-Detection's.
+# Prefixes of the keys, by those of HRNet-Facial-Landmark-Detection.
 MMPOSE_0 = {"head.": "keypoint_head.final_layer."}
 MMPOSE_1 = {"head.3.": "head.final_layer.", "head.": "head.conv_layers."}
 
@@ -177,7 +174,7 @@ def assert_same_weights(ours, theirs):
 
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize(("starts", "code"), [(MMPOSE_0, "mmpose 0.x"), (MMPOSE_1, "mmpose 1.x")])
-def test_both_generations_of_mmpose(face, hrnet98, starts, code, prefix):
+def test_import_of_mmpose_layouts(face, hrnet98, starts, code, prefix):
     state = {prefix + k: v for k, v in renamed(hrnet98, starts, "backbone.").items()}
     keys = {key.removeprefix(prefix) for key in state}
     assert "backbone.stage4.2.fuse_layers.3.2.0.1.running_var" in keys
@@ -190,7 +187,7 @@ def test_both_generations_of_mmpose(face, hrnet98, starts, code, prefix):
 
 
 @pytest.mark.parametrize("prefixes", [("hm_model.", "gcn_model."), ("", ""), ("backbone.", "")])
-def test_graph_and_heatmap_model_of_one_file(lcgcn, hrnet98, graph98, prefixes):
+def test_import_of_graph_and_heatmap_model_in_one_file(lcgcn, hrnet98, graph98, prefixes):
     state = {prefixes[0] + key: value for key, value in hrnet98.items()}
     state |= {prefixes[1] + key: value for key, value in graph98.items()}
     result = imported(state)
@@ -211,7 +208,7 @@ def classifier():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, classifier()])
-def test_of_an_imagenet_model_the_backbone_is_taken_and_the_head_is_fresh(face, hrnet98, extra):
+def test_import_of_an_imagenet_backbone_has_a_fresh_head(face, hrnet98, extra):
     backbone = {key: value for key, value in hrnet98.items() if not key.startswith("head.")}
     result = imported(backbone | extra)
     assert result.code == "HRNet for ImageNet"
@@ -226,78 +223,78 @@ def test_of_an_imagenet_model_the_backbone_is_taken_and_the_head_is_fresh(face, 
     assert (result.bundle.weights["heatmap_model.head_bn.var"] == 1).all()
 
 
-def refusal(state, **graph):
+def rejection(state, **graph):
     with pytest.raises(InputError) as error:
         imported(state, **graph)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_keys_left_over_missing_or_misshapen_are_all_listed(hrnet98):
+def test_unknown_missing_and_misshapen_keys_are_listed(hrnet98):
     state = dict(hrnet98)
-    gone = [key for key in state if key.startswith("stage3.1.branches.2.0.")]
-    for key in gone:
+    missing = [key for key in state if key.startswith("stage3.1.branches.2.0.")]
+    for key in missing:
         del state[key]
     state["bn1.weight"] = np.ones(63, np.float32)
     state |= {"extra.a": np.ones(1, np.float32), "incre_modules.b": np.ones(1, np.float32)}
-    said = refusal(state)
-    assert said.startswith(f"weights.pth: {len(gone) + 3} keys do not fit the model")
-    assert "2 unknown: extra.a, incre_modules.b;" in said
-    assert f"{len(gone)} missing: {', '.join(sorted(gone))};" in said
-    assert said.endswith("1 of the wrong shape: bn1.weight (63,) instead of (64,)")
+    message = rejection(state)
+    assert message.startswith(f"weights.pth: {len(missing) + 3} keys do not fit the model")
+    assert "2 unknown: extra.a, incre_modules.b;" in message
+    assert f"{len(missing)} missing: {', '.join(sorted(missing))};" in message
+    assert message.endswith("1 of the wrong shape: bn1.weight (63,) instead of (64,)")
 
 
 @pytest.mark.parametrize("key", ["conv1.weight", "head.0.weight", "transition3.3.0.1.bias"])
-def test_one_missing_key_is_enough(hrnet98, key):
+def test_one_missing_key_is_rejected(hrnet98, key):
     state = {k: v for k, v in hrnet98.items() if k != key}
-    assert f"1 keys do not fit the model; 1 missing: {key}" in refusal(state)
+    assert f"1 keys do not fit the model; 1 missing: {key}" in rejection(state)
 
 
-def test_a_cut_off_head_is_no_backbone(hrnet98):
+def test_incomplete_head_is_rejected(hrnet98):
     state = {key: value for key, value in hrnet98.items() if not key.startswith("head.3")}
-    assert "6 unknown: head.0.bias, head.0.weight" in refusal(state)
+    assert "6 unknown: head.0.bias, head.0.weight" in rejection(state)
 
 
-def test_a_graph_head_has_to_fit_too(hrnet98, graph98):
+def test_graph_head_that_does_not_fit_is_rejected(hrnet98, graph98):
     where = {"graph_source": "graph.pth"}
-    lacking = {k: v for k, v in graph98.items() if k != "gcn_layers.1.w2"}
-    assert "graph.pth: " in refusal(hrnet98, graph_state=lacking, **where)
-    assert "gcn_layers.1.w2" in refusal(hrnet98, graph_state=lacking, **where)
-    more = graph98 | {"gcn_layers.3.w1": np.ones((2, 2), np.float32)}
-    assert "1 unknown: gcn_layers.3.w1" in refusal(hrnet98, graph_state=more, **where)
+    incomplete = {k: v for k, v in graph98.items() if k != "gcn_layers.1.w2"}
+    assert "graph.pth: " in rejection(hrnet98, graph_state=incomplete, **where)
+    assert "gcn_layers.1.w2" in rejection(hrnet98, graph_state=incomplete, **where)
+    extended = graph98 | {"gcn_layers.3.w1": np.ones((2, 2), np.float32)}
+    assert "1 unknown: gcn_layers.3.w1" in rejection(hrnet98, graph_state=extended, **where)
     other = graph98 | {"optimizer": np.ones(1, np.float32)}
-    assert "1 not of the graph head: optimizer" in refusal(hrnet98, graph_state=other, **where)
-    assert "graph.pth: no LCGCN graph head" in refusal(hrnet98, graph_state=hrnet98, **where)
+    assert "1 not of the graph head: optimizer" in rejection(hrnet98, graph_state=other, **where)
+    assert "graph.pth: no LCGCN graph head" in rejection(hrnet98, graph_state=hrnet98, **where)
 
 
-def test_another_size_of_hrnet_does_not_fit(hrnet98):
+def test_other_hrnet_size_is_rejected(hrnet98):
     with pytest.raises(InputError, match=r"weights\.pth: \d+ keys do not fit the model"):
         imported(hrnet98, arch="w18-small-v2")
 
 
-def test_another_number_of_points_is_said_first(hrnet98):
+def test_other_number_of_landmarks_is_rejected(hrnet98):
     with pytest.raises(InputError, match=r"weights\.pth: .* 98 landmarks, and ibug68 has 68"):
         imported(hrnet98, scheme=IBUG68)
 
 
-def test_a_file_of_something_else_is_refused(graph98):
-    said = refusal({"fc.weight": np.ones((2, 2), np.float32)})
-    assert said == "weights.pth: no HRNet in it; among its 1 keys: fc.weight"
-    assert "no HRNet in it" in refusal(graph98)
+def test_file_without_hrnet_is_rejected(graph98):
+    message = rejection({"fc.weight": np.ones((2, 2), np.float32)})
+    assert message == "weights.pth: no HRNet in it; among its 1 keys: fc.weight"
+    assert "no HRNet in it" in rejection(graph98)
 
 
-def test_a_graph_head_on_a_backbone_alone_is_refused(hrnet98, graph98):
+def test_graph_head_on_a_backbone_without_head_is_rejected(hrnet98, graph98):
     backbone = {key: value for key, value in hrnet98.items() if not key.startswith("head.")}
-    assert "its HRNet has no head" in refusal(backbone | graph98)
+    assert "its HRNet has no head" in rejection(backbone | graph98)
 
 
-def test_two_models_in_one_file_are_refused(hrnet98):
+def test_two_models_in_one_file_are_rejected(hrnet98):
     twice = {prefix + key: value for key, value in hrnet98.items() for prefix in ("a.", "b.")}
-    assert "more than once, under 'a.', 'b.'" in refusal(twice)
+    assert "occurs more than once, under 'a.', 'b.'" in rejection(twice)
 
 
-class Given(nnx.Module):
-    """Stands in for the HRNet."""
+class ConstantHeatmapModel(nnx.Module):
+    """Heatmap model that returns constant logits and features."""
 
     stride, feature_channels = 4, 270
 
@@ -308,25 +305,25 @@ class Given(nnx.Module):
         return self.logits[...], self.features[...]
 
 
-def test_from_the_heatmaps_on_the_authors_model_gives_what_their_code_gives(lcgcn, graph98, parity):
-    """Their `LandmarkModel`: peaks as parts of the map's side go in, parts of the crop's side come out."""
+def test_prediction_from_heatmaps_agrees_with_the_authors_code(lcgcn, graph98, parity):
+    """Their `LandmarkModel` maps peaks / 64 to landmarks / 256."""
     logits = parity.normal("logits", (1, 64, 64, 98))
     features = parity.normal("features", (1, 64, 64, 270))
     y, x = np.divmod(logits[0].reshape(-1, 98).argmax(axis=0), 64)
     confidence = 1 / (1 + np.exp(-logits[0, y, x, np.arange(98)]))
-    cells = np.stack([x, y], axis=-1)
-    edges, coordinates = their_head(graph98, cells / 64, confidence, features[0, y, x])
+    peaks = np.stack([x, y], axis=-1)
+    edges, coordinates = their_head(graph98, peaks / 64, confidence, features[0, y, x])
 
     model = merge_weights(*lcgcn.bundle.create())
-    model.heatmap_model = Given(jnp.asarray(logits), jnp.asarray(features))
+    model.heatmap_model = ConstantHeatmapModel(jnp.asarray(logits), jnp.asarray(features))
     output = nnx.jit(lambda model: model(jnp.zeros((1, 256, 256, 3))))(model)
-    np.testing.assert_array_equal(output.heatmap_landmarks[0], 4 * cells + 2)
+    np.testing.assert_array_equal(output.heatmap_landmarks[0], 4 * peaks + 2)
     assert relative_error(np.asarray(output.edges[0]), edges) < 1e-5
     assert relative_error(np.asarray(output.landmarks[0]), 256 * coordinates) < 1e-5
 
 
 @pytest.mark.parametrize("graph", [False, True])
-def test_export_is_import_backwards(lcgcn, parity, hrnet98, graph98, graph):
+def test_export_inverts_import(lcgcn, parity, hrnet98, graph98, graph):
     state = export_weights(lcgcn.bundle, graph=graph, source="bundle")
     keys = parity.keys("hrnet_face_98") | (parity.keys("lcgcn_head_98") if graph else {})
     assert {key: list(value.shape) for key, value in state.items()} == keys
@@ -348,7 +345,7 @@ def test_export_is_import_backwards(lcgcn, parity, hrnet98, graph98, graph):
         ("positions", "center"),
     ],
 )
-def test_a_graph_that_the_authors_code_cannot_hold_is_not_exported(lcgcn, field, value):
+def test_graph_unlike_the_authors_is_not_exported(lcgcn, field, value):
     model = dict(lcgcn.bundle.model)
     model["graph"] = model["graph"] | {field: value, "gcn_widths": [64, 16, 2]}
     bundle = dataclasses.replace(lcgcn.bundle, model=model)
@@ -358,20 +355,20 @@ def test_a_graph_that_the_authors_code_cannot_hold_is_not_exported(lcgcn, field,
     assert export_weights(bundle, graph=False, source="bundle")
 
 
-def test_a_bias_that_the_authors_blocks_lack_is_not_dropped(lcgcn):
+def test_graph_with_bias_is_not_exported(lcgcn):
     weights = dict(lcgcn.bundle.weights) | {"graph.blocks.1.bias": np.ones(16, np.float32)}
     bundle = dataclasses.replace(lcgcn.bundle, weights=weights)
     with pytest.raises(InputError, match="a bias in its blocks"):
         export_weights(bundle, graph=True, source="bundle")
 
 
-def test_another_heatmap_model_is_not_exported(face):
+def test_other_heatmap_model_is_not_exported(face):
     model = dict(face.bundle.model) | {"heatmap": {"name": "toy"}}
     with pytest.raises(InputError, match="bundle: only HRNet"):
         export_weights(dataclasses.replace(face.bundle, model=model), graph=False, source="bundle")
 
 
-def test_every_hrnet_can_be_named():
+def test_torch_archs():
     assert set(torch_weights.TORCH_ARCHS) == {
         "hrnet_w18",
         "hrnet_w32",

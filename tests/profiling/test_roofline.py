@@ -1,3 +1,5 @@
+"""Tests of `profiling.roofline`."""
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -6,7 +8,7 @@ from lcgcn_jax.profiling import roofline
 from lcgcn_jax.profiling.roofline import Cost, Peaks
 
 
-def test_cost_counts_a_multiply_add_as_two():
+def test_cost_of_a_matrix_product():
     a, b = jnp.ones((32, 48)), jnp.ones((48, 16))
     cost = Cost.of(jax.jit(jnp.matmul).lower(a, b).compile())
     assert cost.flops == 2 * 32 * 48 * 16
@@ -14,10 +16,10 @@ def test_cost_counts_a_multiply_add_as_two():
 
 
 @pytest.mark.parametrize(
-    ("peaks", "floor"), [((10.0, 1e9), (8.0, "flops")), ((1e9, 10.0), (2.0, "bytes"))]
+    ("peaks", "bound"), [((10.0, 1e9), (8.0, "flops")), ((1e9, 10.0), (2.0, "bytes"))]
 )
-def test_floor_is_the_longer_of_the_two(peaks, floor):
-    assert Cost(80.0, 20.0).floor(Peaks(*peaks)) == floor
+def test_roofline_is_the_larger_of_both_times(peaks, bound):
+    assert Cost(80.0, 20.0).roofline(Peaks(*peaks)) == bound
 
 
 def test_peaks_are_positive(monkeypatch):

@@ -1,3 +1,5 @@
+"""Tests of `profiling.tpu_compile`."""
+
 import dataclasses
 import importlib.util
 import math
@@ -20,10 +22,10 @@ from lcgcn_jax.profiling.tpu_compile import (
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="no libtpu, TPU's compiler: pip install 'lcgcn-jax[tpu]'",
+    reason="libtpu (the TPU compiler) is not installed: pip install 'lcgcn-jax[tpu]'",
 )
 
-# Lines as libtpu 0.0.52 writes them, shortened.
+# Shortened output of libtpu 0.0.52.
 HLO = """
   %all-reduce.3 = (f32[512,512]{1,0:T(8,128)S(1)}, f32[512]{0:T(512)}) all-reduce(%fusion.2, %gte.8), \
 channel_id=1, replica_groups=mesh['axis_0'=4] {'axis_0'}, to_apply=%add.clone
@@ -40,7 +42,7 @@ u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%slice.4), source_target_pa
 """
 
 
-def test_collectives_are_counted_by_kind_with_their_bytes():
+def test_collectives_by_kind():
     assert collectives(HLO) == {
         "all-reduce": Collective(2, 4 * (512 * 512 + 512) + 2 * 3 * 64),
         "all-gather": Collective(2, 256 * 8 + 4 * 8),
@@ -52,7 +54,7 @@ def test_collectives_are_counted_by_kind_with_their_bytes():
 
 @pytest.fixture
 def cost():
-    """A step whose memory on a chip is 2 GiB and a quarter for each face that the chip has."""
+    """Factory of costs whose memory per chip is 2 GiB + 0.25 GiB per face."""
 
     def make(batch_size, *, topology="v5e:2x2", chips=4):
         memory = 2 * GIB + GIB * batch_size // (4 * chips)
@@ -64,34 +66,34 @@ def cost():
 @pytest.mark.parametrize(
     ("topology", "chips", "faces"), [("v5e:2x2", 4, 55), ("v5e:4x4", 16, 55), ("v5p:2x2x1", 4, 374)]
 )
-def test_the_largest_batch_follows_the_line_through_two(cost, topology, chips, faces):
+def test_largest_batch_is_extrapolated_from_two(cost, topology, chips, faces):
     costs = [cost(n * chips, topology=topology, chips=chips) for n in (16, 8)]
     assert largest_batch(costs) == largest_batch(costs[::-1]) == faces * chips
 
 
-def test_a_model_that_never_fits_has_no_batch(cost):
+def test_largest_batch_of_a_model_that_does_not_fit_is_zero(cost):
     costs = [dataclasses.replace(cost(n), memory=cost(n).memory + 20 * GIB) for n in (4, 8)]
     assert largest_batch(costs) == 0
 
 
-def test_memory_that_does_not_grow_gives_no_line(cost):
+def test_constant_memory_raises(cost):
     with pytest.raises(InputError, match="give a larger --batch-size"):
         largest_batch([cost(4), dataclasses.replace(cost(8), memory=cost(4).memory)])
 
 
-def test_the_slower_of_memory_and_arithmetic_sets_the_time(cost):
+def test_least_seconds_is_the_larger_of_memory_and_arithmetic_time(cost):
     assert least_seconds(cost(4)) == pytest.approx(1.0)
     assert least_seconds(dataclasses.replace(cost(4), flops=394e12)) == pytest.approx(2.0)
     assert least_seconds(dataclasses.replace(cost(4), bytes_accessed=3 * 819e9)) == pytest.approx(3)
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "4x4", ""])
-def test_unknown_chips_are_refused(topology):
+def test_unknown_chip_raises(topology):
     with pytest.raises(InputError, match="v5e:4x4"):
         tpu_devices(topology)
 
 
-def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+def test_missing_libtpu_raises_with_the_install_command(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         tpu_compile.importlib.util,
@@ -104,7 +106,7 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
 
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e", "v5e:3x3", "v5e:two"])
-def test_shapes_that_do_not_exist_are_refused(topology):
+def test_unknown_shape_raises(topology):
     with pytest.raises(InputError, match=f"^{topology}: "):
         tpu_devices(topology)
 
@@ -112,17 +114,10 @@ def test_shapes_that_do_not_exist_are_refused(topology):
 @needs_libtpu
 @pytest.mark.parametrize(
     ("topology", "chips"),
-    [
-        ("v5e:2x2", 4),
-        ("v5e:4x4", 16),
-        ("v5e:16x16", 256),
-        ("v4:2x2x1", 4),
-        ("v4:2x2x2", 8),
-        ("v6e:2x2", 4),
-        ("v6e:4x4", 16),
-    ],
-)
-def test_the_whole_step_compiles_for_a_slice(tiny_config, topology, chips):
+    [("v5e:2x2", 4), ("v5e:4x4", 16), ("v5e:16x16", 256), ("v4:2x2x1", 4), ("v4:2x2x2", 8),
+     ("v6e:2x2", 4), ("v6e:4x4", 16)],
+)  # fmt: skip
+def test_the_training_step_compiles_for_a_slice(tiny_config, topology, chips):
     cost = compile_step(tiny_config, topology, 2 * chips)
     assert cost.num_chips == chips
     assert 0 < cost.memory == sum(cost.parts.values()) < CHIPS[topology.split(":")[0]].memory
@@ -132,10 +127,10 @@ def test_the_whole_step_compiles_for_a_slice(tiny_config, topology, chips):
 
 
 @needs_libtpu
-def test_the_compiler_refuses_what_the_line_says_does_not_fit(tiny_config):
+def test_the_extrapolated_limit_agrees_with_the_compiler(tiny_config):
     costs = [compile_step(tiny_config, "v5e:2x2", n) for n in (4096, 8192)]
-    most = largest_batch(costs)
-    assert most > 8192
+    limit = largest_batch(costs)
+    assert limit > 8192
     with pytest.raises(InputError, match="does not fit v5e:2x2; give a smaller --batch-size"):
-        compile_step(tiny_config, "v5e:2x2", 2 * most)
-    assert compile_step(tiny_config, "v5e:2x2", 4 * int(0.9 * most / 4)).batch_size < most
+        compile_step(tiny_config, "v5e:2x2", 2 * limit)
+    assert compile_step(tiny_config, "v5e:2x2", 4 * int(0.9 * limit / 4)).batch_size < limit

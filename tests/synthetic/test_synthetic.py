@@ -1,3 +1,5 @@
+"""Tests of the synthetic faces and of their writers."""
+
 import cv2
 import numpy as np
 import pytest
@@ -17,11 +19,11 @@ def faces():
 
 @pytest.fixture(scope="module")
 def plain_seeds(faces):
-    """Faces without any attribute: frontal, sharp, nothing in front of them."""
+    """Seeds of faces without any attribute: frontal, sharp, not occluded."""
     return [seed for seed, face in zip(SEEDS, faces, strict=True) if face.attributes == PLAIN]
 
 
-def test_same_seed_same_face_and_another_seed_another_face():
+def test_the_seed_determines_the_face():
     first, again, other = (synthetic.draw_face(seed, WFLW98) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.landmarks, again.landmarks)
@@ -31,7 +33,7 @@ def test_same_seed_same_face_and_another_seed_another_face():
     assert np.abs(first.landmarks - other.landmarks).mean() > 1
 
 
-def test_landmarks_lie_inside_and_fill_about_half_of_the_picture(faces):
+def test_landmarks_are_inside_the_image_and_span_half_of_it(faces):
     points = np.stack([face.landmarks for face in faces])
     assert points.dtype == np.float64
     assert points.shape == (len(SEEDS), 98, 2)
@@ -42,36 +44,18 @@ def test_landmarks_lie_inside_and_fill_about_half_of_the_picture(faces):
     assert extent.max() < 0.61
 
 
-def test_features_are_in_order_on_every_face(faces):
+def test_features_are_in_anatomical_order(faces):
     for face in faces:
         p = face.landmarks
         along = p[72] - p[60]
         across = np.array([-along[1], along[0]])
-        for left, right in (
-            (60, 64),
-            (64, 68),
-            (68, 72),
-            (33, 37),
-            (42, 46),
-            (76, 82),
-            (88, 92),
-            (96, 97),
-        ):
-            assert (p[right] - p[left]) @ along > 0
-        for upper, lower in (
-            (62, 66),
-            (70, 74),
-            (35, 62),
-            (51, 54),
-            (54, 57),
-            (79, 85),
-            (90, 94),
-            (85, 16),
-        ):
-            assert (p[lower] - p[upper]) @ across >= 0
+        left, right = [60, 64, 68, 33, 42, 76, 88, 96], [64, 68, 72, 37, 46, 82, 92, 97]
+        assert ((p[right] - p[left]) @ along > 0).all()
+        upper, lower = [62, 70, 35, 51, 54, 79, 90, 85], [66, 74, 62, 54, 57, 85, 94, 16]
+        assert ((p[lower] - p[upper]) @ across >= 0).all()
 
 
-def test_left_and_right_are_roughly_mirrored_on_near_frontal_faces(plain_seeds, faces):
+def test_near_frontal_faces_are_nearly_symmetric(plain_seeds, faces):
     differences = []
     for seed in plain_seeds:
         p = faces[seed].landmarks - faces[seed].landmarks[[60, 72]].mean(axis=0)
@@ -87,14 +71,14 @@ def test_left_and_right_are_roughly_mirrored_on_near_frontal_faces(plain_seeds, 
      (range(76, 96), range(48, 68))],
     ids=["jaw", "left_brow", "right_brow", "nose", "left_eye", "right_eye", "mouth"],
 )  # fmt: skip
-def test_the_schemes_agree_where_they_share_points(wflw, ibug):
+def test_schemes_agree_on_shared_landmarks(wflw, ibug):
     for seed in range(4):
         a, b = (synthetic.draw_face(seed, scheme, size=64) for scheme in (WFLW98, IBUG68))
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_allclose(a.landmarks[list(wflw)], b.landmarks[list(ibug)], atol=1e-9)
 
 
-def test_attributes_are_neither_rare_nor_common_and_independent(faces):
+def test_attributes_are_independent_and_have_a_rate_of_20_percent(faces):
     flags = np.array([[face.attributes[name] for name in synthetic.ATTRIBUTES] for face in faces])
     rates = flags.mean(axis=0)
     assert rates.min() > 0.12
@@ -103,15 +87,15 @@ def test_attributes_are_neither_rare_nor_common_and_independent(faces):
     assert np.abs(correlation - np.eye(6)).max() < 0.25
 
 
-def test_attributes_are_what_they_say(faces):
+def test_blur_and_pose_attributes_change_the_image(faces):
     def mean(name, value, score):
         return np.mean([score(face) for face in faces if face.attributes[name] is value])
 
     def sharpness(face):
         return cv2.Laplacian(cv2.medianBlur(face.image, 3), cv2.CV_64F).std()
 
-    def turn(face):
-        # How far the nose tip is off the middle of the eye corners, along the line between them.
+    def rotation(face):
+        # Yaw: offset of the nose tip from the middle of the eye corners. Roll: slope of the eye line.
         p = face.landmarks
         along = p[72] - p[60]
         return abs((p[54] - p[[60, 72]].mean(axis=0)) @ along) / (along @ along) + abs(
@@ -119,18 +103,18 @@ def test_attributes_are_what_they_say(faces):
         )
 
     assert mean("blur", True, sharpness) < 0.6 * mean("blur", False, sharpness)
-    assert mean("pose", True, turn) > 1.5 * mean("pose", False, turn)
+    assert mean("pose", True, rotation) > 1.5 * mean("pose", False, rotation)
 
 
-def test_only_an_occluder_occludes(faces):
-    covered = np.array([face.occluded.sum() for face in faces])
+def test_only_faces_with_the_occlusion_attribute_have_occluded_landmarks(faces):
+    num_occluded = np.array([face.occluded.sum() for face in faces])
     flagged = np.array([face.attributes["occlusion"] for face in faces])
-    assert covered[~flagged].max() == 0
-    assert covered[flagged].min() >= 3
-    assert covered[flagged].mean() < 60
+    assert num_occluded[~flagged].max() == 0
+    assert num_occluded[flagged].min() >= 3
+    assert num_occluded[flagged].mean() < 60
 
 
-def test_the_drawn_pupil_is_at_the_pupil_landmark(plain_seeds):
+def test_pupil_landmarks_are_at_the_drawn_pupils(plain_seeds):
     for seed in plain_seeds[:8]:
         face = synthetic.draw_face(seed, WFLW98, size=384)
         gray = cv2.cvtColor(face.image, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -141,8 +125,8 @@ def test_the_drawn_pupil_is_at_the_pupil_landmark(plain_seeds):
             assert np.abs(_dark_centroid(gray, center) - center).max() < 1.0
 
 
-def test_the_jaw_is_an_edge_of_the_picture(plain_seeds):
-    """The color changes more across the jaw landmarks than the same way across the cheek."""
+def test_jaw_landmarks_are_on_an_image_edge(plain_seeds):
+    """The color gradient across the jaw is larger than the gradient across the cheek."""
     for seed in plain_seeds[:8]:
         face = synthetic.draw_face(seed, WFLW98, size=384)
         image = cv2.GaussianBlur(face.image, (0, 0), 2).astype(np.float32)
@@ -159,7 +143,7 @@ def test_the_jaw_is_an_edge_of_the_picture(plain_seeds):
         assert change(jaw) > 2 * change(jaw - 16 * outward)
 
 
-def test_twice_the_size_is_the_same_face_under_the_half_pixel_convention(plain_seeds):
+def test_the_face_does_not_depend_on_the_image_size(plain_seeds):
     for seed in plain_seeds[:6]:
         small, large = (synthetic.draw_face(seed, WFLW98, size=size) for size in (192, 384))
         np.testing.assert_allclose(large.landmarks, 2 * small.landmarks + 0.5, atol=1e-6)
@@ -172,13 +156,13 @@ def test_twice_the_size_is_the_same_face_under_the_half_pixel_convention(plain_s
         assert max(abs(dx), abs(dy)) < 0.15
 
 
-def test_another_scheme_is_refused():
+def test_unsupported_scheme_raises():
     other = LandmarkScheme("two", ("a", "b"), (), (0, 1), "box")
     with pytest.raises(ValueError, match="use wflw98 or ibug68"):
         synthetic.draw_face(0, other)
 
 
-def test_write_wflw_writes_the_official_layout(tmp_path):
+def test_write_wflw_layout(tmp_path):
     out = tmp_path / "wflw"
     synthetic.write_wflw(out, num_train=5, num_test=3, seed=2)
     lists = out / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
@@ -203,7 +187,7 @@ def test_write_wflw_writes_the_official_layout(tmp_path):
     assert all(np.abs(a - b).max() > 1 for i, a in enumerate(points) for b in points[:i])
 
 
-def test_write_300w_writes_the_official_layout(tmp_path):
+def test_write_300w_layout(tmp_path):
     out = tmp_path / "300w"
     synthetic.write_300w(out, num_train=6, num_test=10)
     counts = {
@@ -225,7 +209,7 @@ def test_write_300w_writes_the_official_layout(tmp_path):
         assert cv2.imread(str(images[0])).shape == (192, 192, 3)
 
 
-def test_pts_files_count_from_one_and_list_files_from_zero(tmp_path):
+def test_pts_coordinates_start_at_one_and_wflw_coordinates_at_zero(tmp_path):
     synthetic.write_300w(tmp_path / "300w", num_train=1, num_test=0)
     synthetic.write_wflw(tmp_path / "wflw", num_train=1, num_test=0)
     pts = np.loadtxt(tmp_path / "300w" / "afw" / "synthetic_000000.pts")
@@ -237,7 +221,7 @@ def test_pts_files_count_from_one_and_list_files_from_zero(tmp_path):
 
 
 @pytest.mark.parametrize("write", [synthetic.write_wflw, synthetic.write_300w])
-def test_writing_is_deterministic_and_never_overwrites(tmp_path, write):
+def test_writers_are_deterministic_and_do_not_overwrite(tmp_path, write):
     for name in ("a", "b"):
         write(tmp_path / name, num_train=3, num_test=2, seed=1)
     files = sorted(
@@ -246,11 +230,11 @@ def test_writing_is_deterministic_and_never_overwrites(tmp_path, write):
     assert len(files) >= 5
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    with pytest.raises(InputError, match="already exists; choose another folder or remove it"):
+    with pytest.raises(InputError, match="already exists; choose another path"):
         write(tmp_path / "a", num_train=1, num_test=1)
 
 
-def test_every_built_in_scheme_can_be_drawn():
+def test_draw_face_supports_every_built_in_scheme():
     for scheme in SCHEMES.values():
         assert synthetic.draw_face(0, scheme, size=48).landmarks.shape == (scheme.num_landmarks, 2)
 
@@ -261,7 +245,7 @@ def _value(image, point):
 
 
 def _dark_centroid(gray, center):
-    """Centroid of the pupil: the darkest pixels within a small disc around the expected center."""
+    """Centroid of the dark pixels in a small disc around the expected center of the pupil."""
     y, x = np.indices(gray.shape)
     near = (x - center[0]) ** 2 + (y - center[1]) ** 2 < 5**2
     dark = np.clip(60 - gray, 0, None) * near

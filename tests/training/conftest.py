@@ -1,16 +1,19 @@
-"""The tiny configuration, with synthetic faces, and its programs traced once."""
+"""Tiny configuration with synthetic faces, whose programs are traced once per session."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 
 import pytest
 import tiny
 
 from lcgcn_jax.training import sharding, trainer
+from lcgcn_jax.training.config import to_json
+from lcgcn_jax.training.config_types import Config, DataConfig, TrainConfig
 
 
 @pytest.fixture
 def tiny_config(make_tiny_config):
-    """The whole configuration at 32 px with the tiny heatmap model; tests change it."""
+    """A full configuration at 32 px with the tiny heatmap model; tests change it."""
     return make_tiny_config()
 
 
@@ -25,41 +28,52 @@ def make_tiny_config(synthetic98):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def programs_made_once():
-    """Makes each optimizer and each step once per configuration: JAX then traces and loads it once.
+def cached_programs():
+    """Builds each program once per configuration.
 
-    Otherwise each `Trainer` of these tests would spend seconds on tracing a step that another one has
-    traced before.
+    Otherwise each `Trainer` of these tests would trace the same step again, for seconds.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "make_optimizer",
-            "make_train_step",
-            "make_predict_step",
-            "make_refine_step",
-            "make_detect_step",
+        patch.setattr(trainer, "build_train_step", _cached(trainer.build_train_step, _step_key))
+        for module, name in (
+            (trainer, "make_predict_step"),
+            (trainer, "make_refine_step"),
+            (trainer, "make_detect_step"),
+            (sharding, "compile_predict_step"),
         ):
-            patch.setattr(trainer, name, _made_once(getattr(trainer, name)))
-        for name in ("compile_train_step", "compile_predict_step"):
-            patch.setattr(sharding, name, _made_once(getattr(sharding, name)))
+            patch.setattr(module, name, _cached(getattr(module, name), lambda *args: args))
         yield
 
 
-def _made_once(make: Callable) -> Callable:
-    made = {}
+def _cached(make: Callable, key_of: Callable) -> Callable:
+    results = {}
 
-    def once(*args, **kwargs):
-        key = _hashable((args, kwargs))
-        if key not in made:
-            made[key] = make(*args, **kwargs)
-        return made[key]
+    def cached(*args):
+        key = key_of(*args)
+        if key not in results:
+            results[key] = make(*args)
+        return results[key]
 
-    return once
+    return cached
 
 
-def _hashable(value):
-    if isinstance(value, Mapping):
-        return tuple((name, _hashable(item)) for name, item in sorted(value.items()))
-    if isinstance(value, list | tuple):
-        return tuple(map(_hashable, value))
-    return value
+def _step_key(config: Config, num_landmarks: int, mesh) -> tuple:
+    """The arguments of `build_train_step`, without fields that do not change the step."""
+    train = config.train
+    same_step = dataclasses.replace(
+        config,
+        scheme="",
+        seed=0,
+        init_from="",
+        init_scope="",
+        data=DataConfig(image_size=config.data.image_size),
+        train=TrainConfig(
+            mode=train.mode,
+            steps=train.steps,
+            batch_size=train.batch_size,
+            dtype=train.dtype,
+            remat=train.remat,
+            ema_decay=train.ema_decay,
+        ),
+    )
+    return to_json(same_step), num_landmarks, mesh

@@ -8,9 +8,9 @@ from lcgcn_jax.training.config import (
     differences,
     fill_in,
     load_config,
-    resolve_steps,
     to_json,
 )
+from lcgcn_jax.training.config_types import Config, resolve_steps
 from lcgcn_jax.training.optimizer import make_schedule
 
 CONFIGS = (
@@ -26,13 +26,13 @@ CONFIGS = (
 )
 
 
-def test_these_are_all_configs_that_come_with_the_project():
+def test_config_names_lists_all_configs():
     assert sorted(CONFIGS) == config_names()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("argument", ["", ":small"])
-def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
+def test_configs_load_by_name(name, argument):
     config = load_config(name + argument)
     assert set(config.to_dict()) == set(default_config().to_dict())
 
@@ -41,19 +41,18 @@ def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
     ("spec", "faces", "size"),
     [("w300_lcgcn:frozen", 2833, 256), ("w300_lcgcn:small,frozen", 1802, 128)],
 )
-def test_frozen_form_is_the_papers_ablation(spec, faces, size):
-    config = resolve_steps(load_config(spec), faces)
+def test_frozen_argument_is_the_ablation_of_the_paper(spec, faces, size):
+    config = resolve_steps(Config.from_dict(load_config(spec).to_dict()), faces)
     assert (config.train.mode, config.train.cache, config.data.image_size) == ("frozen", True, size)
-    rate = make_schedule(
-        config.optimizer.to_dict(), config.optimizer.learning_rate.graph, config.train.steps
-    )
+    peak = config.optimizer.learning_rate.graph
+    rate = make_schedule(config.optimizer, peak, config.train.steps)
     epoch = faces / config.train.batch_size
     assert config.train.steps == pytest.approx(32 * epoch, abs=1)
     rates = [float(rate(int(e * epoch))) for e in (0.1, 1.9, 2.1, 31.9)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
-def test_config_is_found_by_path(tmp_path):
+def test_config_loads_by_path(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from lcgcn_jax.training.config import default_config\n"
@@ -69,7 +68,7 @@ def test_config_is_found_by_path(tmp_path):
         ("w300_lcgcn:smal", "unknown field 'smal'; did you mean 'small'"),
     ],
 )
-def test_config_that_is_not_there(spec, message):
+def test_missing_config_is_named(spec, message):
     with pytest.raises(InputError, match=message):
         load_config(spec)
 
@@ -118,7 +117,7 @@ def test_bad_config_file_is_named(tmp_path, text, message):
         ("model.graph", "null", None),
     ],
 )
-def test_override_has_the_fields_type(name, text, value):
+def test_override_has_the_type_of_the_field(name, text, value):
     config = default_config().lock()
     apply_overrides(config, {name: text})
     for part in name.split("."):
@@ -134,18 +133,18 @@ def test_override_has_the_fields_type(name, text, value):
     [
         ("train.step", "1", "unknown field 'step'; did you mean 'steps'"),
         ("modle.decode", "dark", "unknown field 'modle'; did you mean 'model'"),
-        ("train.batch_size", "many", "not of the type"),
-        ("train.batch_size", "1.5", "not of the type"),
-        ("data.sources", "data/a", "no list; give"),
+        ("train.batch_size", "many", "does not have the type"),
+        ("train.batch_size", "1.5", "does not have the type"),
+        ("data.sources", "data/a", "not a list; give"),
         ("train.batch_size", "[1", "'\\[1' cannot be read"),
         ("train.batch_size", "2020-99-99", "cannot be read"),
-        ("train.batch_size", "true", "not of the type"),
-        ("train.batch_size", "", "not of the type"),
-        ("train.ema_decay", "true", "not of the type"),
-        ("data.augment.zoom", "(wide, 1)", "'wide' is not of the type"),
-        ("model.graph.gcn_widths", "[32, 2.5]", "'2.5' is not of the type"),
+        ("train.batch_size", "true", "does not have the type"),
+        ("train.batch_size", "", "does not have the type"),
+        ("train.ema_decay", "true", "does not have the type"),
+        ("data.augment.zoom", "(wide, 1)", "'wide' does not have the type"),
+        ("model.graph.gcn_widths", "[32, 2.5]", "'2.5' does not have the type"),
         ("train.steps.x", "1", "train.steps has no fields"),
-        ("model", "1", "has fields of its own"),
+        ("model", "1", "is a group of fields"),
     ],
 )
 def test_bad_override_is_one_line(name, text, message):
@@ -154,7 +153,7 @@ def test_bad_override_is_one_line(name, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_override_of_the_sources():
+def test_override_of_data_sources():
     config = default_config().lock()
     apply_overrides(config, {"data.sources": "[[data/a (1), 3], [b, 0.5]]"})
     assert config.data.sources == (("data/a (1)", 3), ("b", 0.5))
@@ -162,7 +161,7 @@ def test_override_of_the_sources():
     assert config.data.sources == (("a", 3), ("b", 0.5, "b.json"))
 
 
-def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():
+def test_missing_fields_of_an_older_version_get_their_defaults():
     new = default_config().to_dict()
     old = default_config().to_dict()
     del old["model"]["heatmap_offset"], old["model"]["graph"]["positions"]

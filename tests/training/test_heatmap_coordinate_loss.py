@@ -10,7 +10,9 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.heatmaps import moments
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.training.config import default_config
-from lcgcn_jax.training.steps import HEATMAP_COORDINATE_LOSSES, check_losses, total_loss
+from lcgcn_jax.training.config_checks import check_config
+from lcgcn_jax.training.config_types import LossConfig
+from lcgcn_jax.training.steps import HEATMAP_COORDINATE_LOSSES, check_activation, total_loss
 
 B, K, SIDE, SIZE = 2, 3, 8, 32
 RNG = np.random.default_rng(0)
@@ -86,13 +88,14 @@ def test_gradient_descent_moves_the_means_to_the_landmarks(name):
 
 
 def test_bce_needs_a_sigmoid():
-    config = default_config().loss.to_dict() | {"heatmap": "bce"}
-    check_losses(config, "sigmoid")
+    loss = LossConfig(heatmap="bce")
+    check_activation(loss, "sigmoid")
     with pytest.raises(InputError, match="bce needs a sigmoid"):
-        check_losses(config, "linear")
+        check_activation(loss, "linear")
 
 
-def test_unknown_loss_is_refused_with_the_nearest_name():
-    config = default_config().loss.to_dict() | {"heatmap_coordinate": "start"}
+def test_unknown_loss_is_rejected_with_the_nearest_name():
+    config = default_config()
+    config.loss.heatmap_coordinate = "start"
     with pytest.raises(InputError, match="did you mean 'star'"):
-        check_losses(config, "sigmoid")
+        check_config(config)

@@ -1,4 +1,6 @@
-"""`train.remat`: the same step, and what it computes again."""
+"""`train.remat`: equal results with recomputed activations."""
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -9,20 +11,16 @@ from flax import nnx
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.models import registry
 from lcgcn_jax.models.hrnet import BasicBlock
-from lcgcn_jax.models.layers import Conv, ConvBN, make_rngs, run_module
-from lcgcn_jax.models.registry import create_model
-from lcgcn_jax.models.weights import split_weights
-from lcgcn_jax.training.config import default_config
-from lcgcn_jax.training.optimizer import trained_names
-from lcgcn_jax.training.state import create_state
-from lcgcn_jax.training.steps import make_train_step
+from lcgcn_jax.models.layers import Conv, ConvBN, run_module
+from lcgcn_jax.training.config_types import Config, DataConfig, ModelConfig, TrainConfig
+from lcgcn_jax.training.sharding import make_mesh
+from lcgcn_jax.training.train_step import build_train_step, init_weights
 
 SIZE, BATCH, K = 64, 4, 5
-MODE = "heatmap_only"
 
 
 class OneBlock(nnx.Module):
-    """A stem, and a residual block that can be computed again."""
+    """A stem, and a residual block whose activations can be recomputed."""
 
     stride, feature_channels = 4, 8
 
@@ -48,18 +46,14 @@ class OneBlock(nnx.Module):
     ],
     ids=lambda heatmap: heatmap["name"],
 )
-def test_the_step_is_the_same(heatmap, monkeypatch):
+def test_step_is_the_same_with_remat(heatmap, monkeypatch):
     monkeypatch.setitem(registry._HEATMAP_MODELS, "one_block", OneBlock)
-    config = default_config()
-    model = config.model.to_dict() | {"heatmap": heatmap, "graph": None}
-
-    def create():
-        return create_model(model, K, rngs=make_rngs(0))
-
-    params, batch_stats = jax.jit(lambda: split_weights(create())[1:])()
-    graphdef = split_weights(nnx.eval_shape(create))[0]
-    trained, optimizer = trained_names(MODE, params), optax.sgd(1.0)
-    state = create_state(params, batch_stats, optimizer, trained, with_ema=False)
+    config = Config(
+        data=DataConfig(image_size=SIZE),
+        model=ModelConfig(heatmap=heatmap, graph=None),
+        train=TrainConfig(mode="heatmap_only", batch_size=BATCH),
+    )
+    params, batch_stats = init_weights(config, K)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
@@ -68,30 +62,25 @@ def test_the_step_is_the_same(heatmap, monkeypatch):
     }
     outcomes, convolutions = [], []
     for remat in (False, True):
-        step = make_train_step(
-            graphdef,
-            optimizer,
-            trained,
-            mode=MODE,
-            loss_config=config.loss.to_dict(),
-            image_size=SIZE,
-            ema_decay=0.0,
-            remat=remat,
+        train = dataclasses.replace(config.train, remat=remat)
+        step = build_train_step(
+            dataclasses.replace(config, train=train), K, make_mesh(1), optimizer=optax.sgd(1.0)
         )
-        lowered = jax.jit(step, compiler_options=compiler_options()).lower(state, batch)
-        # Counted before XLA has its way: on a CPU it takes equal computations together again.
+        state = step.init_state(params, batch_stats)
+        lowered = jax.jit(step.function, compiler_options=compiler_options()).lower(state, batch)
+        # Counted before XLA's optimization, which merges equal computations on a CPU.
         convolutions.append(lowered.as_text().count("stablehlo.convolution"))
         outcomes.append(lowered.compile()(state, batch))
-    (expected, figures), (found, ours) = outcomes
-    np.testing.assert_allclose(ours["loss"], figures["loss"], rtol=1e-5)
+    (expected, scalars), (result, remat_scalars) = outcomes
+    np.testing.assert_allclose(remat_scalars["loss"], scalars["loss"], rtol=1e-5)
     for name, start in params.items():
-        wanted = np.asarray(expected.params[name] - start)
-        difference = np.asarray(found.params[name] - expected.params[name])
+        update = np.asarray(expected.params[name] - start)
+        difference = np.asarray(result.params[name] - expected.params[name])
         # Rounding may open a ReLU whose input is nearly 0; see tests/test_compilation.py.
-        assert np.linalg.norm(difference) <= 2e-2 * np.linalg.norm(wanted) + 1e-6, name
+        assert np.linalg.norm(difference) <= 2e-2 * np.linalg.norm(update) + 1e-6, name
     for name, value in expected.batch_stats.items():
         assert np.any(value != batch_stats[name]), f"{name} did not move"
-        np.testing.assert_allclose(found.batch_stats[name], value, rtol=1e-3, atol=1e-5)
-    # Nearly all of the network lies in what is computed again: the third forward, forward and backward.
-    kept, again = convolutions
-    assert again > 1.2 * kept
+        np.testing.assert_allclose(result.batch_stats[name], value, rtol=1e-3, atol=1e-5)
+    # Nearly the whole network is recomputed, in addition to the forward and the backward pass.
+    plain, with_remat = convolutions
+    assert with_remat > 1.2 * plain

@@ -12,13 +12,9 @@ from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.formats import wflw
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import (
-    SplitErrors,
-    format_visibility,
-    split_errors,
-    summarize,
-    with_flip_test,
-)
+from lcgcn_jax.evaluation.face_errors import SplitErrors, split_errors
+from lcgcn_jax.evaluation.predictions import with_flip_test
+from lcgcn_jax.evaluation.report import format_visibility, summarize
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import WFLW98
 from lcgcn_jax.models.bundles import BEST, load_bundle
@@ -28,11 +24,11 @@ from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
-JAW = 33  # landmarks 0 to 32, which no face of the labeled data shows
+JAW = 33  # landmarks 0 to 32, not visible on any labeled face
 
 
 def labels_of(number):
-    """The jaw is externally occluded, and the last landmark self-occluded; every third face has none."""
+    """The jaw is externally occluded, the last landmark self-occluded; every third face has no labels."""
     labels = np.zeros(98, np.int8)
     labels[:JAW], labels[97] = 1, 2
     return None if number % 3 == 2 else labels
@@ -40,7 +36,7 @@ def labels_of(number):
 
 @pytest.fixture(scope="module")
 def labeled98(make_once, synthetic98):
-    """The synthetic faces with visibility labels that follow from the landmark."""
+    """Synthetic faces with visibility labels that depend on the landmark."""
     faces = [
         dataclasses.replace(face, visibility=labels_of(i))
         for i, face in enumerate(wflw.read(synthetic98 / "official").faces)
@@ -58,7 +54,7 @@ def visibility_config(tiny_config, labeled98):
 
 
 def train(config, workdir):
-    training = Trainer(config, workdir, make_mesh(1))
+    training = Trainer(config, workdir, make_mesh(1)).prepare()
     assert training.run()
     return training
 
@@ -92,7 +88,7 @@ def test_training_lowers_the_loss_and_predicts(visibility_config, labeled98, tmp
     assert model.predict_crops(np.zeros((0, 32, 32, 3), np.uint8)).visibility.shape == (0, 98)
 
 
-def test_without_a_head_labels_change_nothing(visibility_config, synthetic98, tmp_path):
+def test_labels_change_nothing_without_a_head(visibility_config, synthetic98, tmp_path):
     visibility_config.model.visibility.head = "none"
     visibility_config.train.steps = visibility_config.train.eval_every = 2
     with_labels = train(visibility_config, tmp_path / "labeled")
@@ -104,12 +100,12 @@ def test_without_a_head_labels_change_nothing(visibility_config, synthetic98, tm
     assert not any("visibility" in name for row in rows for name in row)
 
 
-def test_data_without_labels_is_refused(visibility_config, synthetic98, tmp_path):
+def test_data_without_labels_is_rejected(visibility_config, synthetic98, tmp_path):
     visibility_config.data.dir = str(synthetic98)
     with pytest.raises(
         InputError, match=r"model\.visibility\.head: no face .* has visibility"
     ) as e:
-        Trainer(visibility_config, tmp_path / "run", make_mesh(1))
+        Trainer(visibility_config, tmp_path / "run", make_mesh(1)).prepare()
     assert "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
 
@@ -139,7 +135,7 @@ def test_cached_training_with_the_head(visibility_config, tmp_path, graph):
     plain = train(config, tmp_path / "plain")
     config.train.cache = True
     cached = train(config, tmp_path / "cached")
-    before = Trainer(config, tmp_path / "fresh", make_mesh(1)).state.params
+    before = Trainer(config, tmp_path / "fresh", make_mesh(1)).prepare().state.params
     for name, value in plain.state.params.items():
         trained = not np.array_equal(value, before[name])
         assert trained <= name.startswith(("graph.", "visibility.")), name
@@ -160,20 +156,20 @@ def test_a_trained_model_gets_the_head_and_loses_it(visibility_config, tmp_path)
     without = train(config, tmp_path / "without")
     config.init_from, config.init_scope = str(tmp_path / "without"), "whole"
     config.model.visibility.head = "attention"
-    begun = Trainer(config, tmp_path / "with", make_mesh(1))
-    assert begun.begins.endswith("; the visibility head is fresh")
+    begun = Trainer(config, tmp_path / "with", make_mesh(1)).prepare()
+    assert begun.start_message.endswith("; the visibility head is random")
     best = load_bundle(tmp_path / "without")
     for name in without.state.params:
         np.testing.assert_array_equal(begun.state.params[name], best.weights[name])
     begun.run()
     config.init_from = str(tmp_path / "with")
     config.model.visibility.head = "none"
-    again = Trainer(config, tmp_path / "again", make_mesh(1))
-    assert again.begins.endswith("; the visibility head is left out")
+    again = Trainer(config, tmp_path / "again", make_mesh(1)).prepare()
+    assert again.start_message.endswith("; the visibility head is dropped")
     config.init_from = str(tmp_path / "without")
     config.model.visibility.head, config.train.mode = "attention", "heatmap_only"
-    with pytest.raises(InputError, match="'heatmap_only' does not train a fresh one"):
-        Trainer(config, tmp_path / "none", make_mesh(1))
+    with pytest.raises(InputError, match="'heatmap_only' does not train a random one"):
+        Trainer(config, tmp_path / "none", make_mesh(1)).prepare()
 
 
 def test_flip_test_averages_visibility():

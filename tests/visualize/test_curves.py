@@ -1,9 +1,11 @@
+"""Tests of `visualize.curves`."""
+
 import numpy as np
 
 from lcgcn_jax import visualize
 
 
-def test_curves_show_both_stages():
+def test_curves_of_losses_and_of_both_stages():
     rows = [
         {"step": s, "train/loss": 1 / s, "train/focal": 1 / s, "train/l1": 0.1 / s}
         for s in (1, 2, 3)

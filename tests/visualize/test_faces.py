@@ -1,3 +1,5 @@
+"""Tests of `visualize.faces`."""
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,7 @@ from lcgcn_jax.landmarks import IBUG68
 
 
 @pytest.mark.parametrize("point", [(20.0, 30.0), (20.5, 30.25)])
-def test_landmark_is_drawn_where_it_is(point):
+def test_landmarks_are_drawn_with_subpixel_precision(point):
     image = np.zeros((60, 60, 3), np.uint8)
     landmarks = np.tile(point, (68, 1))
     drawn = visualize.draw_landmarks(image, landmarks, IBUG68, radius=3.0, contours=False)
@@ -14,10 +16,10 @@ def test_landmark_is_drawn_where_it_is(point):
     ys, xs = np.mgrid[:60, :60]
     center = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
     np.testing.assert_allclose(center, point, atol=0.1)
-    assert not image.any(), "the picture given is left as it is"
+    assert not image.any(), "the input must not change"
 
 
-def test_enlarging_keeps_points_on_their_pixels():
+def test_enlarge_keeps_points_on_their_pixels():
     image = np.zeros((20, 20, 3), np.uint8)
     image[7, 5] = 255
     large, points = visualize.enlarge(image, np.array([[5.0, 7.0]]), 4)
@@ -27,11 +29,11 @@ def test_enlarging_keeps_points_on_their_pixels():
     np.testing.assert_allclose(points[0], center, atol=0.1)
 
 
-def test_what_is_missing_is_not_drawn():
+def test_missing_landmarks_are_not_drawn():
     image = np.zeros((60, 60, 3), np.uint8)
     landmarks = np.full((68, 2), np.nan)
     assert not visualize.draw_landmarks(image, landmarks, IBUG68).any()
-    # Of the jaw's line only what joins neighbors that are there.
+    # Of the jaw contour, only the segment between two located neighbors is drawn.
     landmarks[[3, 4, 6]] = [[10, 10], [30, 10], [50, 50]]
     drawn = visualize.draw_landmarks(image, landmarks, IBUG68, radius=1.0).any(axis=2)
     assert drawn[10, 10:31].all()

@@ -1,3 +1,5 @@
+"""Tests of `visualize.overlays`."""
+
 import numpy as np
 import pytest
 
@@ -8,27 +10,27 @@ from lcgcn_jax.visualize import overlays
 NO_LINES = LandmarkScheme.from_dict({"name": "points", "num_landmarks": 68})
 
 
-def faces_of(*places):
-    """Faces whose landmarks spread over 60 px."""
+def faces_of(*positions):
+    """Faces with random landmarks in a square of 60 px at each of the positions."""
     unit = np.random.default_rng(0).uniform(0, 60, (68, 2))
-    return [unit + np.array(place, float) for place in places]
+    return [unit + np.array(position, float) for position in positions]
 
 
-def test_points_have_the_color_of_their_confidence():
+def test_points_are_colored_by_confidence():
     image = np.full((400, 600, 3), 128, np.uint8)
     landmarks = np.stack(np.meshgrid(np.arange(17) * 30, np.arange(4) * 40), -1).reshape(-1, 2)
     landmarks = landmarks + np.array([60.0, 20.0])
     confidence = np.linspace(0, 1, 68, dtype=np.float32)
     drawn = visualize.draw_faces(image, [landmarks], [confidence], IBUG68, sides=[300.0])
     first, last = (drawn[int(y), int(x)].astype(int) for x, y in (landmarks[0], landmarks[67]))
-    # The ends of viridis: dark violet and yellow.
+    # Both ends of viridis: dark violet and yellow.
     assert np.abs(first - (68, 1, 84)).max() <= 6
     assert np.abs(last - (253, 231, 37)).max() <= 6
-    assert (image == 128).all(), "the picture given is left as it is"
+    assert (image == 128).all(), "the input must not change"
 
 
-def test_contours_have_colors_of_their_own():
-    assert len(set(overlays.PARTS)) == len(overlays.PARTS) >= len(IBUG68.contours)
+def test_each_contour_has_a_different_color():
+    assert len(set(overlays.CONTOUR_COLORS)) == len(overlays.CONTOUR_COLORS) >= len(IBUG68.contours)
     image = np.zeros((400, 400, 3), np.uint8)
     landmarks = np.zeros((68, 2))
     landmarks[:17, 0], landmarks[:17, 1] = np.linspace(50, 350, 17), 100.0
@@ -36,10 +38,10 @@ def test_contours_have_colors_of_their_own():
         image, [landmarks], [np.ones(68, np.float32)], IBUG68, sides=[100.0]
     )
     # Between two points of the jaw.
-    assert np.abs(drawn[100, 60].astype(int) - overlays.PARTS[0]).max() < 25
+    assert np.abs(drawn[100, 60].astype(int) - overlays.CONTOUR_COLORS[0]).max() < 25
 
 
-def test_edges_are_drawn_between_the_landmarks_that_hear_most_of_each_other():
+def test_the_strongest_edges_are_drawn():
     image = np.zeros((600, 600, 3), np.uint8)
     landmarks = np.random.default_rng(3).uniform(20, 160, (68, 2))
     landmarks[5], landmarks[9] = (300.0, 500.0), (560.0, 500.0)
@@ -54,7 +56,7 @@ def test_edges_are_drawn_between_the_landmarks_that_hear_most_of_each_other():
 
 
 @pytest.mark.parametrize("width", [60, 170, 300, 2000])
-def test_legend_is_below_the_picture_and_as_wide(width):
+def test_legend_is_below_the_image(width):
     image = np.full((40, width, 3), 200, np.uint8)
     drawn = visualize.draw_faces(image, [], [], IBUG68, sides=[])
     assert drawn.shape[1] == width
@@ -63,10 +65,10 @@ def test_legend_is_below_the_picture_and_as_wide(width):
         assert len(drawn) == 40
     else:
         colors = {tuple(pixel) for pixel in drawn[40:].reshape(-1, 3).tolist()}
-        assert colors >= set(overlays.PARTS[: len(IBUG68.contours)])
+        assert colors >= set(overlays.CONTOUR_COLORS[: len(IBUG68.contours)])
 
 
-def test_points_far_outside_do_no_harm():
+def test_landmarks_far_outside_the_image_are_not_drawn():
     image = np.zeros((50, 50, 3), np.uint8)
     for landmarks in faces_of((1e9, 0), (-1e9, 1e12)):
         drawn = visualize.draw_faces(
@@ -75,7 +77,7 @@ def test_points_far_outside_do_no_harm():
         assert not drawn[:50].any()
 
 
-def test_points_that_are_not_visible_are_hollow():
+def test_landmarks_that_are_not_visible_are_rings():
     image = np.full((400, 600, 3), 128, np.uint8)
     landmarks = np.full((68, 2), np.nan)
     landmarks[:] = np.stack(np.meshgrid(np.arange(17) * 30, np.arange(4) * 90), -1).reshape(-1, 2)
@@ -85,14 +87,14 @@ def test_points_that_are_not_visible_are_hollow():
     arguments = ([landmarks], [np.ones(68, np.float32)], NO_LINES)
     drawn = visualize.draw_faces(image, *arguments, sides=[300.0], visibility=[visibility])
     for i, (x, y) in enumerate(landmarks.astype(int)):
-        hollow = i in (3, 40)
-        assert (drawn[y, x] == 128).all() == hollow
-        # Its rim has the color of the confidence.
-        around = drawn[y - 6 : y + 7, x - 6 : x + 7].reshape(-1, 3).astype(int)
-        assert (np.abs(around - (253, 231, 37)).max(axis=1) < 60).any()
+        is_hollow = i in (3, 40)
+        assert (drawn[y, x] == 128).all() == is_hollow
+        # The rim has the color of the confidence.
+        neighborhood = drawn[y - 6 : y + 7, x - 6 : x + 7].reshape(-1, 3).astype(int)
+        assert (np.abs(neighborhood - (253, 231, 37)).max(axis=1) < 60).any()
     legends = [
-        visualize.draw_faces(image, *arguments, sides=[300.0], visibility=given)[400:]
-        for given in (None, [None], [visibility])
+        visualize.draw_faces(image, *arguments, sides=[300.0], visibility=values)[400:]
+        for values in (None, [None], [visibility])
     ]
     np.testing.assert_array_equal(legends[0], legends[1])
     assert legends[0].shape != legends[2].shape or not np.array_equal(legends[0], legends[2])

@@ -2,7 +2,6 @@
 
 import collections
 import csv
-import difflib
 import functools
 import io
 import math
@@ -14,7 +13,7 @@ import numpy as np
 
 from lcgcn_jax.data.formats.parsing import to_float
 from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, UNSTATED, Entry, RawFace
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, did_you_mean
 from lcgcn_jax.landmarks import LandmarkScheme
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
@@ -177,9 +176,8 @@ class _RowReader:
         axes = {}  # column -> point and axis
         for i in unknown:
             plain = _plain(self._header[i])
-            near = difflib.get_close_matches(plain, absent, n=1, cutoff=0.75)
-            if near:
-                raise ValueError(f"unknown column {self._header[i]!r}; did you mean {near[0]!r}?")
+            if hint := did_you_mean(plain, absent, cutoff=0.75):
+                raise ValueError(f"unknown column {self._header[i]!r}{hint}")
             if self._is_hrnet:
                 plain = plain.removeprefix("original_")
             if match := _POINT_COLUMN.fullmatch(plain):

@@ -1,0 +1,147 @@
+"""Training step of a configuration: model, optimizer, state and compiled program."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.bundles import abstract_weights
+from lcgcn_jax.models.lcgcn import LCGCN
+from lcgcn_jax.models.registry import create_model
+from lcgcn_jax.models.weights import Weights, merge_weights, split_weights
+from lcgcn_jax.training import sharding
+from lcgcn_jax.training.config_checks import check_image_size
+from lcgcn_jax.training.config_types import Config
+from lcgcn_jax.training.optimizer import make_optimizer, trained_names
+from lcgcn_jax.training.state import TrainState, create_state
+from lcgcn_jax.training.steps import (
+    Batch,
+    Scalars,
+    check_activation,
+    check_remat,
+    make_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """Training step with the model and the optimizer that it trains.
+
+    Attributes:
+      mesh: devices to train on.
+      graphdef: structure of the model.
+      params: shapes and types of the parameters.
+      batch_stats: shapes and types of the batch statistics.
+      trained: names of the parameters that train.
+      optimizer: optimizer of these parameters.
+      schedules: learning rate of each parameter group that trains.
+      with_ema: whether the state has a moving average of the weights.
+      function: the step before compilation, `(state, batch) -> (state, scalars)` (`steps.make_train_step`).
+      compiled: the jitted step on the mesh. It donates its state.
+    """
+
+    mesh: jax.sharding.Mesh
+    graphdef: nnx.GraphDef
+    params: Weights
+    batch_stats: Weights
+    trained: frozenset[str]
+    optimizer: optax.GradientTransformation
+    schedules: dict[str, optax.Schedule]
+    with_ema: bool
+    function: Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
+    compiled: Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
+
+    def abstract_model(self) -> LCGCN:
+        """The model without arrays, for its attributes."""
+        return merge_weights(self.graphdef, self.params, self.batch_stats)
+
+    def init_state(self, params: Weights, batch_stats: Weights) -> TrainState:
+        """State before the first step, on the mesh."""
+        return jax.device_put(
+            self._create_state(params, batch_stats), sharding.replicated(self.mesh)
+        )
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state."""
+        where = sharding.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            jax.eval_shape(self._create_state, self.params, self.batch_stats),
+        )
+
+    def _create_state(self, params: Weights, batch_stats: Weights) -> TrainState:
+        return create_state(
+            params, batch_stats, self.optimizer, self.trained, with_ema=self.with_ema
+        )
+
+
+def build_train_step(
+    config: Config,
+    num_landmarks: int,
+    mesh: jax.sharding.Mesh,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+) -> TrainStep:
+    """Builds the training step of a configuration; no array is created.
+
+    Args:
+      config: configuration; its `train.steps` are set, if only for the schedule of the learning rate.
+      num_landmarks: number of landmarks k.
+      mesh: devices to train on.
+      optimizer: replaces the optimizer of the configuration, for tests.
+
+    Raises:
+      InputError: fields of the configuration do not fit each other, or the batch does not fit the mesh.
+    """
+    train = config.train
+    sharding.check_batch_size(train.batch_size, mesh)
+    dtype = compute_dtype(train.dtype, mesh.devices.flat[0].platform)
+    graphdef, params, batch_stats = abstract_weights(config.model.to_dict(), num_landmarks, dtype)
+    model = merge_weights(graphdef, params, batch_stats)
+    check_activation(config.loss, model.activation)
+    check_image_size(config.data.image_size, model.heatmap_model.stride)
+    if train.remat:
+        check_remat(model.heatmap_model)
+    trained, schedules = trained_names(train.mode, params), {}
+    if optimizer is None:
+        assert train.steps is not None, "call resolve_steps first"
+        optimizer, schedules = make_optimizer(config.optimizer, train.mode, train.steps)
+    function = make_train_step(graphdef, optimizer, trained, config)
+    return TrainStep(
+        mesh,
+        graphdef,
+        params,
+        batch_stats,
+        trained,
+        optimizer,
+        schedules,
+        train.ema_decay > 0,
+        function,
+        sharding.compile_train_step(function, mesh),
+    )
+
+
+def init_weights(config: Config, num_landmarks: int) -> tuple[Weights, Weights]:
+    """Random initial parameters and batch statistics."""
+    model = create_model(config.model.to_dict(), num_landmarks, rngs=nnx.Rngs(config.seed))
+    return split_weights(model)[1:]
+
+
+def compute_dtype(name: str, platform: str | None = None) -> jnp.dtype:
+    """Type of the computation: `float32`, `bfloat16`, or `auto`, bfloat16 on an accelerator.
+
+    Args:
+      name: one of these names.
+      platform: platform of the devices; by default JAX's default one.
+    """
+    if name == "auto":
+        name = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise InputError(
+            f"config train.dtype: unknown type {name!r}; use float32, bfloat16 or auto"
+        )
+    return jnp.dtype(name)

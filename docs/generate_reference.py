@@ -1,18 +1,17 @@
-"""MkDocs hook: generates the pages of the command line and of the config fields from the code."""
+"""MkDocs hook: generates the reference pages of the command line and the config fields."""
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-_WIDTH = 80
+_WIDTH = 80  # of the help texts, in characters
+_LONGEST_DEFAULT = 100
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -25,80 +24,83 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def command_line() -> str:
     """Page with the help of every subcommand, from its parser."""
-    from lcgcn_jax.commands.main import COMMANDS
+    from lcgcn_jax.commands.parsing import COMMANDS, RESEARCH, build_parser
 
     os.environ["COLUMNS"] = str(_WIDTH)  # argparse wraps to it
-    parser = argparse.ArgumentParser(prog="lcgcn")
-    subparsers = parser.add_subparsers()
+    commands = dict(_subcommands(build_parser([*COMMANDS, *RESEARCH])))
     sections = ["# Command line", "Generated from the argument parsers of `lcgcn`.", ""]
     sections += ["| command | purpose |", "|---|---|"]
-    sections += [f"| [`{name}`](#lcgcn-{name}) | {text} |" for name, text in COMMANDS.items()]
-    for name in COMMANDS:
-        importlib.import_module(f"lcgcn_jax.commands.{name.replace('-', '_')}").add_parser(
-            subparsers
-        )
-        sections += list(_help(f"lcgcn {name}", subparsers.choices[name], level=2))
+    for name, parser in commands.items():
+        summary = (parser.description or "").partition("\n")[0]
+        sections.append(f"| [`{name}`](#lcgcn-{name}) | {summary} |")
+    for name, parser in commands.items():
+        sections += _help(f"lcgcn {name}", parser, level=2)
     return "\n".join(sections) + "\n"
 
 
 def _help(title: str, parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     yield f"\n{'#' * level} {title}\n\n```text\n{parser.format_help().strip()}\n```"
+    for name, child in _subcommands(parser):
+        yield from _help(f"{title} {name}", child, level + 1)
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for name, child in action.choices.items():
-                yield from _help(f"{title} {name}", child, level + 1)
+            yield from action.choices.items()
 
 
 def config_fields() -> str:
-    """Page with all fields of a config and their defaults, and the options of augmentation and graphs."""
+    """Page with all fields of a config, their defaults and their meaning."""
     from lcgcn_jax.data.augment import AugmentConfig
     from lcgcn_jax.models.cascade import CascadeConfig
     from lcgcn_jax.models.lcgcn import GraphConfig
-    from lcgcn_jax.training.config import config_names, default_config
+    from lcgcn_jax.models.visibility import VisibilityConfig
+    from lcgcn_jax.training import config_types as types
+    from lcgcn_jax.training.config import config_names
 
-    config = default_config()
-    rows = [f"| `{name}` | `{value!r}` |" for name, value in _flat(config.to_dict())]
+    classes = [
+        ("Run", "", types.Config),
+        ("Data", "data.", types.DataConfig),
+        ("Augmentation", "data.augment.", AugmentConfig),
+        ("Model", "model.", types.ModelConfig),
+        ("Graph lcgcn", "model.graph.", GraphConfig),
+        ("Graph dag", "model.graph.", CascadeConfig),
+        ("Visibility head", "model.visibility.", VisibilityConfig),
+        ("Loss", "loss.", types.LossConfig),
+        ("Optimizer", "optimizer.", types.OptimizerConfig),
+        ("Learning rates", "optimizer.learning_rate.", types.LearningRates),
+        ("Training", "train.", types.TrainConfig),
+    ]
     sections = [
         "# Config fields",
-        "Set any field with `--config.NAME=VALUE`, or in a config file. Generated from the code.",
+        "Set a field with `--config.NAME=VALUE`, or in a config file. The defaults are those of the "
+        "paper. This page is generated from the code.",
         f"Configs of the project: {', '.join(f'`{name}`' for name in config_names())}.",
-        "## Meaning",
-        inspect.getdoc(default_config) or "",
-        "## Defaults",
-        "| field | default |\n|---|---|\n" + "\n".join(rows),
     ]
-    options = {
-        "data.augment": AugmentConfig,
-        "model.graph with name lcgcn": GraphConfig,
-        "model.graph with name dag": CascadeConfig,
-    }
-    sections += [_dataclass(title, option) for title, option in options.items()]
+    sections += [_fields(*section) for section in classes]
     return "\n\n".join(sections) + "\n"
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _dataclass(title: str, option: type) -> str:
-    """Table of a dataclass: its fields, defaults, and their text in the docstring."""
-    summary = (inspect.getdoc(option) or "").partition("Attributes:")[0]
-    docs = [inspect.getdoc(parent) or "" for parent in option.__mro__[-2::-1]]
+def _fields(title: str, prefix: str, config: type) -> str:
+    """Section with the fields of a dataclass, their defaults, and their text in its docstring."""
+    summary = (inspect.getdoc(config) or "").partition("Attributes:")[0]
+    docs = [inspect.getdoc(parent) or "" for parent in config.__mro__[-2::-1]]
     attributes = "\n".join(doc.partition("Attributes:")[2] for doc in docs)
     entries = re.split(r"\n  (?=\w+: )", "\n" + inspect.cleandoc(attributes).replace("\n", "\n  "))
     meaning = {
         name: " ".join(body.split())
         for name, _, body in (entry.strip().partition(": ") for entry in entries)
     }
-    rows = []
-    for field in dataclasses.fields(option):
-        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        rows.append(
-            f"| `{field.name}` | {default} | {meaning.get(field.name, '')} |".replace("\n", " ")
-        )
-    table = "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
-    return f"## {title}\n\n{summary.strip()}\n\n{table}"
+    rows = ["| field | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(config):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if dataclasses.is_dataclass(default):
+            continue  # has a section
+        text = "" if default is dataclasses.MISSING else f"`{default!r}`"
+        if len(text) > _LONGEST_DEFAULT:
+            text = "see below"
+        rows.append(f"| `{prefix}{field.name}` | {text} | {meaning.get(field.name, '')} |")
+    return f"## {title}\n\n{summary.strip()}\n\n" + "\n".join(rows)

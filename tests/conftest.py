@@ -236,7 +236,8 @@ def synthetic68(make_once) -> Path:
 def custom_landmarks_page() -> list[tuple[str, str]]:
     """The blocks of code of the page on own points: what stands behind the three ticks, and the code."""
     page = Path(__file__).parents[1] / "docs" / "tutorials" / "custom-landmarks.md"
-    return re.findall(r"^```(\w.*)\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
+    blocks = re.findall(r"^```(\w.*)\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
+    return [(re.sub(r'title="(.*)"', r"\1", info), text) for info, text in blocks]
 
 
 @pytest.fixture(scope="session")

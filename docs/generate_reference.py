@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import os
 import re
@@ -25,28 +24,30 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def command_line() -> str:
     """Page with the help of every subcommand, from its parser."""
-    from lcgcn_jax.commands.main import COMMANDS
+    from lcgcn_jax.commands.parsing import COMMANDS, RESEARCH, build_parser
 
     os.environ["COLUMNS"] = str(_WIDTH)  # argparse wraps to it
-    parser = argparse.ArgumentParser(prog="lcgcn")
-    subparsers = parser.add_subparsers()
+    commands = dict(_subcommands(build_parser([*COMMANDS, *RESEARCH])))
     sections = ["# Command line", "Generated from the argument parsers of `lcgcn`.", ""]
     sections += ["| command | purpose |", "|---|---|"]
-    sections += [f"| [`{name}`](#lcgcn-{name}) | {text} |" for name, text in COMMANDS.items()]
-    for name in COMMANDS:
-        importlib.import_module(f"lcgcn_jax.commands.{name.replace('-', '_')}").add_parser(
-            subparsers
-        )
-        sections += list(_help(f"lcgcn {name}", subparsers.choices[name], level=2))
+    for name, parser in commands.items():
+        summary = (parser.description or "").partition("\n")[0]
+        sections.append(f"| [`{name}`](#lcgcn-{name}) | {summary} |")
+    for name, parser in commands.items():
+        sections += _help(f"lcgcn {name}", parser, level=2)
     return "\n".join(sections) + "\n"
 
 
 def _help(title: str, parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     yield f"\n{'#' * level} {title}\n\n```text\n{parser.format_help().strip()}\n```"
+    for name, child in _subcommands(parser):
+        yield from _help(f"{title} {name}", child, level + 1)
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for name, child in action.choices.items():
-                yield from _help(f"{title} {name}", child, level + 1)
+            yield from action.choices.items()
 
 
 def config_fields() -> str:

@@ -1,4 +1,4 @@
-"""`python -m lcgcn_jax`: the command `lcgcn`, where its script is not on the path."""
+"""`python -m lcgcn_jax`, equivalent to the command `lcgcn`."""
 
 import sys
 

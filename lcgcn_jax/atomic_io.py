@@ -1,6 +1,7 @@
 """Atomic replacement of files, and checksums."""
 
 import contextlib
+import json
 import os
 import tempfile
 import zlib
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lcgcn_jax import interrupts
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, require_absent
 
 PARTIALS = ".*.partial*"
 """Pattern of temporary files, including those of killed processes."""
@@ -102,8 +103,7 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
     with writing(path):
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give a file")
-        if path.exists() and not overwrite:
-            raise InputError(f"{path}: already exists; choose another file or give --overwrite")
+        require_absent(path, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -122,6 +122,17 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: cannot be written: {error.strerror or error}; give another place, or make room"
         ) from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write an output file in JSON, whole or not at all.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    text = json.dumps(content, indent=1) + "\n"
+    with writing(path):
+        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def checksums(folder: Path) -> dict[str, dict[str, int]]:

@@ -16,34 +16,47 @@ T = TypeVar("T")
 
 
 def initialize_distributed(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    automatic: bool = False,
 ) -> None:
     """Connects this process to the others, before JAX computes anything.
 
     Args:
-      coordinator: `HOST:PORT` of process 0, which all processes can reach. Without it JAX detects all three
-        arguments on Cloud TPU, under Slurm and under Open MPI.
+      coordinator: `HOST:PORT` of process 0, which all processes can reach.
       num_processes: number of processes.
       process_id: index of this process, 0 to `num_processes` - 1.
+      automatic: let JAX detect the other arguments, on Cloud TPU, under Slurm and under Open MPI.
 
     Raises:
       InputError: the arguments do not fit each other, cannot be detected, or the other processes cannot be
         reached.
     """
-    if coordinator is not None:
+    if not automatic:
         _check_address(coordinator, num_processes, process_id)
+    elif (coordinator, num_processes, process_id) != (None, None, None):
+        raise InputError(
+            "--distributed: finds the processes automatically; leave out --coordinator, "
+            "--num-processes and --process-id"
+        )
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
         fix = (
             "on machines that JAX does not detect, give --coordinator, --num-processes and --process-id"
-            if coordinator is None
+            if automatic
             else "start all processes with the same --coordinator and --num-processes"
         )
         raise InputError(f"the other processes: {one_line(error)}; {fix}") from error
 
 
-def _check_address(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+def _check_address(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    if coordinator is None:
+        raise InputError("--num-processes and --process-id: need --coordinator HOST:PORT")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"--coordinator {coordinator}: not HOST:PORT")

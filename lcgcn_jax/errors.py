@@ -1,23 +1,54 @@
-"""The one exception type for mistakes that a user can mend."""
+"""Exception for user errors, and helpers for one-line messages."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """An input, option or output path cannot be used.
 
-    The message is one line that names the file (or flag) and says how to mend it. The command line
-    prints it and exits with code 2, without a traceback.
+    The message is one line that names the file or option and says how to fix it. The command line
+    prints it without a traceback and exits with code 2.
     """
+
+
+def choose(name: str, value: object, choices: Iterable[str], *, kind: str = "value") -> None:
+    """Check that the value of an option or field is one of its choices.
+
+    Raises:
+      InputError: it is not; the message suggests the most similar choice and lists up to eight.
+    """
+    choices = list(choices)
+    if value not in choices:
+        listing = f" Choose one of {', '.join(choices)}" if len(choices) <= 8 else ""
+        hint = did_you_mean(value, choices, cutoff=0.0)
+        raise InputError(f"{name}: unknown {kind} {value!r}{hint}{listing}")
+
+
+def did_you_mean(value: object, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Hint `; did you mean 'x'?`; empty if no choice has a `difflib` similarity of at least `cutoff`."""
+    matches = difflib.get_close_matches(str(value), choices, n=1, cutoff=cutoff)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def require_absent(path: Path, *, overwrite: bool | None = None) -> None:
+    """Check that an output does not exist yet, or may be overwritten; None: there is no such option.
+
+    Raises:
+      InputError: it exists and must not be overwritten.
+    """
+    if path.exists() and not overwrite:
+        fix = "" if overwrite is None else " or give --overwrite (overwrite=True in Python)"
+        raise InputError(f"{path}: already exists; choose another path{fix}")
 
 
 def printable(text: object) -> str:
-    """A text for a message of one line: line ends and all else that does not print are escaped.
-
-    File names may hold any of it, and bytes that are no text at all.
-    """
+    """Escape line ends and other unprintable characters, which file names may contain."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def one_line(error: Exception) -> str:
-    """What an exception of a library says, for a message of one line."""
+    """Format an exception of a library as a single line."""
     text = " ".join(str(error).split())
     return f"no {text}" if isinstance(error, KeyError) else text or type(error).__name__

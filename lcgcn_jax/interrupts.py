@@ -9,25 +9,25 @@ from collections.abc import Iterator
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-_IMPATIENT = 3  # signals during the last steps, after which the process ends at once
+_MAX_LATE_SIGNALS = 3  # during the cleanup; the last one kills the process
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the command to stop.
+    """A signal stopped the command.
 
     Attributes:
       number: the signal.
-      kept: what was kept of the work in progress, for the message; empty if there is nothing to say.
+      saved: what was saved of the work in progress, or how to clean up, for the message; may be empty.
     """
 
     def __init__(self, number: int):
         super().__init__()
         self.number = signal.Signals(number)
-        self.kept = ""
+        self.saved = ""
 
 
 class _State:
-    """What is known about signals so far; one for the process, as signals are."""
+    """State of the signal handler, one per process."""
 
     first: int | None = None
     finishing = False
@@ -38,10 +38,10 @@ class _State:
 
 @contextlib.contextmanager
 def raised_as_exceptions() -> Iterator[None]:
-    """Within, a signal raises `Interrupted` in the main thread.
+    """Raise `Interrupted` in the main thread when a signal arrives within the block.
 
-    Signals that are ignored (`nohup`) or have a handler already stay as they are. After a signal the
-    handlers stay, for the process is about to end.
+    Signals that are ignored (`nohup`) or already have a handler are not changed. After a signal the
+    handlers remain installed, because the process is about to end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -62,20 +62,20 @@ def raised_as_exceptions() -> Iterator[None]:
 
 
 def received() -> signal.Signals | None:
-    """The first signal that came, or None."""
+    """Return the first signal that arrived, or None."""
     return None if _State.first is None else signal.Signals(_State.first)
 
 
 def finish() -> None:
-    """From here on the process ends by itself: two more signals are ignored, the third one kills it."""
+    """Mark the start of the cleanup: two more signals are ignored, the third one kills the process."""
     _State.finishing = True
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within, a signal waits until the end of the block, which has to be short.
+    """Defer signals to the end of the block, which has to be short.
 
-    In other threads than the main one this does nothing: signals are handled in the main thread.
+    Has no effect outside the main thread, where signals are handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -95,7 +95,7 @@ def _handle(number: int, frame: object) -> None:
         _State.first = number
     if _State.finishing:
         _State.late += 1
-        if _State.late >= _IMPATIENT:
+        if _State.late >= _MAX_LATE_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
     elif _State.deferrals:

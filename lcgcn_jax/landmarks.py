@@ -1,7 +1,6 @@
 """Landmark schemes: what each point is called, how a face is drawn, mirrored and measured."""
 
 import dataclasses
-import difflib
 import itertools
 import json
 import re
@@ -13,7 +12,7 @@ import numpy as np
 import yaml
 from jaxtyping import Bool, Float
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, did_you_mean
 
 NORMALIZERS = ("box", "given", "inter_pupil")
 """What `LandmarkScheme.normalizer` can be, beside two points."""
@@ -135,8 +134,8 @@ class LandmarkScheme:
         found = {name: (i,) for i, name in enumerate(self.names)} | self.parts
         if text not in found:
             raise InputError(
-                f"landmark {text!r}: no landmark or part of {self.name}; "
-                f"{suggestion(text, found)}the landmarks also go by index, 0 to {k - 1}"
+                f"landmark {text!r}: no landmark or part of {self.name}{did_you_mean(text, found)}; "
+                f"the landmarks also go by index, 0 to {k - 1}"
             )
         return found[text]
 
@@ -325,12 +324,6 @@ class LandmarkScheme:
         )
 
 
-def suggestion(text: str, choices: Iterable[str]) -> str:
-    """`did you mean 'NAME'? ` for the most similar of some names; empty if none is similar."""
-    near = difflib.get_close_matches(text, choices, n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
-
-
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
@@ -402,7 +395,7 @@ def _index(names: Sequence[str], point: Any) -> int:
     if re.fullmatch(r"[-+]?(\d+\.\d*|\.\d+)(e[-+]?\d+)?", point.lower()):
         raise ValueError(f"a point is a name or a whole number, not {point}")
     raise ValueError(
-        f"no landmark {point!r}; {suggestion(point, names)}a point is a name or a whole number"
+        f"no landmark {point!r}{did_you_mean(point, names)}; a point is a name or a whole number"
     )
 
 

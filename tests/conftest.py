@@ -1,4 +1,4 @@
-"""Test tiers, the CPU time limit of unit tests, strict JAX on eight simulated devices, shared fixtures."""
+"""Test tiers, CPU time limit of unit tests, JAX settings, and shared fixtures."""
 
 import contextlib
 import dataclasses
@@ -14,44 +14,44 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-# Before anything imports JAX.
+# JAX reads these when it is imported, here and in the processes that tests start.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# All workers and processes share one cache of compiled programs, small programs included.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jit")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np
 import pytest
 import yaml
+from _pytest.runner import runtestprotocol
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-_CACHE = Path(__file__).parents[1] / ".cache" / "jit"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-# Low, since what one worker has compiled the other need not.
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
 UNIT_TEST_LIMIT = 5.0
-"""CPU seconds of a unit test, on an idle core of the reference machine.
+"""Limit of the CPU seconds of a unit test on an idle core, without fixtures and compilation.
 
-Without its fixtures and compilation: the first test to use a program compiles it for the others.
+Compilation does not count, since the first test to use a program compiles it for the others.
 """
 
-_REFERENCE = 0.05  # CPU seconds that such a core takes for the loop of `_slowdown`
-_COMPILATION = "/jax/core/compile/"  # tracing, lowering, and compilation by the backend
-
-_SHOWN = 15
+_LOOP_SECONDS = 0.05  # CPU time of the loop in `_slowdown` on an idle core
+_COMPILATION_EVENTS = "/jax/core/compile/"  # tracing, lowering, and compilation
+_NUM_REPORTED = 15
+_OVER_LIMIT = pytest.StashKey[float]()
 
 
 def pytest_configure(config):
     """Sets up JAX for the selected tier.
 
-    Only the device tier uses an accelerator. Unit tests compile at XLA's lowest optimization level, which
-    halves the time of the suite; integration tests compile as users do.
+    Only device tests use an accelerator. Unit tests compile at XLA's lowest optimization level, which halves
+    their total time; integration tests compile as users do.
     """
-    # A shell starts background jobs with signals ignored, which tests of signals and their processes inherit.
+    # Background jobs of a shell ignore signals, and tests of signals would inherit that.
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGTERM, signal.SIG_DFL),
@@ -69,39 +69,42 @@ def pytest_configure(config):
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and its finished children. Unlike wall time, it ignores other load."""
+    """CPU time of this process and its finished children; unlike wall time, other load adds little."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 class _Compilation:
-    """Total time of compilation in this process."""
+    """Total compilation time in this process."""
 
     seconds = 0.0
 
 
 def _add_compilation(event: str, duration: float, **_: object) -> None:
-    if event.startswith(_COMPILATION) and event.endswith("_duration"):
+    if event.startswith(_COMPILATION_EVENTS) and event.endswith("_duration"):
         _Compilation.seconds += duration
 
 
 jax.monitoring.register_event_duration_secs_listener(_add_compilation)
 
 
-def _is_overloaded() -> bool:
-    """Whether far more runs here than the cores can do at once; CPU times then say little."""
-    return os.getloadavg()[0] > 2 * os.cpu_count()
-
-
 def _slowdown() -> float:
-    """How many times slower this core is now than an idle one of the reference machine; at least 1.
+    """Ratio of the CPU time of a fixed loop to that on an idle core; at least 1.
 
-    Other load costs CPU time, too: threads of a core, caches and the host's time are shared.
+    Other load raises CPU times, since hardware threads share a core and its caches.
     """
     start, total = _cpu_seconds(), 0
     for i in range(1_000_000):
         total += i
-    return max(1.0, (_cpu_seconds() - start) / _REFERENCE)
+    return max(1.0, (_cpu_seconds() - start) / _LOOP_SECONDS)
+
+
+def _is_over_limit(seconds: float) -> bool:
+    # CPU times mean little on a machine with many more processes than cores.
+    is_overloaded = os.getloadavg()[0] > 2 * os.cpu_count()
+    return (
+        seconds > UNIT_TEST_LIMIT and not is_overloaded and seconds / _slowdown() > UNIT_TEST_LIMIT
+    )
 
 
 @contextlib.contextmanager
@@ -113,6 +116,25 @@ def _measured(item, phase):
         item.user_properties.append((phase, _cpu_seconds() - start))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Runs a test, and runs it again if it exceeded the limit of unit tests.
+
+    The first use of a module in a process includes its import, and other load comes and goes; a test that is
+    too slow exceeds the limit twice.
+    """
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    if _OVER_LIMIT in item.stash and not any(report.failed for report in reports):
+        item.user_properties.clear()
+        item._initrequest()
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
     with _measured(item, "setup"):
@@ -121,28 +143,27 @@ def pytest_runtest_setup(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Fails a unit test whose call takes more CPU time than the limit, unless the machine is overloaded."""
-    before = _Compilation.seconds
+    """Fails a unit test that exceeds the limit a second time."""
+    compilation_before = _Compilation.seconds
     with _measured(item, "call"):
         result = yield
-    seconds = dict(item.user_properties)["call"] - (_Compilation.seconds - before)
+    compilation = _Compilation.seconds - compilation_before
+    seconds = dict(item.user_properties)["call"] - compilation
     is_unit = not any(map(item.get_closest_marker, ("slow", "gpu")))
-    if (
-        is_unit
-        and seconds > UNIT_TEST_LIMIT
-        and not _is_overloaded()
-        and (seconds / _slowdown() > UNIT_TEST_LIMIT)
-    ):
-        pytest.fail(
-            f"this unit test took {seconds:.1f} s of CPU time, more than {UNIT_TEST_LIMIT:.0f} s. "
-            "Make it smaller, or mark it with @pytest.mark.slow",
-            pytrace=False,
-        )
+    if is_unit and _is_over_limit(seconds):
+        if _OVER_LIMIT in item.stash:
+            pytest.fail(
+                f"this unit test took {item.stash[_OVER_LIMIT]:.1f} s and {seconds:.1f} s of CPU time in two "
+                f"runs; the limit is {UNIT_TEST_LIMIT:g} s. Make it smaller, or mark it with "
+                "@pytest.mark.slow",
+                pytrace=False,
+            )
+        item.stash[_OVER_LIMIT] = seconds
     return result
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Prints which tests, and which fixtures when first used, took the most CPU time."""
+    """Prints the tests, and the fixtures when first used, that took the most CPU time."""
     phases = [
         (seconds, phase, report.nodeid)
         for reports in terminalreporter.stats.values()
@@ -153,8 +174,8 @@ def pytest_terminal_summary(terminalreporter):
     ]
     if not phases:
         return
-    terminalreporter.section(f"{_SHOWN} largest CPU times")
-    for seconds, phase, test in sorted(phases, reverse=True)[:_SHOWN]:
+    terminalreporter.section(f"{_NUM_REPORTED} largest CPU times")
+    for seconds, phase, test in sorted(phases, reverse=True)[:_NUM_REPORTED]:
         terminalreporter.write_line(f"{seconds:7.2f}s {phase:6} {test}")
     terminalreporter.write_line(
         f"{sum(phase[0] for phase in phases):7.2f}s in all tests and fixtures"
@@ -163,13 +184,13 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Makes a folder once for all xdist workers: the first one fills it, the others wait.
+    """Makes a folder once for all xdist workers: the first worker fills it, the others wait.
 
-    Tests must not change what is in it.
+    Tests must not change its contents.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # of all workers
+        root = root.parent  # common to all workers
 
     def make(name: str, fill: Callable[[Path], None]) -> Path:
         folder, done = root / "once" / name, root / "once" / f"{name}.done"
@@ -187,32 +208,33 @@ def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with the real data, beside the repository; it is for research and not part of it."""
+    """Folder with real data next to the repository: for research only, and not part of the repository."""
     folder = Path(__file__).parents[2] / "shared"
     if not folder.is_dir():
-        pytest.skip("no ../shared: the real faces are not here")
+        pytest.skip("no folder ../shared with real faces")
     return folder
 
 
 @pytest.fixture(scope="session")
 def detector_model(shared) -> Path:
-    """YuNet's file."""
+    """Weights of the YuNet face detector."""
     return shared / "models" / "face_detection_yunet_2023mar.onnx"
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Nothing is fetched in tests."""
+    """Tests download nothing."""
 
-    def refuse(url, **kwargs):
+    def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr("requests.adapters.HTTPAdapter.send", refuse)
 
 
 @pytest.fixture(scope="session")
 def synthetic98(make_once) -> Path:
-    """A prepared dataset of a few synthetic faces with WFLW's points."""
+    """Prepared dataset of a few synthetic faces with 98 landmarks."""
     from lcgcn_jax.synthetic.dataset import prepare_synthetic
 
     return make_once(
@@ -223,7 +245,7 @@ def synthetic98(make_once) -> Path:
 
 @pytest.fixture(scope="session")
 def synthetic68(make_once) -> Path:
-    """A prepared dataset of a few synthetic faces with 300W's points."""
+    """Prepared dataset of a few synthetic faces with 68 landmarks."""
     from lcgcn_jax.synthetic.dataset import prepare_synthetic
 
     return make_once(
@@ -234,7 +256,7 @@ def synthetic68(make_once) -> Path:
 
 @pytest.fixture(scope="session")
 def custom_landmarks_page() -> list[tuple[str, str]]:
-    """The blocks of code of the page on own points: what stands behind the three ticks, and the code."""
+    """Code blocks of the page on custom landmarks: pairs of an info string and the code."""
     page = Path(__file__).parents[1] / "docs" / "tutorials" / "custom-landmarks.md"
     blocks = re.findall(r"^```(\w.*)\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
     return [(re.sub(r'title="(.*)"', r"\1", info), text) for info, text in blocks]
@@ -242,7 +264,7 @@ def custom_landmarks_page() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="session")
 def custom29(make_once, synthetic98, custom_landmarks_page) -> Path:
-    """A prepared dataset of the page's 29 points: each face lacks some, and `left_pupil` is never there."""
+    """Prepared dataset with the 29 landmarks of the page: each face lacks some, all lack `left_pupil`."""
     from lcgcn_jax.data import records
     from lcgcn_jax.data.annotations import AnnotationList
     from lcgcn_jax.data.formats import wflw
@@ -268,7 +290,7 @@ def custom29(make_once, synthetic98, custom_landmarks_page) -> Path:
 
 @pytest.fixture(scope="session")
 def journey(make_once) -> Path:
-    """The output of `lcgcn demo:small` (data, a run of the tiny HRNet, evaluation, plots) and `lcgcn train`.
+    """Output of `lcgcn demo` (data, a run of the tiny HRNet, evaluation, plots) and of `lcgcn train`.
 
     The second command resumes the finished run.
     """
@@ -294,16 +316,16 @@ def journey(make_once) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(journey) -> Path:
-    """A workdir of the config `demo:small`, trained on faces equal to those of `synthetic98`.
+    """Workdir of a run of the config `demo:small`, trained on the same faces as in `synthetic98`.
 
-    Tests that write to it take a copy.
+    Tests that write to it use a copy.
     """
     return journey / "demo" / "train"
 
 
 @pytest.fixture
 def config_of(synthetic68, synthetic98):
-    """Loads a config by name, and sets its data to a few synthetic faces of its scheme."""
+    """Loads a config by name and sets its data to a few synthetic faces of its scheme."""
     from lcgcn_jax.training.config import load_config
 
     def load(spec):
@@ -316,7 +338,7 @@ def config_of(synthetic68, synthetic98):
 
 @functools.cache
 def toy_model():
-    """The least that a heatmap model has to be: two convolutions."""
+    """Smallest heatmap model: two convolutions."""
     from flax import nnx
 
     from lcgcn_jax.models.layers import ConvBN
@@ -339,7 +361,7 @@ def toy_model():
 
 @pytest.fixture
 def toy(monkeypatch):
-    """A heatmap model from outside the package, registered as `toy`."""
+    """Heatmap model from outside the package, registered as `toy`."""
     from lcgcn_jax.models import registry
 
     monkeypatch.setattr(registry, "_HEATMAP_MODELS", dict(registry._HEATMAP_MODELS))
@@ -349,7 +371,7 @@ def toy(monkeypatch):
 
 @pytest.fixture(scope="session")
 def random_bundle():
-    """Makes bundles of random weights that behave like trained ones: no norm is the identity."""
+    """Makes bundles with random weights in which no norm is the identity, as in trained models."""
     from lcgcn_jax.models.bundles import Bundle, abstract_weights
 
     def make(model, scheme, image_size):
@@ -361,7 +383,7 @@ def random_bundle():
             if name.endswith((".var", ".scale")):
                 return np.exp(values / 5)
             if name.startswith(("graph.transform", "graph.displacement")):
-                return values / 100  # a cascade moves the mean shape a little
+                return values / 100  # a cascade moves the mean shape by little
             return values / math.sqrt(math.prod(shape[:-1]) if len(shape) > 1 else 100)
 
         weights = {

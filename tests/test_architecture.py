@@ -22,7 +22,16 @@ LAYERS = [
     {"models", "data"},
     {"losses", "uncertainty", "distributed"},
     {"heatmaps", "image_io"},
-    {"geometry", "landmarks", "cache", "compat", "compilation", "atomic_io", "image_arrays"},
+    {
+        "geometry",
+        "landmarks",
+        "cache",
+        "tables",
+        "compat",
+        "compilation",
+        "atomic_io",
+        "image_arrays",
+    },
     {"accelerators", "errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
@@ -34,31 +43,31 @@ def module_name(path):
 
 
 FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-# The configs lie in the package once it is installed, and beside it in an editable install.
+# In an editable install, the configs are not in the folder of the package.
 CONFIGS = Path(lcgcn_jax.configs.__file__).parent
 FILES |= {f"lcgcn_jax.configs.{path.stem}": path for path in CONFIGS.glob("[!_]*.py")}
 FILES |= {"lcgcn_jax.configs": CONFIGS / "__init__.py"}
 
 
 def imports_of(module):
-    """Full names of the modules that a module imports, wherever in its code."""
-    found = set()
+    """Full names of the modules that a module imports, in all of its code."""
+    targets = set()
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                found.add(full if full in FILES else node.module)
-    return found
+                targets.add(full if full in FILES else node.module)
+    return targets
 
 
 IMPORTS = {module: imports_of(module) for module in FILES}
 
 
 def part_of(module):
-    return module.split(".")[1]
+    return module.split(".")[1] if "." in module else module
 
 
 def reached_from(module):
@@ -99,8 +108,26 @@ def test_data_never_brings_in_jax(module):
 
 def test_importing_the_package_brings_in_nothing():
     body = ast.parse(FILES["lcgcn_jax"].read_text(encoding="utf-8")).body
-    at_once = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert at_once == ["from typing import TYPE_CHECKING, Any"]
+    imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports == [
+        "import ast", "import importlib", "from pathlib import Path", "from typing import Any",
+    ]  # fmt: skip
+
+
+def test_only_main_imports_commands():
+    importers = [
+        module
+        for module, targets in IMPORTS.items()
+        if part_of(module) != "commands"
+        and any(target.startswith("lcgcn_jax.commands") for target in targets)
+    ]
+    assert importers == ["lcgcn_jax.__main__"]
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if m.startswith("lcgcn_jax.commands")])
+def test_commands_are_short(module):
+    """Commands have flags, a call into the library, and printing."""
+    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_no_module_is_a_drawer():

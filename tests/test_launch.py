@@ -102,17 +102,15 @@ def test_lcgcn_parses_the_training_command(name, monkeypatch):
     trainings = training_of(name, commands)
     assert len(trainings) == (3 if name == "slurm" else 1)
     calls = []
-    monkeypatch.setattr(
-        train, "run_with_overrides", lambda args, rest: calls.append((args, rest)) or 0
-    )
+    monkeypatch.setattr(train, "run", lambda args: calls.append(args) or 0)
     monkeypatch.chdir(ROOT)
     assert main(trainings[0]) == 0
-    args, rest = calls[0]
+    (args,) = calls
     assert args.config == CONFIG
     assert args.workdir.name == "w300"
     assert args.distributed == (name in ("slurm", "tpu_pod"))
     config = load_config(args.config)
-    apply_overrides(config, parse_overrides(rest))
+    apply_overrides(config, parse_overrides(args.overrides))
     assert (config.seed, config.init_from) == (3, "my runs/first")
     assert config.data.dir.endswith("/data" if name == "container" else "data/w300")
 

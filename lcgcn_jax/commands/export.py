@@ -1,78 +1,53 @@
-"""`lcgcn export`: a model in the format of other tools."""
+"""Export a model to ONNX, StableHLO or PyTorch.
+
+  onnx, stablehlo  one graph from face crops (RGB uint8, any batch size) to
+                   landmarks, confidence and landmarks of the heatmap stage
+  torch            state dict with the keys of HRNet-Facial-Landmark-Detection,
+                   and those of the LCGCN authors for their graph head
+
+Example: lcgcn export --model runs/w300_small --format onnx --out face.onnx
+"""
 
 import argparse
-from pathlib import Path
 
 from lcgcn_jax.atomic_io import require_writable, writing
+from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.interop.serving import description_file, output_names, write_onnx, write_stablehlo
 from lcgcn_jax.interop.torch_files import require_format, write_state_dict
 from lcgcn_jax.interop.torch_weights import export_weights
-from lcgcn_jax.models.bundles import Bundle, load_bundle
-
-FORMATS = ("stablehlo", "onnx", "torch")
+from lcgcn_jax.models.bundles import load_bundle
 
 
-def add_parser(subparsers) -> None:
-    """Adds `export` to the subcommands of `lcgcn`."""
-    parser = subparsers.add_parser(
-        "export",
-        help="write a model in the format of other tools",
-        description="Writes a model in the format of other tools. stablehlo, onnx: one graph from face "
-        "crops (RGB bytes, any number of them) to landmarks, confidence and heatmap-stage landmarks; the "
-        "documentation (how-to/serving) shows how to serve them. torch: a state dict with the keys of "
-        "HRNet-Facial-Landmark-Detection, and, for a graph head as the LCGCN authors' code has it, theirs.",
-        epilog="example: lcgcn export --model runs/w300_small --format onnx --out face.onnx",
-    )
-    parser.add_argument("--model", required=True, help="bundle or training workdir")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="file: .stablehlo; .onnx; for torch .safetensors, .pth or .pt",
-    )
-    parser.add_argument(
-        "--heatmap-only", action="store_true", help="leave out the graph head, if there is one"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace that file")
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add(parser, "--model")
+    formats = ("stablehlo", "onnx", "torch")
+    add(parser, "--format", choices=formats, required=True, help="output format")
+    add(parser, "--out", help="output file; for torch .safetensors, .pth or .pt")
+    add_flag(parser, "--heatmap-only", "leave out the graph head")
+    add(parser, "--overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the file and says what is in it.
-
-    Raises:
-      InputError: the model cannot be read or has no such format, or `--out` is there already or cannot
-        be written.
-    """
     if args.format == "torch":
         require_format(args.out)
     elif args.out.suffix != f".{args.format}":
-        raise InputError(f"{args.out}: the name of such a file ends in .{args.format}")
-    outputs = [args.out]
+        raise InputError(f"{args.out}: the file name has to end in .{args.format}")
+    require_writable(args.out, overwrite=args.overwrite)
     if args.format == "stablehlo":
-        outputs.append(description_file(args.out))
-    for path in outputs:  # before the minutes that a large model takes
-        require_writable(path, overwrite=args.overwrite)
+        require_writable(description_file(args.out), overwrite=args.overwrite)
     bundle = load_bundle(args.model)
     if args.heatmap_only:
         bundle = bundle.without_graph()
+    has_graph = bundle.model["graph"] is not None
     with writing(args.out):
-        said = _write(args, bundle)
-    graph = "without" if bundle.model["graph"] is None else "with"
-    print(f"{args.out}: {said}, {graph} a graph head")
+        if args.format == "torch":
+            state = export_weights(bundle, graph=has_graph, source=args.model)
+            write_state_dict(args.out, state)
+            content = f"{len(state)} arrays"
+        else:
+            (write_onnx if args.format == "onnx" else write_stablehlo)(args.out, bundle)
+            size = bundle.image_size
+            content = f"crops [b, {size}, {size}, 3] to {', '.join(output_names(bundle))}"
+    print(f"{args.out}: {content}, {'with' if has_graph else 'without'} a graph head")
     return 0
-
-
-def _write(args: argparse.Namespace, bundle: Bundle) -> str:
-    """Writes the file; what to say of it."""
-    if args.format == "torch":
-        graph = bundle.model["graph"] is not None
-        state = export_weights(bundle, graph=graph, source=args.model)
-        write_state_dict(args.out, state)
-        return f"{len(state)} arrays"
-    write = write_onnx if args.format == "onnx" else write_stablehlo
-    write(args.out, bundle)
-    size = bundle.image_size
-    return f"crops [b, {size}, {size}, 3] to {', '.join(output_names(bundle))}"

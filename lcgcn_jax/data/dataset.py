@@ -214,3 +214,31 @@ def require_scheme(dataset: FaceDataset, expected: LandmarkScheme) -> None:
         f"{dataset.path}: {scheme.num_landmarks} points ({scheme.name}), but the checkpoint was "
         f"trained for {expected.num_landmarks} ({expected.name}){same_name}"
     )
+
+
+def open_datasets(
+    folders: Sequence[Path], scheme: LandmarkScheme, offsets: Sequence[Sequence[str]] = ()
+) -> list[FaceDataset]:
+    """Open several prepared datasets, and remove the annotation offsets of some of them.
+
+    Args:
+      folders: dataset folders.
+      scheme: landmark scheme that all have to have; its normalizer replaces that of the datasets.
+      offsets: pairs of a dataset folder and a file of offsets.
+
+    Raises:
+      InputError: a folder occurs twice, or a dataset or a file cannot be used.
+    """
+    files = {Path(folder): file for folder, file in offsets}
+    if len(set(folders)) < len(folders) or len(files) < len(offsets):
+        raise InputError("--data, --offsets: give each dataset folder only once")
+    if unknown := files.keys() - set(folders):
+        raise InputError(f"--offsets {min(unknown)}: no such --data; give one of its folders")
+    datasets = []
+    for folder in folders:
+        dataset = open_dataset(folder)
+        require_scheme(dataset, scheme)
+        if folder in files:
+            dataset = dataset.without_offsets(files[folder])
+        datasets.append(dataclasses.replace(dataset, scheme=scheme))
+    return datasets

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lcgcn_jax.data.annotation_offsets import similarity_factor, to_complex, to_pairs
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _MAX_FACES = 1000
@@ -100,15 +101,11 @@ def _aligned(
 ) -> Float[np.ndarray, "k 2"]:
     """Align a face to the reference by the least-squares similarity."""
     common = np.isfinite(face).all(axis=1) & np.isfinite(reference).all(axis=1)
-    # In complex numbers, the factor of the least-squares fit is a rotation and a scale.
-    source, target = face @ [1, 1j], reference @ [1, 1j]
-    shift, goal = source[common].mean(), target[common].mean()
-    power = (abs(source[common] - shift) ** 2).sum()
-    if power == 0:
+    factor = similarity_factor(face, reference, common)
+    if factor == 0:
         return face
-    factor = (np.conj(source[common] - shift) * (target[common] - goal)).sum() / power
-    moved = factor * (source - shift) + goal
-    return np.stack([moved.real, moved.imag], axis=-1)
+    source, target = to_complex(face), to_complex(reference)
+    return to_pairs(factor * (source - source[common].mean()) + target[common].mean())
 
 
 def _far_points(

@@ -24,7 +24,7 @@ from lcgcn_jax.data.encoding import encode_face
 from lcgcn_jax.data.image_notes import ImageNotes
 from lcgcn_jax.data.mirror_check import mirror_pair_note
 from lcgcn_jax.data.source_images import SizeMismatch, in_upright_pixels, read_source_image
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, one_line, require_absent
 
 VERSION = "1.0.0"
 RECORDS = f"faces/{VERSION}"
@@ -89,8 +89,7 @@ def fresh_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
       InputError: `out` is not empty, and is not a prepared dataset that may be overwritten.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise InputError(f"{out}: already exists; choose another folder or give --overwrite")
+        require_absent(out, overwrite=overwrite)
         if not (out / RECORDS).is_dir():
             raise InputError(f"{out}: not empty and not a dataset; choose another folder")
     # Paths such as `.` or `a/..` have no name.

@@ -1,4 +1,4 @@
-"""What the face detector finds on the faces of a prepared dataset."""
+"""Face boxes of the face detector for the faces of a prepared dataset."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -9,41 +9,42 @@ from lcgcn_jax.geometry import box_overlaps
 from lcgcn_jax.inference.face_detector import BOX_MAP, Detections, FaceDetector
 
 MATCH_OVERLAP = 0.3
-"""IoU of the detector's box and the landmarks' box from which a face counts as found."""
+"""Minimum IoU of the detection and the box of the landmarks for a detected face."""
 
 
 def detect_split(
     detector: FaceDetector, dataset: FaceDataset, split: str
 ) -> tuple[Detections, Float[np.ndarray, "n 4"], Bool[np.ndarray, "n"]]:
-    """Runs the detector on every record of a split.
+    """Run the face detector on each record of a split.
 
-    Where there are several faces, the one that overlaps most with the landmarks' box is taken.
+    If it detects several faces, the one with the largest overlap with the box of the landmarks is used.
 
     Returns:
-      The detections of the m faces that were found; the landmarks' boxes of all n faces, in the
-      records' pixels; and which of the n were found.
+      - the detections of the m faces that were detected;
+      - the landmark boxes of all n faces, in pixels of the records;
+      - which of the n faces were detected.
     """
     source = dataset.source(split)
-    rows, boxes, found = [], [], []
+    matches, boxes, is_detected = [], [], []
     for i in range(len(source)):
         record = source[i]
         box = record["box"].astype(np.float64)
         detections = detector.detect(decode_image(record["image"]))
         overlaps = box_overlaps(box, detections.boxes)
         boxes.append(box)
-        found.append(bool((overlaps >= MATCH_OVERLAP).any()))
-        if found[-1]:
-            rows.append(detections.take([int(overlaps.argmax())]))
-    return Detections.concatenate(rows), np.stack(boxes), np.array(found)
+        is_detected.append(bool((overlaps >= MATCH_OVERLAP).any()))
+        if is_detected[-1]:
+            matches.append(detections.take([int(overlaps.argmax())]))
+    return Detections.concatenate(matches), np.stack(boxes), np.array(is_detected)
 
 
 def detector_boxes(
     detector: FaceDetector, dataset: FaceDataset, split: str
 ) -> tuple[Float[np.ndarray, "n 4"], int]:
-    """The detector's face boxes of a split, in the records' pixels, and how many faces it missed.
+    """Face boxes of the detector for a split, in pixels of the records, and the number of missed faces.
 
     A missed face has the box of its landmarks.
     """
-    detections, boxes, found = detect_split(detector, dataset, split)
-    boxes[found] = BOX_MAP(detections)
-    return boxes, int((~found).sum())
+    detections, boxes, is_detected = detect_split(detector, dataset, split)
+    boxes[is_detected] = BOX_MAP(detections)
+    return boxes, int((~is_detected).sum())

@@ -1,4 +1,4 @@
-"""Figures that others published for the test sets of WFLW and 300W; none was measured here."""
+"""Results that publications report for the test sets of WFLW and 300W."""
 
 import dataclasses
 import functools
@@ -15,14 +15,14 @@ METRICS = ("nme", "fr10", "auc10")
 
 @dataclasses.dataclass(frozen=True)
 class ReportedResult:
-    """What one publication says of one method.
+    """Results that one publication reports for one method.
 
     Attributes:
-      method: its name.
-      year: of the publication.
-      source: the paper, with its venue, or the model zoo.
-      figures: by set, then by metric (of `METRICS`), where they are known.
-      note: conditions that are known, or how a figure is read; or empty.
+      method: name of the method.
+      year: year of the publication.
+      source: the paper with its venue, or the model zoo.
+      figures: known values by set, then by metric (one of `METRICS`).
+      note: known conditions, or how a figure was read; may be empty.
     """
 
     method: str
@@ -34,12 +34,12 @@ class ReportedResult:
 
 @dataclasses.dataclass(frozen=True)
 class ReportedTable:
-    """The published rows of a dataset.
+    """Reported results for one dataset.
 
     Attributes:
-      dataset: its name, as `FaceDataset.name`.
-      num_faces: size of each set that rows have figures of: splits, and attributes of `test`.
-      rows: oldest first.
+      dataset: name of the dataset, as `FaceDataset.name`.
+      num_faces: size of each set with reported results: splits, and attributes of `test`.
+      rows: results, oldest first.
     """
 
     dataset: str
@@ -49,7 +49,7 @@ class ReportedTable:
     def measured_sets(
         self, dataset: FaceDataset, split: str, result: dict[str, Any]
     ) -> dict[str, dict[str, Any]]:
-        """What an evaluation measured of the table's sets.
+        """Metrics that an evaluation measured for the sets of the table.
 
         Args:
           dataset: the data that was evaluated.
@@ -57,8 +57,8 @@ class ReportedTable:
           result: `EvaluationResult.to_dict()` of an evaluation.
 
         Returns:
-          By set, in the table's order, `num_faces` and the metrics of both stages; empty where the
-          split holds no set of the table.
+          `num_faces` and the metrics of both stages by set, in the order of the table; empty if the split
+          contains no set of the table.
         """
         parts = dataset.parts(split)
         whole = {"num_faces": result["num_faces"], **result["stages"]}
@@ -67,13 +67,13 @@ class ReportedTable:
             if set(parts) == set(dataset.parts("full")):
                 measured["full"] = whole
         else:
-            # The attributes' rows are of the test faces, so no other split may stand beside them.
+            # Results by attribute are reported for the test faces only.
             measured = {split: whole} | (result["subsets"] if split == "test" else {})
         return {name: measured[name] for name in self.num_faces if name in measured}
 
 
 def reported_table(dataset: FaceDataset) -> ReportedTable:
-    """The published rows for a dataset.
+    """Reported results for a dataset.
 
     Raises:
       InputError: there are none for this kind of dataset.
@@ -98,12 +98,12 @@ def _tables() -> dict[str, ReportedTable]:
         name: ReportedTable(
             name,
             table["faces"],
-            tuple(_row(fields, table["faces"]) for fields in table["published"]),
+            tuple(_parse_result(fields, table["faces"]) for fields in table["reported"]),
         )
         for name, table in tomllib.loads(text).items()
     }
 
 
-def _row(fields: dict[str, Any], sets: dict[str, int]) -> ReportedResult:
+def _parse_result(fields: dict[str, Any], sets: dict[str, int]) -> ReportedResult:
     figures = {name: fields[name] for name in sets if name in fields}
     return ReportedResult(figures=figures, **{k: v for k, v in fields.items() if k not in figures})

@@ -1,16 +1,13 @@
-"""Faces in images: OpenCV's YuNet finds them, and a learned map gives the landmarks' box.
+"""Face detection with OpenCV's YuNet, and a learned map from its detections to boxes of landmarks.
 
-YuNet (Wu, Peng and Yu 2023) gives a box from the hairline to below the chin, and five points. The models
-here were trained on crops around the bounding box of the landmarks, brows to chin: `BOX_MAP` leads from
-one to the other. `lcgcn calibrate-detector` fits it anew.
+YuNet (Wu, Peng and Yu 2023) returns a box from the hairline to below the chin, and five points. The models
+of this package are trained on crops around the bounding box of the landmarks, from brows to chin; `BOX_MAP`
+maps the first box to the second. `lcgcn calibrate-detector` fits this map.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import http.client
 import threading
-import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.cache import cache_folder
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.image_arrays import ImageInput, rgb_image
 
 MODEL_FILE = "face_detection_yunet_2023mar.onnx"
@@ -32,31 +28,32 @@ MODEL_URL = (
 MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 
 MIN_SCORE = 0.6
-"""Score from which a detection counts: the default of OpenCV's own demonstration is 0.9."""
+"""Minimum score of a detection; the default of OpenCV's demo is 0.9."""
 
 SIDES = (320, 960)
-"""Longest side of the pictures that the detector sees, in pixels, where the image is larger.
+"""Longer sides of the two sizes at which the detector runs, in pixels; an image is never enlarged.
 
-YuNet finds faces of about 10 to 300 px: the smaller picture is for the large faces, whose boxes are
-poor in the larger one.
+YuNet detects faces of about 10 to 300 px. The smaller size is for large faces, whose boxes are inaccurate
+at the larger size.
 """
 
-_OVERLAP = 0.3  # IoU from which two detections are one face: OpenCV's default
-_NESTED = 0.75  # part of the smaller of two boxes from which they are one face
-_MOST = 5000  # candidates before that: OpenCV's default
-_TIMEOUT = 30  # seconds without an answer
+_MAX_OVERLAP = 0.3  # IoU for non-maximum suppression: OpenCV's default
+_MAX_NESTING = (
+    0.75  # fraction of the smaller of two boxes of different faces that the other box may cover
+)
+_MAX_CANDIDATES = 5000  # before non-maximum suppression: OpenCV's default
 
 Boxes = Float[np.ndarray, "n 4"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """Faces that the detector found in a picture, in its pixels, the surest first.
+    """Faces detected in an image, in its pixels, by descending score.
 
     Attributes:
-      boxes: the detector's own boxes (x0, y0, x1, y1).
-      points: eyes, nose tip and corners of the mouth; of a pair, the viewer's left comes first.
-      scores: how sure the detector is, in 0..1.
+      boxes: boxes of the detector (x0, y0, x1, y1).
+      points: eyes, nose tip and corners of the mouth; the left one of a pair in the image comes first.
+      scores: confidence of the detector, in 0..1.
     """
 
     boxes: Boxes
@@ -68,32 +65,32 @@ class Detections:
 
     @classmethod
     def concatenate(cls, parts: Iterable["Detections"]) -> "Detections":
-        """All detections of the parts, of which there may be none."""
-        none = cls(np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0))
-        columns = zip(*((p.boxes, p.points, p.scores) for p in (none, *parts)), strict=True)
+        """Concatenate any number of detections, also none."""
+        empty = cls(np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0))
+        columns = zip(*((p.boxes, p.points, p.scores) for p in (empty, *parts)), strict=True)
         return cls(*(np.concatenate(column) for column in columns))
 
     def take(self, rows) -> "Detections":
-        """The detections that `rows` (an index array, a mask or a slice) picks."""
+        """Select detections by an index array, a mask or a slice."""
         return Detections(self.boxes[rows], self.points[rows], self.scores[rows])
 
 
 @dataclasses.dataclass(frozen=True)
 class BoxMap:
-    """From a detection to the bounding box of the face's landmarks, by a linear map.
+    """Linear map from a detection to the bounding box of the landmarks of the face.
 
-    With c the center of the detector's box and s its width and height, the landmarks' box has the
-    center c + o s and the width and height r s. o and r are linear in the five points p, taken
-    relative to the box, (p - c) / s; with zeros for the points' coefficients they are constants.
+    Let c be the center of the detected box, and s its width and height. The box of the landmarks has the
+    center c + o s and the width and height r s. o and r are linear functions of the five points p relative
+    to the box, (p - c) / s. If the coefficients of the points are zero, o and r are constants.
 
     Attributes:
-      coefficients: a row for each of x0, y0, ..., x4, y4 and the constant; columns o_x, o_y, r_x, r_y.
+      coefficients: rows for x0, y0, ..., x4, y4 and the constant; columns for o_x, o_y, r_x, r_y.
     """
 
     coefficients: Float[np.ndarray, "11 4"]
 
     def __call__(self, detections: Detections) -> Boxes:
-        """The landmarks' boxes of detections."""
+        """Bounding boxes of the landmarks for each detection."""
         center, size = _center_and_size(detections.boxes)
         values = _features(detections) @ self.coefficients
         center = center + values[:, :2] * size
@@ -118,23 +115,24 @@ BOX_MAP = BoxMap(
         ]
     )
 )
-"""Fitted by `lcgcn calibrate-detector` on 1,802 training faces of 300W (AFW, HELEN, LFPW), all found.
+"""Fitted by `lcgcn calibrate-detector` on 1,802 training faces of 300W (AFW, HELEN, LFPW), all detected.
 
-Measured before the three LFPW overlap images were left out; `--keep-lfpw-overlap` prepares the same faces.
+The three images of the LFPW overlap were part of the data; `lcgcn prepare 300w --keep-lfpw-overlap`
+includes them.
 
-On its 210 validation faces, all found, the crop's center is off by 3.1 % of the box's longer side on
-average (15.9 % for the detector's own box, 3.9 % for the best map without points) and its side by 3.8 %
-(23.4 %, 4.1 %); the mean offset is 0.03 %, the mean error of the side -0.6 %.
+On the 210 validation faces, all detected, the center of the crop is off by 3.1 % of the longer side of the
+box on average (15.9 % for the detected box, 3.9 % for the best map without points) and its side by 3.8 %
+(23.4 %, 4.1 %). The mean offset is 0.03 %, and the mean error of the side -0.6 %.
 """
 
 
 def fit_box_map(detections: Detections, boxes: Boxes, *, points: bool = True) -> BoxMap:
-    """Fits a `BoxMap` by least squares on faces and their mirror images.
+    """Fit a `BoxMap` by least squares on faces and their mirror images.
 
     Args:
-      detections: one for each face.
-      boxes: bounding boxes of these faces' landmarks.
-      points: whether the five points take part; else the map has constants alone.
+      detections: one detection per face.
+      boxes: bounding boxes of the landmarks of these faces.
+      points: whether the map depends on the five points; otherwise it has constants only.
     """
     mirrored = Detections(
         _mirror_boxes(detections.boxes),
@@ -142,10 +140,10 @@ def fit_box_map(detections: Detections, boxes: Boxes, *, points: bool = True) ->
         detections.scores,
     )
     rows, targets = [], []
-    for found, true in ((detections, boxes), (mirrored, _mirror_boxes(boxes))):
-        center, size = _center_and_size(found.boxes)
+    for inputs, true in ((detections, boxes), (mirrored, _mirror_boxes(boxes))):
+        center, size = _center_and_size(inputs.boxes)
         true_center, true_size = _center_and_size(true)
-        rows.append(_features(found))
+        rows.append(_features(inputs))
         targets.append(np.hstack([(true_center - center) / size, true_size / size]))
     used = slice(None) if points else slice(-1, None)
     coefficients = np.zeros((rows[0].shape[1], 4))
@@ -156,11 +154,10 @@ def fit_box_map(detections: Detections, boxes: Boxes, *, points: bool = True) ->
 def crop_errors(
     boxes: Boxes, true: Boxes
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
-    """How far crops around boxes are from those around the true ones.
+    """Errors of the crops around predicted boxes.
 
-    Returns:
-      The offset of the center, as a part of the true box's longer side, and the logarithm of the ratio
-      of the longer sides, on which the crop's side depends.
+    Returns: Offset of the center, as a fraction of the longer side of the true box, and logarithm of the
+      ratio of the longer sides, which determine the side of the crop.
     """
     center, size = _center_and_size(boxes)
     true_center, true_size = _center_and_size(true)
@@ -183,24 +180,24 @@ def _features(detections: Detections) -> Float[np.ndarray, "n 11"]:
 
 
 class FaceDetector:
-    """Face detector with OpenCV's `FaceDetectorYN`.
+    """Face detector that runs YuNet with OpenCV's `FaceDetectorYN`.
 
-    It can be used by several threads at once and be pickled: it holds the content of the model's file, and
-    makes one network for each call that runs at the same time.
+    It can be used by several threads at once, and pickled: it holds the content of the model file, and
+    creates one network per concurrent call.
     """
 
     def __init__(self, model: str | Path | None = None):
-        """Loads the detector.
+        """Load the detector.
 
         Args:
           model: YuNet's ONNX file; by default that of `fetch_detector_model`.
 
         Raises:
-          InputError: the file is not there, is no such model, or cannot be fetched.
+          InputError: the file does not exist, is not such a model, or cannot be downloaded.
         """
         path = fetch_detector_model() if model is None else Path(model)
         if not path.is_file():
-            raise InputError(f"{path}: no such file; --detector-model wants {MODEL_FILE}")
+            raise InputError(f"{path}: no such file; give {MODEL_FILE} to --detector-model")
         try:
             self._content = np.frombuffer(path.read_bytes(), np.uint8)
         except OSError as error:
@@ -217,7 +214,7 @@ class FaceDetector:
 
     @contextlib.contextmanager
     def _network(self) -> Iterator[cv2.FaceDetectorYN]:
-        """A network that no other call uses meanwhile."""
+        """Yield a network that no other call uses."""
         try:
             network = self._idle.pop()
         except IndexError:
@@ -225,52 +222,49 @@ class FaceDetector:
             no_config = np.zeros(0, np.uint8)
             with quiet_opencv():
                 network = cv2.FaceDetectorYN.create(
-                    "onnx", self._content, no_config, size, MIN_SCORE, _OVERLAP, _MOST
+                    "onnx", self._content, no_config, size, MIN_SCORE, _MAX_OVERLAP, _MAX_CANDIDATES
                 )
         yield network
-        # Not after an error, which may leave it in any state.
+        # Not reused after an error, which may leave it in an invalid state.
         self._idle.append(network)
 
     def detect(self, image: ImageInput) -> Detections:
-        """Finds the faces of an RGB image of any size.
+        """Detect the faces in an RGB image of any size.
 
         Raises:
-          InputError: it is no image that `image_arrays.rgb_image` can convert.
+          InputError: `image_arrays.rgb_image` cannot convert the image.
         """
         image = rgb_image(image)
         height, width = image.shape[:2]
-        rows, sizes = [], []
-        for side in SIDES:
-            scale = min(1.0, side / max(height, width))
+        scales = [min(1.0, side / max(height, width)) for side in SIDES]
+        detections = []
+        for scale in dict.fromkeys(scales):
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            if size in sizes:
-                continue
-            sizes.append(size)
-            smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             with self._network() as network:
                 network.setInputSize(size)
-                found = network.detect(cv2.cvtColor(smaller, cv2.COLOR_RGB2BGR))[1]
-            if found is not None:
-                rows.append(_from_yunet(found, np.array([width, height]) / size))
-        return _without_doubles(Detections.concatenate(rows))
+                rows = network.detect(cv2.cvtColor(resized, cv2.COLOR_RGB2BGR))[1]
+            if rows is not None:
+                detections.append(_from_yunet(rows, np.array([width, height]) / size))
+        return _suppress_overlapping(Detections.concatenate(detections))
 
     def face_boxes(self, image: ImageInput) -> Boxes:
-        """The landmarks' boxes of the faces in an RGB image: `scored_boxes` without the scores.
+        """Bounding boxes of the landmarks of the faces in an RGB image: `scored_boxes` without scores.
 
         Raises:
-          InputError: as `detect`.
+          InputError: as in `detect`.
         """
         return self.scored_boxes(image)[0]
 
     def scored_boxes(self, image: ImageInput) -> tuple[Boxes, Float[np.ndarray, "n"]]:
-        """The landmarks' boxes of the faces in an RGB image and their scores, the highest score first.
+        """Bounding boxes of the landmarks of the faces in an RGB image, and scores, by descending score.
 
-        A face whose center is outside the image is left out. Of two boxes of which one holds most of the
-        other, the one with the higher score is kept: in large images, some detections are a face with the
-        chest below it.
+        Faces whose center is outside the image are left out. If a box covers most of another, only the one
+        with the higher score is returned: in large images, some detections are a face with the chest below
+        it.
 
         Raises:
-          InputError: as `detect`.
+          InputError: as in `detect`.
         """
         image = rgb_image(image)
         detections = self.detect(image)
@@ -278,87 +272,102 @@ class FaceDetector:
         height, width = image.shape[:2]
         center, size = _center_and_size(boxes)
         inside = ((center >= 0) & (center < (width, height))).all(axis=1)
-        # Far from the faces that the map was learned on, it might turn a box inside out.
+        # For a detection unlike those of the fit, the linear map may return a negative size.
         rows = np.flatnonzero(inside & (size > 0).all(axis=1))
-        rows = rows[_without_nested(boxes[rows])]
+        rows = rows[_suppress_nested(boxes[rows])]
         return boxes[rows], detections.scores[rows]
 
 
-def _from_yunet(found: np.ndarray, factor: np.ndarray) -> Detections:
-    """YuNet's rows (corner, size, five points, score) in the pixels of the larger picture."""
-    found = found.astype(np.float64)
-    corners = np.hstack([found[:, :2], found[:, :2] + found[:, 2:4]])
-    pairs = np.hstack([corners, found[:, 4:14]]).reshape(len(found), 7, 2)
+def _from_yunet(rows: np.ndarray, factor: np.ndarray) -> Detections:
+    """Convert rows of YuNet (corner, size, five points, score) to pixels of the original image."""
+    rows = rows.astype(np.float64)
+    corners = np.hstack([rows[:, :2], rows[:, :2] + rows[:, 2:4]])
+    pairs = np.hstack([corners, rows[:, 4:14]]).reshape(len(rows), 7, 2)
     pairs = (pairs + 0.5) * factor - 0.5
-    return Detections(pairs[:, :2].reshape(-1, 4), pairs[:, 2:], found[:, 14])
+    return Detections(pairs[:, :2].reshape(-1, 4), pairs[:, 2:], rows[:, 14])
 
 
-def _without_doubles(detections: Detections) -> Detections:
-    """Of detections of one face the surest."""
+def _suppress_overlapping(detections: Detections) -> Detections:
+    """Non-maximum suppression."""
     corner, size = detections.boxes[:, :2], np.diff(detections.boxes.reshape(-1, 2, 2), axis=1)
     rows = cv2.dnn.NMSBoxes(
-        np.hstack([corner, size[:, 0]]).tolist(), detections.scores.tolist(), MIN_SCORE, _OVERLAP
+        np.hstack([corner, size[:, 0]]).tolist(),
+        detections.scores.tolist(),
+        MIN_SCORE,
+        _MAX_OVERLAP,
     )
     return detections.take(np.asarray(rows, int))
 
 
-def _without_nested(boxes: Boxes) -> list[int]:
-    """Rows of the boxes that neither hold most of an earlier box nor lie mostly within one."""
+def _suppress_nested(boxes: Boxes) -> list[int]:
+    """Indices of the boxes that neither cover most of an earlier box nor are mostly covered by one."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    kept: list[int] = []
+    selected: list[int] = []
     for i, box in enumerate(boxes):
-        extent = np.minimum(box[2:], boxes[kept, 2:]) - np.maximum(box[:2], boxes[kept, :2])
+        extent = np.minimum(box[2:], boxes[selected, 2:]) - np.maximum(box[:2], boxes[selected, :2])
         shared = extent.clip(min=0).prod(axis=1)
-        if (shared <= _NESTED * np.minimum(areas[i], areas[kept])).all():
-            kept.append(i)
-    return kept
+        if (shared <= _MAX_NESTING * np.minimum(areas[i], areas[selected])).all():
+            selected.append(i)
+    return selected
 
 
-_silence = threading.Lock()
-_silenced = 0  # blocks of `quiet_opencv` that run now, in all threads
-_loud = 0  # OpenCV's log level before the first of them
+_log_lock = threading.Lock()
+_num_quiet_blocks = 0  # in all threads
+_previous_level = 0  # log level of OpenCV before the first of them
 
 
 @contextlib.contextmanager
 def quiet_opencv() -> Iterator[None]:
-    """Keeps OpenCV's own log off standard error; what goes wrong is raised all the same."""
-    global _silenced, _loud
+    """Suppress OpenCV's log on standard error; its errors are raised in any case.
+
+    The log level is shared by all threads: the first block sets it, and the last one restores it.
+    """
+    global _num_quiet_blocks, _previous_level
     log = cv2.utils.logging
-    # The level is one for all threads: the first to come silences it, the last to go restores it.
-    with _silence:
-        if _silenced == 0:
-            _loud = log.setLogLevel(log.LOG_LEVEL_SILENT)
-        _silenced += 1
+    with _log_lock:
+        if _num_quiet_blocks == 0:
+            _previous_level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+        _num_quiet_blocks += 1
     try:
         yield
     finally:
-        with _silence:
-            _silenced -= 1
-            if _silenced == 0:
-                log.setLogLevel(_loud)
+        with _log_lock:
+            _num_quiet_blocks -= 1
+            if _num_quiet_blocks == 0:
+                log.setLogLevel(_previous_level)
 
 
 def fetch_detector_model() -> Path:
-    """YuNet's file from the cache folder; the first time, it is fetched from the OpenCV zoo.
+    """Return YuNet's file in the cache folder; the first call downloads it from the OpenCV zoo.
 
     Raises:
-      InputError: it cannot be fetched, or what came is another file.
+      InputError: the file cannot be downloaded, or has an unexpected content.
     """
     path = cache_folder() / "models" / MODEL_FILE
     if path.is_file():
         return path
-    mend = "give --detector-model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole-image"
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    fix = "give --detector-model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole-image"
     try:
-        with urllib.request.urlopen(MODEL_URL, timeout=_TIMEOUT) as answer:
-            content = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{MODEL_URL}: cannot be fetched: {reason}; {mend}") from error
-    if hashlib.sha256(content).hexdigest() != MODEL_SHA256:
-        raise InputError(f"{MODEL_URL}: what came is not the expected file; {mend}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda tmp: tmp.write_bytes(content))
+        pooch.retrieve(
+            MODEL_URL,
+            f"sha256:{MODEL_SHA256}",
+            fname=path.name,
+            path=path.parent,
+        )
+    except ValueError as error:
+        raise InputError(f"{MODEL_URL}: is not the expected file (SHA-256); {fix}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}; {mend}") from error
+        raise InputError(
+            f"{MODEL_URL}: cannot be downloaded to {path}: {_root_cause(error)}; {fix}"
+        ) from error
     return path
+
+
+def _root_cause(error: BaseException) -> str:
+    """Message of the first error of a chain: the last one repeats the whole chain of urllib3."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return one_line(error)

@@ -8,7 +8,7 @@ import os
 import sys
 
 _forked_from: int | None = None
-"""Process that had started JAX and forked this one."""
+"""Id of the parent process in which JAX had started before the fork."""
 
 
 def check_not_forked() -> None:
@@ -26,7 +26,7 @@ def check_not_forked() -> None:
 
 def _note_fork() -> None:
     global _forked_from
-    # JAX has no public function that tells whether it has started without starting it.
+    # JAX has no public function that checks whether it has started without starting it.
     bridge = sys.modules.get("jax._src.xla_bridge")
     if bridge is not None and bridge.backends_are_initialized():
         _forked_from = os.getppid()

@@ -1,4 +1,4 @@
-"""The files of `lcgcn predict`: face boxes in; landmarks out as JSON, CSV and 300W's .pts."""
+"""Files of `lcgcn predict`: landmarks as JSON, CSV and .pts (300W), and face boxes as input."""
 
 import collections
 import csv
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lcgcn_jax.errors import InputError, one_line
-from lcgcn_jax.inference.model import Face
+from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -24,10 +24,10 @@ CSV_COLUMNS = [
 
 
 def describe_face(face: Face) -> dict[str, Any]:
-    """A face in plain types for JSON.
+    """Convert a face to plain types for JSON.
 
-    `expected_error` (percent) and `predicted_error` (pixels) are left out if the model has no calibration,
-    `visibility` if it has no visibility head.
+    `expected_error` (percent) and `predicted_error` (pixels) are left out if the model is not calibrated,
+    and `visibility` if it has no visibility head.
     """
     fields: dict[str, Any] = {
         "box": np.round(face.box, 3).tolist(),
@@ -36,8 +36,8 @@ def describe_face(face: Face) -> dict[str, Any]:
         "confidence": np.round(face.confidence.astype(float), 4).tolist(),
         "heatmap_landmarks": np.round(face.heatmap_landmarks, 3).tolist(),
     }
-    if face.expected_error is not None:
-        fields["expected_error"] = np.round(face.expected_error, 2).tolist()
+    if face.predicted_error_percent is not None:
+        fields["expected_error"] = np.round(face.predicted_error_percent, 2).tolist()
     if face.visibility is not None:
         fields["visibility"] = np.round(face.visibility.astype(float), 4).tolist()
     if face.predicted_error is not None:
@@ -48,7 +48,7 @@ def describe_face(face: Face) -> dict[str, Any]:
 def describe_image(
     path: Path, width: int, height: int, faces: Iterable[Face], scheme: LandmarkScheme
 ) -> dict[str, Any]:
-    """The JSON of a image; the design's section 6 fixes its form."""
+    """JSON content for an image; tools outside the project read its keys."""
     return {
         "image": str(path),
         "width": width,
@@ -61,7 +61,7 @@ def describe_image(
 def describe_frame(
     number: int, time: float, faces: Iterable[Face], tracks: Iterable[int]
 ) -> dict[str, Any]:
-    """The JSON line of a frame of a video; `track` numbers the face through the frames."""
+    """JSON content for a frame of a video; `track` identifies a face over the frames."""
     return {
         "frame": number,
         "time": round(time, 6),
@@ -73,39 +73,49 @@ def describe_frame(
 
 
 def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
-    """Formats a row for each landmark of each face, in pixels; faces and landmarks count from 0.
+    """Format a CSV with one row per landmark of each face, in pixels; faces and landmarks count from 0.
 
-    The predicted error, in percent, is empty where the model is not calibrated, and the visibility where it
-    has no visibility head.
+    The predicted error, in percent, is empty if the model is not calibrated, and the visibility if it has
+    no visibility head.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for number, face in enumerate(faces):
         for i, name in enumerate(scheme.names):
-            x, y, u, v = np.concatenate([face.landmarks[i], face.heatmap_landmarks[i]])
-            confidence = f"{face.confidence[i]:.4f}"
-            expected = "" if face.expected_error is None else f"{face.expected_error[i]:.2f}"
-            visibility = "" if face.visibility is None else f"{face.visibility[i]:.4f}"
-            row = (f"{x:.3f}", f"{y:.3f}", confidence, f"{u:.3f}", f"{v:.3f}", expected)
-            writer.writerow((number, i, name, *row, visibility))
+            x, y, heatmap_x, heatmap_y = (*face.landmarks[i], *face.heatmap_landmarks[i])
+            error, visibility = face.predicted_error_percent, face.visibility
+            writer.writerow(
+                (
+                    number,
+                    i,
+                    name,
+                    f"{x:.3f}",
+                    f"{y:.3f}",
+                    f"{face.confidence[i]:.4f}",
+                    f"{heatmap_x:.3f}",
+                    f"{heatmap_y:.3f}",
+                    "" if error is None else f"{error[i]:.2f}",
+                    "" if visibility is None else f"{visibility[i]:.4f}",
+                )
+            )
     return file.getvalue()
 
 
 class BoxFile:
-    """Face boxes by image, from a file.
+    """Face boxes by image, read from a file.
 
-    JSON: `{"photo.jpg": [[x0, y0, x1, y1], ...], ...}`, with an empty list where there is no face. CSV,
-    with commas, semicolons or tabs: a header `image,x0,y0,x1,y1` and a row for each face; the four cells
-    are empty where there is no face. An image is named by its path as it is given, below its folder,
-    or from the root, or by the end of its path if only one image has that end.
+    JSON: `{"photo.jpg": [[x0, y0, x1, y1], ...], ...}`, with an empty list for an image without a face. CSV
+    with commas, semicolons or tabs: a header `image,x0,y0,x1,y1` and one row per face, or a row with four
+    empty cells for an image without a face. An image is named by its path as on the command line, relative
+    to its folder or absolute, or by the end of its path if only one image has this end.
     """
 
     def __init__(self, path: Path):
-        """Reads the file.
+        """Read the file.
 
         Raises:
-          InputError: it cannot be read, or is not of the form above.
+          InputError: the file cannot be read, or has another format.
         """
         self._path = path
         try:
@@ -120,18 +130,18 @@ class BoxFile:
             ) from error
         self._boxes: dict[tuple[str, ...], list[list[float]]] = {}
         self._names: dict[tuple[str, ...], str] = {}
-        for name, found in boxes:
+        for name, image_boxes in boxes:
             parts = _parts(name)
-            self._boxes.setdefault(parts, []).extend(found)
+            self._boxes.setdefault(parts, []).extend(image_boxes)
             self._names.setdefault(parts, name)
-        self._of: dict[Path, list[list[float]]] = {}
+        self._boxes_of_images: dict[Path, list[list[float]]] = {}
         self.unused: list[str] = list(self._names.values())
 
     def assign(self, images: Iterable[InputFile]) -> None:
-        """Finds the image that each name in the file means; `unused` keeps those that mean none.
+        """Match the names in the file to images; `unused` lists the names without an image.
 
         Raises:
-          InputError: a name means several images.
+          InputError: a name matches several images.
         """
         files = list(images)
         by_end: dict[tuple[str, ...], list[InputFile]] = collections.defaultdict(list)
@@ -142,48 +152,57 @@ class BoxFile:
                 by_end[full[i:]].append(file)
             for parts in {full, _parts(file.path), _parts(file.path_in_folder)}:
                 exact[parts].append(file)
-        self._of = {}
+        self._boxes_of_images = {}
         unused = set(self._boxes)
-        # The names that say most come first: exact ones, then long ends of paths.
+        # Specific names come first: exact paths, then long ends of paths.
         for parts in sorted(self._boxes, key=lambda p: (p not in exact, -len(p))):
             matches = exact.get(parts)
             if matches is None:
-                matches = [file for file in by_end.get(parts, []) if file.path not in self._of]
+                matches = [
+                    file for file in by_end.get(parts, []) if file.path not in self._boxes_of_images
+                ]
             if len(matches) > 1:
                 first, second = (str(file.path) for file in matches[:2])
                 raise InputError(
                     f"{self._path}: {self._names[parts]} is {first} or {second}; write more of its path"
                 )
             if matches:
-                self._of.setdefault(matches[0].path, []).extend(self._boxes[parts])
+                self._boxes_of_images.setdefault(matches[0].path, []).extend(self._boxes[parts])
                 unused.remove(parts)
         self.unused = [name for parts, name in self._names.items() if parts in unused]
 
+    def describe_unused(self) -> str:
+        """One line about the names that are not among the images; empty if there are none."""
+        if not self.unused:
+            return ""
+        names = ", ".join(self.unused[:5]) + (", ..." if len(self.unused) > 5 else "")
+        return f"{self._path}: {len(self.unused)} names are not among the inputs: {names}"
+
     def of(self, image: Path) -> list[list[float]]:
-        """The boxes of an image, after `assign`.
+        """Boxes of an image, after `assign`.
 
         Raises:
-          InputError: the file does not name the image.
+          InputError: the file has no entry for the image.
         """
-        if image not in self._of:
+        if image not in self._boxes_of_images:
             raise InputError(f"{image}: no face box in {self._path}")
-        return self._of[image]
+        return self._boxes_of_images[image]
 
 
 def _parts(path: str | Path) -> tuple[str, ...]:
-    """The parts of a path in the form of any system, without `.`; the root is a part."""
+    """Parts of a path of any operating system, without `.`; the root is a part."""
     path = PurePosixPath(str(path).strip().replace("\\", "/"))
     return tuple(part for part in path.parts if part != ".")
 
 
 def _json_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
-    # Pairs, since a name may be there twice, and a dictionary keeps the last.
+    # Pairs, since a dictionary would keep only the last entry of a repeated name.
     content = json.loads(text, object_pairs_hook=_Pairs)
     if not isinstance(content, _Pairs):
-        raise ValueError("expected images and their boxes in braces")
+        raise ValueError("expected a JSON object from images to boxes")
     for name, boxes in content:
         if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
-            raise ValueError(f"{name!r} wants a list of boxes of four numbers each")
+            raise ValueError(f"{name!r} needs a list of boxes of four numbers each")
     return [(name, [[float(value) for value in box] for box in boxes]) for name, boxes in content]
 
 
@@ -214,22 +233,22 @@ def _csv_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
                 raise ValueError(_missing_column(missing[0]))
             continue
         line = f"line {rows.line_num}"
-        # Of a name with a comma that is not in quotes, say; spreadsheets add empty cells.
+        # For example an unquoted name with a comma. Spreadsheets add empty cells, which are allowed.
         if any(cell.strip() for cell in row[len(columns) :]):
             raise ValueError(f"{line} has {len(row)} cells, and the header has {len(columns)}")
-        cells = dict(zip(columns, row, strict=False))
-        if not cells.get("image", "").strip():
-            raise ValueError(f"{line} names no image")
-        numbers = [cells.get(name, "").strip() for name in BOX_COLUMNS[1:]]
+        values = dict(zip(columns, row, strict=False))
+        if not values.get("image", "").strip():
+            raise ValueError(f"{line} does not name an image")
+        numbers = [values.get(name, "").strip() for name in BOX_COLUMNS[1:]]
         if delimiter == ";":  # spreadsheets that separate by semicolons write decimal commas
             numbers = [number.replace(",", ".") for number in numbers]
-        if not any(numbers) and cells.keys() >= set(BOX_COLUMNS):
-            boxes.append((cells["image"], []))
+        if not any(numbers) and values.keys() >= set(BOX_COLUMNS):
+            boxes.append((values["image"], []))
             continue
         try:
-            boxes.append((cells["image"], [[float(number) for number in numbers]]))
+            boxes.append((values["image"], [[float(number) for number in numbers]]))
         except ValueError as error:
-            raise ValueError(f"{line} has no four numbers") from error
+            raise ValueError(f"{line} does not have four numbers") from error
     if columns is None:
         raise ValueError(_missing_column("image"))
     return boxes

@@ -1,4 +1,4 @@
-"""Command-line inputs: image and video files, folders of them, and patterns."""
+"""Input files of `lcgcn predict`: images and videos, from paths, folders and patterns."""
 
 import collections
 import dataclasses
@@ -26,25 +26,25 @@ VIDEO_SUFFIXES = (
     ".mjpeg",
 )
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
-"""Suffixes of images that have to be converted first."""
+"""Suffixes of images that have to be converted to another format first."""
 
-# Files that usually lie next to images; skipping them is not reported.
+# Files that often accompany images; skipping them is not reported.
 _SIDECARS = (
     ".pts", ".txt", ".json", ".jsonl", ".csv", ".xml", ".yaml", ".yml", ".md", ".ini", ".db", ".py",
 )  # fmt: skip
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # at least two letters: `C:` is a drive
-_SHOWN_TEXT = 100  # characters of an input in a message; a `data:` URL can have millions
-_SHOWN_SUFFIXES = 6
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # at least two letters, unlike a drive such as `C:`
+_MAX_TEXT = 100  # characters of an input in a message; a `data:` URL can have millions
+_MAX_SUFFIXES = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class InputFile:
-    """A image or video to work on.
+    """An image or video to process.
 
     Attributes:
-      path: the file.
-      name: what its results are called, without a suffix: its name, below the folder that was given.
+      path: path of the file.
+      name: name of its results without a suffix; for a file in an input folder, relative to that folder.
     """
 
     path: Path
@@ -52,30 +52,30 @@ class InputFile:
 
     @property
     def is_video(self) -> bool:
-        """Whether it is a video, by its suffix."""
+        """Whether the file is a video, by its suffix."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
     @property
     def path_in_folder(self) -> Path:
-        """The path below the folder that was given; the file's name if the file itself was given."""
+        """Path relative to the input folder; the file name if the input is the file."""
         return self.name.with_name(self.path.name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Files to work on, and the files in the same folders that cannot be read.
+    """Files to process, and the files in the input folders that cannot be read.
 
     Attributes:
-      files: the images and videos, in order, each once.
-      unread: suffix in lower case -> number of files with it, without annotations and texts; "" for files
-        without a suffix.
+      files: images and videos in order, without duplicates.
+      unread: number of unreadable files by suffix in lower case, "" for files without a suffix; annotations
+        and texts are not counted.
     """
 
     files: list[InputFile]
     unread: collections.Counter[str]
 
     def describe_unread(self) -> str:
-        """One line about the files that cannot be read; empty if there are none."""
+        """Describe the files that cannot be read in one line; empty if there are none."""
         if not self.unread:
             return ""
         count = self.unread.total()
@@ -86,15 +86,15 @@ class Inputs:
 
 
 def find_inputs(texts: Iterable[str]) -> Inputs:
-    """The files that are meant, in order, each once.
+    """Find the input files of command-line arguments, in order and without duplicates.
 
-    A folder means the images and videos below it, by their suffixes, without the `._` files of macOS;
-    a pattern (`*`, `?`, `[...]`, `**`) means the files that it matches. A file that is
-    named is taken whatever its suffix.
+    A folder selects the images and videos in it and its subfolders, selected by suffix, without the `._`
+    files of macOS. A pattern (`*`, `?`, `[...]`, `**`) selects the files that it matches. A file path is
+    used whatever its suffix.
 
     Raises:
-      InputError: an input is a URL, a camera or another stream, a folder or a pattern gives no file, or
-        two files would have results of one name.
+      InputError: an input is a URL, a camera or another stream, a folder or a pattern has no files, or the
+        results of two files would have the same name.
     """
     inputs: dict[str, InputFile] = {}
     unread: dict[str, str] = {}
@@ -102,57 +102,57 @@ def find_inputs(texts: Iterable[str]) -> Inputs:
         matches = _matches(text)
         for match in matches:
             if os.path.isdir(match):
-                found, others = _below(match)
+                files, others = _list_folder(match)
                 unread |= {os.path.realpath(path): path.suffix.lower() for path in others}
-                if not found and len(matches) == 1:
+                if not files and len(matches) == 1:
                     raise InputError(_describe_empty(text, others))
             else:
-                found = [InputFile(match, _name_of(match))]
-            for file in found:
+                files = [InputFile(match, _stem(match))]
+            for file in files:
                 inputs.setdefault(os.path.realpath(file.path), file)
-    left_out = collections.Counter(
+    unread_suffixes = collections.Counter(
         suffix for path, suffix in unread.items() if path not in inputs and suffix not in _SIDECARS
     )
-    return Inputs(_with_own_names(list(inputs.values())), left_out)
+    return Inputs(_with_unique_names(list(inputs.values())), unread_suffixes)
 
 
 def _matches(text: str) -> list[Path]:
-    # Unlike those of Path, the functions of os.path take any text and any link.
+    # Unlike the methods of Path, the functions of os.path accept any text and any link.
     if os.path.exists(text):
         if not (os.path.isfile(text) or os.path.isdir(text)):
             raise InputError(f"{text}: is a device or pipe; only files and folders are read")
         return [Path(text)]
     if _URL.match(text) or text.isdecimal() or text == "-":
-        shown = text if len(text) <= _SHOWN_TEXT else text[:_SHOWN_TEXT] + "..."
+        short_text = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "..."
         raise InputError(
-            f"{shown}: only files and folders are read, no URLs, cameras or standard input; save the "
+            f"{short_text}: only files and folders are read, no URLs, cameras or standard input; save the "
             "images or the video to a file first"
         )
     with_slashes = text.replace("\\", "/")
-    if os.path.exists(with_slashes):  # a path in Windows' form
+    if os.path.exists(with_slashes):  # a Windows path
         return [Path(with_slashes)]
     if not glob.has_magic(text):
         return [Path(text)]
-    found = sorted(glob.glob(text, recursive=True)) or sorted(
+    matches = sorted(glob.glob(text, recursive=True)) or sorted(
         glob.glob(with_slashes, recursive=True)
     )
-    if not found:
+    if not matches:
         raise InputError(f"{text}: no file matches this pattern")
-    return [Path(match) for match in found]
+    return [Path(match) for match in matches]
 
 
-def _below(folder: Path) -> tuple[list[InputFile], list[Path]]:
-    """The images and videos in a folder and below it, and the other files there."""
-    found, others = [], []
+def _list_folder(folder: Path) -> tuple[list[InputFile], list[Path]]:
+    """Images and videos in a folder and its subfolders, and the other files."""
+    files, others = [], []
     for path in sorted(folder.rglob("*")):
         if path.name.startswith("._") or fnmatch(path.name, PARTIALS) or not path.is_file():
             continue
         if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
-            name = path.relative_to(folder).parent / _name_of(path)
-            found.append(InputFile(path, name))
+            name = path.relative_to(folder).parent / _stem(path)
+            files.append(InputFile(path, name))
         elif not path.name.startswith("."):
             others.append(path)
-    return found, others
+    return files, others
 
 
 def _describe_empty(folder: str, others: list[Path]) -> str:
@@ -164,24 +164,24 @@ def _describe_empty(folder: str, others: list[Path]) -> str:
 
 
 def _list_suffixes(suffixes: collections.Counter[str]) -> str:
-    """`2 .heic, 1 .tga`, the most frequent first."""
+    """Format counts of suffixes as `2 .heic, 1 .tga`, by descending frequency."""
     ordered = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count} {suffix or 'without a suffix'}" for suffix, count in ordered]
-    rest = sum(count for _, count in ordered[_SHOWN_SUFFIXES:])
-    return ", ".join(shown[:_SHOWN_SUFFIXES] + ([f"{rest} others"] if rest else []))
+    counts = [f"{count} {suffix or 'without a suffix'}" for suffix, count in ordered]
+    num_others = sum(count for _, count in ordered[_MAX_SUFFIXES:])
+    return ", ".join(counts[:_MAX_SUFFIXES] + ([f"{num_others} others"] if num_others else []))
 
 
 def _heic_advice(suffixes: Iterable[str]) -> str:
     return "; convert HEIC to JPEG first" if set(suffixes) & set(HEIC_SUFFIXES) else ""
 
 
-def _name_of(path: Path) -> Path:
-    """A file's name without its suffix; with it where only dots would be left, as of `..jpg`."""
+def _stem(path: Path) -> Path:
+    """File name without the suffix, or with it if only dots would remain, as for `..jpg`."""
     return Path(path.stem if path.stem.strip(".") else path.name)
 
 
-def _with_own_names(inputs: list[InputFile]) -> list[InputFile]:
-    """Where two files differ in their suffix alone, the results keep it: `a.jpg.json`."""
+def _with_unique_names(inputs: list[InputFile]) -> list[InputFile]:
+    """Include the suffix in the names of files that differ only in it: `a.jpg.json`."""
     names = [file.name for file in inputs]
     inputs = [
         dataclasses.replace(file, name=file.name.with_name(file.path.name))
@@ -189,11 +189,11 @@ def _with_own_names(inputs: list[InputFile]) -> list[InputFile]:
         else file
         for file in inputs
     ]
-    taken: dict[Path, InputFile] = {}
+    first_files: dict[Path, InputFile] = {}
     for file in inputs:
-        if (other := taken.setdefault(file.name, file)) is not file:
+        if (other := first_files.setdefault(file.name, file)) is not file:
             raise InputError(
-                f"{file.path}: its results would have the name of those of {other.path}; run them "
-                "apart, with an --out each"
+                f"{file.path}: its results would have the same name as those of {other.path}; run them "
+                "separately, with different --out folders"
             )
     return inputs

@@ -1,4 +1,4 @@
-"""Faces from frame to frame: which is which, and landmarks that do not tremble."""
+"""Face tracking and temporal smoothing of landmarks."""
 
 import numpy as np
 from jaxtyping import Float
@@ -6,66 +6,65 @@ from jaxtyping import Float
 from lcgcn_jax.geometry import Box, box_overlaps
 
 MIN_OVERLAP = 0.3
-"""IoU from which a box is the same face as a box of an earlier frame."""
+"""Minimum IoU of the boxes of a face in two frames."""
 
 MAX_GAP = 5
-"""Frames that a face may be missing and still be known again."""
+"""Maximum number of frames in which a tracked face may be missing."""
 
 MIN_CUTOFF = 1.0
-"""Cutoff frequency of a landmark at rest, in Hz; less trembles less."""
+"""Cutoff frequency for a landmark at rest, in Hz. Lower values reduce jitter."""
 
 BETA = 16.0
-"""Hz by which the cutoff rises for a speed of one face side a second; more lags less.
+"""Increase of the cutoff frequency with the speed, in Hz per face side per second. Higher values reduce lag.
 
-Both were chosen on a image that moves by about that speed and then rests, with noise, at 25 frames a
-second: at rest the landmarks of a small model go 0.40 % of the eye distance from frame to frame instead
-of 1.30 %, and the lag on the move adds 0.5 % to their error.
+Both values were tuned on an image that moves at about one face side per second and then rests, with noise,
+at 25 frames per second. The jitter of a small model at rest is 0.40 % of the eye distance per frame instead
+of 1.30 %, and the lag during the motion adds 0.5 % to the error.
 """
 
 SPEED_CUTOFF = 1.0
-"""Cutoff frequency of the speed itself, in Hz (Casiez et al.)."""
+"""Cutoff frequency of the speed, in Hz (Casiez et al.)."""
 
 
 class FaceTracker:
-    """Numbers the faces of a video: the pair of boxes that overlap most is one face, and so on."""
+    """Assigns track numbers to the faces of a video by greedy matching of boxes, largest IoU first."""
 
     def __init__(self):
         self._boxes: dict[int, Box] = {}
-        self._missing: dict[int, int] = {}
+        self._gaps: dict[int, int] = {}  # frames since the face was last detected
         self._next = 0
 
     def update(self, boxes: Float[np.ndarray, "n 4"]) -> list[int]:
-        """The numbers of the faces of the next frame, in their order.
+        """Return the track numbers of the faces in the next frame, in their order.
 
         Args:
-          boxes: their face boxes.
+          boxes: face boxes.
         """
-        numbers = list(self._boxes)
-        overlaps = np.array([box_overlaps(self._boxes[i], boxes) for i in numbers])
-        overlaps = overlaps.reshape(len(numbers), len(boxes))
-        found: dict[int, int] = {}
+        tracks = list(self._boxes)
+        overlaps = np.array([box_overlaps(self._boxes[track], boxes) for track in tracks])
+        overlaps = overlaps.reshape(len(tracks), len(boxes))
+        matches: dict[int, int] = {}
         while overlaps.size and overlaps.max() >= MIN_OVERLAP:
             row, column = np.unravel_index(overlaps.argmax(), overlaps.shape)
-            found[int(column)] = numbers[row]
+            matches[int(column)] = tracks[row]
             overlaps[row], overlaps[:, column] = 0, 0
         for column in range(len(boxes)):
-            if column not in found:
-                found[column] = self._next
+            if column not in matches:
+                matches[column] = self._next
                 self._next += 1
-        for number in set(numbers) - set(found.values()):
-            self._missing[number] += 1
-            if self._missing[number] > MAX_GAP:
-                del self._boxes[number], self._missing[number]
-        for column, number in found.items():
-            self._boxes[number], self._missing[number] = boxes[column], 0
-        return [found[column] for column in range(len(boxes))]
+        for track in set(tracks) - set(matches.values()):
+            self._gaps[track] += 1
+            if self._gaps[track] > MAX_GAP:
+                del self._boxes[track], self._gaps[track]
+        for column, track in matches.items():
+            self._boxes[track], self._gaps[track] = boxes[column], 0
+        return [matches[column] for column in range(len(boxes))]
 
 
 class OneEuroFilter:
-    """A low pass whose cutoff rises with the speed (Casiez, Roussel and Vogel 2012).
+    """Low-pass filter whose cutoff frequency increases with the speed (Casiez, Roussel and Vogel 2012).
 
-    Every landmark has a cutoff of its own: `MIN_CUTOFF + BETA * speed`, with the speed in face sides a
-    second.
+    The cutoff of each landmark is `MIN_CUTOFF + BETA * speed`, with the speed in face sides per second.
     """
 
     def __init__(self):
@@ -74,12 +73,12 @@ class OneEuroFilter:
     def __call__(
         self, landmarks: Float[np.ndarray, "k 2"], *, time: float, side: float
     ) -> Float[np.ndarray, "k 2"]:
-        """The smoothed landmarks of the next frame.
+        """Smooth the landmarks of the next frame.
 
         Args:
           landmarks: in pixels.
-          time: of the frame, in seconds; later than that of the frame before.
-          side: longer side of the face's box, in pixels.
+          time: time of the frame in seconds, later than that of the previous frame.
+          side: longer side of the face box, in pixels.
         """
         if self._time is None:
             self._value, self._velocity = landmarks, np.zeros_like(landmarks)
@@ -95,6 +94,6 @@ class OneEuroFilter:
 
 
 def _smoothing(cutoff, elapsed: float):
-    """The weight of a new value in a first-order low pass; NumPy array or number."""
+    """Weight of a new value in a first-order low-pass filter, for a NumPy array or a number."""
     rate = 2 * np.pi * cutoff * elapsed
     return rate / (rate + 1)

@@ -1,4 +1,4 @@
-"""Reading and writing videos, by OpenCV's FFmpeg."""
+"""Reading and writing of videos with OpenCV's FFmpeg."""
 
 import contextlib
 import dataclasses
@@ -17,20 +17,19 @@ from jaxtyping import UInt8
 from lcgcn_jax.errors import InputError
 
 MAX_RATE = 240.0
-"""Frames per second above which a file's rate is a time base (1000 in WebM of browsers), and no rate."""
+"""Maximum frame rate. A higher one in a file is a time base, such as 1000 in WebM files of browsers."""
 
 CODEC = "mp4v"
 
-_EVEN = (
-    0.02  # part of a frame's duration by which the times of frames at a constant rate may differ
-)
+# Maximum difference of frame durations at a constant rate, as a fraction of the median duration.
+_DURATION_TOLERANCE = 0.02
 
 
 class Frame(NamedTuple):
     """A frame of a video.
 
     Attributes:
-      time: its time stamp, in seconds from the beginning of the video; later than that of the frame before.
+      time: time stamp in seconds from the start of the video, later than that of the previous frame.
       pixels: RGB.
     """
 
@@ -43,10 +42,10 @@ class Video:
     """A video file that is open for reading.
 
     Attributes:
-      path: the file.
-      frames_per_second: its rate, the mean one if it varies.
-      num_frames: how many frames it says that it has; 0 where it says nothing.
-      frames: the frames, in order.
+      path: path of the file.
+      frames_per_second: frame rate; the mean rate if it varies.
+      num_frames: number of frames that the file states; 0 if it states none.
+      frames: iterator over the frames.
     """
 
     path: Path
@@ -57,17 +56,17 @@ class Video:
 
 @contextlib.contextmanager
 def open_video(path: Path, *, frames_per_second: float | None = None) -> Iterator[Video]:
-    """Opens a video file for reading.
+    """Open a video file for reading.
 
-    The time of each frame is its own time stamp. Where the file has none, or they do not increase, a
-    frame follows the one before by the duration of a frame at the file's rate.
+    Frames have the time stamps of the file. If a time stamp is missing or not later than the previous one,
+    the frame follows the previous one at the frame rate.
 
     Args:
-      path: the file.
-      frames_per_second: the rate to take instead of the file's rate and time stamps.
+      path: path of the file.
+      frames_per_second: frame rate to use instead of the rate and the time stamps of the file.
 
     Raises:
-      InputError: it cannot be read, has no frame, or its rate is not known.
+      InputError: the file cannot be read, has no frame, or has no frame rate.
     """
     if not path.is_file():
         raise InputError(f"{path}: cannot be read: no such file")
@@ -76,10 +75,10 @@ def open_video(path: Path, *, frames_per_second: float | None = None) -> Iterato
         frames = _stamped_frames(capture)
         first = list(itertools.islice(frames, 2))
         if not first:
-            raise InputError(f"{path}: no frame of a video can be read; give a whole video file")
+            raise InputError(f"{path}: no frame of a video can be read; give a complete video file")
         rate = frames_per_second or _rate(capture, [frame.time for frame in first])
         if rate is None:
-            raise InputError(f"{path}: the frame rate is not known; give it by --fps")
+            raise InputError(f"{path}: the frame rate is unknown; give it with --fps")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         num_frames = int(count) if math.isfinite(count) and count > 0 else 0
         frames = itertools.chain(first, frames)
@@ -93,14 +92,16 @@ def open_video(path: Path, *, frames_per_second: float | None = None) -> Iterato
 
 
 def varies(times: Sequence[float]) -> bool:
-    """Whether the times of frames are those of a variable frame rate."""
+    """Whether frame times have a variable frame rate."""
     steps = np.diff(times)
-    # Some containers round to milliseconds.
-    return len(steps) > 0 and bool(np.ptp(steps) > max(_EVEN * np.median(steps), 0.002))
+    # Some containers round times to milliseconds.
+    return len(steps) > 0 and bool(
+        np.ptp(steps) > max(_DURATION_TOLERANCE * np.median(steps), 0.002)
+    )
 
 
 def _stamped_frames(capture: Any) -> Iterator[Frame]:
-    """The frames with the file's own time stamps, whatever they are."""
+    """Frames with the time stamps of the file, which may be invalid."""
     while True:
         readable, pixels = capture.read()
         if not readable:
@@ -110,7 +111,7 @@ def _stamped_frames(capture: Any) -> Iterator[Frame]:
 
 
 def _rate(capture: Any, times: list[float]) -> float | None:
-    """The rate that the file states, or else that of its first two frames."""
+    """Frame rate that the file states, or else that of its first two frames."""
     step = times[-1] - times[0]
     for rate in (capture.get(cv2.CAP_PROP_FPS), 1 / step if step > 0 else 0.0):
         if math.isfinite(rate) and 0 < rate <= MAX_RATE:
@@ -119,13 +120,13 @@ def _rate(capture: Any, times: list[float]) -> float | None:
 
 
 def _increasing(frames: Iterable[Frame], step: float) -> Iterator[Frame]:
-    """The frames with times that increase: where they do not, all further ones are moved."""
-    previous, moved = -math.inf, 0.0
+    """Frames with increasing times: a time that does not increase shifts all later ones."""
+    previous, shift = -math.inf, 0.0
     for frame in frames:
-        time = frame.time + moved
+        time = frame.time + shift
         if not math.isfinite(time) or time <= previous:
             time = previous + step if math.isfinite(previous) else 0.0
-            moved = time - frame.time if math.isfinite(frame.time) else moved
+            shift = time - frame.time if math.isfinite(frame.time) else shift
         previous = time
         yield frame._replace(time=time)
 
@@ -133,17 +134,17 @@ def _increasing(frames: Iterable[Frame], step: float) -> Iterator[Frame]:
 class VideoWriter(contextlib.AbstractContextManager):
     """Writes RGB frames of one size to an MP4 file (MPEG-4 part 2) at a constant rate.
 
-    The codec takes even sizes alone: an odd width or height grows by a pixel, a copy of the last.
+    The codec requires even sizes: an odd width or height is increased by replicating the last pixel.
     """
 
     def __init__(self, path: Path, *, frames_per_second: float):
-        """The file is made with the first frame."""
+        """Set up the writer; the first frame creates the file."""
         self._path = path
         self._rate = frames_per_second
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, frame: UInt8[np.ndarray, "_h _w 3"]) -> None:
-        """Adds a frame.
+        """Write a frame.
 
         Raises:
           OSError: the file cannot be written.
@@ -159,15 +160,15 @@ class VideoWriter(contextlib.AbstractContextManager):
         self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """Ends the file.
+        """Finish the file.
 
         Raises:
-          OSError: the file is not complete; OpenCV itself does not say so.
+          OSError: the file is not complete. OpenCV does not report this.
         """
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-            if not _is_whole_mp4(self._path):
+            if not _is_complete_mp4(self._path):
                 raise OSError(
                     errno.ENOSPC, "the video is not complete; is the disk full?", str(self._path)
                 )
@@ -179,22 +180,22 @@ class VideoWriter(contextlib.AbstractContextManager):
             self._writer.release()
 
 
-def _is_whole_mp4(path: Path) -> bool:
-    """Whether the file ends where its last box ends, and holds the index (`moov`)."""
+def _is_complete_mp4(path: Path) -> bool:
+    """Whether a file ends with the end of its last box, and contains the index (`moov`)."""
     kinds = set()
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
-        place = 0
-        while place < end:
-            file.seek(place)
+        position = 0
+        while position < end:
+            file.seek(position)
             header = file.read(16)
             if len(header) < 8:
                 return False
             size = int.from_bytes(header[:4])
-            if size == 1:  # 64 bits follow
+            if size == 1:  # a 64-bit size follows
                 size = int.from_bytes(header[8:16])
             if size < 8:
                 return False
             kinds.add(header[4:8])
-            place += size
-    return place == end and {b"moov", b"mdat"} <= kinds
+            position += size
+    return position == end and {b"moov", b"mdat"} <= kinds

@@ -73,7 +73,7 @@ class Bundle:
         )
 
         def take(names):
-            return {name: jnp.asarray(self.weights[name]) for name in names}
+            return {name: jax.device_put(self.weights[name]) for name in names}
 
         return graphdef, take(params), take(batch_stats)
 

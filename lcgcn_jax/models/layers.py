@@ -36,7 +36,7 @@ def _wide(weights: nnx.Variable) -> np.ndarray:
 
 
 def _narrow(weights: np.ndarray) -> jax.Array:
-    return jnp.asarray(weights.astype(np.float32))
+    return jnp.asarray(weights, jnp.float32)
 
 
 def normal_init(deviation: float) -> nnx.Initializer:
@@ -56,7 +56,7 @@ def normal_init(deviation: float) -> nnx.Initializer:
         bits = jax.random.key_data(key)
         if isinstance(bits, jax.core.Tracer):
             return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, dtype), bits)
-        return jnp.asarray(draw(bits))  # a callback, even here, is a program to compile
+        return jnp.asarray(draw(bits), dtype)  # a callback, even here, is a program to compile
 
     return init
 

@@ -10,7 +10,6 @@ field: the cells cover the input evenly, (stride - 1) / 2. Without `visibility` 
 """
 
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, choose
 from lcgcn_jax.models.cascade import CascadeConfig
 from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
@@ -160,9 +159,7 @@ def require_known(where: str, given: Iterable[str], known: Iterable[str]) -> Non
     """
     known = sorted(known)
     for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise InputError(f"{where}: unknown field {key!r}; did you mean {near[0]!r}?")
+        choose(where, key, known, kind="field")
 
 
 def _pixel_or_none(origin: Any) -> float | None:

@@ -1,0 +1,1 @@
+"""Timing, roofline bounds, and compilation for TPUs."""

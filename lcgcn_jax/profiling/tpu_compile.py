@@ -162,7 +162,7 @@ def lower_train_step(
     """
     check_config(config)
     typed = Config.from_dict(config.to_dict())
-    # The length of the training is a constant of the schedule and changes no figure of the program.
+    # The number of steps is only a constant of the schedule, and does not affect the cost.
     train = dataclasses.replace(typed.train, batch_size=batch_size, steps=typed.train.steps or 1000)
     num_landmarks = get_scheme(typed.scheme).num_landmarks
     step = build_train_step(

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from lcgcn_jax.data.formats.pts import format_pts
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.geometry import box_of_landmarks
 from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
 from lcgcn_jax.synthetic.drawing import SyntheticFace, draw_face
@@ -72,8 +72,7 @@ def write_300w(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> No
 
 def _new_folder(out: Path) -> Path:
     out = Path(out)
-    if out.exists():
-        raise InputError(f"{out}: already exists; choose another folder or remove it")
+    require_absent(out)
     out.mkdir(parents=True)
     return out
 

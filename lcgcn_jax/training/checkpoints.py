@@ -83,9 +83,10 @@ class Checkpoints:
         partial = self._folder / f"{step}{_PARTIAL}"
         with needs_writing(self._folder):
             try:
-                ocp.save_checkpointables(
-                    partial.resolve(), {"state": _as_dict(state), "progress": progress}
-                )
+                with _save_options():
+                    ocp.save_checkpointables(
+                        partial.resolve(), {"state": _as_dict(state), "progress": progress}
+                    )
                 if is_primary_process():
                     _write_checksums(partial)
                     self._commit(partial, step)
@@ -287,6 +288,13 @@ def _read_evaluated(path: Path, like: Weights) -> dict[str, np.ndarray]:
                 f"{path}: its weights do not fit the configuration: {error}"
             ) from error
     return {name: value for field in fields for name, value in state[field].items()}
+
+
+def _save_options() -> ocp.Context:
+    # By default, each replica saves a slice of every array, and JAX compiles a program for each slice.
+    options = ocp.Context()
+    options.array.saving.use_replica_parallel = False
+    return options
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

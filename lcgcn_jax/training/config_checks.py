@@ -1,21 +1,21 @@
 """Ranges of configuration fields, and rules that combine several fields."""
 
 import dataclasses
-import difflib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
 
 from lcgcn_jax import geometry, heatmaps
 from lcgcn_jax.data.augment import DISTRIBUTIONS
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, did_you_mean
 from lcgcn_jax.models import connectivity, lcgcn
 from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.layers import NORMS
 from lcgcn_jax.models.visibility import CLASSES, HEADS
+from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.optimizer import SCHEDULES, TRAINED
 from lcgcn_jax.training.pretrained import INIT_SCOPES
 from lcgcn_jax.training.steps import (
@@ -370,8 +370,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if group := [field for field in FIELDS if field.startswith(f"{name}.")]:
             raise InputError(f"config {name}: got {value!r}; expected fields such as {group[0]}")
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)
-            raise InputError(f"config {name}: unknown field; did you mean {near[0]}?")
+            hint = did_you_mean(name, FIELDS, cutoff=0.0)
+            raise InputError(f"config {name}: unknown field{hint}")
     for name, constraint in FIELDS.items():
         if name not in leaves:
             raise InputError(f"config {name}: is missing; expected {constraint}")
@@ -390,6 +390,23 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             if option in part_options:
                 _check(f"model.{part}.{option}", part_options[option], constraint)
     _check_together(config)
+
+
+def load_checked_config(
+    spec: str, words: Sequence[str]
+) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
+    """Load a config, override fields by words `--config.NAME=VALUE`, and check it.
+
+    Returns:
+      The config, and the overrides by field name.
+
+    Raises:
+      InputError: the config cannot be used.
+    """
+    config, overrides = load_config(spec), parse_overrides(list(words))
+    apply_overrides(config, overrides)
+    check_config(config)
+    return config, overrides
 
 
 def leaf_fields(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -424,10 +441,8 @@ def check_image_size(image_size: int, stride: int) -> None:
 def _check(name: str, value: Any, constraint: Constraint) -> None:
     if constraint.accepts(value):
         return
-    hint = ""
-    if isinstance(constraint, Choice) and isinstance(value, str):
-        near = difflib.get_close_matches(value, constraint.names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+    is_choice = isinstance(constraint, Choice) and isinstance(value, str)
+    hint = did_you_mean(value, constraint.names) if is_choice else ""
     raise InputError(f"config {name}: got {value!r}; expected {constraint}{hint}")
 
 

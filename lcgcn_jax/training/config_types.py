@@ -125,8 +125,8 @@ class LearningRates:
     """Peak learning rate of each parameter group.
 
     Attributes:
-      heatmap: of the heatmap model.
-      graph: of the graph and the visibility head.
+      heatmap: rate of the heatmap model.
+      graph: rate of the graph and the visibility head.
     """
 
     heatmap: float = 1e-4
@@ -204,11 +204,11 @@ class Config:
       init_scope: part of these weights to use: `heatmap`, the heatmap model (of an ImageNet file, which has
         no landmark head, its backbone); `whole`; or `backbone`, the heatmap model without its head, for
         another number of landmarks.
-      data: see `DataConfig`.
-      model: see `ModelConfig`.
-      loss: see `LossConfig`.
-      optimizer: see `OptimizerConfig`.
-      train: see `TrainConfig`.
+      data: training and validation data.
+      model: heatmap model and graph.
+      loss: training loss.
+      optimizer: learning rates and their schedule.
+      train: training loop.
     """
 
     scheme: str = "wflw98"

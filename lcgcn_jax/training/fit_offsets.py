@@ -22,9 +22,10 @@ from lcgcn_jax.data.annotation_offsets import (
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import Predict
+from lcgcn_jax.evaluation.predictions import Predict
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.tables import format_table
 
 ALL = "all"
 """Name of all faces together, in reports."""
@@ -75,6 +76,21 @@ class OffsetFit:
     flip_bias_error: float
     groups: list[GroupFit]
 
+    def __str__(self) -> str:
+        rows = [["", "faces", "before", "after", "fitted landmarks"]]
+        for group in self.groups:
+            fallback = f", others {group.fallback}" if group.fallback else ""
+            fitted = f"{group.num_fitted} of {len(self.offsets.mean_face)}{fallback}"
+            errors = (f"{group.before:.2f}", f"{group.after:.2f}")
+            rows.append([group.name, str(group.num_faces), *errors, fitted])
+        note = "" if self.flip_bias else ", not significant"
+        return (
+            "mean distance from the predictions on training faces, in % of the outer eye distance\n"
+            f"{format_table(rows)}\n"
+            f"constant in x that mirror images do not share: {self.flip_bias:.2f} (standard error "
+            f"{self.flip_bias_error:.2f}{note})"
+        )
+
 
 def fit_annotation_offsets(
     predict: Predict,
@@ -83,7 +99,7 @@ def fit_annotation_offsets(
     image_size: int,
     batch_size: int,
     min_count: int = 30,
-    max_spread: float = 1.5,
+    max_ratio: float = 1.5,
 ) -> OffsetFit:
     """Fits the offsets of a dataset on its training faces; see `fit_offsets`.
 
@@ -93,7 +109,7 @@ def fit_annotation_offsets(
       image_size: side of the crops.
       batch_size: faces in a batch.
       min_count: see `fit_offsets`.
-      max_spread: see `fit_offsets`.
+      max_ratio: see `fit_offsets`.
 
     Raises:
       InputError: the train split does not exist, or has too few usable faces.
@@ -119,7 +135,7 @@ def fit_annotation_offsets(
             groups,
             dataset.scheme,
             min_count=min_count,
-            max_spread=max_spread,
+            max_ratio=max_ratio,
             provenance={
                 "dataset": dataset.name,
                 "fingerprint": dataset.fingerprint,
@@ -141,8 +157,8 @@ def fit_offsets(
     scheme: LandmarkScheme,
     *,
     min_count: int = 30,
-    max_spread: float = 1.5,
-    source: Mapping[str, Any] | None = None,
+    max_ratio: float = 1.5,
+    provenance: Mapping[str, Any] | None = None,
 ) -> OffsetFit:
     """Fits the offsets between annotated and predicted landmarks.
 
@@ -151,7 +167,7 @@ def fit_offsets(
     relative to mirror images is added to it if it exceeds three standard errors.
 
     A landmark with fewer than `min_count` faces gets the offset of the main group: the largest group that is
-    its own mirror image, or all faces. A group in which the distances scatter more than `max_spread` times as
+    its own mirror image, or all faces. A group in which the distances scatter more than `max_ratio` times as
     much as in the main group gets a constant offset, the main group's median: the model fails on these faces,
     and its errors are not an annotation style.
 
@@ -162,8 +178,8 @@ def fit_offsets(
       groups: group of each face; "" for none.
       scheme: landmark scheme.
       min_count: smallest number of located landmarks, mirror images included, to fit an offset to.
-      max_spread: see above.
-      source: origin of the offsets, stored with them (`AnnotationOffsets`).
+      max_ratio: see above.
+      provenance: data and model of the fit, stored with the offsets (`AnnotationOffsets`).
 
     Raises:
       ValueError: fewer than `min_count` faces have enough located landmarks.
@@ -209,7 +225,7 @@ def fit_offsets(
     base = np.where(is_fitted[main][:, None], medians[main], constant)
     offsets, reports = {}, []
     for name in names:
-        fails = spreads[name] > max_spread * spreads[main]
+        fails = spreads[name] > max_ratio * spreads[main]
         is_own = is_fitted[name] & (not fails)
         other, fallback = base, f"of {main or ALL}"
         if fails or name == main:
@@ -220,7 +236,7 @@ def fit_offsets(
     face_offsets = np.stack([offsets.get(name, default) for name in face_groups])
     reports.append(_report(ALL, residuals, face_offsets, is_fitted[main], "constant"))
     return OffsetFit(
-        AnnotationOffsets(scheme.name, frame, default, offsets, dict(source or {})),
+        AnnotationOffsets(scheme.name, frame, default, offsets, dict(provenance or {})),
         100 * bias,
         100 * bias_error,
         reports,

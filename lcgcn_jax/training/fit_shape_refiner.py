@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,15 @@ from tqdm import tqdm
 
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.data.augment import AugmentConfig
-from lcgcn_jax.data.dataset import FaceDataset
+from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
 from lcgcn_jax.data.pipeline import view_batches
-from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import mean_shape
-from lcgcn_jax.models.bundles import Bundle
+from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.evaluation.mean_face import mean_shape
+from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle
 from lcgcn_jax.models.gcn import ShapeRefiner
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
+from lcgcn_jax.training.run_lock import read_run_config
 
 _REFINER = "graph.shape_refiner."
 _NUM_REWEIGHTINGS = 5
@@ -146,3 +148,30 @@ def _with_identity_refiner(bundle: Bundle, shape: Float[np.ndarray, "k 2"]) -> B
         weights=dict(bundle.weights) | refiner,
         calibration=None,
     )
+
+
+def refine_run(
+    workdir: Path, data: Path, split: str, *, views: int, ridge: float
+) -> tuple[Bundle, str]:
+    """Fit a shape refiner to the best model of a run, with the augmentation of the run.
+
+    Returns:
+      The bundle with the refinement, and its model card.
+
+    Raises:
+      InputError: the run or the data cannot be used.
+    """
+    try:
+        fields = (read_run_config(workdir) or {})["data"]["augment"]
+        augment = AugmentConfig(
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{workdir}: not a training run: {one_line(error)}") from error
+    bundle = load_bundle(workdir)
+    dataset = open_dataset(data)
+    require_scheme(dataset, bundle.scheme)
+    refined = fit_shape_refiner(bundle, dataset, split, augment=augment, views=views, ridge=ridge)
+    card = (find_bundle(workdir) / CARD).read_text(encoding="utf-8")
+    views_text = f"{views} views of the faces of the split {split}"
+    return refined, f"{card}\nWith a linear shape refinement, fitted to {views_text}.\n"

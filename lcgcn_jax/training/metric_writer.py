@@ -11,6 +11,7 @@ from typing import Any
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
+from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.training.run_lock import needs_writing
@@ -81,3 +82,9 @@ def read_metrics(workdir: Path) -> list[dict[str, int | float]]:
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
     return rows
+
+
+def print_validation(step: int, figures: Mapping[str, float]) -> None:
+    """Print the NME of a validation above the progress bar."""
+    text = ", ".join(f"{k.removeprefix('validation/')} {v:.2f} %" for k, v in figures.items())
+    tqdm.write(f"step {step:,}: validation {text}")

@@ -155,7 +155,7 @@ def needs_writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    # TensorStore raises errors of the operating system as types of its own.
+    # TensorStore wraps errors of the operating system in other types.
     except Exception as error:
         number = _error_number(error)
         if number is None:

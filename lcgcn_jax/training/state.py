@@ -65,6 +65,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init({name: params[name] for name in sorted(trained)}),
-        ema=to_vector(params | batch_stats) if with_ema else None,
+        # As one program: outside of `jit`, there is one for each shape of weights.
+        opt_state=jax.jit(optimizer.init)({name: params[name] for name in sorted(trained)}),
+        ema=jax.jit(to_vector)(params | batch_stats) if with_ema else None,
     )

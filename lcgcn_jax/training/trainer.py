@@ -20,7 +20,8 @@ from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.data.pipeline import TrainIterator, train_iterator, view_order
 from lcgcn_jax.distributed import is_primary_process, preemption_guard, raise_on_all_processes
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import SplitErrors, errors_of, mean_shape, split_errors
+from lcgcn_jax.evaluation.face_errors import SplitErrors, errors_of, split_errors
+from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES, GraphInputs, LCGCNOutput
@@ -92,7 +93,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        config: ml_collections.ConfigDict | Config,
         workdir: Path,
         mesh: jax.sharding.Mesh | None = None,
         *,
@@ -100,8 +101,9 @@ class Trainer:
         accept_changes: bool = False,
         overridden: Collection[str] = (),
     ):
-        check_config(config)
-        self.config = Config.from_dict(config.to_dict())
+        fields = config.to_dict()
+        check_config(ml_collections.ConfigDict(fields))
+        self.config = Config.from_dict(fields)
         self.workdir = Path(workdir)
         self.mesh = mesh
         self.feature_cache = feature_cache
@@ -305,7 +307,9 @@ class Trainer:
         """Exception for a command to raise after a signal ended `run`."""
         assert self.stopped_by is not None, "no signal ended the run"
         stop = Interrupted(self.stopped_by)
-        stop.kept = f"{self.workdir}: saved at step {self.step:,}; the same command resumes the run"
+        stop.saved = (
+            f"{self.workdir}: saved at step {self.step:,}; the same command resumes the run"
+        )
         return stop
 
     def _initial_weights(self, step: TrainStep) -> tuple[Weights, Weights]:

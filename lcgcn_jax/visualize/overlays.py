@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_image
 from lcgcn_jax.image_io import read_image
-from lcgcn_jax.inference.model import Face
+from lcgcn_jax.inference.face import Face
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.visualize.faces import (
     SHIFT,

@@ -1,13 +1,18 @@
 """Predictions for faces of a split, and their comparison with the ground truth."""
 
+from pathlib import Path
+
 import numpy as np
 
-from lcgcn_jax.data.dataset import FaceDataset
+from lcgcn_jax.data.dataset import FaceDataset, require_scheme
 from lcgcn_jax.data.pipeline import eval_batches
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.lcgcn import LCGCNOutput
-from lcgcn_jax.visualize.faces import stage_comparison
+from lcgcn_jax.visualize.edges import plot_edge_matrices, plot_edges
+from lcgcn_jax.visualize.faces import save_image, stage_comparison
+
+STAGES, EDGES, MATRICES = "stages.png", "edges.png", "edge_matrices.png"
 
 
 def predict_faces(
@@ -37,3 +42,63 @@ def compare_stages(
     if output.edges is not None:
         stages["graph stage"] = output.landmarks
     return stage_comparison(faces["image"], faces["landmarks"], stages, dataset.scheme)
+
+
+def plot_faces(
+    model: LandmarkModel,
+    dataset: FaceDataset,
+    split: str,
+    out: Path,
+    *,
+    count: int,
+    skip: int = 0,
+    landmark: str | None = None,
+    threshold: float | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Plot the stages of a model, and the edges of its graph.
+
+    Args:
+      model: the model.
+      dataset: the data.
+      split: split of the faces.
+      out: folder of the plots.
+      count: number of faces.
+      skip: number of faces of the split to skip first.
+      landmark: landmark or part whose incoming edges are plotted; None for all.
+      threshold: as in `plot_edges`.
+      overwrite: whether existing plots may be replaced.
+
+    Returns:
+      The plots: `STAGES`, and for a model with a graph `EDGES` and `MATRICES`.
+
+    Raises:
+      InputError: the data or an option does not fit the model, or a plot exists.
+    """
+    if threshold is not None and not 0 <= threshold < 1:
+        raise InputError(
+            f"--edge-threshold {threshold:g}: an edge weight is at least 0 and below 1"
+        )
+    require_scheme(dataset, model.scheme)
+    target_nodes = None if landmark is None else model.scheme.find(landmark)
+    has_graph = model.config["graph"] is not None
+    paths = [out / name for name in ((STAGES, EDGES, MATRICES) if has_graph else (STAGES,))]
+    for path in paths:
+        require_absent(path, overwrite=overwrite)
+    faces, output = predict_faces(model, dataset, split, count, skip=skip)
+    save_image(paths[0], compare_stages(faces, output, dataset))
+    if has_graph:
+        titles = [f"face {record}" for record in faces["record"]]
+        figure = plot_edges(
+            faces["image"],
+            output.heatmap_landmarks,
+            output.edges,
+            model.scheme,
+            titles,
+            target_nodes=target_nodes,
+            threshold=threshold,
+        )
+        figure.savefig(paths[1], dpi=160, bbox_inches="tight")
+        figure = plot_edge_matrices(output.edges, model.scheme, titles)
+        figure.savefig(paths[2], dpi=160, bbox_inches="tight")
+    return paths

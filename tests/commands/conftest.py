@@ -4,19 +4,19 @@ from lcgcn_jax.commands.main import main
 
 
 @pytest.fixture
-def refused(capsys):
-    """Runs `lcgcn` with arguments that it must refuse, and gives the one line that it says."""
+def error_line(capsys):
+    """Function that runs `lcgcn` with invalid arguments and returns the one-line error message."""
 
     def run(*arguments) -> str:
         try:
             code = main([str(a) for a in arguments])
-        except SystemExit as stop:  # argparse leaves this way
+        except SystemExit as stop:  # raised by argparse
             code = stop.code
-        said = capsys.readouterr().err.strip()
+        error = capsys.readouterr().err.strip()
         assert code == 2
-        assert len(said.splitlines()) == 1, said
-        assert "Traceback" not in said
-        assert said.startswith("lcgcn")
-        return said
+        assert len(error.splitlines()) == 1, error
+        assert "Traceback" not in error
+        assert error.startswith("lcgcn")
+        return error
 
     return run

@@ -6,9 +6,7 @@ from lcgcn_jax.commands.main import main
 
 
 @pytest.mark.slow
-def test_writes_the_table_and_only_the_table_the_second_time(
-    small_run, synthetic98, tmp_path, capsys
-):
+def test_second_run_only_writes_the_table(small_run, synthetic98, tmp_path, capsys):
     arguments = [
         "ablation", "--model", str(small_run), "--out", str(tmp_path / "table3"),
         "--rows", "paper,subpixel", "--seeds", "1", "--config", "demo:small",
@@ -30,8 +28,10 @@ def test_writes_the_table_and_only_the_table_the_second_time(
     assert runs.stat().st_mtime_ns == before
 
 
-def test_unknown_rows_and_no_seeds_are_refused(refused, small_run, tmp_path):
-    to = ("--model", small_run, "--out", tmp_path / "table3")
-    assert "did you mean 'paper-static'" in refused("ablation", *to, "--rows", "paper-statik")
-    assert "--seeds 0: at least 1" in refused("ablation", *to, "--seeds", "0")
+def test_unknown_rows_and_zero_seeds_are_errors(error_line, small_run, tmp_path):
+    arguments = ("--model", small_run, "--out", tmp_path / "table3")
+    assert "did you mean 'paper-static'" in error_line(
+        "ablation", *arguments, "--rows", "paper-statik"
+    )
+    assert "--seeds: 0 has to be at least 1" in error_line("ablation", *arguments, "--seeds", "0")
     assert not (tmp_path / "table3").exists()

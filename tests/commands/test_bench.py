@@ -3,9 +3,8 @@ import textwrap
 
 import pytest
 
-from lcgcn_jax.commands import bench
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.profiling import measurements, roofline
+from lcgcn_jax.profiling import benchmark, measurements, roofline
 from lcgcn_jax.profiling.measurements import BENCHMARKS
 
 CONFIG = """
@@ -42,7 +41,7 @@ PROGRAMS = ("forward", "decode", "graph head", "train step")
 
 @pytest.fixture
 def config(tmp_path, toy, monkeypatch):
-    """The smallest model there is, on a device whose peaks take no time to find."""
+    """Config of a toy model; the peaks of the device are measured in little time."""
     monkeypatch.setattr(roofline, "_MATRIX", {"cpu": 64})
     monkeypatch.setattr(roofline, "_COPIED", {"cpu": 1 << 16})
     monkeypatch.setattr(measurements, "PREDICT_BATCH_SIZE", 4)
@@ -52,7 +51,7 @@ def config(tmp_path, toy, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_row_is_there_and_positive(config, synthetic98, tmp_path, capsys):
+def test_all_results_are_present_and_positive(config, synthetic98, tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
     options = ["--data", synthetic98, "--workers", "0,1", "--repetitions", 2, "--json", out]
     assert main(["bench", "--config", *map(str, [config, *options])]) == 0
@@ -65,7 +64,7 @@ def test_every_row_is_there_and_positive(config, synthetic98, tmp_path, capsys):
     assert list(result["rows"]) == ROWS
     for name, row in result["rows"].items():
         low, high = row["quartiles"]
-        # Between two medians the subtraction of the decoding may leave nothing.
+        # This row is the difference of two medians, which can be 0.
         assert row["median"] > 0 or name == "input: warp, augment"
         assert low <= row["median"] <= high
         assert (row["floor"] is not None) == (name in PROGRAMS)
@@ -78,12 +77,12 @@ def test_every_row_is_there_and_positive(config, synthetic98, tmp_path, capsys):
     assert result["peaks"]["float32"].keys() == {"flops", "bandwidth"}
     assert min(result["shares"].values()) > 0
     assert result["shares"].keys() == {"graph_and_decode", "end_to_end"}
-    said = capsys.readouterr().out
-    assert all(name in said for name in ROWS)
-    assert max(len(line) for line in said.splitlines() if line != str(config)) <= 100
+    output = capsys.readouterr().out
+    assert all(name in output for name in ROWS)
+    assert max(len(line) for line in output.splitlines() if line != str(config)) <= 100
 
 
-def test_rows_of_two_parts_on_given_faces(config, synthetic98, tmp_path):
+def test_two_benchmarks_on_a_dataset(config, synthetic98, tmp_path):
     out = tmp_path / "bench.json"
     options = ["--data", synthetic98, "--only", "forward,decode", "--repetitions", 2, "--json", out]
     assert main(["bench", "--config", *map(str, [config, *options])]) == 0
@@ -96,32 +95,32 @@ def test_rows_of_two_parts_on_given_faces(config, synthetic98, tmp_path):
         assert row["faces_per_second"] == pytest.approx(8 / row["median"])
 
 
-def test_parts_of_choice_on_faces_of_its_own(config, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "_SYNTHETIC_FACES", 20)
+def test_one_benchmark_on_synthetic_faces(config, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "_MIN_SYNTHETIC", 20)
     assert main(["bench", "--config", str(config), "--only", "stages", "--repetitions", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "drawing 20 synthetic faces" in said
-    assert "input: batch" in said
-    assert "forward" not in said
+    output = capsys.readouterr().out
+    assert "drawing 20 synthetic faces" in output
+    assert "input: batch" in output
+    assert "forward" not in output
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--only", "forwrd"], "unknown field 'forwrd'; did you mean 'forward'?"),
-        (["--workers", "two"], "--workers two: give numbers from 0"),
-        (["--repetitions", "0"], "--repetitions 0: at least 1"),
+        (["--only", "forwrd"], "unknown value 'forwrd'; did you mean 'forward'?"),
+        (["--workers", "two"], "--workers: invalid integers value: 'two'"),
+        (["--repetitions", "0"], "--repetitions: 0 has to be at least 1"),
         (["--config", "demos"], "demos: no such config file"),
         (["--data", "nowhere"], "nowhere: no such folder"),
-        (["--json", __file__], "already exists; choose another file or give --overwrite"),
+        (["--json", __file__], "already exists; choose another path or give --overwrite"),
     ],
 )
-def test_mistake_is_told(refused, options, message):
-    assert message in refused("bench", *options)
+def test_invalid_option_is_an_error(error_line, options, message):
+    assert message in error_line("bench", *options)
 
 
-def test_parts_are_told_in_the_help(capsys):
+def test_help_lists_the_benchmarks(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--help"])
-    said = capsys.readouterr().out
-    assert all(f"\n  {part} " in said for part in BENCHMARKS)
+    output = capsys.readouterr().out
+    assert all(f"\n  {part} " in output for part in BENCHMARKS)

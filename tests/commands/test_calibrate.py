@@ -1,4 +1,4 @@
-"""Calibration on synthetic faces, whose points are known to be covered or not.
+"""`lcgcn research calibrate` on synthetic faces, whose occluded landmarks are known.
 
 Of a model of two steps in unit tests; of the shipped one, whose errors mean something, in integration tests.
 """
@@ -15,7 +15,8 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.annotation_offsets import AnnotationOffsets
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.evaluation.evaluator import split_errors, with_flip_test
+from lcgcn_jax.evaluation.face_errors import split_errors
+from lcgcn_jax.evaluation.predictions import with_flip_test
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import IBUG68
 from lcgcn_jax.models.bundles import CONFIG, SHIPPED, find_bundle
@@ -27,7 +28,7 @@ BATCH = ["--batch-size", "8"]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model, and the data on which it is calibrated and tested."""
+    """Model, and data for calibration and test."""
 
     bundle: Path
     data: Path
@@ -54,7 +55,7 @@ def shipped(test):
 
 @pytest.fixture(scope="module")
 def plain(case, tmp_path_factory):
-    """The model without a calibration of its own."""
+    """The model without a calibration."""
     folder = tmp_path_factory.mktemp("plain") / "model"
     folder.mkdir()
     for path in case.bundle.iterdir():
@@ -68,37 +69,39 @@ def plain(case, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calibrated(plain, case, tmp_path_factory):
-    """The same, calibrated on the training faces; and what the command said."""
+    """The model, calibrated on the training faces, and the output of the command."""
     out = tmp_path_factory.mktemp("calibrated") / "model"
     words = ["--model", plain, "--data", case.data, "--split", "train+validation", "--out", out]
     with pytest.MonkeyPatch.context() as patch:
-        said = []
-        patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+        output = []
+        patch.setattr(
+            "builtins.print", lambda *words, **_: output.append(" ".join(map(str, words)))
+        )
         assert main(["calibrate", *map(str, words), *BATCH]) == 0
-    return out, "\n".join(said)
+    return out, "\n".join(output)
 
 
 @pytest.fixture(scope="module")
 def measured(calibrated, case):
-    """Expected and true errors of the test faces in percent, and which points something covers."""
+    """Predicted and measured errors of the test faces in percent, and the mask of occluded landmarks."""
     dataset, model = open_dataset(case.data), load(calibrated[0])
-    found = split_errors(
+    errors_of_split = split_errors(
         model.predict_crops, dataset, case.test, image_size=model.image_size, batch_size=8
     )
-    expected = model.calibration.expected_error(found.confidence, found.heatmap_std)
+    expected = model.calibration.predict(errors_of_split.confidence, errors_of_split.heatmap_std)
     names = [record["name"] for record in dataset.source(case.test)]
     seeds = [int(name.rsplit("_")[-1].split(".")[0]) for name in names]
     occluded = np.stack([draw_face(seed, IBUG68).occluded for seed in seeds])
-    return expected, 100 * found.landmarks, occluded
+    return expected, 100 * errors_of_split.landmarks, occluded
 
 
 @shipped
-def test_covered_points_are_expected_to_be_further_off(measured):
+def test_occluded_landmarks_have_larger_predicted_errors(measured):
     expected, errors, occluded = measured
     assert 50 < occluded.sum() < 300
     assert errors[occluded].mean() > 1.5 * errors[~occluded].mean()
     assert expected[occluded].mean() > 1.5 * expected[~occluded].mean()
-    # Not because of which points these are, or of which faces: point by point, and face by face.
+    # Also for each landmark over all faces, and for each face over its landmarks.
     for values, hidden in ((expected, occluded), (expected.T, occluded.T)):
         rows = hidden.any(axis=1) & ~hidden.all(axis=1)
         pairs = zip(values[rows], hidden[rows], strict=True)
@@ -106,29 +109,29 @@ def test_covered_points_are_expected_to_be_further_off(measured):
 
 
 @shipped
-def test_expected_errors_are_those_of_faces_that_were_not_fitted(measured):
+def test_predicted_errors_match_the_errors_of_test_faces(measured):
     expected, errors, _ = measured
     assert expected.mean() == pytest.approx(errors.mean(), rel=0.25)
     assert np.corrcoef(np.log(expected).ravel(), np.log(errors + 0.1).ravel())[0, 1] > 0.4
 
 
-def test_command_says_how_good_it_is_under_every_damage(calibrated, case):
-    out, said = calibrated
+def test_output_has_the_quality_for_each_corruption(calibrated, case):
+    out, output = calibrated
     for corrupt in CORRUPTIONS:
-        assert f"{'as they are' if corrupt == 'none' else corrupt}; cross-validated" in said
-    assert said.count("AUSE 0." if case.is_trained else "AUSE ") == len(CORRUPTIONS)
-    assert f"{out}: calibrated; errors are in % of the distance from left_eye_0 to right" in said
+        assert f"{'clean' if corrupt == 'none' else corrupt}; cross-validated" in output
+    assert output.count("AUSE 0." if case.is_trained else "AUSE ") == len(CORRUPTIONS)
+    assert f"{out}: calibrated; errors are in % of the distance from left_eye_0 to right" in output
 
 
-def test_eval_reports_it(calibrated, case, tmp_path, capsys):
+def test_eval_reports_the_quality(calibrated, case, tmp_path, capsys):
     words = ["--model", calibrated[0], "--data", case.data, *BATCH]
     results = {}
     for split in (case.test, "validation"):
         path = tmp_path / f"{split}.json"
         assert main(["eval", *map(str, words), "--split", split, "--json", str(path)]) == 0
         results[split] = json.loads(path.read_text())["calibration"]
-        said = capsys.readouterr().out
-        assert ("(optimiztic: fitted on faces of this split)" in said) == (split == "validation")
+        output = capsys.readouterr().out
+        assert ("(optimistic: fitted on faces of this split)" in output) == (split == "validation")
     test = results[case.test]
     assert not test["fitted_here"]
     assert results["validation"]["fitted_here"]
@@ -139,7 +142,7 @@ def test_eval_reports_it(calibrated, case, tmp_path, capsys):
         assert test["ause"] < test["ause_confidence"]
 
 
-def test_uncalibrated_model_says_nothing_of_it(plain, case, tmp_path, capsys):
+def test_eval_of_an_uncalibrated_model_has_no_calibration(plain, case, tmp_path, capsys):
     path = tmp_path / "eval.json"
     words = ["--model", plain, "--data", case.data, "--split", "test", "--json", path, *BATCH]
     assert main(["eval", *map(str, words)]) == 0
@@ -155,22 +158,22 @@ def predicted_face(model, case, out):
 
 
 @pytest.mark.slow
-def test_predict_reports_it(calibrated, case, tmp_path):
+def test_predict_reports_predicted_errors(calibrated, case, tmp_path):
     face = predicted_face(calibrated[0], case, tmp_path / "out")
-    # The whole picture is the crop of this box.
+    # The whole image is the crop of this box.
     box = (18.7, 18.7, 172.3, 172.3)
-    (found,) = load(calibrated[0]).predict(case.photo, [box])
-    assert found.expected_error.shape == (case.num_landmarks,)
-    assert (found.expected_error > 0).all()
-    np.testing.assert_allclose(face["expected_error"], found.expected_error, atol=0.01)
+    (predicted,) = load(calibrated[0]).predict(case.photo, [box])
+    assert predicted.expected_error.shape == (case.num_landmarks,)
+    assert (predicted.expected_error > 0).all()
+    np.testing.assert_allclose(face["expected_error"], predicted.expected_error, atol=0.01)
 
 
-def test_predict_reports_nothing_of_an_uncalibrated_model(plain, case, tmp_path):
+def test_predict_of_an_uncalibrated_model_has_no_predicted_errors(plain, case, tmp_path):
     assert "expected_error" not in predicted_face(plain, case, tmp_path / "out")
 
 
 @shipped
-def test_expected_error_of_a_flip_test(calibrated, case):
+def test_heatmap_std_of_a_flip_test(calibrated, case):
     dataset, model = open_dataset(case.data), load(calibrated[0])
     predict = with_flip_test(model.predict_crops, model.scheme)
     both = split_errors(predict, dataset, "test", image_size=model.image_size, batch_size=8)
@@ -181,9 +184,9 @@ def test_expected_error_of_a_flip_test(calibrated, case):
     assert (both.heatmap_std != one.heatmap_std).mean() > 0.9
 
 
-def test_model_itself_gets_the_map_once(calibrated, refused, case):
+def test_model_is_calibrated_in_place_only_once(calibrated, error_line, case):
     words = ["--model", calibrated[0], "--data", case.data, "--split", "validation", *BATCH]
-    assert "is calibrated already; give --out or --overwrite" in refused("calibrate", *words)
+    assert "is already calibrated; give --out or --overwrite" in error_line("calibrate", *words)
     before = json.loads((calibrated[0] / CONFIG).read_text())
     assert main(["calibrate", *map(str, words), "--overwrite"]) == 0
     after = json.loads((calibrated[0] / CONFIG).read_text())
@@ -194,11 +197,11 @@ def test_model_itself_gets_the_map_once(calibrated, refused, case):
     }
 
 
-def test_what_comes_with_the_package_stays_as_it_is(refused, synthetic68):
-    said = refused("calibrate", "--model", MODEL, "--data", synthetic68)
-    assert f"{MODEL}: comes with the package; give --out" in said
-    said = refused("calibrate", "--model", SHIPPED / MODEL, "--data", synthetic68)
-    assert "comes with the package" in said
+def test_shipped_model_is_not_changed(error_line, synthetic68):
+    error = error_line("calibrate", "--model", MODEL, "--data", synthetic68)
+    assert f"{MODEL}: comes with the package; give --out" in error
+    error = error_line("calibrate", "--model", SHIPPED / MODEL, "--data", synthetic68)
+    assert "comes with the package" in error
 
 
 @pytest.mark.parametrize(
@@ -210,19 +213,19 @@ def test_what_comes_with_the_package_stays_as_it_is(refused, synthetic68):
         ({"--batch-size": "0"}, "has to be at least 1"),
     ],
 )
-def test_bad_input_is_refused(refused, small_run, synthetic98, tmp_path, changes, message):
+def test_invalid_input_is_an_error(error_line, small_run, synthetic98, tmp_path, changes, message):
     words = {"--model": small_run, "--data": synthetic98, "--out": tmp_path / "out"} | changes
-    assert message in refused("calibrate", *[word for pair in words.items() for word in pair])
+    assert message in error_line("calibrate", *[word for pair in words.items() for word in pair])
     assert not (tmp_path / "out").exists()
 
 
-def test_data_of_other_points_is_refused(refused, small_run, synthetic68, tmp_path):
+def test_dataset_with_another_scheme_is_an_error(error_line, small_run, synthetic68, tmp_path):
     words = ["--model", small_run, "--data", synthetic68, "--out", tmp_path / "out"]
-    said = refused("calibrate", *words)
-    assert "68 points (ibug68), but the checkpoint was trained for 98 (wflw98)" in said
+    error = error_line("calibrate", *words)
+    assert "68 points (ibug68), but the checkpoint was trained for 98 (wflw98)" in error
 
 
-def test_several_data_sets_and_their_offsets(plain, case, refused, tmp_path, capsys):
+def test_several_datasets_with_offsets(plain, case, error_line, tmp_path, capsys):
     more, file = tmp_path / "more", tmp_path / "offsets.json"
     shutil.copytree(case.data, more)
     scheme = open_dataset(more).scheme
@@ -230,15 +233,19 @@ def test_several_data_sets_and_their_offsets(plain, case, refused, tmp_path, cap
     offsets = AnnotationOffsets(scheme.name, frame, np.full(frame.shape, 0.1), {})
     file.write_text(json.dumps(offsets.to_dict()))
     words = ["calibrate", "--model", plain, "--split", "test", "--data", case.data, *BATCH]
-    assert "give each folder once" in refused(*words, "--data", case.data, "--out", tmp_path / "a")
-    assert f"--offsets {more}: no such --data" in refused(
+    assert "give each folder once" in error_line(
+        *words, "--data", case.data, "--out", tmp_path / "a"
+    )
+    assert f"--offsets {more}: no such --data" in error_line(
         *words, "--offsets", more, file, "--out", tmp_path / "a"
     )
     out = tmp_path / "calibrated"
     words += ["--data", more, "--offsets", more, file, "--out", out]
     assert main([str(word) for word in words]) == 0
-    said = capsys.readouterr().out
-    rows = [line for line in said.splitlines() if line.startswith((f"{case.data}, ", f"{more}, "))]
+    output = capsys.readouterr().out
+    rows = [
+        line for line in output.splitlines() if line.startswith((f"{case.data}, ", f"{more}, "))
+    ]
     assert any(row.startswith(f"{case.data}, all") for row in rows)
     assert any(row.startswith(f"{more}, all") for row in rows)
     fitted_on = json.loads((out / CONFIG).read_text())["uncertainty"]["fitted_on"]

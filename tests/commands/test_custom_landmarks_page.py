@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.commands.prepare import parse_annotations
 from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.data.prepare import parse_annotations
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.metric_writer import read_metrics
 
@@ -30,7 +30,7 @@ SMALLER = ["--config.data.image_size=64", "--config.train.batch_size=8"]
 
 
 def commands_of(text):
-    """The commands of a block, made short enough for a test."""
+    """Commands of a block, with fewer faces and steps."""
     for name, value in SHORTER.items():
         text = re.sub(rf"({re.escape(name)}[= ])\S+", rf"\g<1>{value}", text)
     for line in text.replace("\\\n", " ").splitlines():
@@ -40,19 +40,19 @@ def commands_of(text):
 
 
 def write_coco():
-    """What the page's command for COCO reads, from its table."""
+    """Writes the COCO files of the page from its table."""
     Path("images").symlink_to("data/synthetic/official/WFLW_images")
     names = yaml.safe_load(Path("face29.yaml").read_text())["names"]
     with open("points.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for split in ("train", "test"):
-        mine = [row for row in rows if row["split"] == split]
+        split_rows = [row for row in rows if row["split"] == split]
         faces = []
-        for i, row in enumerate(mine):
+        for i, row in enumerate(split_rows):
             points = [(row[f"x_{name}"], row[f"y_{name}"]) for name in names]
             keypoints = [[float(x), float(y), 2] if x else [0, 0, 0] for x, y in points]
             faces.append({"id": i, "image_id": i, "keypoints": np.ravel(keypoints).tolist()})
-        images = [{"id": i, "file_name": row["image"]} for i, row in enumerate(mine)]
+        images = [{"id": i, "file_name": row["image"]} for i, row in enumerate(split_rows)]
         Path(f"{split}.json").write_text(json.dumps({"images": images, "annotations": faces}))
 
 
@@ -75,13 +75,13 @@ def run_blocks(folder, blocks):
 
 @pytest.fixture(scope="module")
 def first_training(custom_landmarks_page):
-    """Number of the page's first block that trains."""
+    """Index of the first block that trains."""
     return next(i for i, (_, text) in enumerate(custom_landmarks_page) if "lcgcn train" in text)
 
 
 @pytest.fixture(scope="module")
 def walked(custom_landmarks_page, first_training, make_once):
-    """The folder in which every block of the page was run, in order, up to the training."""
+    """Folder in which the blocks before the training were run, in order."""
 
     def fill(folder):
         folder.mkdir()
@@ -93,7 +93,7 @@ def walked(custom_landmarks_page, first_training, make_once):
 
 @pytest.fixture(scope="module")
 def trained(custom_landmarks_page, first_training, walked, tmp_path_factory):
-    """A copy of that folder in which the other blocks were run, too."""
+    """Copy of that folder in which the other blocks were run."""
     folder = tmp_path_factory.mktemp("walk") / "trained"
     shutil.copytree(walked, folder, symlinks=True)
     run_blocks(folder, custom_landmarks_page[first_training:])
@@ -111,7 +111,7 @@ def test_table_becomes_faces_with_missing_points(walked):
         assert (np.isnan(record["landmarks"]).any(axis=1) == ~record["visible"]).all()
 
 
-def test_coco_says_the_same_as_the_table(walked):
+def test_coco_and_csv_give_the_same_dataset(walked):
     table, coco = (open_dataset(walked / "data" / name) for name in ("face29", "own"))
     assert coco.name == "coco"
     assert coco.num_faces == table.num_faces
@@ -122,8 +122,8 @@ def test_coco_says_the_same_as_the_table(walked):
             assert one["image"] == other["image"]
 
 
-def test_points_mirror_as_the_scheme_says(walked):
-    """On the mean face, mirror partners lie on the two sides, at one height."""
+def test_mirror_pairs_are_symmetric_in_the_mean_face(walked):
+    """Mirror partners lie on opposite sides of the mean face, at the same height."""
     dataset = open_dataset(walked / "data/face29")
     points = np.ma.masked_invalid([r["landmarks"] - r["box"][:2] for r in dataset.source("train")])
     mean = points.mean(axis=0).data
@@ -135,7 +135,7 @@ def test_points_mirror_as_the_scheme_says(walked):
 
 
 @pytest.mark.slow
-def test_model_is_trained_and_measured(trained):
+def test_model_is_trained_and_evaluated(trained):
     result = json.loads((trained / "runs/face29.json").read_text())
     assert result["num_faces"] + result["unmeasured"] == 16
     assert result["unmeasured"] > 0
@@ -144,27 +144,27 @@ def test_model_is_trained_and_measured(trained):
     for name in ("train/focal", "train/l1", "train/gradient_norm", "validation/graph_nme"):
         assert np.isfinite(figures[name])
     assert (trained / "runs/face29_plots/stages.png").is_file()
-    (found, *_) = sorted((trained / "runs/face29_predictions").glob("*.json"))
-    (face,) = json.loads(found.read_text())["faces"]
+    (path, *_) = sorted((trained / "runs/face29_predictions").glob("*.json"))
+    (face,) = json.loads(path.read_text())["faces"]
     assert np.shape(face["landmarks"]) == (29, 2)
 
 
 @pytest.mark.slow
-def test_data_of_another_scheme_is_refused(refused, trained, synthetic98):
-    said = refused(
+def test_dataset_with_another_scheme_is_an_error(error_line, trained, synthetic98):
+    error = error_line(
         "eval", "--model", trained / "runs/face29", "--data", synthetic98, "--split", "test"
     )
-    assert f"{synthetic98}: 98 points (wflw98), but the checkpoint was trained for 29" in said
+    assert f"{synthetic98}: 98 points (wflw98), but the checkpoint was trained for 29" in error
 
 
-def test_scheme_that_changed_since_is_refused(refused, walked, tmp_path, monkeypatch):
+def test_changed_scheme_is_an_error(error_line, walked, tmp_path, monkeypatch):
     fields = yaml.safe_load((walked / "face29.yaml").read_text())
     (tmp_path / "face29.yaml").write_text(yaml.safe_dump(fields | {"normalizer": "box"}))
-    said = refused(
+    error = error_line(
         "train", "--config", "demo:small", "--workdir", tmp_path / "run",
         f"--config.scheme={tmp_path / 'face29.yaml'}", f"--config.data.dir={walked}/data/face29",
     )  # fmt: skip
-    assert "face29.yaml: the scheme has changed since" in said
+    assert "face29.yaml: the scheme has changed since" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -175,12 +175,12 @@ def test_bad_rows_are_listed_and_the_exit_code_is_one(walked, tmp_path, capsys):
     words = ["--src", walked / "data/synthetic/official/WFLW_images", "--out", tmp_path / "out"]
     words += ["--annotations", tmp_path / "points.csv", "--scheme", walked / "face29.yaml"]
     assert main(["prepare", "csv", *map(str, words)]) == 1
-    said = capsys.readouterr().out
-    assert "bad: points.csv:3: the image path " in said
-    assert "csv: 55 faces" in said
+    output = capsys.readouterr().out
+    assert "bad: points.csv:3: the image path " in output
+    assert "csv: 55 faces" in output
 
 
-def test_scheme_without_mirror_pairs_is_spoken_of(walked, tmp_path, capsys):
+def test_scheme_without_mirror_pairs_is_noted(walked, tmp_path, capsys):
     fields = yaml.safe_load((walked / "face29.yaml").read_text())
     del fields["mirror_pairs"]
     (tmp_path / "face29.yaml").write_text(yaml.safe_dump(fields))
@@ -190,24 +190,26 @@ def test_scheme_without_mirror_pairs_is_spoken_of(walked, tmp_path, capsys):
     assert "note: face29 has no mirror pairs" in capsys.readouterr().out
 
 
-def test_annotations_are_not_overwritten(refused, walked, tmp_path):
+def test_annotations_in_the_output_folder_are_an_error(error_line, walked, tmp_path):
     out = tmp_path / "out"
     words = ["--src", walked / "data/synthetic/official/WFLW_images", "--out", out]
     words += ["--scheme", walked / "face29.yaml", "--overwrite", "--annotations"]
     assert main(["prepare", "csv", *map(str, words), str(walked / "points.csv")]) == 0
     (out / "points.csv").write_bytes((walked / "points.csv").read_bytes())
-    assert "--annotations lies within it" in refused("prepare", "csv", *words, out / "points.csv")
+    assert "--annotations lies within it" in error_line(
+        "prepare", "csv", *words, out / "points.csv"
+    )
 
 
-def test_files_by_split():
+def test_annotations_are_parsed_by_split():
     assert parse_annotations(["a=b.csv"]) == {"": Path("a=b.csv")}
     files = parse_annotations(["train=a.csv", "test=b=c.csv"])
     assert files == {"train": Path("a.csv"), "test": Path("b=c.csv")}
 
 
 @pytest.mark.parametrize("texts", [["a", "b"], ["a", "test=b"], ["test=b", "a"], ["test=a"] * 2])
-def test_several_files_need_a_split_each(texts):
-    with pytest.raises(InputError, match="of several files each is of one split; give train=FILE"):
+def test_several_files_without_splits_are_an_error(texts):
+    with pytest.raises(InputError, match="several files need one split each; give train=FILE"):
         parse_annotations(texts)
 
 

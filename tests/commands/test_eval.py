@@ -33,10 +33,10 @@ def test_table_shows_what_the_json_holds(evaluated, small_run, synthetic98, caps
     _, result = evaluated
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
     assert main(["eval", *map(str, arguments), "--batch-size", "8"]) == 0
-    said = capsys.readouterr().out
-    assert f"{result['stages']['graph']['nme']:.3f}" in said
+    output = capsys.readouterr().out
+    assert f"{result['stages']['graph']['nme']:.3f}" in output
     for name in SUBSETS:
-        assert name in said
+        assert name in output
 
 
 def test_flip_test_and_provided_boxes_change_the_result(
@@ -55,7 +55,7 @@ def test_flip_test_and_provided_boxes_change_the_result(
 
 
 @pytest.mark.slow
-def test_corrupted_faces_are_said_to_be_so(evaluated, small_run, synthetic98, tmp_path, capsys):
+def test_corruption_is_reported(evaluated, small_run, synthetic98, tmp_path, capsys):
     _, plain = evaluated
     assert "corruption" not in plain
     base = ["--model", small_run, "--data", synthetic98, "--split", "test", "--batch-size", 8]
@@ -74,7 +74,9 @@ def test_corrupted_faces_are_said_to_be_so(evaluated, small_run, synthetic98, tm
     assert len({round(value, 6) for value in figures}) == 3
 
 
-def test_errors_of_every_face_are_those_of_the_report(evaluated, small_run, synthetic98, tmp_path):
+def test_mean_of_the_errors_per_face_is_the_reported_nme(
+    evaluated, small_run, synthetic98, tmp_path
+):
     _, result = evaluated
     path = tmp_path / "new" / "faces.csv"
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
@@ -92,51 +94,51 @@ def test_errors_of_every_face_are_those_of_the_report(evaluated, small_run, synt
 
 @pytest.fixture(scope="module")
 def wflw_layout(synthetic98, tmp_path_factory):
-    """Synthetic faces prepared as WFLW's own would be."""
+    """Synthetic faces, prepared from the layout of WFLW."""
     out = tmp_path_factory.mktemp("data") / "wflw"
     assert main(["prepare", "wflw", "--src", str(synthetic98 / "official"), "--out", str(out)]) == 0
     return out
 
 
-def test_result_stands_beside_published_figures(evaluated, small_run, wflw_layout, capsys):
+def test_results_are_compared_with_reported_ones(evaluated, small_run, wflw_layout, capsys):
     _, result = evaluated
     arguments = ["--model", small_run, "--data", wflw_layout, "--split", "test", "--batch-size", 8]
     assert main(["eval", *map(str, arguments), "--compare-reported"]) == 0
-    said = capsys.readouterr().out
-    beside = said[said.index("Beside published figures: measured by others and not here") :]
-    assert "Measured here: wflw test, boxes: gt, flip test: no" in beside
-    assert "Not whole sets: test 24 of 2,500" in beside
-    rows = {line.split("  ")[0]: line.split() for line in beside.splitlines()}
+    output = capsys.readouterr().out
+    comparison = output[output.index("Comparison with results reported by others") :]
+    assert "Measured here: wflw test, boxes: gt, flip test: no" in comparison
+    assert "Incomplete sets: test 24 of 2,500" in comparison
+    rows = {line.split("  ")[0]: line.split() for line in comparison.splitlines()}
     for stage in ("heatmap", "graph"):
         subsets = [result["subsets"][name][stage]["nme"] for name in SUBSETS]
-        own = result["stages"][stage]
-        wanted = [f"{own['nme']:.2f}", f"{own['fr10']:.2f}", f"{own['auc10']:.3f}"]
-        wanted += [f"{nme:.2f}" for nme in subsets]
-        assert rows[f"measured here: {stage} stage"][-9:] == wanted
+        whole = result["stages"][stage]
+        expected = [f"{whole['nme']:.2f}", f"{whole['fr10']:.2f}", f"{whole['auc10']:.3f}"]
+        expected += [f"{nme:.2f}" for nme in subsets]
+        assert rows[f"measured here: {stage} stage"][-9:] == expected
     paper = ["2022", "4.24", "2.68", "0.589", "7.57", "4.47", "4.20", "4.01", "5.03", "4.83"]
-    (found,) = (words for name, words in rows.items() if name.startswith("published: LCGCN"))
-    assert found[-10:] == paper
-    assert f"{found[2]} IEEE Access" in beside
+    (reported,) = (words for name, words in rows.items() if name.startswith("reported: LCGCN"))
+    assert reported[-10:] == paper
+    assert f"{reported[2]} IEEE Access" in comparison
 
 
-def test_validation_has_no_published_figures(small_run, wflw_layout, capsys):
+def test_training_split_has_no_reported_results(small_run, wflw_layout, capsys):
     arguments = ["--model", small_run, "--data", wflw_layout, "--split", "train"]
     assert main(["eval", *map(str, arguments), "--compare-reported"]) == 0
-    said = capsys.readouterr().out
-    assert "No published figures beside train: those for wflw are for its test sets" in said
-    assert "published:" not in said
+    output = capsys.readouterr().out
+    assert "No reported results for train: those for wflw are for its test sets" in output
+    assert "reported:" not in output
 
 
-def test_published_figures_for_other_data_are_refused(refused, small_run, synthetic98):
+def test_comparison_for_other_datasets_is_an_error(error_line, small_run, synthetic98):
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
-    said = refused("eval", *arguments, "--compare-reported")
-    assert f"{synthetic98}: synthetic data, and published figures are for wflw and 300w" in said
+    error = error_line("eval", *arguments, "--compare-reported")
+    assert f"{synthetic98}: synthetic data, and published figures are for wflw and 300w" in error
 
 
-def test_wflw_checkpoint_on_300w_data_is_refused(refused, small_run, synthetic68):
-    said = refused("eval", "--model", small_run, "--data", synthetic68, "--split", "common")
-    assert f"{synthetic68}: 68 points (ibug68)" in said
-    assert "98 (wflw98)" in said
+def test_wflw_model_on_300w_data_is_an_error(error_line, small_run, synthetic68):
+    error = error_line("eval", "--model", small_run, "--data", synthetic68, "--split", "common")
+    assert f"{synthetic68}: 68 points (ibug68)" in error
+    assert "98 (wflw98)" in error
 
 
 @pytest.mark.parametrize(
@@ -150,12 +152,12 @@ def test_wflw_checkpoint_on_300w_data_is_refused(refused, small_run, synthetic68
         ({"--corruption": "fog"}, "invalid choice: 'fog'"),
     ],
 )
-def test_bad_input_is_refused(refused, small_run, synthetic98, changes, message):
+def test_invalid_input_is_an_error(error_line, small_run, synthetic98, changes, message):
     arguments = {"--model": small_run, "--data": synthetic98, "--split": "test"} | changes
-    assert message in refused("eval", *[word for pair in arguments.items() for word in pair])
+    assert message in error_line("eval", *[word for pair in arguments.items() for word in pair])
 
 
-def test_results_are_not_overwritten_unless_asked(refused, evaluated, small_run, synthetic98):
+def test_results_are_not_overwritten_unless_asked(error_line, evaluated, small_run, synthetic98):
     path, result = evaluated
     arguments = [
         "--model",
@@ -167,16 +169,18 @@ def test_results_are_not_overwritten_unless_asked(refused, evaluated, small_run,
         "--json",
         path,
     ]
-    assert f"{path}: already exists" in refused("eval", *arguments)
+    assert f"{path}: already exists" in error_line("eval", *arguments)
     arguments[-2] = "--per-face"
-    assert f"{path}: already exists" in refused("eval", *arguments)
+    assert f"{path}: already exists" in error_line("eval", *arguments)
     assert json.loads(path.read_text()) == result
 
 
-def test_run_without_validation_has_no_model_yet(refused, small_run, synthetic98, tmp_path):
+def test_run_without_validation_has_no_model(error_line, small_run, synthetic98, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    said = refused("eval", "--model", tmp_path / "run", "--data", synthetic98, "--split", "test")
-    assert "has not been validated yet" in said
+    error = error_line(
+        "eval", "--model", tmp_path / "run", "--data", synthetic98, "--split", "test"
+    )
+    assert "has not been validated yet" in error
 
 
 def test_detected_boxes(evaluated, small_run, synthetic98, detector_model, tmp_path, capsys):
@@ -193,8 +197,8 @@ def test_detected_boxes(evaluated, small_run, synthetic98, detector_model, tmp_p
     assert result["stages"]["graph"]["nme"] != plain["stages"]["graph"]["nme"]
 
 
-def test_detected_boxes_want_a_detector(refused, small_run, synthetic98, monkeypatch, tmp_path):
+def test_detected_boxes_need_a_detector(error_line, small_run, synthetic98, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
-    said = refused("eval", *arguments, "--boxes", "detector")
-    assert "give --detector-model FILE" in said
+    error = error_line("eval", *arguments, "--boxes", "detector")
+    assert "give --detector-model FILE" in error

@@ -33,14 +33,14 @@ def line(model, kind, out, *more):
 def test_stablehlo_with_and_without_the_graph(model, tmp_path, capsys):
     out = tmp_path / "new" / "face.stablehlo"
     crops = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    found = []
+    outputs = []
     for more in ([], ["--heatmap-only", "--overwrite"]):
         assert main(line(model, "stablehlo", out, *more)) == 0
-        found.append(export.deserialize(bytearray(out.read_bytes())).call(crops))
-        said = capsys.readouterr().out
-        assert f"{out}: crops [b, 32, 32, 3] to {', '.join(OUTPUTS)}" in said
-        assert f"{'without' if more else 'with'} a graph head" in said
-    graph, heatmap = found
+        outputs.append(export.deserialize(bytearray(out.read_bytes())).call(crops))
+        output = capsys.readouterr().out
+        assert f"{out}: crops [b, 32, 32, 3] to {', '.join(OUTPUTS)}" in output
+        assert f"{'without' if more else 'with'} a graph head" in output
+    graph, heatmap = outputs
     assert np.abs(graph["landmarks"] - graph["heatmap_landmarks"]).max() > 1
     np.testing.assert_allclose(heatmap["landmarks"], graph["heatmap_landmarks"], atol=1e-3)
     assert {path.name for path in out.parent.iterdir()} == {out.name, description_file(out).name}
@@ -53,33 +53,35 @@ def test_onnx_by_command(model, tmp_path):
     assert (tmp_path / "face.onnx").stat().st_size > 1000
 
 
-def test_without_jax2onnx_one_line_says_what_to_install(refused, model, tmp_path, monkeypatch):
+def test_missing_jax2onnx_is_an_error_with_install_command(
+    error_line, model, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    said = refused(*line(model, "onnx", tmp_path / "face.onnx"))
-    assert "pip install 'lcgcn-jax[onnx]'" in said
+    error = error_line(*line(model, "onnx", tmp_path / "face.onnx"))
+    assert "pip install 'lcgcn-jax[onnx]'" in error
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
-def test_unknown_formats_and_endings_are_refused(refused, model, tmp_path):
-    said = refused(*line(model, "tflite", tmp_path / "face.tflite"))
-    assert "invalid choice: 'tflite'" in said
-    said = refused(*line(model, "onnx", tmp_path / "face.pth"))
-    assert "face.pth: the name of such a file ends in .onnx" in said
+def test_unknown_formats_and_suffixes_are_errors(error_line, model, tmp_path):
+    error = error_line(*line(model, "tflite", tmp_path / "face.tflite"))
+    assert "invalid choice: 'tflite'" in error
+    error = error_line(*line(model, "onnx", tmp_path / "face.pth"))
+    assert "face.pth: the file name has to end in .onnx" in error
 
 
-@pytest.mark.parametrize("there", ["face.stablehlo", "face.stablehlo.json"])
-def test_what_is_there_is_kept(refused, model, tmp_path, there):
-    (tmp_path / there).write_bytes(b"precious")
-    said = refused(*line(model, "stablehlo", tmp_path / "face.stablehlo"))
-    assert f"{tmp_path / there}: already exists" in said
-    assert (tmp_path / there).read_bytes() == b"precious"
+@pytest.mark.parametrize("name", ["face.stablehlo", "face.stablehlo.json"])
+def test_existing_files_are_not_overwritten(error_line, model, tmp_path, name):
+    (tmp_path / name).write_bytes(b"precious")
+    error = error_line(*line(model, "stablehlo", tmp_path / "face.stablehlo"))
+    assert f"{tmp_path / name}: already exists" in error
+    assert (tmp_path / name).read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("kind", ["stablehlo", "onnx"])
-def test_where_nothing_can_be_written_one_line_says_so(refused, model, tmp_path, kind):
+def test_unwritable_output_is_an_error(error_line, model, tmp_path, kind):
     (tmp_path / "file").write_bytes(b"")
     out = tmp_path / "file" / f"face.{kind}"
-    assert f"{out}: cannot be written" in refused(*line(model, kind, out))
+    assert f"{out}: cannot be written" in error_line(*line(model, kind, out))
     (tmp_path / f"folder.{kind}").mkdir()
-    said = refused(*line(model, kind, tmp_path / f"folder.{kind}", "--overwrite"))
-    assert f"folder.{kind}: is a folder" in said
+    error = error_line(*line(model, kind, tmp_path / f"folder.{kind}", "--overwrite"))
+    assert f"folder.{kind}: is a folder" in error

@@ -1,4 +1,4 @@
-"""`lcgcn fit-offsets`: the file that it writes, and `lcgcn eval` and `lcgcn calibrate` with it."""
+"""`lcgcn research fit-offsets`, and `lcgcn eval --offsets` with its file."""
 
 import json
 
@@ -7,21 +7,19 @@ from lcgcn_jax.data.annotation_offsets import read_offsets
 from lcgcn_jax.data.dataset import open_dataset
 
 
-def test_command_writes_a_file_that_training_and_eval_read(
-    small_run, synthetic98, tmp_path, capsys, refused
-):
+def test_offsets_are_written_and_used_by_eval(small_run, synthetic98, tmp_path, capsys, error_line):
     out = tmp_path / "offsets.json"
     words = ["--model", str(small_run / "best"), "--data", str(synthetic98), "--out", str(out)]
     assert main(["fit-offsets", *words, "--batch-size", "8"]) == 0
-    said = capsys.readouterr().out
-    assert "mean distance from the predictions on training faces" in said
+    output = capsys.readouterr().out
+    assert "mean distance from the predictions on training faces" in output
     dataset = open_dataset(synthetic98)
     offsets = read_offsets(out, dataset.scheme)
     assert offsets.provenance == {
         "dataset": dataset.name, "fingerprint": dataset.fingerprint, "split": "train",
     }  # fmt: skip
-    assert "already exists" in refused("fit-offsets", *words)
-    assert "fewer than 9999" in refused(
+    assert "already exists" in error_line("fit-offsets", *words)
+    assert "fewer than 9999" in error_line(
         "fit-offsets", *words, "--overwrite", "--min-count", "9999", "--batch-size", "8"
     )
     results = {}

@@ -21,7 +21,7 @@ ARCH = "tiny"
 
 @pytest.fixture(scope="module")
 def bundle():
-    """A small HRNet with the authors' graph head, of random weights."""
+    """Tiny HRNet with the authors' graph head and random weights."""
     fields = {"diagonal", "positions", "shape_features", "activation", "mlp_output"}
     model = {
         "heatmap": {"name": "hrnet", "arch": ARCH, "features": "concat"},
@@ -69,11 +69,11 @@ def line(file, out, *more):
     ]
 
 
-def test_import_export_import_changes_nothing(bundle, state, file, tmp_path, capsys):
+def test_import_and_export_are_inverse(bundle, state, file, tmp_path, capsys):
     assert main(line(file, tmp_path / "bundle")) == 0
-    said = capsys.readouterr().out
-    assert "laid out as HRNet-Facial-Landmark-Detection has it" in said
-    assert "FRESH" not in said
+    output = capsys.readouterr().out
+    assert "in the layout of HRNet-Facial-Landmark-Detection" in output
+    assert "FRESH" not in output
     imported = load_bundle(tmp_path / "bundle")
     assert imported.weights.keys() == bundle.weights.keys()
     for name, value in bundle.weights.items():
@@ -119,7 +119,7 @@ def test_pickled_weights_in_two_files(bundle, state, tmp_path):
     assert all(torch.equal(exported[key], value) for key, value in heatmap.items())
 
 
-def test_a_fresh_head_and_a_classifier_left_out_are_said(state, tmp_path, capsys):
+def test_random_head_and_unused_classifier_are_reported(state, tmp_path, capsys):
     backbone = {
         key: value
         for key, value in state.items()
@@ -128,43 +128,45 @@ def test_a_fresh_head_and_a_classifier_left_out_are_said(state, tmp_path, capsys
     classifier = {"classifier.weight": np.ones((3, 2), np.float32)}
     save_file(backbone | classifier, tmp_path / "imagenet.safetensors")
     assert main(line(tmp_path / "imagenet.safetensors", tmp_path / "bundle")) == 0
-    for said in (capsys.readouterr().out, (tmp_path / "bundle" / CARD).read_text()):
-        assert "THE HEAD IS FRESH" in said
-        assert "Left out: 1 weights of the classifier (classifier)" in said
+    for output in (capsys.readouterr().out, (tmp_path / "bundle" / CARD).read_text()):
+        assert "THE HEAD IS FRESH" in output
+        assert "Left out: 1 weights of the classifier (classifier)" in output
     assert load_bundle(tmp_path / "bundle").model["graph"] is None
 
 
-def test_a_refused_file_leaves_nothing_behind(refused, state, tmp_path):
+def test_invalid_file_writes_nothing(error_line, state, tmp_path):
     bad = tmp_path / "bad.safetensors"
     save_file({key: value for key, value in state.items() if key != "conv1.weight"}, bad)
-    said = refused(*line(bad, tmp_path / "bundle"))
-    assert f"{bad}: 1 keys do not fit the model; 1 missing: conv1.weight" in said
+    error = error_line(*line(bad, tmp_path / "bundle"))
+    assert f"{bad}: 1 keys do not fit the model; 1 missing: conv1.weight" in error
     bad.write_bytes(bad.read_bytes()[:1000])
-    assert f"{bad}: not a safetensors file, or damaged" in refused(*line(bad, tmp_path / "bundle"))
+    assert f"{bad}: not a safetensors file, or damaged" in error_line(
+        *line(bad, tmp_path / "bundle")
+    )
     wrong = line(bad, tmp_path / "bundle")
     wrong[wrong.index("wflw98")] = "wflw99"
-    assert "unknown landmark scheme 'wflw99'" in refused(*wrong)
+    assert "unknown landmark scheme 'wflw99'" in error_line(*wrong)
     assert not (tmp_path / "bundle").exists()
 
 
-def test_what_is_there_is_replaced_only_when_told(refused, file, tmp_path):
+def test_existing_bundle_is_only_replaced_with_overwrite(error_line, file, tmp_path):
     out = tmp_path / "bundle"
     out.mkdir()
-    assert f"{out}: already exists" in refused(*line(file, out))
+    assert f"{out}: already exists" in error_line(*line(file, out))
     assert not list(out.iterdir())
     assert main(line(file, out, "--overwrite")) == 0
     assert (out / CONFIG).exists()
 
 
-def test_export_refuses_what_it_cannot_write(refused, bundle, tmp_path):
+def test_export_errors(error_line, bundle, tmp_path):
     save_bundle(tmp_path / "bundle", bundle, "")
-    there = tmp_path / "there.safetensors"
-    there.write_bytes(b"")
+    existing = tmp_path / "existing.safetensors"
+    existing.write_bytes(b"")
     start = ["export", "--model", tmp_path / "bundle", "--format", "torch", "--out"]
-    assert f"{there}: already exists" in refused(*start, there)
-    assert "unknown kind of file" in refused(*start, tmp_path / "model.onnx")
-    assert there.read_bytes() == b""
+    assert f"{existing}: already exists" in error_line(*start, existing)
+    assert "unknown kind of file" in error_line(*start, tmp_path / "model.onnx")
+    assert existing.read_bytes() == b""
     biased = dict(bundle.weights) | {"graph.blocks.0.bias": np.ones(64, np.float32)}
     save_bundle(tmp_path / "bundle", Bundle(bundle.model, WFLW98, 256, biased), "")
-    assert "--heatmap-only" in refused(*start, tmp_path / "a.safetensors")
+    assert "--heatmap-only" in error_line(*start, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()

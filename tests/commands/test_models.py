@@ -8,7 +8,7 @@ from lcgcn_jax.inference.model import load
 from lcgcn_jax.models.bundles import SHIPPED, WEIGHTS, shipped_bundles
 
 
-def test_lists_what_is_shipped(capsys):
+def test_shipped_models_are_listed(capsys):
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == shipped_bundles() != []
@@ -17,7 +17,7 @@ def test_lists_what_is_shipped(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_bundles())
-def test_a_shipped_model_is_found_by_name_and_places_a_face(name, capsys):
+def test_shipped_model_predicts_and_has_a_card(name, capsys):
     assert (SHIPPED / name / WEIGHTS).stat().st_size < 25e6
     model = load(name)
     crop = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
@@ -25,10 +25,10 @@ def test_a_shipped_model_is_found_by_name_and_places_a_face(name, capsys):
     assert np.isfinite(output.landmarks).all()
     assert main(["models", "--card", name]) == 0
     card = capsys.readouterr().out
-    for what in ("research", "validation", "lcgcn train"):
-        assert what in card, what
+    for word in ("research", "validation", "lcgcn train"):
+        assert word in card, word
 
 
-def test_a_name_that_is_not_shipped_is_told(refused):
-    said = refused("predict", "--model", "w300-lcgcn-huge", "photo.jpg")
-    assert all(name in said for name in shipped_bundles())
+def test_unknown_model_lists_the_shipped_ones(error_line):
+    error = error_line("predict", "--model", "w300-lcgcn-huge", "photo.jpg")
+    assert all(name in error for name in shipped_bundles())

@@ -1,4 +1,4 @@
-"""Outputs and inputs that cannot be used end in one line, before the work and not after it."""
+"""Unusable outputs and inputs are one-line errors, before the work starts."""
 
 import errno
 from pathlib import Path
@@ -10,7 +10,7 @@ from lcgcn_jax.errors import InputError
 
 
 def commands(tmp_path, output):
-    """Commands that write a file, each with an input that is looked at later than the output."""
+    """Commands that write a file; their inputs are invalid, but checked after the output."""
     return {
         "eval": ("eval", "--model", "gone", "--data", "gone", "--split", "test", "--json", output),
         "per_face": (
@@ -25,26 +25,26 @@ def commands(tmp_path, output):
 
 
 @pytest.mark.parametrize("command", ["eval", "per_face", "bench", "compile", "export"])
-def test_folder_that_cannot_be_made_is_named_first(refused, tmp_path, command):
+def test_output_folder_that_cannot_be_created_is_an_error(error_line, tmp_path, command):
     (tmp_path / "file").write_text("")
     output = tmp_path / "file" / "out.json"
-    said = refused(*commands(tmp_path, output)[command])
-    assert f"{output.parent / 'out'}" in said
-    assert "cannot be written: Not a directory" in said or "File exists" in said
+    error = error_line(*commands(tmp_path, output)[command])
+    assert f"{output.parent / 'out'}" in error
+    assert "cannot be written: Not a directory" in error or "File exists" in error
 
 
 @pytest.mark.parametrize("command", ["eval", "bench", "compile"])
-def test_output_that_is_there_or_a_folder(refused, tmp_path, command):
+def test_existing_output_or_folder_is_an_error(error_line, tmp_path, command):
     output = tmp_path / "out.json"
     output.mkdir()
-    assert "is a folder; give a file" in refused(*commands(tmp_path, output)[command])
+    assert "is a folder; give a file" in error_line(*commands(tmp_path, output)[command])
     output.rmdir()
-    output.write_text("kept")
-    assert "already exists" in refused(*commands(tmp_path, output)[command])
-    assert output.read_text() == "kept"
+    output.write_text("old")
+    assert "already exists" in error_line(*commands(tmp_path, output)[command])
+    assert output.read_text() == "old"
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
+def test_full_disk_keeps_the_old_file(tmp_path):
     path = tmp_path / "out.json"
     path.write_text("old")
 
@@ -62,14 +62,14 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.parametrize("model", [__file__, "x" * 300])
-def test_model_that_is_a_file_or_no_name(refused, tmp_path, model):
-    said = refused("eval", "--model", model, "--data", tmp_path, "--split", "test")
-    assert said.startswith(f"lcgcn: error: {model}: ")
+def test_model_that_is_a_file_or_a_long_name_is_an_error(error_line, tmp_path, model):
+    error = error_line("eval", "--model", model, "--data", tmp_path, "--split", "test")
+    assert error.startswith(f"lcgcn: error: {model}: ")
 
 
 @pytest.mark.parametrize("workdir", ["file", "file/run"])
-def test_workdir_that_is_a_file_or_below_one(refused, tmp_path, synthetic98, toy, workdir):
-    (tmp_path / "file").write_text("kept")
+def test_workdir_at_or_below_a_file_is_an_error(error_line, tmp_path, synthetic98, toy, workdir):
+    (tmp_path / "file").write_text("old")
     config = tmp_path / "config.py"
     config.write_text(
         "from lcgcn_jax.training.config import default_config\n"
@@ -79,17 +79,17 @@ def test_workdir_that_is_a_file_or_below_one(refused, tmp_path, synthetic98, toy
         "    config.data.image_size, config.train.mode = 32, 'heatmap_only'\n"
         "    return config\n"
     )
-    said = refused(
+    error = error_line(
         "train", "--config", config, "--workdir", tmp_path / workdir,
         f"--config.data.dir={synthetic98}",
     )  # fmt: skip
-    assert str(tmp_path / workdir) in said
-    assert (tmp_path / "file").read_text() == "kept"
+    assert str(tmp_path / workdir) in error
+    assert (tmp_path / "file").read_text() == "old"
 
 
-def test_data_folder_that_is_a_file(refused, tmp_path):
-    said = refused(
+def test_dataset_that_is_a_file_is_an_error(error_line, tmp_path):
+    error = error_line(
         "train", "--config", "demo:small", "--workdir", tmp_path / "run",
         f"--config.data.dir={Path(__file__)}",
     )  # fmt: skip
-    assert f"{Path(__file__)}: " in said
+    assert f"{Path(__file__)}: " in error

@@ -15,7 +15,7 @@ from lcgcn_jax.inference.video import VideoWriter, open_video
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture file with a face-like blob, 300 x 200."""
+    """Image file with a face-like blob, 300 x 200 pixels."""
     image = np.full((200, 300, 3), 90, np.uint8)
     cv2.ellipse(image, (150, 100), (50, 70), 0, 0, 360, (160, 180, 220), cv2.FILLED)
     path = tmp_path / "photo.png"
@@ -23,7 +23,7 @@ def photo(tmp_path):
     return path
 
 
-def test_json_and_overlay_in_the_images_pixels(small_run, photo, tmp_path):
+def test_json_and_overlay_are_in_image_pixels(small_run, photo, tmp_path):
     out = tmp_path / "out"
     boxes = ["--box", "100,30,200,170", "--box", "110.5,40,190,160"]
     arguments = ["--model", str(small_run), str(photo), *boxes, "--out", str(out)]
@@ -53,12 +53,12 @@ def test_json_and_overlay_in_the_images_pixels(small_run, photo, tmp_path):
         ("200,30,100,170", "x1 and y1 have to be larger"),
     ],
 )
-def test_bad_box_is_refused_and_nothing_is_written(
-    refused, small_run, photo, tmp_path, box, message
+def test_invalid_box_is_an_error_and_nothing_is_written(
+    error_line, small_run, photo, tmp_path, box, message
 ):
     out = tmp_path / "out"
-    said = refused("predict", "--model", small_run, photo, f"--box={box}", "--out", out)
-    assert message in said
+    error = error_line("predict", "--model", small_run, photo, f"--box={box}", "--out", out)
+    assert message in error
     assert not out.exists()
 
 
@@ -66,32 +66,32 @@ def test_bad_box_is_refused_and_nothing_is_written(
     ("name", "content", "message"),
     [
         ("empty.jpg", b"", "the image file is empty"),
-        ("text.jpg", b"no picture", "cannot be decoded"),
+        ("text.jpg", b"no image", "cannot be decoded"),
         ("missing.jpg", None, "cannot be read"),
     ],
 )
-def test_bad_picture_is_refused(refused, small_run, tmp_path, name, content, message):
+def test_invalid_image_is_an_error(error_line, small_run, tmp_path, name, content, message):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    said = refused(
+    error = error_line(
         "predict", "--model", small_run, path, "--box", "0,0,9,9", "--out", tmp_path / "o"
     )
-    assert str(path) in said
-    assert message in said
+    assert str(path) in error
+    assert message in error
 
 
-def test_truncated_jpeg_is_refused(refused, small_run, photo, tmp_path):
+def test_truncated_jpeg_is_an_error(error_line, small_run, photo, tmp_path):
     path = tmp_path / "cut.jpg"
     encoded = cv2.imencode(".jpg", cv2.imread(str(photo)))[1].tobytes()
     path.write_bytes(encoded[: len(encoded) // 2])
-    said = refused(
+    error = error_line(
         "predict", "--model", small_run, path, "--box", "0,0,99,99", "--out", tmp_path / "o"
     )
-    assert f"{path}: the image file is truncated" in said
+    assert f"{path}: the image file is truncated" in error
 
 
-def test_results_are_not_overwritten_unless_asked(refused, small_run, photo, tmp_path):
+def test_results_are_not_overwritten_unless_asked(error_line, small_run, photo, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "photo.json").write_text("precious")
@@ -104,7 +104,7 @@ def test_results_are_not_overwritten_unless_asked(refused, small_run, photo, tmp
         "--out",
         str(out),
     ]
-    assert "already exists" in refused("predict", *arguments)
+    assert "already exists" in error_line("predict", *arguments)
     assert (out / "photo.json").read_text() == "precious"
     assert main(["predict", *arguments, "--overwrite"]) == 0
     assert json.loads((out / "photo.json").read_text())["faces"]
@@ -112,7 +112,7 @@ def test_results_are_not_overwritten_unless_asked(refused, small_run, photo, tmp
 
 @pytest.fixture
 def predict(small_run, tmp_path):
-    """Runs `lcgcn predict`, unless told otherwise with the small model, and gives the exit code."""
+    """Function that runs `lcgcn predict`, by default with the small model, and returns the exit code."""
 
     def run(*arguments, model=small_run):
         options = ["--model", model, *arguments, "--out", tmp_path / "out"]
@@ -122,7 +122,7 @@ def predict(small_run, tmp_path):
 
 
 def image(folder, name, size=(120, 90)):
-    """A picture file with a face-like blob."""
+    """Writes an image file with a face-like blob."""
     image = np.full((size[1], size[0], 3), 90, np.uint8)
     cv2.ellipse(image, (60, 45), (25, 35), 0, 0, 360, (160, 180, 220), cv2.FILLED)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def faces_in(path):
 
 
 @pytest.mark.slow
-def test_faces_of_real_images_are_found(predict, shared, detector_model, tmp_path, capsys):
+def test_faces_of_real_images_are_detected(predict, shared, detector_model, tmp_path, capsys):
     photos = shared / "data/photos"
     assert (
         predict(
@@ -147,9 +147,9 @@ def test_faces_of_real_images_are_found(predict, shared, detector_model, tmp_pat
         )
         == 0
     )
-    said = capsys.readouterr()
-    assert f"{photos}/2008_001322.jpg: 3 faces; " in said.out
-    assert said.err == ""
+    captured = capsys.readouterr()
+    assert f"{photos}/2008_001322.jpg: 3 faces; " in captured.out
+    assert captured.err == ""
     for name, count in (("2008_001322", 3), ("2009_004587", 2)):
         faces = faces_in(tmp_path / "out" / f"{name}.json")
         assert len(faces) == count
@@ -161,15 +161,15 @@ def test_faces_of_real_images_are_found(predict, shared, detector_model, tmp_pat
             np.testing.assert_allclose([*low, *high], [x0, y0, x1, y1], atol=0.2 * side)
 
 
-def test_folder_with_broken_files_is_finished(predict, tmp_path, capsys):
+def test_folder_with_invalid_files_is_finished(predict, tmp_path, capsys):
     folder = tmp_path / "photos"
     image(folder, "good.jpg")
     (folder / "cut.jpg").write_bytes((folder / "good.jpg").read_bytes()[:500])
     (folder / "empty.png").touch()
     image(folder, "sub/also good.tif")
     assert predict(folder, "--whole-image") == 1
-    said = capsys.readouterr()
-    assert said.err.splitlines() == [
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
         f"left out: {folder}/cut.jpg: the image file is truncated; use a complete JPEG or PNG file",
         f"left out: {folder}/empty.png: the image file is empty; use a complete JPEG or PNG file",
     ]
@@ -184,10 +184,10 @@ def test_folder_with_broken_files_is_finished(predict, tmp_path, capsys):
     ]
 
 
-def test_results_are_those_of_the_upright_image(predict, tmp_path):
+def test_results_refer_to_the_upright_image(predict, tmp_path):
     upright = np.asarray(PIL.Image.open(image(tmp_path, "a.png")))
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # turn clockwise to see it
+    exif[0x0112] = 6  # rotate clockwise for display
     turned = PIL.Image.fromarray(np.rot90(upright))
     turned.save(tmp_path / "b.png", exif=exif)
     assert predict(tmp_path / "a.png", tmp_path / "b.png", "--whole-image") == 0
@@ -199,7 +199,7 @@ def test_results_are_those_of_the_upright_image(predict, tmp_path):
 def test_whole_image_is_a_crop_of_one_face(predict, photo, tmp_path):
     assert predict(photo, "--whole-image") == 0
     (face,) = faces_in(tmp_path / "out/photo.json")
-    # Its crop, 1.25 times as large, is the picture: 300 x 200.
+    # Its crop, 1.25 times as large, is the image: 300 x 200.
     np.testing.assert_allclose(face["box"], [29.5, 19.5, 269.5, 179.5])
 
 
@@ -213,7 +213,7 @@ def test_file_of_boxes(predict, tmp_path, capsys):
     assert capsys.readouterr().err == f"left out: {tmp_path}/photos/c.png: no face box in {boxes}\n"
 
 
-def test_csv_and_pts_hold_what_the_json_holds(small_run, photo, tmp_path):
+def test_csv_and_pts_equal_the_json(small_run, photo, tmp_path):
     boxes = ["--box", "100,30,200,170", "--box", "110.5,40,190,160"]
     for kind in ("json", "csv", "pts"):
         options = ["--model", small_run, photo, *boxes, "--format", kind, "--out", tmp_path / kind]
@@ -230,24 +230,24 @@ def test_csv_and_pts_hold_what_the_json_holds(small_run, photo, tmp_path):
     assert not (tmp_path / "csv/photo.json").exists()
 
 
-def test_faces_of_an_earlier_run_do_not_stay(predict, photo, tmp_path):
+def test_pts_files_of_an_earlier_run_are_deleted(predict, photo, tmp_path):
     box = ["--box", "100,30,200,170"]
     assert predict(photo, *box, *box, "--format", "pts") == 0
     assert predict(photo, *box, "--format", "pts", "--overwrite") == 0
     assert [path.name for path in (tmp_path / "out").glob("*.pts")] == ["photo_face1.pts"]
 
 
-def test_picture_without_a_face(predict, photo, shared, detector_model, tmp_path, capsys):
+def test_image_without_a_face(predict, photo, shared, detector_model, tmp_path, capsys):
     assert predict(photo, "--detector-model", detector_model) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"no face found in: {photo}; where there is one, give its box by --box")
+    error = capsys.readouterr().err
+    assert error.startswith(f"no face found in: {photo}; give the box of a missed face with --box")
     assert faces_in(tmp_path / "out/photo.json") == []
     face = shared / "data/photos/2009_004587.jpg"
     assert predict(photo, face, "--detector-model", detector_model, "--overwrite") == 0
 
 
 def test_large_image(predict, tmp_path):
-    """40 megapixels."""
+    """An image of 40 megapixels."""
     path = image(tmp_path, "large.jpg", size=(8000, 5000))
     assert predict(path, "--box", "35,10,85,80") == 0
     assert json.loads((tmp_path / "out/large.json").read_text())["width"] == 8000
@@ -255,7 +255,7 @@ def test_large_image(predict, tmp_path):
 
 @pytest.fixture
 def clip(shared, tmp_path):
-    """A image of two faces that moves and grows, 12 frames, 400 x 500."""
+    """Video of a moving and growing image of two faces, 12 frames of 400 x 500 pixels."""
     image = read_image(shared / "data/photos/2009_004587.jpg")
     path = tmp_path / "clip.mp4"
     with VideoWriter(path, frames_per_second=24.0) as writer:
@@ -271,10 +271,9 @@ def read_lines(path):
 
 
 @pytest.mark.slow
-def test_video_gives_a_line_a_frame_and_an_annotated_video(
+def test_video_has_json_lines_and_an_annotated_video(
     predict, clip, detector_model, tmp_path, capsys
 ):
-    # A model that knows faces: what jumps about is no face that trembles.
     options = ["--model", "w300-lcgcn-small", "--detector-model", detector_model]
     assert predict(clip, *options) == 0
     out = tmp_path / "out"
@@ -297,7 +296,7 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
             ]
             assert list(face) == keys
             boxes.setdefault(face["track"], []).append(face["box"])
-    # Two faces, each one track, that goes where the image goes.
+    # Two faces, with one track each, that move with the image.
     assert sorted(boxes) == [0, 1]
     for track in boxes.values():
         track = np.array(track)
@@ -310,11 +309,11 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
         assert video.frames_per_second == 24
     assert len(frames) == 12
     assert frames[0].pixels.shape[0] >= 500
-    said = capsys.readouterr()
-    assert f"{clip}: 12 frames, 24 faces, " in said.out
-    assert "frames per second" in said.out
-    assert "frame/s" in said.err
-    assert not list(out.glob(".*")), "nothing half-written is left"
+    captured = capsys.readouterr()
+    assert f"{clip}: 12 frames, 24 faces, " in captured.out
+    assert "frames per second" in captured.out
+    assert "frame/s" in captured.err
+    assert not list(out.glob(".*")), "no temporary file remains"
 
     before = read_lines(out / "clip.jsonl")
     assert predict(clip, *options, "--smooth", "--overwrite") == 0
@@ -332,78 +331,76 @@ def test_video_gives_a_line_a_frame_and_an_annotated_video(
     np.testing.assert_array_equal(
         points(after, "heatmap_landmarks"), points(before, "heatmap_landmarks")
     )
-    trembling = [
+    jitter = [
         np.abs(np.diff(points(lines, "landmarks"), n=2, axis=0)).mean() for lines in (before, after)
     ]
-    assert trembling[1] < 0.85 * trembling[0], "on a face that moves all the time"
+    assert jitter[1] < 0.85 * jitter[0], "of a face that moves all the time"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--format", "csv"], "the landmarks of a video are JSON lines; leave out --format"),
-        (["--fps", "0"], "--fps 0: has to be positive"),
+        (["--fps", "0"], "--fps: 0 has to be above 0"),
     ],
 )
-def test_options_that_no_video_takes(refused, small_run, tmp_path, options, message):
+def test_invalid_options_for_videos(error_line, small_run, tmp_path, options, message):
     (tmp_path / "clip.mp4").touch()
     arguments = ["--model", small_run, tmp_path / "clip.mp4", "--out", tmp_path / "out"]
-    assert message in refused("predict", *arguments, *options)
+    assert message in error_line("predict", *arguments, *options)
 
 
-def test_empty_video_is_refused(refused, small_run, tmp_path):
+def test_empty_video_is_an_error(error_line, small_run, tmp_path):
     (tmp_path / "clip.mp4").touch()
     arguments = ["--model", small_run, tmp_path / "clip.mp4", "--out", tmp_path / "out"]
-    said = refused("predict", *arguments, "--whole-image")
-    assert f"{tmp_path}/clip.mp4: no frame of a video can be read" in said
+    error = error_line("predict", *arguments, "--whole-image")
+    assert f"{tmp_path}/clip.mp4: no frame of a video can be read" in error
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--smooth"], "--smooth is for videos, and there is none"),
-        (["--fps", "25"], "--fps is for videos, and there is none"),
+        (["--smooth"], "--smooth and --fps apply to videos, but no input is a video"),
+        (["--fps", "25"], "--smooth and --fps apply to videos, but no input is a video"),
         (["--boxes", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--box", "0,0,9,9", "--whole-image"], "not allowed with argument"),
         (["--format", "xml"], "invalid choice: 'xml'"),
         ([], "give --detector-model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole-image"),
     ],
 )
-def test_options_that_do_not_fit(
-    refused, small_run, photo, tmp_path, monkeypatch, options, message
-):
+def test_invalid_options(error_line, small_run, photo, tmp_path, monkeypatch, options, message):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = ["--model", small_run, photo, "--out", tmp_path / "out"]
-    assert message in refused("predict", *arguments, *options)
+    assert message in error_line("predict", *arguments, *options)
     assert not (tmp_path / "out").exists()
 
 
-def test_box_goes_with_one_image(refused, small_run, photo, tmp_path):
+def test_box_needs_a_single_input(error_line, small_run, photo, tmp_path):
     other = image(tmp_path, "b.png")
-    said = refused("predict", "--model", small_run, photo, other, "--box", "0,0,9,9")
-    assert "--box goes with one input, and there are 2; use --boxes" in said
+    error = error_line("predict", "--model", small_run, photo, other, "--box", "0,0,9,9")
+    assert "--box needs a single input, got 2; use --boxes" in error
 
 
-def test_image_is_never_replaced_by_its_overlay(refused, small_run, photo):
+def test_input_is_never_overwritten(error_line, small_run, photo):
     before = photo.read_bytes()
     arguments = ["--model", small_run, photo, "--whole-image", "--out", photo.parent]
-    said = refused("predict", *arguments, "--overwrite")
-    assert f"{photo}: is one of the inputs; choose another --out" in said
+    error = error_line("predict", *arguments, "--overwrite")
+    assert f"{photo}: is one of the inputs; choose another --out" in error
     assert photo.read_bytes() == before
 
 
-def test_folder_that_cannot_be_written_is_named(refused, small_run, photo, tmp_path, monkeypatch):
+def test_unwritable_folder_is_an_error(error_line, small_run, photo, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     arguments = ["--model", small_run, photo, "--whole-image", "--out"]
-    said = refused("predict", *arguments, tmp_path / "file" / "out")
-    assert f"{tmp_path}/file/out: cannot be written to; choose another --out" in said
-    # The superuser of a container may write anywhere.
+    error = error_line("predict", *arguments, tmp_path / "file" / "out")
+    assert f"{tmp_path}/file/out: cannot be written to; choose another --out" in error
+    # The superuser of a container can write anywhere.
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert "cannot be written to" in refused("predict", *arguments, tmp_path / "out")
+    assert "cannot be written to" in error_line("predict", *arguments, tmp_path / "out")
 
 
-def test_edges_are_drawn_where_there_is_a_graph(predict, photo, tmp_path):
+def test_edges_are_drawn(predict, photo, tmp_path):
     assert predict(photo, "--whole-image") == 0
     plain = cv2.imread(str(tmp_path / "out/photo.png"))
     assert predict(photo, "--whole-image", "--draw-edges", "--overwrite") == 0

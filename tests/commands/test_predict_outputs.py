@@ -1,4 +1,4 @@
-"""What `lcgcn predict` leaves on the disk where it is stopped, or the disk is full; with a stand-in model."""
+"""Results of `lcgcn predict` when it is interrupted or the disk is full, with a fake model."""
 
 import errno
 import json
@@ -17,7 +17,9 @@ from lcgcn_jax.commands import predict
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference.model import Face, LandmarkModel
+from lcgcn_jax.inference import batch_predict
+from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.video import VideoWriter, open_video
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -26,13 +28,13 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 class Model(LandmarkModel):
-    """A stand-in that puts three points on the diagonal of each box, and stops where it is asked to."""
+    """Fake model with three points on the diagonal of each box; one call can raise a signal."""
 
     def __init__(self):
         self.scheme, self.config = SCHEME, {"graph": None}
         self.calls, self.stop_at, self.number = 0, None, signal.SIGINT
 
-    def predict_batch(self, images, boxes=None):
+    def predict_boxed(self, images):
         self.calls += 1
         if self.calls == self.stop_at:
             os.kill(os.getpid(), self.number)
@@ -42,20 +44,20 @@ class Model(LandmarkModel):
             points = box[:2] + parts * (box[2:] - box[:2])
             return Face(box, points, np.ones(3, np.float32), points)
 
-        return [[face(box) for box in image_boxes] for image_boxes in boxes]
+        return [[face(box) for box in image.boxes] for image in images]
 
 
 @pytest.fixture
 def model(monkeypatch):
     model = Model()
     monkeypatch.setattr(predict, "load", lambda *args, **kwargs: model)
-    monkeypatch.setattr(predict, "_FACES", 1)
+    monkeypatch.setattr(batch_predict, "is_full_batch", bool)
     return model
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Puts the handlers of signals back, which stay after an interruption."""
+    """Restores the signal handlers, which remain installed after an interruption."""
     numbers = [*CODES, signal.SIGPIPE]
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -65,7 +67,7 @@ def handlers():
 
 @pytest.fixture
 def run(tmp_path, model, capsys):
-    """Runs `lcgcn predict`; gives the exit code and the lines on standard error."""
+    """Function that runs `lcgcn predict` and returns the exit code and the lines on standard error."""
 
     def run(*arguments):
         fixed = ["predict", "--model", "m", "--whole-image", "--out", tmp_path / "out"]
@@ -96,8 +98,8 @@ def images(folder, count):
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_finished_frames_of_a_video_are_kept(run, model, clip, tmp_path, number):
-    model.stop_at, model.number = 2, number  # within the second eight frames
+def test_finished_frames_of_a_video_are_saved(run, model, clip, tmp_path, number):
+    model.stop_at, model.number = 2, number  # in the second batch of eight frames
     code, errors = run(clip)
     assert code == CODES[number]
     out = tmp_path / "out"
@@ -113,12 +115,14 @@ def test_finished_frames_of_a_video_are_kept(run, model, clip, tmp_path, number)
     with open_video(partial[1]) as video:
         assert len(list(video.frames)) == 8
     model.stop_at = None
-    assert run(clip)[0] == 0, "and the next run is not in the way of what was kept"
+    assert run(clip)[0] == 0, "the saved files do not prevent the next run"
     assert len((out / "clip.jsonl").read_text().splitlines()) == 20
 
 
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
-def test_frames_of_an_earlier_interrupted_run_stay(run, model, clip, tmp_path, options):
+def test_frames_of_earlier_interrupted_runs_are_not_overwritten(
+    run, model, clip, tmp_path, options
+):
     for number in range(1, 4):
         model.calls, model.stop_at = 0, 2
         code, errors = run(clip, *options)
@@ -132,7 +136,7 @@ def test_frames_of_an_earlier_interrupted_run_stay(run, model, clip, tmp_path, o
 
 @pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize("failing", [".jsonl", ".mp4"])
-def test_frames_that_cannot_be_kept(run, model, clip, tmp_path, monkeypatch, number, failing):
+def test_frames_that_cannot_be_saved(run, model, clip, tmp_path, monkeypatch, number, failing):
     replace = Path.replace
 
     def fail(self, target):
@@ -161,14 +165,14 @@ def test_video_that_cannot_be_closed_after_a_signal(run, model, clip, monkeypatc
     other.write_bytes(clip.read_bytes())
     model.stop_at = 2
     code, errors = run(clip, other)
-    assert (code, model.calls) == (130, 2), "and the other video is not begun"
+    assert (code, model.calls) == (130, 2), "the other video is not started"
     assert errors[-1] == (
         f"lcgcn: stopped by SIGINT; 0 of 2 inputs are finished; the frames of {clip} are lost: "
         "out/clip.mp4: the video is not complete; is the disk full?"
     )
 
 
-def test_mistake_after_a_signal_keeps_the_exit_code(run, tmp_path, monkeypatch):
+def test_error_after_a_signal_keeps_the_exit_code(run, tmp_path, monkeypatch):
     def load(*args, **kwargs):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -180,7 +184,7 @@ def test_mistake_after_a_signal_keeps_the_exit_code(run, tmp_path, monkeypatch):
     assert (code, errors) == (143, ["lcgcn: stopped by SIGTERM; m: cannot be written"])
 
 
-def test_signal_within_a_frame_waits_for_its_end(run, model, clip, tmp_path, monkeypatch):
+def test_signal_is_deferred_to_the_end_of_a_frame(run, model, clip, tmp_path, monkeypatch):
     write = VideoWriter.write
     written = []
 
@@ -199,7 +203,7 @@ def test_signal_within_a_frame_waits_for_its_end(run, model, clip, tmp_path, mon
         assert len(list(video.frames)) == 5
 
 
-def test_signal_before_the_first_frame_leaves_nothing(run, model, clip, tmp_path):
+def test_signal_before_the_first_frame_writes_nothing(run, model, clip, tmp_path):
     model.stop_at = 1
     code, errors = run(clip)
     assert (code, errors[-1]) == (130, "lcgcn: stopped by SIGINT; 0 of 1 inputs are finished")
@@ -207,7 +211,7 @@ def test_signal_before_the_first_frame_leaves_nothing(run, model, clip, tmp_path
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_finished_images_are_kept(run, model, tmp_path, number):
+def test_finished_images_are_saved(run, model, tmp_path, number):
     model.stop_at, model.number = 3, number
     code, errors = run(images(tmp_path / "in", 5))
     out = tmp_path / "out"
@@ -223,7 +227,7 @@ def test_signal_while_the_model_is_loaded(run, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_signal_that_a_library_turns_into_its_own_error(run, tmp_path, monkeypatch):
+def test_signal_that_a_library_reports_as_its_error(run, tmp_path, monkeypatch):
     def load(*args, **kwargs):
         try:
             os.kill(os.getpid(), signal.SIGINT)
@@ -235,7 +239,7 @@ def test_signal_that_a_library_turns_into_its_own_error(run, tmp_path, monkeypat
     assert (code, errors) == (130, ["lcgcn: stopped by SIGINT"])
 
 
-def test_handlers_are_put_back(run, tmp_path):
+def test_signal_handlers_are_restored(run, tmp_path):
     before = {number: signal.getsignal(number) for number in CODES}
     assert run(images(tmp_path / "in", 1))[0] == 0
     assert {number: signal.getsignal(number) for number in CODES} == before
@@ -284,7 +288,7 @@ def test_deferred_signal_is_raised_once():
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Makes writes fail from the given one on, halfway, as on a full disk."""
+    """Function that makes writes fail halfway after a number of writes, as on a full disk."""
 
     def fill(after):
         count = iter(range(1000))
@@ -303,7 +307,7 @@ def full_disk(monkeypatch):
 
 @pytest.mark.parametrize("format", ["json", "csv", "pts"])
 @pytest.mark.parametrize("after", [0, 1])
-def test_full_disk_leaves_nothing(run, tmp_path, full_disk, format, after):
+def test_full_disk_writes_nothing(run, tmp_path, full_disk, format, after):
     photos = images(tmp_path / "in", 1)
     full_disk(after)
     code, errors = run(photos, "--format", format)
@@ -318,7 +322,7 @@ def test_full_disk_leaves_nothing(run, tmp_path, full_disk, format, after):
     assert files_in(tmp_path / "out") == []
 
 
-def test_full_disk_keeps_what_was_there(run, tmp_path, full_disk):
+def test_full_disk_keeps_earlier_results(run, tmp_path, full_disk):
     photos = images(tmp_path / "in", 2)
     assert run(photos)[0] == 0
     before = {name: (tmp_path / "out" / name).read_bytes() for name in files_in(tmp_path / "out")}
@@ -327,7 +331,7 @@ def test_full_disk_keeps_what_was_there(run, tmp_path, full_disk):
     assert {n: (tmp_path / "out" / n).read_bytes() for n in files_in(tmp_path / "out")} == before
 
 
-def test_full_disk_within_a_video_leaves_nothing(run, clip, tmp_path, monkeypatch):
+def test_full_disk_during_a_video_writes_nothing(run, clip, tmp_path, monkeypatch):
     write = VideoWriter.write
     release = []
 
@@ -380,7 +384,7 @@ def test_pts_count_from_one_on_the_upright_image(run, tmp_path):
 
 @pytest.fixture
 def run_boxes(tmp_path, model, capsys):
-    """Runs `lcgcn predict --boxes` with this text; gives the exit code and standard error."""
+    """Function that runs `lcgcn predict --boxes` and returns the exit code and standard error."""
 
     def run(text, *inputs):
         (tmp_path / "boxes.csv").write_text(text)
@@ -399,13 +403,13 @@ def run_boxes(tmp_path, model, capsys):
     return run
 
 
-def test_images_without_a_face_in_a_box_file_are_no_news(run_boxes, tmp_path):
+def test_images_without_a_face_in_a_box_file_are_not_reported(run_boxes, tmp_path):
     photos = images(tmp_path / "in", 2)
     assert run_boxes("image,x0,y0,x1,y1\n0.png,2,2,20,20\n1.png,,,,\n", photos) == (0, [])
     assert json.loads((tmp_path / "out/1.json").read_text())["faces"] == []
 
 
-def test_names_of_no_input_are_counted_in_one_line(run_boxes, tmp_path):
+def test_unused_names_of_a_box_file_are_reported_in_one_line(run_boxes, tmp_path):
     photos = images(tmp_path / "in", 1)
     rows = "".join(f"{i}.png,2,2,20,20\n" for i in range(9))
     code, errors = run_boxes("image,x0,y0,x1,y1\n" + rows, photos)
@@ -415,7 +419,7 @@ def test_names_of_no_input_are_counted_in_one_line(run_boxes, tmp_path):
     ]
 
 
-def test_ambiguous_names_are_refused_before_the_model_is_loaded(run_boxes, model, tmp_path):
+def test_ambiguous_names_are_errors_before_the_model_is_loaded(run_boxes, model, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in "ab":
@@ -429,7 +433,7 @@ def test_ambiguous_names_are_refused_before_the_model_is_loaded(run_boxes, model
     assert not (tmp_path / "out").exists()
 
 
-def test_unread_files_are_told_once(run, tmp_path):
+def test_unread_files_are_reported_once(run, tmp_path):
     photos = images(tmp_path / "in", 1)
     (photos / "a.HEIC").touch()
     (photos / "._0.png").touch()

@@ -53,7 +53,7 @@ def labelme(image):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with two images and their annotations in each format."""
+    """Folder with two images and their annotations in each format."""
     noise = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
     (tmp_path / "images").mkdir()
     for image in IMAGES:
@@ -111,7 +111,7 @@ def test_all_formats_give_the_same_points(folder, layout, files):
         ("cvat", "points.csv", "csv"),
     ],
 )
-def test_another_format_is_named_in_one_line(folder, capsys, layout, file, right):
+def test_wrong_format_is_an_error_that_names_the_right_one(folder, capsys, layout, file, right):
     assert prepare(layout, file) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -121,7 +121,7 @@ def test_another_format_is_named_in_one_line(folder, capsys, layout, file, right
     assert not (folder / "out").exists()
 
 
-def test_a_resized_image_is_refused(folder, capsys):
+def test_resized_image_is_an_error(folder, capsys):
     for image in IMAGES:
         cv2.imwrite(str(folder / "images" / image), np.zeros((30, 32, 3), np.uint8))
     assert prepare("cvat", "cvat.xml") == 2
@@ -130,6 +130,6 @@ def test_a_resized_image_is_refused(folder, capsys):
     assert "32 x 30" in err
 
 
-def test_folders_with_and_without_a_split_are_not_mixed(folder, capsys):
+def test_files_with_and_without_a_split_are_an_error(folder, capsys):
     assert prepare("labelme", "train=a.json", "b.json") == 2
-    assert "of several files each is of one split" in capsys.readouterr().err
+    assert "several files need one split each" in capsys.readouterr().err

@@ -15,11 +15,11 @@ from lcgcn_jax.training.run_lock import RunLock
 
 @pytest.fixture
 def run(small_run, tmp_path):
-    """A copy of the run's folder."""
+    """Copy of the folder of the run."""
     return shutil.copytree(small_run, tmp_path / "run")
 
 
-def test_run_leaves_everything_in_its_folder(small_run):
+def test_run_writes_all_files_to_its_folder(small_run):
     names = {path.name for path in small_run.iterdir()}
     assert names >= {"best", "checkpoints", "config.json", "curves.png", "metrics.jsonl"}
     assert "tensorboard" in names
@@ -30,16 +30,16 @@ def test_run_leaves_everything_in_its_folder(small_run):
     assert figures >= {"validation/heatmap_nme", "validation/graph_nme", "learning_rate/graph"}
 
 
-def test_finished_run_is_left_as_it_is(run, synthetic98, capsys):
+def test_finished_run_is_not_changed(run, synthetic98, capsys):
     before = (run / "best" / "model.safetensors").read_bytes()
     overrides = [f"--config.data.dir={synthetic98}", "--config.train.keep", "1"]
     assert main(["train", "--config", "demo:small", "--workdir", str(run), *overrides]) == 0
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
     assert (run / "best" / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_run_says_what_it_begins_with(small_run, synthetic98, tmp_path, capsys):
+def test_pretrained_weights_are_reported(small_run, synthetic98, tmp_path, capsys):
     overrides = [f"--config.data.dir={synthetic98}", f"--config.init_from={small_run}"]
     code = main(["train", "--config", "demo:small", "--workdir", str(tmp_path / "run"), *overrides])
     assert code == 0
@@ -82,35 +82,35 @@ def test_a_run_says_what_it_begins_with(small_run, synthetic98, tmp_path, capsys
         ),
     ],
 )
-def test_bad_configuration_is_refused(refused, synthetic98, tmp_path, arguments, message):
+def test_invalid_configuration_is_an_error(error_line, synthetic98, tmp_path, arguments, message):
     if not any("data.dir" in a for a in arguments):
         arguments = [f"--config.data.dir={synthetic98}", *arguments]
-    said = refused("train", "--workdir", tmp_path / "run", *arguments)
-    assert message in said
+    error = error_line("train", "--workdir", tmp_path / "run", *arguments)
+    assert message in error
     assert not (tmp_path / "run").exists()
 
 
-def test_workdir_of_another_run_is_refused(refused, run, synthetic98):
-    said = refused(
+def test_workdir_of_another_run_is_an_error(error_line, run, synthetic98):
+    error = error_line(
         "train", "--config", "demo:small", "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1", "--config.seed=5",
     )  # fmt: skip
-    assert "another config (seed: 0 -> 5)" in said
+    assert "another config (seed: 0 -> 5)" in error
 
 
 @pytest.mark.slow
-def test_training_that_diverges_ends_in_one_line(run, synthetic98, capsys):
-    """Of a run that goes on with another config, since it was asked to; its checkpoint stays."""
+def test_diverging_training_is_a_one_line_error(run, synthetic98, capsys):
+    """A run that resumes with another config diverges; its checkpoint is unchanged."""
     code = main(
         ["train", "--config", "demo:small", "--workdir", str(run), "--accept-changes",
          f"--config.data.dir={synthetic98}", "--config.train.keep=1", "--config.train.steps=4",
          "--config.optimizer.learning_rate.heatmap=1e38", "--config.optimizer.warmup_steps=0",
          "--config.optimizer.schedule=constant"]
     )  # fmt: skip
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 1
-    assert said.startswith("lcgcn: stopped: the parameter norm is inf at step 3 ")
-    assert np.all([word in said for word in ("heatmap 1e+38", "train/0000")])
+    assert error.startswith("lcgcn: stopped: the parameter norm is inf at step 3 ")
+    assert np.all([word in error for word in ("heatmap 1e+38", "train/0000")])
     assert latest_checkpoint(run).name == "2"
     read_checkpoint(latest_checkpoint(run))
     steps = [json.loads((run / f).read_text())["train"]["steps"] for f in OLD_AND_NEW]
@@ -120,33 +120,31 @@ def test_training_that_diverges_ends_in_one_line(run, synthetic98, capsys):
 OLD_AND_NEW = ("config.1.json", "config.json")
 
 
-def test_a_damaged_checkpoint_is_refused_in_one_line(refused, run, synthetic98):
+def test_damaged_checkpoint_is_a_one_line_error(error_line, run, synthetic98):
     largest = max((run / "checkpoints").rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
-    said = refused(
+    error = error_line(
         "train", "--config", "demo:small", "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1",
     )  # fmt: skip
-    assert f"{run}/checkpoints/2: not a checkpoint, or damaged: " in said
-    assert "remove this folder to resume from the checkpoint before it" in said
+    assert f"{run}/checkpoints/2: not a checkpoint, or damaged: " in error
+    assert "remove this folder to resume from the checkpoint before it" in error
     assert largest.read_bytes() == data
 
 
-def test_a_folder_in_training_can_be_evaluated_but_not_trained_in(
-    refused, run, synthetic98, tmp_path
-):
+def test_locked_workdir_can_be_evaluated_but_not_trained_in(error_line, run, synthetic98, tmp_path):
     config = load_config("demo:small")
     config.data.dir, config.train.keep = str(synthetic98), 1
-    claim = RunLock(run, config, open_dataset(synthetic98))
-    said = refused(
+    lock = RunLock(run, config, open_dataset(synthetic98))
+    error = error_line(
         "train", "--config", "demo:small", "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1",
     )  # fmt: skip
-    assert f"{run}: process {os.getpid()} on " in said
+    assert f"{run}: process {os.getpid()} on " in error
     out = tmp_path / "eval.json"
     evaluate = ["eval", "--model", str(run), "--data", str(synthetic98), "--split", "test"]
     assert main([*evaluate, "--json", str(out)]) == 0
     assert json.loads(out.read_text())["num_faces"] == 24
-    claim.close()
+    lock.close()

@@ -1,4 +1,4 @@
-"""Signals that end a training: it saves, says so in one line, and exits as a shell expects."""
+"""Signals that stop a training: it saves, prints one line, and exits with 128 plus the signal number."""
 
 import os
 import signal
@@ -27,11 +27,9 @@ def get_config():
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_signal_saves_and_ends_in_one_line(
-    toy, synthetic98, tmp_path, monkeypatch, capsys, number, code
-):
+def test_signal_saves_a_checkpoint(toy, synthetic98, tmp_path, monkeypatch, capsys, number, code):
     (tmp_path / "config.py").write_text(CONFIG)
-    monkeypatch.setattr(train, "print_figures", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(train, "print_validation", lambda *_: os.kill(os.getpid(), number))
     command = ["train", "--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
     command += [f"--config.data.dir={synthetic98}"]
     assert main(command) == code

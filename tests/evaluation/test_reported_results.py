@@ -20,7 +20,7 @@ def w300(synthetic68):
     return dataclasses.replace(open_dataset(synthetic68), name="300w")
 
 
-def test_rows_say_what_by_whom_and_when(table):
+def test_results_have_method_source_and_year(table):
     for row in table.rows:
         assert row.method
         assert row.source
@@ -31,7 +31,7 @@ def test_rows_say_what_by_whom_and_when(table):
     assert years == sorted(years)
 
 
-def test_figures_are_of_known_sets_and_in_range(table):
+def test_values_are_of_known_sets_and_plausible(table):
     for row in table.rows:
         assert set(row.figures) <= set(table.num_faces)
         for figures in row.figures.values():
@@ -42,8 +42,8 @@ def test_figures_are_of_known_sets_and_in_range(table):
     assert set(RANGES) == set(METRICS)
 
 
-def test_a_whole_set_lies_between_its_parts(table):
-    """Catches exchanged columns: full is a mean over common and challenge."""
+def test_nme_of_a_set_is_between_those_of_its_parts(table):
+    """Detects swapped columns: full is the union of common and challenge."""
     parts, whole = (("common", "challenge"), "full")
     if table.dataset == "wflw":
         parts, whole = WFLW_ATTRIBUTES, "test"
@@ -58,7 +58,7 @@ def test_a_whole_set_lies_between_its_parts(table):
             assert figures[whole]["nme"] == pytest.approx(mean, abs=0.02)
 
 
-def test_sizes_of_sets_are_those_of_the_official_lists(w300):
+def test_sizes_are_those_of_the_official_lists(w300):
     sizes = reported_table(w300).num_faces
     assert sizes["full"] == sizes["common"] + sizes["challenge"] == 689
 
@@ -78,25 +78,25 @@ def stages(nme):
         ("train+test", {"test": 4}),
     ],
 )
-def test_only_published_sets_are_measured_ones(w300, split, measured):
+def test_measured_sets_are_those_of_the_table(w300, split, measured):
     subsets = {"common": 2, "challenge": 3, "test": 4, "train": 5, "helen/test": 6}
     result = {
         "num_faces": 10,
         "stages": stages(1),
         "subsets": {name: {"num_faces": 5, **stages(nme)} for name, nme in subsets.items()},
     }
-    found = reported_table(w300).measured_sets(w300, split, result)
-    assert {name: faces["heatmap"]["nme"] for name, faces in found.items()} == measured
+    sets = reported_table(w300).measured_sets(w300, split, result)
+    assert {name: faces["heatmap"]["nme"] for name, faces in sets.items()} == measured
 
 
 @pytest.mark.parametrize(("split", "count"), [("test", 7), ("train", 0)])
-def test_attributes_count_on_the_test_split_alone(synthetic98, split, count):
+def test_attributes_are_sets_of_the_test_split_only(synthetic98, split, count):
     dataset = dataclasses.replace(open_dataset(synthetic98), name="wflw")
     subsets = {name: {"num_faces": 3, **stages(2)} for name in WFLW_ATTRIBUTES}
     result = {"num_faces": 10, "stages": stages(1), "subsets": subsets}
     assert len(reported_table(dataset).measured_sets(dataset, split, result)) == count
 
 
-def test_other_data_has_no_published_figures(synthetic98):
+def test_dataset_without_reported_results_is_an_error(synthetic98):
     with pytest.raises(InputError, match="synthetic data, and published figures are for wflw"):
         reported_table(open_dataset(synthetic98))

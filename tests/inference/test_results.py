@@ -9,7 +9,7 @@ import pytest
 from lcgcn_jax.data.formats.pts import format_pts, read_pts
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import results
-from lcgcn_jax.inference.model import Face
+from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -23,7 +23,7 @@ def face(seed):
     return Face(box, rng.uniform(0, 99, (3, 2)), confidence, rng.uniform(0, 99, (3, 2)))
 
 
-def test_csv_has_a_row_for_each_landmark(tmp_path):
+def test_csv_has_one_row_per_landmark(tmp_path):
     faces = [face(0), face(1)]
     (tmp_path / "a.csv").write_text(results.format_csv(faces, SCHEME))
     with (tmp_path / "a.csv").open(newline="") as file:
@@ -39,9 +39,9 @@ def test_csv_has_a_row_for_each_landmark(tmp_path):
     assert float(rows[4]["heatmap_y"]) == pytest.approx(faces[1].heatmap_landmarks[1, 1], abs=1e-3)
 
 
-def test_expected_error_is_there_where_the_model_is_calibrated(tmp_path):
+def test_predicted_errors_of_a_calibrated_model_are_written(tmp_path):
     plain = face(0)
-    calibrated = dataclasses.replace(plain, expected_error=np.array([1.234, 5.0, 10.678]))
+    calibrated = dataclasses.replace(plain, predicted_error_percent=np.array([1.234, 5.0, 10.678]))
     assert not {"expected_error", "predicted_error"} & set(results.describe_face(plain))
     in_pixels = dataclasses.replace(calibrated, predicted_error=np.array([0.12345, 0.5, 1.0]))
     assert results.describe_face(in_pixels)["predicted_error"] == [0.123, 0.5, 1.0]
@@ -52,7 +52,7 @@ def test_expected_error_is_there_where_the_model_is_calibrated(tmp_path):
     assert [row["expected_error"] for row in rows] == ["1.23", "5.00", "10.68"]
 
 
-def test_pts_is_the_official_form_and_counts_from_one(tmp_path):
+def test_pts_has_the_official_format_and_counts_from_one(tmp_path):
     landmarks = face(0).landmarks
     (tmp_path / "a.pts").write_text(format_pts(landmarks))
     lines = (tmp_path / "a.pts").read_text().splitlines()
@@ -71,8 +71,8 @@ def files(*paths, folder="."):
     return [InputFile(Path(folder) / path, Path(path).with_suffix("")) for path in paths]
 
 
-def assigned(boxes, *paths, folder="."):
-    """The number of boxes of each image; None where it is not in the file."""
+def count_boxes(boxes, *paths, folder="."):
+    """Number of boxes of each image; None for an image that is not in the file."""
     boxes.assign(files(*paths, folder=folder))
     counts = []
     for file in files(*paths, folder=folder):
@@ -88,7 +88,7 @@ CSV = "image,x0,y0,x1,y1\nphoto.jpg,1,2,3.5,4\nparty/photo.jpg,9,9,10,10\nphoto.
 
 
 @pytest.mark.parametrize(("name", "text"), [("b.json", json.dumps(BOXES)), ("b.csv", CSV)])
-def test_boxes_are_found_by_the_end_of_the_path(tmp_path, name, text):
+def test_images_are_matched_by_the_end_of_the_path(tmp_path, name, text):
     boxes = box_file(tmp_path, name, text)
     boxes.assign(files("photo.jpg", "party/photo.jpg", "other/photo.png", folder="/home/me"))
     assert boxes.of(Path("/home/me/photo.jpg")) == BOXES["photo.jpg"]
@@ -98,7 +98,7 @@ def test_boxes_are_found_by_the_end_of_the_path(tmp_path, name, text):
         boxes.of(Path("/home/me/other/photo.png"))
 
 
-def test_a_bare_name_that_fits_two_images_is_refused(tmp_path):
+def test_ambiguous_name_is_an_error(tmp_path):
     boxes = box_file(tmp_path, "b.json", '{"p.jpg": [[1, 2, 3, 4]]}')
     with pytest.raises(InputError) as caught:
         boxes.assign(files("a/p.jpg", "b/p.jpg", folder="in"))
@@ -107,14 +107,14 @@ def test_a_bare_name_that_fits_two_images_is_refused(tmp_path):
     )
 
 
-def test_the_exact_path_comes_before_the_end_of_another(tmp_path):
+def test_exact_path_has_priority_over_the_end_of_a_path(tmp_path):
     boxes = box_file(tmp_path, "b.json", '{"p.jpg": [[1, 2, 3, 4]]}')
-    assert assigned(boxes, "p.jpg", "a/p.jpg", folder="in") == [1, None]
+    assert count_boxes(boxes, "p.jpg", "a/p.jpg", folder="in") == [1, None]
     boxes = box_file(tmp_path, "b.json", '{"a/p.jpg": [[1, 2, 3, 4]], "p.jpg": []}')
-    assert assigned(boxes, "b/p.jpg", "a/p.jpg", folder="in") == [0, 1]
-    # One name for both: the rest of the path decides, and the other image has no box.
+    assert count_boxes(boxes, "b/p.jpg", "a/p.jpg", folder="in") == [0, 1]
+    # Both paths end like this; the exact one is matched, and the other image has no box.
     boxes = box_file(tmp_path, "b.json", '{"a/p.jpg": [[1, 2, 3, 4]]}')
-    assert assigned(boxes, "a/p.jpg", "a/a/p.jpg", folder="in") == [1, None]
+    assert count_boxes(boxes, "a/p.jpg", "a/a/p.jpg", folder="in") == [1, None]
 
 
 ROWS = "a/p.jpg,1,2,3,4\nb/p.jpg,1,2,3,4\nb/p.jpg,5,6,7,8\n"
@@ -140,11 +140,11 @@ ROWS = "a/p.jpg,1,2,3,4\nb/p.jpg,1,2,3,4\nb/p.jpg,5,6,7,8\n"
         '\ufeff {"a/p.jpg": [[1, 2, 3, 4]], "b/p.jpg": [[1, 2, 3, 4], [5, 6, 7, 8]]}',
     ],
 )
-def test_spellings_of_box_files(tmp_path, monkeypatch, text):
+def test_variants_of_box_files(tmp_path, monkeypatch, text):
     (tmp_path / "boxes.txt").write_text(text, encoding="utf-8", newline="")
     monkeypatch.chdir(tmp_path)
     boxes = results.BoxFile(Path("boxes.txt"))
-    assert assigned(boxes, "a/p.jpg", "b/p.jpg", folder="in") == [1, 2]
+    assert count_boxes(boxes, "a/p.jpg", "b/p.jpg", folder="in") == [1, 2]
     assert boxes.of(Path("in/a/p.jpg")) == [[1, 2, 3, 4]]
     assert boxes.unused == []
 
@@ -153,21 +153,21 @@ def test_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = f"image,x0,y0,x1,y1\n{tmp_path}/in/p.jpg,1,2,3,4\n/elsewhere/in/a/p.jpg,1,2,3,4\n"
     boxes = box_file(tmp_path, "b.csv", text)
-    assert assigned(boxes, "p.jpg", "a/p.jpg", folder="in") == [1, None]
+    assert count_boxes(boxes, "p.jpg", "a/p.jpg", folder="in") == [1, None]
     assert boxes.unused == ["/elsewhere/in/a/p.jpg"]
-    assert assigned(boxes, "p.jpg", folder="../" + tmp_path.name + "/in") == [1]
+    assert count_boxes(boxes, "p.jpg", folder="../" + tmp_path.name + "/in") == [1]
 
 
-def test_images_without_a_face(tmp_path):
+def test_image_without_a_face(tmp_path):
     boxes = box_file(tmp_path, "b.csv", "image,x0,y0,x1,y1\na.jpg,,,,\nb.jpg,1,2,3,4\n")
-    assert assigned(boxes, "a.jpg", "b.jpg") == [0, 1]
+    assert count_boxes(boxes, "a.jpg", "b.jpg") == [0, 1]
     boxes = box_file(tmp_path, "b.json", '{"a.jpg": [], "b.jpg": [[1, 2, 3, 4]]}')
-    assert assigned(boxes, "a.jpg", "b.jpg") == [0, 1]
+    assert count_boxes(boxes, "a.jpg", "b.jpg") == [0, 1]
 
 
-def test_names_of_no_input_are_kept(tmp_path):
+def test_names_without_an_image_are_listed(tmp_path):
     boxes = box_file(tmp_path, "b.json", '{"a.jpg": [], "c.jpg": [], "x/a.jpg": []}')
-    assert assigned(boxes, "a.jpg") == [0]
+    assert count_boxes(boxes, "a.jpg") == [0]
     assert boxes.unused == ["c.jpg", "x/a.jpg"]
 
 
@@ -175,28 +175,28 @@ def test_names_of_no_input_are_kept(tmp_path):
     ("name", "text", "message"),
     [
         ("b.json", "{", "Expecting property name"),
-        ("b.json", "[[1, 2, 3, 4]]", "expected images and their boxes in braces"),
-        ("b.json", '{"a.jpg": [1, 2, 3, 4]}', "'a.jpg' wants a list of boxes"),
-        ("b.json", '{"a.jpg": [[1, 2, 3]]}', "'a.jpg' wants a list of boxes"),
-        ("b.json", '{"a.jpg": [[1, 2, 3, true]]}', "'a.jpg' wants a list of boxes"),
+        ("b.json", "[[1, 2, 3, 4]]", "expected a JSON object from images to boxes"),
+        ("b.json", '{"a.jpg": [1, 2, 3, 4]}', "'a.jpg' needs a list of boxes"),
+        ("b.json", '{"a.jpg": [[1, 2, 3]]}', "'a.jpg' needs a list of boxes"),
+        ("b.json", '{"a.jpg": [[1, 2, 3, true]]}', "'a.jpg' needs a list of boxes"),
         ("b.csv", "image,x0,y0,x1\na,1,2,3\n", "no column 'y1'"),
-        ("b.csv", "image,x0,y0,x1,y1\na,1,2,3\n", "line 2 has no four numbers"),
-        ("b.csv", "image,x0,y0,x1,y1\na\n", "line 2 has no four numbers"),
-        ("b.csv", "image,x0,y0,x1,y1\na,,,\n", "line 2 has no four numbers"),
-        ("b.csv", "image,x0,y0,x1,y1\n,1,2,3,4\n", "line 2 names no image"),
+        ("b.csv", "image,x0,y0,x1,y1\na,1,2,3\n", "line 2 does not have four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\na\n", "line 2 does not have four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\na,,,\n", "line 2 does not have four numbers"),
+        ("b.csv", "image,x0,y0,x1,y1\n,1,2,3,4\n", "line 2 does not name an image"),
         (
             "b.csv",
             "image,x0,y0,x1,y1\na,b.png,1,2,3,4\n",
             "line 2 has 6 cells, and the header has 5",
         ),
-        ("b.csv", "x0,y0,x1,y1,score,image\n,,,,0.9\n", "line 2 names no image"),
-        ("b.csv", "x0,y0,x1,y1,score,image\n1,2,3,4,a\n", "line 2 names no image"),
-        ("b.csv", "x0,y0,x1,y1,image\n1,2,3,4\n", "line 2 names no image"),
+        ("b.csv", "x0,y0,x1,y1,score,image\n,,,,0.9\n", "line 2 does not name an image"),
+        ("b.csv", "x0,y0,x1,y1,score,image\n1,2,3,4,a\n", "line 2 does not name an image"),
+        ("b.csv", "x0,y0,x1,y1,image\n1,2,3,4\n", "line 2 does not name an image"),
         ("b.csv", "x0;y0;x1;y1;image\n1;2;3;4;a;b\n", "line 2 has 6 cells"),
         ("b.csv", "", "no column 'image'"),
     ],
 )
-def test_what_is_no_file_of_boxes_is_named(tmp_path, name, text, message):
+def test_invalid_box_file_is_an_error(tmp_path, name, text, message):
     with pytest.raises(InputError) as caught:
         box_file(tmp_path, name, text)
     assert str(caught.value).startswith(f"{tmp_path / name}: not a file of face boxes: ")
@@ -205,21 +205,23 @@ def test_what_is_no_file_of_boxes_is_named(tmp_path, name, text, message):
 
 
 @pytest.mark.parametrize("row", ["a.jpg,1,2,3,4", "a.jpg,1,2,3,4,", "a.jpg,1,2,3,4,0.9,,"])
-def test_cells_after_the_box_may_be_missing_or_empty(tmp_path, row):
+def test_values_after_the_box_may_be_missing_or_empty(tmp_path, row):
     boxes = box_file(tmp_path, "b.csv", f"image,x0,y0,x1,y1,score\n{row}\n")
-    assert assigned(boxes, "a.jpg") == [1]
+    assert count_boxes(boxes, "a.jpg") == [1]
 
 
-def test_missing_file_of_boxes_is_named(tmp_path):
+def test_missing_box_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"boxes\.json: cannot be read: No such file"):
         results.BoxFile(tmp_path / "boxes.json")
 
 
-def test_visibility_is_there_where_the_model_has_the_head(tmp_path):
+def test_visibility_of_a_model_with_the_head_is_written(tmp_path):
     plain = face(0)
-    seen = dataclasses.replace(plain, visibility=np.array([0.12345, 1.0, 0.0], np.float32))
+    with_visibility = dataclasses.replace(
+        plain, visibility=np.array([0.12345, 1.0, 0.0], np.float32)
+    )
     assert "visibility" not in results.describe_face(plain)
-    assert results.describe_face(seen)["visibility"] == [0.1235, 1.0, 0.0]
-    text = results.format_csv([plain, seen], SCHEME)
+    assert results.describe_face(with_visibility)["visibility"] == [0.1235, 1.0, 0.0]
+    text = results.format_csv([plain, with_visibility], SCHEME)
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["visibility"] for row in rows] == ["", "", "", "0.1235", "1.0000", "0.0000"]

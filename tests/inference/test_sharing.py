@@ -1,9 +1,10 @@
-"""One model in threads, copies and other processes, and the check of its inputs."""
+"""A model in threads, copies and other processes, and the checks of its inputs."""
 
 import concurrent.futures
 import copy
 import dataclasses
 import multiprocessing
+import operator
 import os
 import pickle
 import subprocess
@@ -19,7 +20,7 @@ from PIL import Image
 import lcgcn_jax
 from lcgcn_jax import geometry
 from lcgcn_jax.image_io import read_image
-from lcgcn_jax.inference import forking
+from lcgcn_jax.inference import face_prediction, forking, image_inputs
 from lcgcn_jax.inference import model as model_module
 from lcgcn_jax.inference.face_detector import FaceDetector
 from lcgcn_jax.inference.model import LandmarkModel
@@ -44,8 +45,8 @@ class OneLayer(nnx.Module):
     feature_channels = 2
 
     def __init__(self, num_landmarks, *, bn_momentum, dtype, rngs):
-        make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
-        self.layer = ConvBN(3, num_landmarks + 2, 3, stride=4, **make)
+        options = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        self.layer = ConvBN(3, num_landmarks + 2, 3, stride=4, **options)
 
     def __call__(self, images, *, train):
         x = self.layer(images, train=train)
@@ -64,7 +65,7 @@ def model(bundle):
     return LandmarkModel(bundle)
 
 
-def test_threads_get_what_one_thread_gets(bundle, shared, detector_model):
+def test_threads_return_the_results_of_one_thread(bundle, shared, detector_model):
     model = LandmarkModel(bundle, detector_model)
     photos = [
         read_image(shared / "data/photos" / name) for name in ("2008_001322.jpg", "2009_004587.jpg")
@@ -74,40 +75,40 @@ def test_threads_get_what_one_thread_gets(bundle, shared, detector_model):
     assert [len(faces) for faces in expected] == [3, 2, 0]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         results = list(pool.map(model.predict, images * 3))
-    for faces, right in zip(results, expected * 3, strict=True):
-        assert len(faces) == len(right)
-        for face, other in zip(faces, right, strict=True):
-            np.testing.assert_allclose(face.landmarks, other.landmarks, atol=1e-3)
+    for faces, expected_faces in zip(results, expected * 3, strict=True):
+        assert len(faces) == len(expected_faces)
+        for face, expected_face in zip(faces, expected_faces, strict=True):
+            np.testing.assert_allclose(face.landmarks, expected_face.landmarks, atol=1e-3)
 
 
 def test_detector_is_loaded_once(bundle, monkeypatch):
-    made = []
+    loaded = []
 
     class Detector(FaceDetector):
         def __init__(self, path):
-            made.append(path)
+            loaded.append(path)
 
     monkeypatch.setattr(model_module, "FaceDetector", Detector)
     model = LandmarkModel(bundle)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         detectors = set(pool.map(lambda _: id(model.detector), range(20)))
-    assert len(detectors) == len(made) == 1
+    assert len(detectors) == len(loaded) == 1
 
 
 @pytest.mark.parametrize(
-    "make", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+    "copy_model", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
 )
-def test_copy_predicts_the_same_with_the_same_programs(model, make):
-    (right,) = model.predict(IMAGE, [BOX])
-    other = make(model)
-    (face,) = other.predict(IMAGE, [BOX])
-    np.testing.assert_array_equal(face.landmarks, right.landmarks)
-    assert (other.scheme, other.config, other.image_size) == (SCHEME, MODEL, 32)
-    assert other._compiled() is model._compiled()
+def test_copy_predicts_the_same_with_the_same_programs(model, copy_model):
+    (expected,) = model.predict(IMAGE, [BOX])
+    copied = copy_model(model)
+    (face,) = copied.predict(IMAGE, [BOX])
+    np.testing.assert_array_equal(face.landmarks, expected.landmarks)
+    assert (copied.scheme, copied.config, copied.image_size) == (SCHEME, MODEL, 32)
+    assert copied._compiled() is model._compiled()
 
 
-def test_copies_of_a_model_that_is_gone_share_programs(bundle):
-    """A worker of a pool gets a copy of the model with each task."""
+def test_copies_of_a_deleted_model_share_programs(bundle):
+    """A worker of a process pool gets a copy of the model with each task."""
     pickled = pickle.dumps(LandmarkModel(bundle))
     programs = pickle.loads(pickled)._compiled()
     assert pickle.loads(pickled)._compiled() is programs
@@ -135,14 +136,14 @@ def test_detector_is_copied(shared, detector_model):
     image = read_image(shared / "data/photos/2009_004587.jpg")
     detector = FaceDetector(detector_model)
     boxes = detector.face_boxes(image)
-    for other in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):
-        np.testing.assert_array_equal(other.face_boxes(image), boxes)
+    for copied in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):
+        np.testing.assert_array_equal(copied.face_boxes(image), boxes)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*")
-def test_forked_process_gets_an_error_at_once(model):
-    """Also where the model comes by a pickle, and the pool's worker lives on."""
+def test_forked_process_raises_an_error_immediately(model):
+    """Also if the model is unpickled there. The worker of the pool survives."""
     context = multiprocessing.get_context("fork")
     with context.Pool(1) as pool:
         for arguments in ((IMAGE, [BOX]), (IMAGE, [])):
@@ -175,8 +176,8 @@ def test_spawned_pool_predicts(shared, detector_model):
     photo = shared / "data/photos/2009_004587.jpg"
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         (faces,) = pool.map(model.predict, [photo])
-    for face, right in zip(faces, model.predict(photo), strict=True):
-        np.testing.assert_allclose(face.landmarks, right.landmarks, atol=0.05)
+    for face, expected in zip(faces, model.predict(photo), strict=True):
+        np.testing.assert_allclose(face.landmarks, expected.landmarks, atol=0.05)
 
 
 def test_reading_and_creating_a_model_traces_once(bundle, tmp_path, monkeypatch):
@@ -192,7 +193,7 @@ def test_reading_and_creating_a_model_traces_once(bundle, tmp_path, monkeypatch)
     assert len(traces) == 1
 
 
-def test_structure_follows_the_registered_model(bundle, monkeypatch):
+def test_structure_is_that_of_the_registered_model(bundle, monkeypatch):
     class Wider(OneLayer):
         def __init__(self, num_landmarks, **options):
             super().__init__(num_landmarks + 1, **options)
@@ -202,13 +203,13 @@ def test_structure_follows_the_registered_model(bundle, monkeypatch):
     after = bundles.abstract_weights(MODEL, 3)[1]
     name = "heatmap_model.layer.conv.kernel"
     assert before[name].shape != after[name].shape
-    before.clear()  # the caller's own
+    before.clear()  # a copy for the caller
     assert bundles.abstract_weights(MODEL, 3)[1].keys() == after.keys()
 
 
-def test_arrays_of_other_kinds_give_what_rgb_gives(model):
-    (right,) = model.predict(IMAGE, [BOX])
-    others = [
+def test_other_array_types_are_equivalent_to_rgb(model):
+    (expected,) = model.predict(IMAGE, [BOX])
+    images = [
         IMAGE.astype(np.int64),
         IMAGE[:, ::-1][:, ::-1],
         Image.fromarray(IMAGE),
@@ -216,11 +217,11 @@ def test_arrays_of_other_kinds_give_what_rgb_gives(model):
         jnp.asarray(IMAGE),
         IMAGE.tolist(),
     ]
-    for image in others:
+    for image in images:
         (face,) = model.predict(image, [BOX])
-        np.testing.assert_array_equal(face.landmarks, right.landmarks)
+        np.testing.assert_array_equal(face.landmarks, expected.landmarks)
     for faces in model.predict_batch(np.stack([IMAGE, IMAGE]), [[BOX]] * 2):
-        np.testing.assert_allclose(faces[0].landmarks, right.landmarks, atol=1e-3)
+        np.testing.assert_allclose(faces[0].landmarks, expected.landmarks, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_arrays_of_other_kinds_give_what_rgb_gives(model):
         ([IMAGE], "boxes", "'boxes'; give a list"),
     ],
 )
-def test_wrong_batches_are_refused_in_one_line(model, images, boxes, message):
+def test_invalid_batches_are_errors_of_one_line(model, images, boxes, message):
     with pytest.raises(lcgcn_jax.InputError, match=message) as error:
         model.predict_batch(images, boxes)
     assert "\n" not in str(error.value)
@@ -259,7 +260,7 @@ def test_wrong_batches_are_refused_in_one_line(model, images, boxes, message):
         ("10,10,50,50", "give a list"),
     ],
 )
-def test_wrong_boxes_are_refused_in_one_line(model, boxes, message):
+def test_invalid_boxes_are_errors_of_one_line(model, boxes, message):
     with pytest.raises(lcgcn_jax.InputError, match=message) as error:
         model.predict(IMAGE, boxes)
     assert "\n" not in str(error.value)
@@ -275,12 +276,12 @@ def test_wrong_boxes_are_refused_in_one_line(model, boxes, message):
         ((10.0, 10, 50, 50),),
     ],
 )
-def test_boxes_of_any_sequence(model, boxes):
+def test_boxes_of_any_sequence_type(model, boxes):
     (face,) = model.predict(IMAGE, boxes)
     np.testing.assert_array_equal(face.box, BOX)
 
 
-def test_nothing_in_nothing_out(model):
+def test_empty_inputs_have_empty_results(model):
     assert model.predict_batch([]) == []
     assert model.predict_batch([], []) == []
     assert model.predict_batch([IMAGE, IMAGE], [[], []]) == [[], []]
@@ -290,7 +291,7 @@ def test_nothing_in_nothing_out(model):
         assert output.edges is None
 
 
-def test_images_without_boxes_are_left_to_the_detector(bundle, shared, detector_model):
+def test_faces_are_detected_in_images_without_boxes(bundle, shared, detector_model):
     model = LandmarkModel(bundle, detector_model)
     photo = read_image(shared / "data/photos/2009_004587.jpg")
     faces_of_images = model.predict_batch([photo, IMAGE], [None, [BOX]])
@@ -308,7 +309,7 @@ def test_images_without_boxes_are_left_to_the_detector(bundle, shared, detector_
         "crops",
     ],
 )
-def test_forward_refuses_what_is_not_normalized_crops(model, images):
+def test_forward_requires_normalized_crops(model, images):
     with pytest.raises(
         lcgcn_jax.InputError, match=r"normalized floating-point crops \[b 32 32 3\]"
     ):
@@ -316,43 +317,44 @@ def test_forward_refuses_what_is_not_normalized_crops(model, images):
 
 
 @pytest.mark.parametrize("values", [5, None, Image.fromarray(IMAGE), "images"])
-def test_what_is_no_list_is_refused_in_one_line(values):
+def test_value_that_is_no_list_is_an_error_of_one_line(values):
     with pytest.raises(lcgcn_jax.InputError, match=r"^images: .*; give a list$"):
-        model_module._as_list("images", values)
+        image_inputs.as_list("images", values)
 
 
-def test_uncertain_face_is_tried_again_in_turned_crops(bundle, monkeypatch):
-    """Of crops in four orientations and an upright one, the landmarks of the surest are returned."""
+def test_uncertain_face_is_tried_again_in_rotated_crops(bundle, monkeypatch):
+    """The landmarks with the lowest predicted error of four orientations and an upright crop are returned."""
     calibration = UncertaintyModel(
         1.0, 0.0, np.zeros(3), np.array([-9.0, 0.0]), np.array([1.0, 10.0]), fitted_on={}
     )
     calibrated = LandmarkModel(dataclasses.replace(bundle, calibration=calibration))
     (first,) = LandmarkModel(bundle).predict(IMAGE, [BOX])
-    seen = []
-    estimate = calibrated._estimate
+    candidates = []
+    predict_faces = face_prediction.FacePredictor._predict_faces
 
-    def spy(crops, affines):
-        estimates = estimate(crops, affines)
-        seen.extend(estimates)
-        return estimates
+    def record_candidates(self, crops):
+        faces = predict_faces(self, crops)
+        candidates.extend(faces)
+        return faces
 
-    monkeypatch.setattr(calibrated, "_estimate", spy)
-    monkeypatch.setattr(model_module.robust_crops, "is_uncertain", lambda *args: False)
+    monkeypatch.setattr(face_prediction.FacePredictor, "_predict_faces", record_candidates)
+    monkeypatch.setattr(face_prediction.robust_crops, "is_uncertain", lambda *args: False)
     (certain,) = calibrated.predict(IMAGE, [BOX])
     np.testing.assert_array_equal(certain.landmarks, first.landmarks)
-    assert len(seen) == 1
-    seen.clear()
-    monkeypatch.setattr(model_module.robust_crops, "is_uncertain", lambda *args: True)
+    assert len(candidates) == 1
+    candidates.clear()
+    monkeypatch.setattr(face_prediction.robust_crops, "is_uncertain", lambda *args: True)
     (face,) = calibrated.predict(IMAGE, [BOX])
-    assert 4 <= len(seen) <= 5
-    surest = min(seen, key=lambda candidate: candidate.expected_error.mean())
-    np.testing.assert_array_equal(face.landmarks, surest.landmarks)
+    assert 4 <= len(candidates) <= 5
+    best = min(candidates, key=lambda candidate: candidate.predicted_error_percent.mean())
+    np.testing.assert_array_equal(face.landmarks, best.landmarks)
     np.testing.assert_array_equal(face.box, BOX)
+    assert operator.attrgetter("expected_error")(face) is face.predicted_error_percent
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("degrees", [0, 60, 90, 180, 270])
-def test_rolled_face_is_right_or_has_a_large_expected_error(shared, detector_model, degrees):
+def test_rotated_face_is_as_accurate_as_the_upright_face(shared, detector_model, degrees):
     model = lcgcn_jax.load("w300-lcgcn-small", detector_model=detector_model)
     image = read_image(shared / "data/photos/2009_004587.jpg")
     upright = model.predict(image)
@@ -363,16 +365,17 @@ def test_rolled_face_is_right_or_has_a_large_expected_error(shared, detector_mod
     truths = [geometry.transform_points(affine, face.landmarks) for face in upright]
     boxes = [geometry.box_of_landmarks(truth, np.ones(68, bool)) for truth in truths]
     faces = model.predict(cv2.warpAffine(image, affine, (side, side)), boxes)
-    for face, truth, other in zip(faces, truths, upright, strict=True):
+    for face, truth, upright_face in zip(faces, truths, upright, strict=True):
         unit = np.linalg.norm(truth[36] - truth[45])
         nme = 100 * np.linalg.norm(face.landmarks - truth, axis=1).mean() / unit
         assert nme < 5
-        assert face.expected_error.mean() < 1.5 * other.expected_error.mean()
+        limit = 1.5 * upright_face.predicted_error_percent.mean()
+        assert face.predicted_error_percent.mean() < limit
 
 
 @pytest.mark.slow
-def test_what_is_no_face_has_a_large_expected_error(shared):
+def test_predicted_error_of_noise_is_large(shared):
     model = lcgcn_jax.load("w300-lcgcn-small")
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     (face,) = model.predict(noise, [(20, 20, 180, 180)])
-    assert face.expected_error.mean() > 30
+    assert face.predicted_error_percent.mean() > 30

@@ -8,39 +8,41 @@ def boxes(*corners, side=40.0):
     return np.array([(x, y, x + side, y + side) for x, y in corners]).reshape(-1, 4)
 
 
-def test_faces_keep_their_numbers_whatever_their_order():
+def test_tracks_do_not_depend_on_the_order_of_the_faces():
     tracker = FaceTracker()
     assert tracker.update(boxes((0, 0), (100, 0))) == [0, 1]
     assert tracker.update(boxes((104, 3), (5, 2))) == [1, 0]
     assert tracker.update(boxes((9, 4), (300, 0), (108, 6))) == [0, 2, 1]
 
 
-def test_the_pair_that_overlaps_most_is_matched_first():
+def test_pair_with_the_largest_overlap_is_matched_first():
     tracker = FaceTracker()
     tracker.update(boxes((0, 0), (20, 0)))
-    # The first box overlaps with both; the second face is the nearer one.
+    # The first box overlaps both faces, and the second face more.
     assert tracker.update(boxes((15, 0), (-2, 0))) == [1, 0]
 
 
-@pytest.mark.parametrize(("gap", "number"), [(MAX_GAP, 0), (MAX_GAP + 1, 1)])
-def test_a_face_that_comes_back_soon_is_known_again(gap, number):
+@pytest.mark.parametrize(("gap", "track"), [(MAX_GAP, 0), (MAX_GAP + 1, 1)])
+def test_track_resumes_after_a_short_gap(gap, track):
     tracker = FaceTracker()
     tracker.update(boxes((0, 0)))
     for _ in range(gap):
         assert tracker.update(boxes()) == []
-    assert tracker.update(boxes((3, 0))) == [number]
+    assert tracker.update(boxes((3, 0))) == [track]
 
 
-def filtered(track, rate=25.0, side=100.0):
+def smooth_track(landmarks, rate=25.0, side=100.0):
     one_euro = OneEuroFilter()
-    return np.stack([one_euro(points, time=i / rate, side=side) for i, points in enumerate(track)])
+    return np.stack(
+        [one_euro(points, time=i / rate, side=side) for i, points in enumerate(landmarks)]
+    )
 
 
-def test_a_face_at_rest_trembles_less():
+def test_jitter_of_a_face_at_rest_is_reduced():
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 100, (1, 20, 2))
     noisy = truth + rng.normal(0, 0.5, (100, 20, 2))
-    smooth = filtered(noisy)
+    smooth = smooth_track(noisy)
     np.testing.assert_array_equal(smooth[0], noisy[0])
     assert (
         np.abs(np.diff(smooth[20:], axis=0)).mean() < 0.35 * np.abs(np.diff(noisy, axis=0)).mean()
@@ -48,22 +50,22 @@ def test_a_face_at_rest_trembles_less():
     assert np.abs(smooth[20:] - truth).mean() < 0.7 * np.abs(noisy[20:] - truth).mean()
 
 
-def test_a_moving_face_is_followed():
-    """One face side a second: the landmarks lag by less than 3 % of it, and a slow filter by more."""
+def test_lag_of_a_moving_face_is_limited():
+    """At one face side per second, the lag is below 3 % of a side, and larger with a constant cutoff."""
     truth = np.linspace(0, 400, 101)[:, None, None] * np.ones((1, 5, 2)) / np.sqrt(2)
-    lag = np.linalg.norm(filtered(truth) - truth, axis=-1)[25:].max()
+    lag = np.linalg.norm(smooth_track(truth) - truth, axis=-1)[25:].max()
     assert lag < 3
-    slow = np.linalg.norm(filtered(truth, side=1e6) - truth, axis=-1)[25:].max()
+    slow = np.linalg.norm(smooth_track(truth, side=1e6) - truth, axis=-1)[25:].max()
     assert slow > 8
 
 
 def test_smoothing_does_not_depend_on_the_resolution():
     rng = np.random.default_rng(1)
     track = np.cumsum(rng.normal(0, 2, (30, 5, 2)), axis=0)
-    np.testing.assert_allclose(filtered(3 * track, side=300.0), 3 * filtered(track))
+    np.testing.assert_allclose(smooth_track(3 * track, side=300.0), 3 * smooth_track(track))
 
 
-def test_what_the_filter_gave_is_not_changed_later():
+def test_results_of_the_filter_are_copies():
     one_euro = OneEuroFilter()
     first = one_euro(np.zeros((3, 2)), time=0.0, side=10.0)
     one_euro(np.ones((3, 2)), time=0.1, side=10.0)

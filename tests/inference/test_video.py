@@ -8,8 +8,8 @@ from lcgcn_jax.inference.video import VideoWriter, open_video, varies
 COLORS = [(230, 30, 30), (30, 200, 30), (40, 40, 220), (120, 120, 120)]
 
 
-def make(path, *, width=96, height=64, rate=12.5, colors=COLORS):
-    """A video of one-colored frames."""
+def write_video(path, *, width=96, height=64, rate=12.5, colors=COLORS):
+    """Write a video of single-color frames."""
     with VideoWriter(path, frames_per_second=rate) as writer:
         for color in colors:
             writer.write(np.full((height, width, 3), color, np.uint8))
@@ -19,8 +19,8 @@ def make(path, *, width=96, height=64, rate=12.5, colors=COLORS):
 @pytest.mark.parametrize(
     ("width", "height", "even"), [(96, 64, (64, 96, 3)), (97, 63, (64, 98, 3))]
 )
-def test_what_is_written_can_be_read(tmp_path, width, height, even):
-    path = make(tmp_path / "clip.mp4", width=width, height=height)
+def test_written_video_can_be_read(tmp_path, width, height, even):
+    path = write_video(tmp_path / "clip.mp4", width=width, height=height)
     with open_video(path) as video:
         assert video.num_frames == 4
         assert video.frames_per_second == 12.5
@@ -32,14 +32,14 @@ def test_what_is_written_can_be_read(tmp_path, width, height, even):
         assert np.abs(frame.pixels.mean(axis=(0, 1)) - color).max() < 8
 
 
-def test_rate_that_is_given_is_taken(tmp_path):
-    with open_video(make(tmp_path / "clip.mp4"), frames_per_second=30.0) as video:
+def test_rate_of_the_caller_is_used(tmp_path):
+    with open_video(write_video(tmp_path / "clip.mp4"), frames_per_second=30.0) as video:
         assert video.frames_per_second == 30.0
         np.testing.assert_allclose([frame.time for frame in video.frames], np.arange(4) / 30)
 
 
 class Capture:
-    """A capture with given time stamps. OpenCV's own class frees its subclasses wrongly."""
+    """Capture with known time stamps. Subclasses of OpenCV's class are freed incorrectly."""
 
     def __init__(self, stamps, rate):
         self._stamps, self._rate, self._next = stamps, rate, 0
@@ -59,8 +59,8 @@ class Capture:
         pass
 
 
-def times(tmp_path, monkeypatch, stamps, rate):
-    """The rate and the times of the frames of a capture with these stamps, in milliseconds."""
+def read_times(tmp_path, monkeypatch, stamps, rate):
+    """Frame rate and frame times of a capture with these time stamps in milliseconds."""
     (tmp_path / "clip.mp4").touch()
     monkeypatch.setattr(cv2, "VideoCapture", lambda path: Capture(stamps, rate))
     with open_video(tmp_path / "clip.mp4") as video:
@@ -82,31 +82,31 @@ def times(tmp_path, monkeypatch, stamps, rate):
     ],
     ids=[
         "variable",
-        "later start",
-        "none",
-        "twice",
-        "begins anew",
+        "late start",
+        "constant",
+        "duplicate",
+        "restart",
         "nan",
         "one nan",
-        "early",
-        "one",
+        "negative",
+        "one frame",
     ],
 )
 def test_times_of_frames_increase(tmp_path, monkeypatch, stamps, expected):
-    assert times(tmp_path, monkeypatch, stamps, 10.0) == (10.0, expected)
+    assert read_times(tmp_path, monkeypatch, stamps, 10.0) == (10.0, expected)
 
 
 @pytest.mark.parametrize("rate", [0.0, float("nan"), 1000.0, -1.0])
-def test_rate_of_the_first_frames_is_taken_where_the_file_states_none(tmp_path, monkeypatch, rate):
-    assert times(tmp_path, monkeypatch, [0, 40, 100], rate) == (25.0, [0, 0.04, 0.1])
+def test_missing_rate_is_that_of_the_first_frames(tmp_path, monkeypatch, rate):
+    assert read_times(tmp_path, monkeypatch, [0, 40, 100], rate) == (25.0, [0, 0.04, 0.1])
 
 
 @pytest.mark.parametrize("stamps", [[0], [0, 0, 0], [float("nan")] * 2])
-def test_unknown_rate_is_asked_for(tmp_path, monkeypatch, stamps):
+def test_unknown_rate_is_an_error(tmp_path, monkeypatch, stamps):
     with pytest.raises(
-        InputError, match=r"clip\.mp4: the frame rate is not known; give it by --fps"
+        InputError, match=r"clip\.mp4: the frame rate is unknown; give it with --fps"
     ):
-        times(tmp_path, monkeypatch, stamps, 0.0)
+        read_times(tmp_path, monkeypatch, stamps, 0.0)
     with open_video(tmp_path / "clip.mp4", frames_per_second=25.0) as video:
         assert (video.frames_per_second, video.num_frames) == (25.0, 0)
         assert len(list(video.frames)) == len(stamps)
@@ -123,43 +123,43 @@ def test_times_in_other_containers(tmp_path, suffix):
         writer.write(np.full((64, 96, 3), color, np.uint8))
     writer.release()
     with open_video(path) as video:
-        found = [frame.time for frame in video.frames]
+        times = [frame.time for frame in video.frames]
         rate = video.frames_per_second
-    np.testing.assert_allclose(found, np.arange(4) / rate, atol=1e-3)
-    assert not varies(found)
+    np.testing.assert_allclose(times, np.arange(4) / rate, atol=1e-3)
+    assert not varies(times)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "b.mkv"])
 def test_variable_frame_rate(shared, name):
     with open_video(shared / "cases/variable_frame_rate" / name) as video:
-        found = [frame.time for frame in video.frames]
-    np.testing.assert_allclose(found, [0, 0.04, 0.08, 0.12, 1.12, 2.12, 3.12, 4.12], atol=1e-6)
-    assert varies(found)
+        times = [frame.time for frame in video.frames]
+    np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 1.12, 2.12, 3.12, 4.12], atol=1e-6)
+    assert varies(times)
 
 
-def test_rounding_of_times_is_no_variable_rate():
+def test_rounded_times_have_a_constant_rate():
     assert not varies([round(i / 29.97, 3) for i in range(90)])
     assert not varies([0.0])
 
 
-def test_video_that_is_cut_while_it_is_written_is_an_error(tmp_path, monkeypatch):
-    whole = make(tmp_path / "whole.mp4").read_bytes()
-    for cut in (1, 100, len(whole) // 2, len(whole) - 40):
+def test_truncated_output_is_an_error(tmp_path, monkeypatch):
+    complete = write_video(tmp_path / "complete.mp4").read_bytes()
+    for cut in (1, 100, len(complete) // 2, len(complete) - 40):
         path = tmp_path / "clip.mp4"
         writer = VideoWriter(path, frames_per_second=25.0)
         writer.write(np.zeros((64, 96, 3), np.uint8))
 
         class Cut:
             def release(self, path=path, cut=cut):
-                path.write_bytes(whole[:-cut])
+                path.write_bytes(complete[:-cut])
 
         writer._writer = Cut()
         with pytest.raises(OSError, match="is the disk full"):
             writer.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"no video at all" * 99, None])
-def test_what_is_no_video_is_named(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"not a video" * 99, None])
+def test_invalid_video_is_an_error(tmp_path, content):
     path = tmp_path / "clip.mp4"
     if content is not None:
         path.write_bytes(content)
@@ -167,13 +167,13 @@ def test_what_is_no_video_is_named(tmp_path, content):
         open_video(path).__enter__()
 
 
-def test_video_without_a_frame_is_named(tmp_path):
-    path = make(tmp_path / "clip.mp4")
+def test_video_without_frames_is_an_error(tmp_path):
+    path = write_video(tmp_path / "clip.mp4")
     path.write_bytes(path.read_bytes()[:48])
     with pytest.raises(InputError, match="no frame of a video can be read"):
         open_video(path).__enter__()
 
 
-def test_folder_that_is_not_there_is_an_error(tmp_path):
+def test_missing_output_folder_is_an_error(tmp_path):
     with pytest.raises(OSError, match="cannot be encoded"):
-        make(tmp_path / "nowhere" / "clip.mp4")
+        write_video(tmp_path / "nowhere" / "clip.mp4")

@@ -230,7 +230,7 @@ def test_writers_are_deterministic_and_do_not_overwrite(tmp_path, write):
     assert len(files) >= 5
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    with pytest.raises(InputError, match="already exists; choose another folder or remove it"):
+    with pytest.raises(InputError, match="already exists; choose another path"):
         write(tmp_path / "a", num_train=1, num_test=1)
 
 

@@ -30,7 +30,7 @@ def frozen_config(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_train_are_measured_and_are_not_trained_again(frozen_config, tmp_path, monkeypatch):
+def test_rows_are_trained_and_evaluated_once(frozen_config, tmp_path, monkeypatch):
     rows = ["paper", "offsets-static", "dag"]
     results = ablation.run_ablation(frozen_config, tmp_path / "out", rows=rows, seeds=2)
     assert list(results) == rows
@@ -50,27 +50,29 @@ def test_rows_train_are_measured_and_are_not_trained_again(frozen_config, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_row_is_measured_as_evaluation_measures_its_model(frozen_config, tmp_path):
+def test_errors_of_a_row_equal_those_of_its_model(frozen_config, tmp_path):
     config = variant_config(frozen_config, ROWS["residual"], 0)
     ablation.run_ablation(frozen_config, tmp_path / "out", rows=["residual"], seeds=1)
-    found = json.loads((tmp_path / "out" / "residual" / "seed0" / ablation.RESULT).read_text())
+    errors_of_row = json.loads(
+        (tmp_path / "out" / "residual" / "seed0" / ablation.RESULT).read_text()
+    )
     config.train.cache = False
     config.init_from = str(tmp_path / "out" / "residual" / "seed0")
     config.init_scope = "whole"
     plain = Trainer(config, tmp_path / "plain", make_mesh(1)).prepare()
-    # The best validation of such a short run is its last, so its bundle is what was measured.
+    # The best validation of such a short run is the last one, so its bundle has the evaluated weights.
     for kind in ("none", "noise"):
         errors = plain.validate(kind)
-        np.testing.assert_allclose(found["graph"][kind], errors.graph, rtol=1e-4)
-        np.testing.assert_allclose(found["heatmap"][kind], errors.heatmap, rtol=1e-4)
+        np.testing.assert_allclose(errors_of_row["graph"][kind], errors.graph, rtol=1e-4)
+        np.testing.assert_allclose(errors_of_row["heatmap"][kind], errors.heatmap, rtol=1e-4)
 
 
-def test_a_row_says_all_that_the_paper_does_otherwise(frozen_config):
+def test_variant_config_resets_varied_fields_to_the_paper(frozen_config):
     frozen_config.model.graph.message = "offsets"
     frozen_config.model.graph.norm = "layer"
     paper = variant_config(frozen_config, ROWS["paper"], 3)
     assert (paper.model.graph.message, paper.model.graph.output) == ("paper", "absolute")
-    assert paper.model.graph.norm == "layer", "what the table does not vary is the config's"
+    assert paper.model.graph.norm == "layer", "other fields are those of the config"
     assert (paper.seed, paper.model.decode) == (3, "argmax")
     assert frozen_config.seed == 0
     assert variant_config(frozen_config, ROWS["dag"], 0).model.graph.name == "dag"
@@ -90,7 +92,7 @@ def known_results():
     }, base
 
 
-def test_summary_is_means_spread_and_paired_differences():
+def test_summary_has_means_and_paired_differences():
     results, base = known_results()
     summary = summarize(results)
     paper = summary["rows"]["paper"]["blur"]
@@ -106,7 +108,7 @@ def test_summary_is_means_spread_and_paired_differences():
     assert pairs["paper-static", "paper-none"][1] < 0
 
 
-def test_table_shows_each_row_and_stars_what_is_not_chance():
+def test_table_stars_significant_differences():
     results, base = known_results()
     lines = markdown(summarize(results)).splitlines()
     assert lines[0] == "| NME, % | clean | blur |"
@@ -117,12 +119,12 @@ def test_table_shows_each_row_and_stars_what_is_not_chance():
     assert stars["`paper` - `paper-static`"] == 0
 
 
-def test_pairs_are_of_rows():
+def test_pairs_name_rows():
     assert {name for pair in PAIRS for name in pair} <= set(ROWS)
 
 
 @pytest.mark.slow
-def test_a_stopped_row_is_told(frozen_config, tmp_path, monkeypatch):
+def test_interrupted_row_raises(frozen_config, tmp_path, monkeypatch):
     def run(self):
         self.stopped_by = signal.SIGHUP
         return False
@@ -131,6 +133,6 @@ def test_a_stopped_row_is_told(frozen_config, tmp_path, monkeypatch):
     with pytest.raises(Interrupted) as caught:
         ablation.run_ablation(frozen_config, tmp_path / "out", rows=["paper"], seeds=1)
     assert caught.value.number == signal.SIGHUP
-    assert caught.value.kept == (
+    assert caught.value.saved == (
         f"{tmp_path}/out/paper/seed0: saved at step 0; the same command resumes the run"
     )

@@ -22,7 +22,7 @@ from lcgcn_jax.training.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def trained(make_tiny_config, tmp_path_factory):
-    """A training of two steps with a checkpoint of each."""
+    """Training run of two steps with a checkpoint of each."""
     config = make_tiny_config()
     config.train.steps = config.train.eval_every = 2
     config.train.checkpoint_every = 1
@@ -33,13 +33,13 @@ def trained(make_tiny_config, tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy of its folder."""
+    """Copy of its workdir."""
     return shutil.copytree(trained.workdir, tmp_path / "run")
 
 
 @pytest.fixture
 def load(trained, run):
-    """Loads the latest checkpoint of the copy."""
+    """Function that loads the latest checkpoint of the copy."""
     return lambda: Checkpoints(run, keep=2).load(trained.state)
 
 
@@ -47,7 +47,7 @@ def files_of(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_every_flipped_byte_is_noticed_and_nothing_is_removed(run, load):
+def test_flipped_bytes_are_detected_and_nothing_is_removed(run, load):
     checkpoint = run / "checkpoints" / "2"
     files = [path for path in checkpoint.rglob("*") if path.stat().st_size and path.is_file()]
     assert len(files) > 10
@@ -58,12 +58,10 @@ def test_every_flipped_byte_is_noticed_and_nothing_is_removed(run, load):
         path.write_bytes(damaged)
         before = files_of(run)
         for read in (load, lambda: read_checkpoint(checkpoint)):
-            with pytest.raises(InputError, match=r"/2: not a checkpoint, or damaged: ") as refusal:
+            with pytest.raises(InputError, match=r"/2: not a checkpoint, or damaged: ") as caught:
                 read()
-            assert "remove this folder to resume from the checkpoint before it" in str(
-                refusal.value
-            )
-            assert path.name in str(refusal.value) or path.name == CHECKSUMS
+            assert "remove this folder to resume from the checkpoint before it" in str(caught.value)
+            assert path.name in str(caught.value) or path.name == CHECKSUMS
         assert files_of(run) == before
         path.write_bytes(whole)
     load()
@@ -83,13 +81,13 @@ def test_checkpoint_with_former_names_of_weights_is_loaded(run, trained):
     read_checkpoint(path)
 
 
-def test_without_the_damaged_one_the_run_goes_on_from_the_one_before(run, load, trained):
+def test_without_the_last_checkpoint_the_run_resumes_from_the_one_before(run, load, trained):
     shutil.rmtree(run / "checkpoints" / "2")
     state, _ = load()
     assert int(state.step) == 1
-    again = Trainer(trained.config, run, make_mesh(1)).prepare()
-    assert again.run()
-    for a, b in zip(*(jax.tree.leaves(t.state) for t in (trained, again)), strict=True):
+    resumed = Trainer(trained.config, run, make_mesh(1)).prepare()
+    assert resumed.run()
+    for a, b in zip(*(jax.tree.leaves(t.state) for t in (trained, resumed)), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
@@ -106,7 +104,7 @@ def truncate(folder):
     largest.write_bytes(largest.read_bytes()[:-1])
 
 
-def remove_metadata_of_an_older_version(folder):
+def remove_checksums_and_metadata(folder):
     (folder / CHECKSUMS).unlink()
     (folder / "state" / "_METADATA").unlink()
 
@@ -117,13 +115,12 @@ def empty(folder):
 
 
 @pytest.mark.parametrize(
-    "half",
-    [remove_metadata, remove_state, truncate, remove_metadata_of_an_older_version, empty],
+    "corrupt",
+    [remove_metadata, remove_state, truncate, remove_checksums_and_metadata, empty],
 )
-def test_a_half_written_checkpoint_is_never_picked(run, trained, half):
-    """It is replaced when the run comes to its step again."""
+def test_incomplete_checkpoint_is_skipped_and_replaced(run, trained, corrupt):
     shutil.copytree(run / "checkpoints" / "2", run / "checkpoints" / "3")
-    half(run / "checkpoints" / "3")
+    corrupt(run / "checkpoints" / "3")
     assert latest_checkpoint(run) == run / "checkpoints" / "2"
     checkpoints = Checkpoints(run, keep=2)
     state, progress = checkpoints.load(trained.state)
@@ -134,7 +131,7 @@ def test_a_half_written_checkpoint_is_never_picked(run, trained, half):
     assert int(Checkpoints(run, keep=2).load(trained.state)[0].step) == 3
 
 
-def test_a_run_does_not_begin_anew_over_damaged_checkpoints(run, trained):
+def test_run_does_not_start_over_damaged_checkpoints(run, trained):
     for step in ("1", "2"):
         remove_state(run / "checkpoints" / step)
     before = files_of(run)
@@ -144,14 +141,14 @@ def test_a_run_does_not_begin_anew_over_damaged_checkpoints(run, trained):
 
 
 @pytest.mark.parametrize("name", ["3.partial", "1.partial", "3.partial.orbax-checkpoint-tmp"])
-def test_what_a_killed_process_left_is_cleaned_up(run, name):
+def test_partial_folders_of_killed_processes_are_removed(run, name):
     shutil.copytree(run / "checkpoints" / "2", run / "checkpoints" / name)
     assert latest_checkpoint(run) == run / "checkpoints" / "2"
     assert Checkpoints(run, keep=2).latest == 2
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
 
 
-def test_a_checkpoint_of_an_older_version_is_read(run, load, trained):
+def test_checkpoint_without_checksums_is_loaded(run, load, trained):
     (run / "checkpoints" / "2" / CHECKSUMS).unlink()
     state, progress = load()
     assert progress["batches"] == {"next_batch": 2}
@@ -159,20 +156,20 @@ def test_a_checkpoint_of_an_older_version_is_read(run, load, trained):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_the_model_of_an_older_version_is_read(run, trained):
+def test_moving_average_by_name_of_an_older_version_is_read(run, trained):
     params, batch_stats = trained.state.evaluated
     average = {name: np.asarray(value) for name, value in (params | batch_stats).items()}
     older = {
         "params": jax.tree.map(np.zeros_like, trained.state.params),
         "batch_stats": jax.tree.map(np.zeros_like, trained.state.batch_stats),
-        "ema": average,  # by name, where it is one vector now
+        "ema": average,  # a vector in today's checkpoints
     }
     path = run / "checkpoints" / "3"
     ocp.save_checkpointables(path.resolve(), {"state": older, "progress": {"best_nme": 1.0}})
-    found = read_checkpoint(path).weights
-    assert found.keys() == average.keys()
+    weights = read_checkpoint(path).weights
+    assert weights.keys() == average.keys()
     for name, value in average.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(weights[name], value)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +180,11 @@ def test_the_model_of_an_older_version_is_read(run, trained):
         ("optimizer", "clip_norm", 1.0, "opt_state/"),
     ],
 )
-def test_accepted_changes_that_do_not_fit_are_refused(
+def test_changes_that_do_not_fit_the_checkpoint_are_rejected(
     run, make_tiny_config, trained, section, name, value, first
 ):
     config = make_tiny_config()
-    config.train.update(trained.config.train.to_dict())
+    config.train.update(trained.config.to_dict()["train"])
     *path, last = name.split(".")
     part = config[section]
     for step in path:

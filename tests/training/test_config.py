@@ -26,13 +26,13 @@ CONFIGS = (
 )
 
 
-def test_these_are_all_configs_that_come_with_the_project():
+def test_config_names_lists_all_configs():
     assert sorted(CONFIGS) == config_names()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("argument", ["", ":small"])
-def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
+def test_configs_load_by_name(name, argument):
     config = load_config(name + argument)
     assert set(config.to_dict()) == set(default_config().to_dict())
 
@@ -41,7 +41,7 @@ def test_configs_that_come_with_the_project_are_found_by_name(name, argument):
     ("spec", "faces", "size"),
     [("w300_lcgcn:frozen", 2833, 256), ("w300_lcgcn:small,frozen", 1802, 128)],
 )
-def test_frozen_form_is_the_papers_ablation(spec, faces, size):
+def test_frozen_argument_is_the_ablation_of_the_paper(spec, faces, size):
     config = resolve_steps(Config.from_dict(load_config(spec).to_dict()), faces)
     assert (config.train.mode, config.train.cache, config.data.image_size) == ("frozen", True, size)
     peak = config.optimizer.learning_rate.graph
@@ -52,7 +52,7 @@ def test_frozen_form_is_the_papers_ablation(spec, faces, size):
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
-def test_config_is_found_by_path(tmp_path):
+def test_config_loads_by_path(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from lcgcn_jax.training.config import default_config\n"
@@ -68,7 +68,7 @@ def test_config_is_found_by_path(tmp_path):
         ("w300_lcgcn:smal", "unknown field 'smal'; did you mean 'small'"),
     ],
 )
-def test_config_that_is_not_there(spec, message):
+def test_missing_config_is_named(spec, message):
     with pytest.raises(InputError, match=message):
         load_config(spec)
 
@@ -117,7 +117,7 @@ def test_bad_config_file_is_named(tmp_path, text, message):
         ("model.graph", "null", None),
     ],
 )
-def test_override_has_the_fields_type(name, text, value):
+def test_override_has_the_type_of_the_field(name, text, value):
     config = default_config().lock()
     apply_overrides(config, {name: text})
     for part in name.split("."):
@@ -153,7 +153,7 @@ def test_bad_override_is_one_line(name, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_override_of_the_sources():
+def test_override_of_data_sources():
     config = default_config().lock()
     apply_overrides(config, {"data.sources": "[[data/a (1), 3], [b, 0.5]]"})
     assert config.data.sources == (("data/a (1)", 3), ("b", 0.5))
@@ -161,7 +161,7 @@ def test_override_of_the_sources():
     assert config.data.sources == (("a", 3), ("b", 0.5, "b.json"))
 
 
-def test_fields_that_an_older_version_did_not_know_are_at_their_defaults():
+def test_missing_fields_of_an_older_version_get_their_defaults():
     new = default_config().to_dict()
     old = default_config().to_dict()
     del old["model"]["heatmap_offset"], old["model"]["graph"]["positions"]

@@ -1,4 +1,4 @@
-"""Epochs, and the steps that they are on given data."""
+"""Conversion of epochs to steps."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def steps_of(config):
 
 @pytest.mark.parametrize("name", [name for name in config_names() if name != "demo"])
 @pytest.mark.parametrize("argument", ["", ":small"])
-def test_configs_give_their_length_in_epochs(name, argument):
+def test_configs_set_their_length_in_epochs(name, argument):
     config = typed(load_config(name + argument))
     assert steps_of(config) == (None, None, None)
     half, whole = (resolve_steps(config, faces) for faces in (10_000, 20_000))
@@ -41,7 +41,7 @@ def test_configs_give_their_length_in_epochs(name, argument):
 @pytest.mark.parametrize(
     ("epochs", "faces", "batch", "steps"),
     [
-        (26, 1802, 16, 2928),  # what the configs' numbers of before were
+        (26, 1802, 16, 2928),  # equal to those of older configs
         (60, 2833, 16, 10623),
         (300, 2833, 64, 13279),
         (0.1, 30, 3, 1),
@@ -51,13 +51,13 @@ def test_configs_give_their_length_in_epochs(name, argument):
     ],
 )
 def test_epochs_to_steps(epochs, faces, batch, steps):
-    config = Config(train=TrainConfig(epochs=epochs, batch_size=batch))
+    config = Config(train=TrainConfig(epochs=float(epochs), batch_size=batch))
     resolved = resolve_steps(config, faces)
     assert resolved.train.steps == steps
     assert resolve_steps(resolved, 10 * faces).train.steps == steps, "resolved steps never change"
 
 
-def test_steps_that_are_given_count():
+def test_steps_take_precedence_over_epochs():
     config = Config(train=TrainConfig(steps=100, checkpoint_every=7))
     resolved = resolve_steps(config, 1600)
     assert steps_of(resolved) == (100, 200, 7)
@@ -66,7 +66,7 @@ def test_steps_that_are_given_count():
     )
 
 
-def test_override_in_epochs_takes_the_place_of_steps_in_the_file():
+def test_override_in_epochs_replaces_steps_of_the_config_file():
     config = load_config("demo")
     assert config.train.steps
     apply_overrides(config, {"train.epochs": "5", "train.eval_every_epochs": "0.5"})
@@ -78,12 +78,12 @@ def test_override_in_epochs_takes_the_place_of_steps_in_the_file():
 
 
 @pytest.mark.parametrize(("steps", "epochs"), EPOCHS.items())
-def test_the_same_length_twice_is_refused(steps, epochs):
+def test_override_in_steps_and_epochs_is_rejected(steps, epochs):
     with pytest.raises(InputError, match=rf"train\.{steps} and train\.{epochs}: both set"):
         apply_overrides(default_config().lock(), {f"train.{epochs}": "1", f"train.{steps}": "1"})
 
 
-def test_run_of_an_older_version_keeps_its_steps():
+def test_resumed_run_of_an_older_version_keeps_its_steps():
     config = load_config("w300_lcgcn:small")
     old = {"train": {"steps": 2928, "eval_every": 225, "checkpoint_every": 225}}
     assert steps_of(resolve_steps(typed(config), 2833, old)) == (2928, 225, 225)
@@ -93,7 +93,7 @@ def test_run_of_an_older_version_keeps_its_steps():
     assert steps_of(resolve_steps(typed(config), 2833, old)) == (10, 225, 225)
 
 
-def test_epochs_from_the_command_line_replace_the_steps_of_an_older_run():
+def test_overridden_epochs_replace_the_steps_of_an_older_run():
     old = {"train": {"steps": 2928, "eval_every": 225, "checkpoint_every": 225}}
     for fields in itertools.combinations(EPOCHS, 2):
         config = load_config("w300_lcgcn:small")

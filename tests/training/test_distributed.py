@@ -1,4 +1,4 @@
-"""Several processes on this machine that train as one, through the command that users type."""
+"""Training with `lcgcn train` in several processes on this machine."""
 
 import os
 import signal
@@ -74,41 +74,43 @@ def wait_for_step(workdir, step, processes):
 
 
 @pytest.fixture(scope="module")
-def alone(config_file, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("alone") / "run"
+def single_process_run(config_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("single") / "run"
     finish(start(config_file, workdir, 1))
     return workdir
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 1)])
-def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(
-    config_file, alone, tmp_path, first, then
+def test_run_resumes_with_another_number_of_processes(
+    config_file, single_process_run, tmp_path, first, then
 ):
     workdir = tmp_path / "run"
     processes = start(config_file, workdir, first)
     wait_for_step(workdir, 2, processes)
-    processes[-1].send_signal(signal.SIGTERM)  # to one: all stop, at the same step
+    processes[-1].send_signal(signal.SIGTERM)  # all processes stop at the same step
     out = finish(processes, codes=(0, 143))
     stopped = int(latest_checkpoint(workdir).name)
-    if stopped < 6:  # a process may have been too quick for the signal
+    if stopped < 6:  # otherwise a process finished before the signal
         assert {process.returncode for process in processes} == {143}
         assert f"stopped by SIGTERM; {workdir}: saved at step {stopped}" in out[0][1]
         assert not any(str(workdir) in text for text, _ in out[1:])
         finish(start(config_file, workdir, then))
-    rows, expected = read_metrics(workdir), read_metrics(alone)
+    rows, expected = read_metrics(workdir), read_metrics(single_process_run)
     assert [row.keys() for row in rows] == [row.keys() for row in expected]
     for row, other in zip(rows, expected, strict=True):
         for name in row.keys() - {"steps_per_second"}:
             assert row[name] == pytest.approx(other[name], rel=1e-4), (name, row["step"])
-    # The figures say that the weights agree. Weights themselves may not: Adam makes steps of rounding errors
-    # where a gradient is 0, as that of an offset before a softmax.
-    found, expected = (read_checkpoint(latest_checkpoint(run)).weights for run in (workdir, alone))
-    assert found.keys() == expected.keys() == load_bundle(workdir).weights.keys()
+    # The metrics show that the weights agree. They are not compared: where a gradient is 0, as that of an
+    # offset before a softmax, Adam takes steps in the direction of rounding errors.
+    weights, expected = (
+        read_checkpoint(latest_checkpoint(run)).weights for run in (workdir, single_process_run)
+    )
+    assert weights.keys() == expected.keys() == load_bundle(workdir).weights.keys()
 
 
 @pytest.mark.slow
-def test_what_one_process_cannot_do_ends_all_with_one_line(config_file, tmp_path):
+def test_error_of_one_process_ends_all_with_one_line(config_file, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("not a run")
     processes = start(config_file, tmp_path / "run", 2)
@@ -127,10 +129,10 @@ def test_what_one_process_cannot_do_ends_all_with_one_line(config_file, tmp_path
         ("--coordinator here:1", "needs --num-processes and --process-id"),
         ("--coordinator here:1 --num-processes 2 --process-id 2", "numbered from 0"),
         ("--num-processes 2", "need --coordinator HOST:PORT"),
-        ("--distributed --process-id 0", "finds the processes by itself"),
+        ("--distributed --process-id 0", "finds the processes automatically"),
     ],
 )
-def test_flags_that_do_not_fit_together_are_told(capsys, tmp_path, options, message):
+def test_inconsistent_options_are_rejected(capsys, tmp_path, options, message):
     run = ["train", "--config", "demo:small", "--workdir", str(tmp_path / "run")]
     assert main([*run, *options.split()]) == 2
     assert message in capsys.readouterr().err

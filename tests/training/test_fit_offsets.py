@@ -1,4 +1,4 @@
-"""Fit of annotation offsets: synthetic offsets are recovered, mirror images agree, fallbacks."""
+"""Fit of annotation offsets."""
 
 import types
 
@@ -32,16 +32,16 @@ def shape(rng):
 
 
 def make_faces(shape, offsets, rng, *, noise=0.0, n=40):
-    """Faces of each group: annotated on `shape` somewhere in an image, predicted without the offsets."""
+    """Faces of each group: annotations are `shape` somewhere in an image, predictions lack the offsets."""
     annotated, predicted, groups = [], [], []
     for name, offset in offsets.items():
         for _ in range(n):
             factor = rng.uniform(40, 200) * np.exp(1j * rng.uniform(-0.5, 0.5))
-            at = rng.uniform(100, 300, 2)
+            center = rng.uniform(100, 300, 2)
 
-            def place(points, factor=factor, at=at):
+            def place(points, factor=factor, center=center):
                 z = (points @ [1, 1j]) * factor
-                return np.stack([z.real, z.imag], axis=-1) + at
+                return np.stack([z.real, z.imag], axis=-1) + center
 
             annotated.append(place(shape))
             predicted.append(place(shape - offset + rng.normal(0, noise, shape.shape)))
@@ -50,43 +50,43 @@ def make_faces(shape, offsets, rng, *, noise=0.0, n=40):
     return annotated, predicted, np.ones(annotated.shape[:2], bool), groups
 
 
-def offsets_by_pose(rng, lean):
+def offsets_by_pose(rng, bias):
     frontal = symmetric(rng.normal(0, 0.02, (68, 2)))
     left = rng.normal(0, 0.02, (68, 2))
     offsets = {"frontal": frontal, "left": left, "right": mirrored(left, IBUG68)}
-    return {name: values + np.array([lean, 0.0]) for name, values in offsets.items()}
+    return {name: values + np.array([bias, 0.0]) for name, values in offsets.items()}
 
 
-@pytest.mark.parametrize("lean", [0.0, -0.01])
-def test_synthetic_offsets_are_recovered_exactly(shape, rng, lean):
-    offsets = offsets_by_pose(rng, lean)
+@pytest.mark.parametrize("bias", [0.0, -0.01])
+def test_synthetic_offsets_are_recovered_exactly(shape, rng, bias):
+    offsets = offsets_by_pose(rng, bias)
     faces = make_faces(shape, offsets, rng)
     fit = fit_offsets(*faces, IBUG68)
     np.testing.assert_allclose(fit.offsets.mean_face, shape, atol=1e-6)
-    assert fit.flip_bias == pytest.approx(100 * lean, abs=1e-6)
+    assert fit.flip_bias == pytest.approx(100 * bias, abs=1e-6)
     for name, values in offsets.items():
         np.testing.assert_allclose(fit.offsets.groups[name], values, atol=1e-6)
     np.testing.assert_allclose(fit.offsets.default, offsets["frontal"], atol=1e-6)
     for annotated, predicted, group in zip(faces[0], faces[1], faces[3], strict=True):
-        found = fit.offsets.remove(annotated, np.ones(68, bool), [group])
-        np.testing.assert_allclose(found, predicted, atol=1e-4)
+        corrected = fit.offsets.remove(annotated, np.ones(68, bool), [group])
+        np.testing.assert_allclose(corrected, predicted, atol=1e-4)
     assert [group.name for group in fit.groups] == [*POSES, ALL]
     assert all(group.before > 1 and group.after < 1e-4 for group in fit.groups)
 
 
-def test_mirrored_poses_have_mirrored_offsets_up_to_the_lean(shape, rng):
+def test_mirrored_poses_have_mirrored_offsets_except_for_the_bias(shape, rng):
     offsets = offsets_by_pose(rng, 0.01)
     fit = fit_offsets(*make_faces(shape, offsets, rng, noise=0.02), IBUG68)
-    lean = np.array([fit.flip_bias / 100, 0.0])
+    bias = np.array([fit.flip_bias / 100, 0.0])
     assert fit.flip_bias == pytest.approx(1.0, abs=0.2)
-    groups = {name: values - lean for name, values in fit.offsets.groups.items()}
+    groups = {name: values - bias for name, values in fit.offsets.groups.items()}
     np.testing.assert_allclose(groups["left"], mirrored(groups["right"], IBUG68), atol=1e-12)
     np.testing.assert_allclose(groups["frontal"], mirrored(groups["frontal"], IBUG68), atol=1e-12)
     for name, values in offsets.items():
         assert np.abs(fit.offsets.groups[name] - values).mean() < 0.005
 
 
-def test_chance_is_no_lean(shape, rng):
+def test_insignificant_bias_is_zero(shape, rng):
     fit = fit_offsets(*make_faces(shape, {"": np.zeros((68, 2))}, rng, noise=0.02), IBUG68)
     assert fit.flip_bias == 0
     assert fit.flip_bias_error > 0
@@ -119,16 +119,16 @@ def test_landmarks_with_too_few_faces_have_the_offset_of_frontal_faces(shape, rn
     annotated = np.where(located[..., None], annotated, np.nan)
     fit = fit_offsets(annotated, predicted, located, groups, IBUG68)
     for name, missing in (("left", [0, 36]), ("right", [16, 45])):
-        found = fit.offsets.groups[name]
-        np.testing.assert_allclose(found[missing], offsets["frontal"][missing], atol=1e-6)
+        fitted = fit.offsets.groups[name]
+        np.testing.assert_allclose(fitted[missing], offsets["frontal"][missing], atol=1e-6)
         others = np.delete(np.arange(68), missing)
-        np.testing.assert_allclose(found[others], offsets[name][others], atol=1e-6)
+        np.testing.assert_allclose(fitted[others], offsets[name][others], atol=1e-6)
     report = {group.name: group for group in fit.groups}
     assert (report["left"].num_fitted, report["left"].fallback) == (66, "of frontal")
     assert (report["frontal"].num_fitted, report["frontal"].fallback) == (68, "")
 
 
-def test_a_pose_on_which_the_model_fails_has_a_constant_offset(shape, rng):
+def test_pose_on_which_the_model_fails_gets_a_constant_offset(shape, rng):
     offsets = offsets_by_pose(rng, -0.01)
     faces = make_faces(shape, offsets, rng, noise=0.01)
     for i, group in enumerate(faces[3]):
@@ -144,25 +144,25 @@ def test_a_pose_on_which_the_model_fails_has_a_constant_offset(shape, rng):
     }  # fmt: skip
 
 
-def test_outliers_do_not_count(shape, rng):
+def test_outliers_are_ignored(shape, rng):
     offset = symmetric(rng.normal(0, 0.02, (68, 2)))
     faces = make_faces(shape, {"": offset}, rng)
     faces[1][:8] += 100
     np.testing.assert_allclose(fit_offsets(*faces, IBUG68).offsets.default, offset, atol=1e-6)
 
 
-def test_a_scheme_without_mirror_pairs(rng):
+def test_scheme_without_mirror_pairs(rng):
     scheme = LandmarkScheme.from_dict({"name": "plain", "num_landmarks": 9})
     shape, offset = rng.normal(size=(9, 2)), rng.normal(0, 0.02, (9, 2))
     shape = (shape - shape.mean(axis=0)) / unit_length(shape, scheme)
     annotated, predicted, located, groups = make_faces(shape, {"": offset}, rng)
     fit = fit_offsets(annotated, predicted, located, groups, scheme)
     assert fit.flip_bias == 0
-    found = fit.offsets.remove(annotated[0], located[0])
-    np.testing.assert_allclose(found, predicted[0], atol=1e-6)
+    corrected = fit.offsets.remove(annotated[0], located[0])
+    np.testing.assert_allclose(corrected, predicted[0], atol=1e-6)
 
 
-def test_too_few_faces_are_said(shape, rng):
+def test_too_few_faces_raise(shape, rng):
     faces = make_faces(shape, {"": np.zeros((68, 2))}, rng, n=20)
     with pytest.raises(
         ValueError, match="20 training faces with at least 8 located landmarks, fewer"
@@ -170,7 +170,7 @@ def test_too_few_faces_are_said(shape, rng):
         fit_offsets(*faces, IBUG68)
 
 
-def test_fit_is_of_the_training_faces_only(synthetic98):
+def test_fit_uses_only_training_faces(synthetic98):
     dataset = open_dataset(synthetic98)
     seen = 0
 

@@ -5,7 +5,7 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import split_errors
+from lcgcn_jax.evaluation.face_errors import split_errors
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.training.fit_shape_refiner import fit_shape_refiner, solve
@@ -15,19 +15,19 @@ from lcgcn_jax.training.trainer import Trainer
 RNG = np.random.default_rng(0)
 
 
-def test_solve_finds_the_map_that_made_the_data():
+def test_solve_recovers_a_linear_map():
     n, k = 400, 4
     transforms, bias = RNG.normal(size=(k, k, 2, 2)), RNG.normal(size=(k, 2))
     deviations = RNG.normal(size=(n, k, 2))
-    left = np.einsum("ijde,nje->nid", transforms, deviations) + bias
-    left[:20] += 50  # as L1, it does not mind a few that are far off
+    errors = np.einsum("ijde,nje->nid", transforms, deviations) + bias
+    errors[:20] += 50  # outliers, which an L1 regression ignores
     visible = np.ones((n, k), bool)
     visible[20:40, 1] = False
-    left[20:40, 1] = 1e6
-    found = solve(deviations, left, visible, ridge=1e-6)
-    np.testing.assert_allclose(found[0], transforms, atol=0.05)
-    np.testing.assert_allclose(found[1], bias, atol=0.05)
-    shrunk, _ = solve(deviations, left, visible, ridge=1e6)
+    errors[20:40, 1] = 1e6
+    solution = solve(deviations, errors, visible, ridge=1e-6)
+    np.testing.assert_allclose(solution[0], transforms, atol=0.05)
+    np.testing.assert_allclose(solution[1], bias, atol=0.05)
+    shrunk, _ = solve(deviations, errors, visible, ridge=1e6)
     assert np.abs(shrunk).max() < 0.1
 
 
@@ -41,24 +41,24 @@ def run(make_tiny_config, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_shape_turn_takes_off_what_its_faces_have_in_common(run, synthetic98):
+def test_shape_refinement_lowers_the_training_error(run, synthetic98):
     dataset, before = open_dataset(synthetic98), load_bundle(run)
     after = fit_shape_refiner(
         before, dataset, "train", augment=AugmentConfig.none(), views=1, ridge=1.0
     )
-    errors = [
+    means = [
         split_errors(
             LandmarkModel(bundle).predict_crops, dataset, "train", image_size=32, batch_size=8
         ).mean()
         for bundle in (before, after)
     ]
-    assert errors[1]["heatmap"] == pytest.approx(errors[0]["heatmap"], rel=1e-4)
-    assert errors[1]["graph"] < 0.9 * errors[0]["graph"]
+    assert means[1]["heatmap"] == pytest.approx(means[0]["heatmap"], rel=1e-4)
+    assert means[1]["graph"] < 0.9 * means[0]["graph"]
 
 
 @pytest.mark.slow
-def test_the_command_makes_a_bundle_of_the_run(run, synthetic98, tmp_path, capsys):
-    out = tmp_path / "with_turn"
+def test_command_writes_a_bundle(run, synthetic98, tmp_path, capsys):
+    out = tmp_path / "with_refiner"
     command = ["fit-shape", "--workdir", str(run), "--data", str(synthetic98), "--out", str(out)]
     assert main([*command, "--views", "1"]) == 0
     before, after = load_bundle(run), load_bundle(out)
@@ -72,7 +72,7 @@ def test_the_command_makes_a_bundle_of_the_run(run, synthetic98, tmp_path, capsy
     assert "already exists" in capsys.readouterr().err
 
 
-def test_a_model_without_the_graph_is_refused(run, synthetic98):
+def test_model_without_the_graph_is_rejected(run, synthetic98):
     bundle = load_bundle(run).without_graph()
     with pytest.raises(InputError, match="'lcgcn'"):
         fit_shape_refiner(

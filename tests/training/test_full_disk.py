@@ -1,4 +1,4 @@
-"""A run whose disk is full, or read-only: a small disk of its own, in a mount namespace of its own."""
+"""Training on a full or read-only disk: a small tmpfs in a separate mount namespace."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from lcgcn_jax.training.metric_writer import read_metrics
 
 pytestmark = pytest.mark.slow
 STEPS = 24
-SMALL, ROOM = "3m", "64m"  # all checkpoints do not fit into the one, and do into the other
+SMALL, LARGE = "3m", "64m"  # too small for all checkpoints, and large enough
 
 SCRIPT = """
 train() {
@@ -24,7 +24,7 @@ train() {
   cp -r "$DISK/run" "$OUT/$1"
 }
 mount -t tmpfs -o size=$SMALL tmpfs "$DISK" && train full &&
-mount -o remount,size=$ROOM "$DISK" && train room &&
+mount -o remount,size=$LARGE "$DISK" && train large &&
 mount -o remount,ro "$DISK" && train readonly
 """
 UNSHARE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
@@ -32,7 +32,7 @@ UNSHARE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory, synthetic98):
-    """What three starts of one command said and left: on a small disk, with more room, and read-only."""
+    """Outputs and workdirs of the same command on a small disk, on a larger one, and read-only."""
     disk, out = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("out")
     can_mount = (
         shutil.which("unshare")
@@ -41,10 +41,10 @@ def small_disk(tmp_path_factory, synthetic98):
         ).returncode
     )
     if not can_mount:
-        pytest.skip("no disk can be mounted here (unshare --map-root-user --mount)")
+        pytest.skip("cannot mount a disk (unshare --map-root-user --mount)")
     settings = {
         "PYTHON": sys.executable, "CONFIG": tiny.__file__, "DATA": synthetic98, "DISK": disk,
-        "OUT": out, "STEPS": STEPS, "SMALL": SMALL, "ROOM": ROOM, "XLA_FLAGS": "",
+        "OUT": out, "STEPS": STEPS, "SMALL": SMALL, "LARGE": LARGE, "XLA_FLAGS": "",
     }  # fmt: skip
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     subprocess.run([*UNSHARE, SCRIPT], check=True, env=environment)
@@ -53,15 +53,15 @@ def small_disk(tmp_path_factory, synthetic98):
 
 def error_of(out, start):
     assert (out / f"{start}.code").read_text() == "2\n"
-    said = (out / f"{start}.err").read_text()
-    assert "Traceback" not in said
-    assert said.count("lcgcn: error:") == 1
-    error = said.strip().splitlines()[-1]
+    stderr = (out / f"{start}.err").read_text()
+    assert "Traceback" not in stderr
+    assert stderr.count("lcgcn: error:") == 1
+    error = stderr.strip().splitlines()[-1]
     assert error.startswith("lcgcn: error: ")
     return error
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(small_disk):
+def test_full_disk_ends_the_run_in_one_line_and_it_resumes_on_a_larger_one(small_disk):
     run, out = small_disk
     error = error_of(out, "full")
     assert f"error: {run}/" in error
@@ -75,14 +75,14 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(
     names = {path.name for path in (out / "full" / "checkpoints").iterdir()}
     every = {str(step) for step in range(1, STEPS + 1)}
     assert names & every == {str(step) for step in range(1, reached + 1)}
-    assert (out / "room.code").read_text() == "0\n"
-    assert f"going on from step {reached}\n" in (out / "room.out").read_text()
-    assert latest_checkpoint(out / "room").name == str(STEPS)
-    assert {path.name for path in (out / "room" / "checkpoints").iterdir()} == every
-    logged = [row["step"] for row in read_metrics(out / "room") if "train/loss" in row]
+    assert (out / "large.code").read_text() == "0\n"
+    assert f"resuming from step {reached}\n" in (out / "large.out").read_text()
+    assert latest_checkpoint(out / "large").name == str(STEPS)
+    assert {path.name for path in (out / "large" / "checkpoints").iterdir()} == every
+    logged = [row["step"] for row in read_metrics(out / "large") if "train/loss" in row]
     assert logged == list(range(1, STEPS + 1))
 
 
-def test_a_read_only_folder_is_refused_in_one_line(small_disk):
+def test_read_only_folder_is_rejected_in_one_line(small_disk):
     run, out = small_disk
     assert f"{run}: cannot be written: Read-only file system" in error_of(out, "readonly")

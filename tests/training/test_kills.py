@@ -1,4 +1,4 @@
-"""Runs of `lcgcn train` in processes of their own, which are killed and started again."""
+"""Processes of `lcgcn train` that are killed and started again."""
 
 import contextlib
 import itertools
@@ -22,21 +22,21 @@ from lcgcn_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 CHECKPOINT_EVERY, EVAL_EVERY = 3, 4
-MOST_STEPS = 6  # that a life is to take before it is killed
+MAX_STEPS = 6  # of a process before it is killed
 
 
-class Life:
-    """A process that trains, from its start to its end."""
+class TrainProcess:
+    """A process of `lcgcn train`."""
 
     def __init__(self, workdir, data, steps, log):
-        self.workdir, self.began_at = workdir, step_of(workdir)
+        self.workdir, self.first_step = workdir, step_of(workdir)
         overrides = {
             "data.dir": data,
             "train.steps": steps,
             "train.checkpoint_every": CHECKPOINT_EVERY,
             "train.eval_every": EVAL_EVERY,
         }
-        # One device, and no compilation that was done before is done again.
+        # One device, and every program from the compilation cache.
         environment = os.environ | {
             "XLA_FLAGS": "",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -48,20 +48,20 @@ class Life:
                 + ["--config", tiny.__file__, "--workdir", str(workdir)]
                 + [f"--config.{name}={value}" for name, value in overrides.items()],
                 stdout=out, stderr=out, env=environment,
-                start_new_session=True,  # a Ctrl-C that ends the test is not for it
+                start_new_session=True,  # not ended by a Ctrl-C in the terminal of the test
             )  # fmt: skip
 
-    def said(self):
+    def output(self):
         return self.log.read_text()[self.log_start :]
 
     def wait_for(self, event):
-        """Waits until something is the case; the process has to live as long."""
+        """Waits until `event()` is true; fails if the process ends."""
         while not event():
-            assert self.process.poll() is None, self.said()[-2000:]
+            assert self.process.poll() is None, self.output()[-2000:]
             time.sleep(0.01)
 
     def end(self, number):
-        """Sends a signal; returns the exit code."""
+        """Sends a signal and returns the exit code."""
         self.process.send_signal(number)
         return self.process.wait(timeout=300)
 
@@ -75,22 +75,22 @@ def logged(workdir):
     return max((row["step"] for row in read_metrics(workdir)), default=0)
 
 
-def being_written(workdir):
-    """Names of what a killed process was writing."""
-    found = itertools.chain(
+def partial_names(workdir):
+    """Names of partial files and folders of a killed process."""
+    partials = itertools.chain(
         workdir.glob("checkpoints/*.partial*"), workdir.glob(".*.partial*"), workdir.glob("best/.*")
     )
-    return sorted(str(path.relative_to(workdir)) for path in found)
+    return sorted(str(path.relative_to(workdir)) for path in partials)
 
 
-def state_and_figures(config, workdir):
-    """All that a finished run leaves, but for how fast it was."""
+def state_and_metrics(config, workdir):
+    """State and metrics of a finished run, without its speed."""
     state = Trainer(config, workdir, make_mesh(1)).prepare().state
-    figures = [
+    metrics = [
         {name: value for name, value in row.items() if name != "steps_per_second"}
         for row in read_metrics(workdir)
     ]
-    return jax.tree.leaves(jax.tree.map(np.asarray, state)), figures
+    return jax.tree.leaves(jax.tree.map(np.asarray, state)), metrics
 
 
 SIGNALS = {
@@ -100,54 +100,55 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize("length", SIGNALS)
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
-    make_tiny_config, synthetic98, tmp_path, length
-):
-    signals, chance = SIGNALS[length], random.Random(length)
-    steps = (MOST_STEPS + 1) * len(signals)
+def test_killed_run_ends_like_an_uninterrupted_one(make_tiny_config, synthetic98, tmp_path, length):
+    signals, rng = SIGNALS[length], random.Random(length)
+    steps = (MAX_STEPS + 1) * len(signals)
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
     start = time.perf_counter()
-    undisturbed = Life(whole, synthetic98, steps, tmp_path / "whole.log")
-    undisturbed.wait_for(lambda: logged(whole) > 0)
+    uninterrupted = TrainProcess(whole, synthetic98, steps, tmp_path / "whole.log")
+    uninterrupted.wait_for(lambda: logged(whole) > 0)
     startup, start = time.perf_counter() - start, time.perf_counter()
-    assert undisturbed.process.wait(timeout=600) == 0, undisturbed.said()[-2000:]
+    assert uninterrupted.process.wait(timeout=600) == 0, uninterrupted.output()[-2000:]
     step_time = (time.perf_counter() - start) / steps
 
-    for number, sent in enumerate(signals, 1):
-        life = Life(parts, synthetic98, steps, log)
-        # Every fifth comes while the process starts, the others wherever it is in a step then.
+    for number, stop_signal in enumerate(signals, 1):
+        process = TrainProcess(parts, synthetic98, steps, log)
+        # Every fifth signal is sent while the process starts, the others at a random time in a step.
         if number % 5 == 0:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                life.process.wait(chance.uniform(0, startup))
+                process.process.wait(rng.uniform(0, startup))
         else:
-            target = life.began_at + chance.randint(1, MOST_STEPS)
-            life.wait_for(lambda life=life, target=target: logged(life.workdir) >= target)
-            time.sleep(chance.uniform(0, 2 * step_time))
-        code = life.end(sent)
-        kept, seen = step_of(parts), logged(parts)
+            target = process.first_step + rng.randint(1, MAX_STEPS)
+            process.wait_for(
+                lambda process=process, target=target: logged(process.workdir) >= target
+            )
+            time.sleep(rng.uniform(0, 2 * step_time))
+        code = process.end(stop_signal)
+        saved, last = step_of(parts), logged(parts)
         print(
-            f"{number:2}: from {life.began_at:3}, {signal.Signals(sent).name} at {seen:3}, kept {kept:3}; "
-            f"in the middle of {', '.join(being_written(parts)) or '-'}",
+            f"{number:2}: from {process.first_step:3}, {signal.Signals(stop_signal).name} at {last:3}, "
+            f"saved {saved:3}; "
+            f"partial: {', '.join(partial_names(parts)) or '-'}",
             flush=True,
         )
-        assert kept >= life.began_at
-        if sent == signal.SIGKILL:
+        assert saved >= process.first_step
+        if stop_signal == signal.SIGKILL:
             assert code == -signal.SIGKILL
-            assert seen - kept <= CHECKPOINT_EVERY
+            assert last - saved <= CHECKPOINT_EVERY
         else:
-            assert code == 128 + sent, life.said()[-2000:]
-            assert kept == seen
-            assert f"saved at step {kept}; the same command resumes the run" in life.said()
-        if life.began_at and "on 1 x cpu" in life.said():
-            assert f"going on from step {life.began_at}\n" in life.said()
-        if kept:
+            assert code == 128 + stop_signal, process.output()[-2000:]
+            assert saved == last
+            assert f"saved at step {saved}; the same command resumes the run" in process.output()
+        if process.first_step and "on 1 x cpu" in process.output():
+            assert f"resuming from step {process.first_step}\n" in process.output()
+        if saved:
             read_checkpoint(latest_checkpoint(parts))
         if (parts / BEST / WEIGHTS).is_file():
             load_bundle(parts)
 
-    last = Life(parts, synthetic98, steps, log)
-    assert last.process.wait(timeout=600) == 0, last.said()[-2000:]
-    assert not being_written(parts)
+    last = TrainProcess(parts, synthetic98, steps, log)
+    assert last.process.wait(timeout=600) == 0, last.output()[-2000:]
+    assert not partial_names(parts)
     names = {path.name for path in (parts / "checkpoints").iterdir()}
     assert names == {path.name for path in (whole / "checkpoints").iterdir()}
     assert len(names) == make_tiny_config().train.keep
@@ -158,11 +159,11 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     config = make_tiny_config()
     config.train.steps = steps
     config.train.checkpoint_every, config.train.eval_every = CHECKPOINT_EVERY, EVAL_EVERY
-    (state_a, figures_a), (state_b, figures_b) = (
-        state_and_figures(config, run) for run in (whole, parts)
+    (state_a, metrics_a), (state_b, metrics_b) = (
+        state_and_metrics(config, run) for run in (whole, parts)
     )
     assert len(state_a) == len(state_b) > 20
     for a, b in zip(state_a, state_b, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert figures_a == figures_b
-    print(f"{len(signals)} signals, {steps} steps: {len(state_a)} arrays of the state are the same")
+    assert metrics_a == metrics_b
+    print(f"{len(signals)} signals, {steps} steps: {len(state_a)} arrays of the state are equal")

@@ -7,7 +7,7 @@ from lcgcn_jax.training.metric_writer import BOARD, MetricWriter, read_metrics
 
 
 def board(workdir):
-    """All events of TensorBoard's files."""
+    """All events in the files of TensorBoard."""
     for file in sorted((workdir / BOARD).iterdir(), key=lambda path: path.stat().st_mtime_ns):
         data = file.read_bytes()
         while data:
@@ -16,7 +16,7 @@ def board(workdir):
             data = data[16 + length :]
 
 
-def test_figures_are_in_both_files_at_once(tmp_path):
+def test_metrics_are_in_both_files_without_delay(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     writer.write(7, {"train/loss": 0.5})
     assert read_metrics(tmp_path) == [{"step": 7, "train/loss": 0.5}]
@@ -26,12 +26,12 @@ def test_figures_are_in_both_files_at_once(tmp_path):
     writer.close()
 
 
-def test_what_a_killed_run_logged_beyond_its_checkpoint_is_dropped(tmp_path):
+def test_metrics_after_the_checkpoint_of_a_killed_run_are_dropped(tmp_path):
     rows = [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text[:-9])
     MetricWriter(tmp_path, 1).close()
     assert read_metrics(tmp_path) == rows[:1]
     *_, last = board(tmp_path)
-    assert last.step == 2, "TensorBoard hides what older files have from this step on"
+    assert last.step == 2, "TensorBoard hides later steps of older files"
     assert last.session_log.status == last.session_log.START

@@ -1,4 +1,4 @@
-"""Landmarks without a location, whose coordinates are NaN, in the training loss and in measured errors."""
+"""Landmarks without a location, whose coordinates are NaN, in losses and evaluation."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcgcn_jax.evaluation.evaluator import errors_of
+from lcgcn_jax.evaluation.face_errors import errors_of
 from lcgcn_jax.landmarks import IBUG68
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.training.config import default_config
@@ -18,7 +18,7 @@ LOSSES = sorted(itertools.product(HEATMAP_LOSSES, COORDINATE_LOSSES))
 
 
 @pytest.mark.parametrize(("heatmap", "coordinate"), LOSSES)
-def test_they_change_neither_the_loss_nor_its_gradient(heatmap, coordinate):
+def test_missing_landmarks_change_neither_the_loss_nor_its_gradient(heatmap, coordinate):
     rng = np.random.default_rng(0)
     located = np.array([[True, False, True], [False, False, False]])
     logits = jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32)
@@ -40,9 +40,9 @@ def test_they_change_neither_the_loss_nor_its_gradient(heatmap, coordinate):
     truth = rng.uniform(4, 28, (2, 3, 2))
     missing = np.where(located[..., None], truth, np.nan)
     expected, gradient = jax.value_and_grad(loss)((logits, points), truth)
-    found, gradient_of_missing = jax.value_and_grad(loss)((logits, points), missing)
-    assert np.isfinite(found)
-    assert found == expected
+    result, gradient_of_missing = jax.value_and_grad(loss)((logits, points), missing)
+    assert np.isfinite(result)
+    assert result == expected
     for a, b in zip(gradient, gradient_of_missing, strict=True):
         np.testing.assert_array_equal(a, b)
     assert (np.asarray(gradient_of_missing[1])[~located] == 0).all()
@@ -71,7 +71,7 @@ def make_errors(located):
     return errors_of([(output, batch)], IBUG68)
 
 
-def test_faces_without_an_outer_eye_corner_count_by_their_box_size():
+def test_faces_without_an_outer_eye_corner_are_normalized_by_box_size():
     located = np.ones((4, 68), bool)
     located[2, [36, 5]] = False  # a profile
     located[3, 5] = False

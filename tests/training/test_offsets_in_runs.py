@@ -1,4 +1,4 @@
-"""Runs on data with annotation offsets removed: targets, checksum in the run, refusal of other offsets."""
+"""Training on data with annotation offsets removed: targets, checksums, rejection of other offsets."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from lcgcn_jax.data.annotation_offsets import AnnotationOffsets
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import mean_shape
+from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.training.config_types import Config
 from lcgcn_jax.training.run_lock import DATA, OFFSETS, RunLock
 from lcgcn_jax.training.train_data import open_train_data
@@ -36,23 +36,23 @@ def copy98(synthetic98, tmp_path):
 
 
 @pytest.fixture
-def claim(tiny_config, tmp_path):
-    """Claims a run's folder for the tiny configuration, and lets it go again."""
+def lock_run(tiny_config, tmp_path):
+    """Function that locks and unlocks a workdir for the tiny configuration."""
 
     def make(*, accept_changes=False):
         config = Config.from_dict(tiny_config.to_dict())
         dataset, mixture = open_train_data(config)
         sources = mixture.datasets if tiny_config.data.sources else ()
-        claimed = RunLock(
+        lock = RunLock(
             tmp_path / "run", config, dataset, sources=sources, accept_changes=accept_changes
         )
-        claimed.write_config()
-        claimed.close()
+        lock.write_config()
+        lock.close()
 
     return make
 
 
-def test_only_the_source_with_offsets_is_moved(tiny_config, synthetic98, copy98, write_offsets):
+def test_only_the_source_with_offsets_is_corrected(tiny_config, synthetic98, copy98, write_offsets):
     file = write_offsets("a.json", 0.1)
     tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, file))
     _, mixture = open_train_data(Config.from_dict(tiny_config.to_dict()))
@@ -75,43 +75,43 @@ def test_offsets_of_data_dir_change_its_faces_and_the_mean_shape(
     assert mean_shape(moved, "train").shape == (98, 2)
 
 
-def test_run_goes_on_with_the_same_offsets_under_another_name(
-    tiny_config, synthetic98, copy98, write_offsets, claim, tmp_path
+def test_run_resumes_with_the_same_offsets_under_another_name(
+    tiny_config, synthetic98, copy98, write_offsets, lock_run, tmp_path
 ):
     tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, write_offsets("a.json", 0.1)))
     tiny_config.data.offsets = write_offsets("b.json", 0.2)
-    claim()
+    lock_run()
     written = json.loads((tmp_path / "run" / DATA).read_text())
     assert {key for key in written if OFFSETS in key} == {OFFSETS, f"sources/1/{OFFSETS}"}
     tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, write_offsets("c.json", 0.1)))
     tiny_config.data.offsets = write_offsets("d.json", 0.2)
-    claim()
+    lock_run()
 
 
 @pytest.mark.parametrize("field", ["sources", "offsets"])
-def test_run_refuses_a_changed_offsets_file(
-    tiny_config, synthetic98, copy98, write_offsets, claim, field
+def test_run_rejects_a_changed_offsets_file(
+    tiny_config, synthetic98, copy98, write_offsets, lock_run, field
 ):
     file = write_offsets("a.json", 0.1)
     if field == "sources":
         tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, file))
     else:
         tiny_config.data.offsets = file
-    claim()
+    lock_run()
     write_offsets("a.json", 0.2)
-    # Without keeping the exception, whose traceback would keep the folder's lock.
+    # The exception is not stored, since its traceback would keep the lock.
     with pytest.raises(
         InputError,
         match=r"^[^\n]*a\.json: not the annotation offsets that .*--accept-changes[^\n]*$",
     ):
-        claim()
-    claim(accept_changes=True)
-    claim()
+        lock_run()
+    lock_run(accept_changes=True)
+    lock_run()
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "weight"])
-def test_run_refuses_offsets_that_come_or_go(
-    tiny_config, synthetic98, copy98, write_offsets, claim, change
+def test_run_rejects_offsets_that_are_added_or_removed(
+    tiny_config, synthetic98, copy98, write_offsets, lock_run, change
 ):
     file = write_offsets("a.json", 0.1)
     without, with_file = (copy98, 1), (copy98, 1, file)
@@ -121,29 +121,31 @@ def test_run_refuses_offsets_that_come_or_go(
         "weight": (with_file, (copy98, 2, file)),
     }[change]
     tiny_config.data.sources = ((str(synthetic98), 1), before)
-    claim()
+    lock_run()
     tiny_config.data.sources = ((str(synthetic98), 1), after)
     with pytest.raises(InputError, match=r"another config \(data\.sources: "):
-        claim()
+        lock_run()
 
 
-def test_run_refuses_offsets_of_data_dir_that_come_or_go(tiny_config, write_offsets, claim):
-    claim()
+def test_run_rejects_offsets_of_data_dir_that_are_added_or_removed(
+    tiny_config, write_offsets, lock_run
+):
+    lock_run()
     tiny_config.data.offsets = write_offsets("a.json", 0.1)
     with pytest.raises(InputError, match=r"another config \(data\.offsets: "):
-        claim()
+        lock_run()
 
 
-def test_a_run_that_an_older_version_began_goes_on(tiny_config, claim, tmp_path):
-    claim()
+def test_run_of_an_older_version_resumes(tiny_config, lock_run, tmp_path):
+    lock_run()
     file = tmp_path / "run" / "config.json"
     config = json.loads(file.read_text())
     del config["data"]["offsets"], config["data"]["augment"]["border"]
     file.write_text(json.dumps(config))
-    claim()
+    lock_run()
 
 
-def test_offsets_that_cannot_be_used_name_the_file(tiny_config, synthetic98, tmp_path):
+def test_unusable_offsets_name_the_file(tiny_config, synthetic98, tmp_path):
     tiny_config.data.offsets = str(tmp_path / "gone.json")
     with pytest.raises(InputError, match=r"gone\.json: cannot be read: .*fit-offsets"):
         open_train_data(Config.from_dict(tiny_config.to_dict()))

@@ -29,7 +29,7 @@ def rates(steps=100, **config):
 
 
 def steps_taken(gradients, mode="joint", params=PARAMS, **config):
-    """How far each parameter goes with each of the gradients (numbers, the same for all)."""
+    """Update of each parameter for each gradient, a number for all elements."""
     optimizer, _ = make_optimizer(dataclasses.replace(CONFIG, **config), mode, 100)
     state, steps = optimizer.init(params), []
     for gradient in gradients:
@@ -45,13 +45,13 @@ def test_constant_schedule():
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
-def test_warm_up_is_linear_from_0_to_the_peak(schedule):
+def test_warm_up_is_linear_from_zero_to_the_peak(schedule):
     warm = rates(schedule=schedule, warmup_steps=10)[:11]
     np.testing.assert_allclose(warm, 0.2 * np.arange(11) / 10, rtol=1e-5)
 
 
 @pytest.mark.parametrize("warmup", [0, 10])
-def test_cosine_falls_to_0_at_the_last_step(warmup):
+def test_cosine_ends_at_zero(warmup):
     rate = rates(schedule="cosine", warmup_steps=warmup)
     middle = warmup + (100 - warmup) // 2
     np.testing.assert_allclose(rate[[warmup, middle, 100]], [0.2, 0.1, 0.0], atol=1e-6)
@@ -59,33 +59,33 @@ def test_cosine_falls_to_0_at_the_last_step(warmup):
 
 
 @pytest.mark.parametrize("warmup", [0, 10])
-def test_step_schedule_falls_to_a_tenth_at_each_milestone(warmup):
+def test_step_schedule_divides_by_ten_at_each_milestone(warmup):
     rate = rates(schedule="step", warmup_steps=warmup)
     expected = np.repeat([0.2, 0.02, 0.002], [50 - warmup, 30, 21])
     np.testing.assert_allclose(rate[warmup:], expected, rtol=1e-5)
 
 
-def test_warm_up_takes_half_of_a_short_training_at_most():
+def test_warm_up_is_at_most_half_of_the_training():
     rate = rates(steps=20, warmup_steps=500)
     assert rate.argmax() == 10
     assert rate[20] == pytest.approx(0.2)
 
 
-def test_each_group_steps_by_its_own_learning_rate():
+def test_each_group_has_its_learning_rate():
     (steps,) = steps_taken([0.7])
     for name, step in steps.items():  # Adam's first step is the learning rate
         expected = -1e-4 if name.startswith("heatmap_model.") else -1e-3
         np.testing.assert_allclose(step, [expected], rtol=1e-4)
 
 
-def test_schedules_of_the_groups_are_given_for_the_log():
+def test_schedules_of_the_groups_are_returned():
     _, schedules = make_optimizer(CONFIG, "joint", 100)
     assert {group: float(rate(0)) for group, rate in schedules.items()} == pytest.approx(
         {"heatmap": 1e-4, "graph": 1e-3}
     )
 
 
-def test_weight_decay_is_on_matrices_only():
+def test_weight_decay_applies_only_to_matrices():
     (steps,) = steps_taken([0.0], weight_decay=0.1)
     expected = {
         "heatmap_model.conv.kernel": -1e-4 * 0.1 * 3,
@@ -96,16 +96,16 @@ def test_weight_decay_is_on_matrices_only():
     assert {name: step.item() for name, step in steps.items()} == pytest.approx(expected, rel=1e-4)
 
 
-def test_clipping_keeps_a_spike_from_the_moving_averages():
+def test_clipping_limits_outliers():
     one = {"graph.bias": jnp.ones((1,))}
     (_, clipped), (_, free) = (
         steps_taken([1.0, 1e6], "frozen", one, clip_norm=norm) for norm in (1.0, 0.0)
     )
-    assert clipped["graph.bias"] == pytest.approx(-1e-3, rel=1e-4)  # as if it were another 1
+    assert clipped["graph.bias"] == pytest.approx(-1e-3, rel=1e-4)  # as for another gradient of 1
     assert abs(free["graph.bias"]) < 0.8e-3
 
 
-def test_clipping_is_by_the_norm_of_all_gradients_together():
+def test_clipping_uses_the_norm_of_all_gradients():
     optimizer, _ = make_optimizer(dataclasses.replace(CONFIG, clip_norm=1.0), "joint", 100)
     gradients = jax.tree.map(jnp.ones_like, PARAMS)
     with jax.numpy_dtype_promotion("standard"):
@@ -139,10 +139,10 @@ def test_unknown_mode_is_named():
         trained_names("both", PARAMS)
 
 
-def test_training_a_graph_that_is_not_there_is_refused():
-    alone = {name: value for name, value in PARAMS.items() if name.startswith("heatmap")}
+def test_frozen_mode_without_a_graph_is_rejected():
+    heatmap_params = {name: value for name, value in PARAMS.items() if name.startswith("heatmap")}
     with pytest.raises(InputError, match=r"'frozen' trains the graph, and model\.graph is None"):
-        trained_names("frozen", alone)
+        trained_names("frozen", heatmap_params)
 
 
 def test_unknown_schedule_is_named():

@@ -19,12 +19,12 @@ from lcgcn_jax.models.bundles import BEST, WEIGHTS, Bundle, abstract_weights, sa
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training.config import default_config, to_json
+from lcgcn_jax.training.config_types import Config
 from lcgcn_jax.training.pretrained import INIT_SCOPES, load_pretrained_weights
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
-# Of a damaged checkpoint's arrays, those still being read when the first fails report to an event loop
-# that orbax has closed by then.
+# After the first array of a damaged checkpoint fails, the others report to a closed event loop of Orbax.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ARCH = "tiny"
@@ -37,21 +37,24 @@ def abstract_model(model, k):
     return built, *split_weights(built)[1:]
 
 
-def begin(config, scheme=WFLW98):
-    """What a training of a configuration begins with; what is fresh is an abstract array."""
+def load_weights(config, scheme=WFLW98):
+    """Initial weights of a configuration, and the message; random weights are abstract arrays."""
     model, params, batch_stats = abstract_model(
         json.dumps(config.model.to_dict()), scheme.num_landmarks
     )
-    params, batch_stats, said = load_pretrained_weights(config, scheme, model, params, batch_stats)
-    return params | batch_stats, said
+    typed = Config.from_dict(config.to_dict())
+    params, batch_stats, message = load_pretrained_weights(
+        typed, scheme, model, params, batch_stats
+    )
+    return params | batch_stats, message
 
 
-def assert_begins_with(found, weights, *starts, but=()):
-    """Weights with these starts of their names are equal, and all others are fresh."""
-    taken = {name for name in found if name.startswith(starts) and not name.startswith(but)}
-    assert len(taken) > 5
-    for name, value in found.items():
-        if name in taken:
+def assert_loaded(result, weights, *prefixes, excluded=()):
+    """Weights with these prefixes are equal to `weights`, and all others are random."""
+    loaded = {n for n in result if n.startswith(prefixes) and not n.startswith(excluded)}
+    assert len(loaded) > 5
+    for name, value in result.items():
+        if name in loaded:
             assert value.dtype == np.float32
             np.testing.assert_array_equal(value, weights[name])
         else:
@@ -76,42 +79,42 @@ def tiny_bundle(tiny_config):
 
 @pytest.fixture
 def from_bundle(tiny_config, tiny_bundle, tmp_path):
-    """The tiny configuration, to begin with a bundle of it."""
+    """Tiny configuration that starts from a bundle of it."""
     save_bundle(tmp_path / "bundle", tiny_bundle, "")
     tiny_config.init_from = str(tmp_path / "bundle")
     return tiny_config
 
 
 HEAD, HEATMAP = "heatmap_model.out.", "heatmap_model."
-TAKEN = {"heatmap": ((HEATMAP,), ()), "whole": (("",), ()), "backbone": ((HEATMAP,), (HEAD,))}
+SCOPES = {"heatmap": ((HEATMAP,), ()), "whole": (("",), ()), "backbone": ((HEATMAP,), (HEAD,))}
 
 
-@pytest.mark.parametrize("parts", INIT_SCOPES)
+@pytest.mark.parametrize("scope", INIT_SCOPES)
 @pytest.mark.parametrize("as_file", [False, True])
-def test_a_bundle_gives_its_parts(from_bundle, tiny_bundle, parts, as_file):
-    from_bundle.init_scope = parts
+def test_bundle_initializes_its_scope(from_bundle, tiny_bundle, scope, as_file):
+    from_bundle.init_scope = scope
     if as_file:
         from_bundle.init_from += f"/{WEIGHTS}"
-    found, said = begin(from_bundle)
-    starts, but = TAKEN[parts]
-    assert_begins_with(found, tiny_bundle.weights, *starts, but=but)
-    expected = f"starts with the {INIT_SCOPES[parts]} of {from_bundle.init_from}"
-    assert said == expected + ("; the head is random" if parts == "backbone" else "")
+    weights, message = load_weights(from_bundle)
+    prefixes, excluded = SCOPES[scope]
+    assert_loaded(weights, tiny_bundle.weights, *prefixes, excluded=excluded)
+    expected = f"starts with the {INIT_SCOPES[scope]} of {from_bundle.init_from}"
+    assert message == expected + ("; the head is random" if scope == "backbone" else "")
 
 
-def test_a_backbone_is_taken_for_another_number_of_landmarks(from_bundle, tiny_bundle):
+def test_backbone_is_loaded_for_another_number_of_landmarks(from_bundle, tiny_bundle):
     from_bundle.init_scope = "backbone"
-    found, _ = begin(from_bundle, IBUG68)
-    assert_begins_with(found, tiny_bundle.weights, HEATMAP, but=(HEAD,))
-    assert found["heatmap_model.out.bias"].shape == (68,)
+    weights, _ = load_weights(from_bundle, IBUG68)
+    assert_loaded(weights, tiny_bundle.weights, HEATMAP, excluded=(HEAD,))
+    assert weights["heatmap_model.out.bias"].shape == (68,)
 
 
-def test_of_half_precision_float32_is_made(from_bundle, tiny_bundle, tmp_path):
+def test_half_precision_is_converted_to_float32(from_bundle, tiny_bundle, tmp_path):
     save_bundle(tmp_path / "bundle", tiny_bundle, "", dtype=np.float16)
-    found, _ = begin(from_bundle)
+    weights, _ = load_weights(from_bundle)
     name = "heatmap_model.conv2.conv.kernel"
-    assert found[name].dtype == np.float32
-    np.testing.assert_array_equal(found[name], tiny_bundle.weights[name].astype(np.float16))
+    assert weights[name].dtype == np.float32
+    np.testing.assert_array_equal(weights[name], tiny_bundle.weights[name].astype(np.float16))
 
 
 def two_steps(config, ema_decay):
@@ -123,7 +126,7 @@ def two_steps(config, ema_decay):
 
 @pytest.fixture(scope="module", params=[0.9, 0.0], ids=["ema", "no_ema"])
 def trained(request, make_tiny_config, tmp_path_factory):
-    """A workdir with a checkpoint of each of two steps and no best model, and what it evaluates with."""
+    """Workdir with checkpoints of two steps and no best model, and the weights to evaluate."""
     config = two_steps(make_tiny_config(), ema_decay=request.param)
     workdir = tmp_path_factory.mktemp("runs") / "run"
     training = Trainer(config, workdir, make_mesh(8)).prepare()
@@ -138,36 +141,36 @@ with_ema = pytest.mark.parametrize("trained", [0.9], ids=["ema"], indirect=True)
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy of that workdir."""
+    """Copy of that workdir."""
     return shutil.copytree(trained[0], tmp_path / "source")
 
 
-def begin_with(config, path):
+def load_from(config, path):
     config.init_from = str(path)
-    return begin(config)
+    return load_weights(config)
 
 
-def test_a_run_without_a_best_model_gives_its_latest_checkpoint(tiny_config, trained):
+def test_run_without_a_best_model_gives_its_latest_checkpoint(tiny_config, trained):
     workdir, evaluated = trained
     tiny_config.init_scope = "whole"
-    latest, said = begin_with(tiny_config, workdir)
-    assert_begins_with(latest, evaluated, "")
-    assert said == f"starts with the whole model of {workdir}"
-    second, _ = begin_with(tiny_config, workdir / "checkpoints" / "2")
-    assert_begins_with(second, evaluated, "")
-    first, _ = begin_with(tiny_config, workdir / "checkpoints" / "1")
+    latest, message = load_from(tiny_config, workdir)
+    assert_loaded(latest, evaluated, "")
+    assert message == f"starts with the whole model of {workdir}"
+    second, _ = load_from(tiny_config, workdir / "checkpoints" / "2")
+    assert_loaded(second, evaluated, "")
+    first, _ = load_from(tiny_config, workdir / "checkpoints" / "1")
     assert any(not np.array_equal(first[name], value) for name, value in evaluated.items())
 
 
 @with_ema
-def test_a_best_model_goes_before_checkpoints(tiny_config, tiny_bundle, run):
+def test_best_model_takes_precedence_over_checkpoints(tiny_config, tiny_bundle, run):
     save_bundle(run / BEST, tiny_bundle, "")
-    found, _ = begin_with(tiny_config, run)
-    assert_begins_with(found, tiny_bundle.weights, HEATMAP)
+    weights, _ = load_from(tiny_config, run)
+    assert_loaded(weights, tiny_bundle.weights, HEATMAP)
 
 
 @with_ema
-def test_a_run_that_goes_on_needs_its_beginning_no_more(tiny_config, run):
+def test_resumed_run_does_not_read_init_from(tiny_config, run):
     config = two_steps(tiny_config, ema_decay=0.9)
     config.init_from = "gone"
     (run / "config.json").write_text(to_json(config))
@@ -190,7 +193,7 @@ def hrnet_config(graph=True, activation="linear"):
 
 @pytest.fixture(scope="module")
 def hrnet():
-    """A bundle of HRNet with the authors' graph head, and the same as PyTorch has it."""
+    """Bundle of HRNet with the authors' graph head, and its PyTorch state."""
     config = hrnet_config()
     config.model.graph.update(dataclasses.asdict(AUTHORS_GRAPH))
     model = config.model.to_dict()
@@ -206,13 +209,13 @@ def hrnet():
 
 @pytest.fixture
 def face(hrnet):
-    """The heatmap model alone, as HRNet-Facial-Landmark-Detection names it."""
+    """State of the heatmap model only, with the names of HRNet-Facial-Landmark-Detection."""
     graph = ("class_embedding", "edges", "visual_feature_embedding", "gcn_layers")
     return {key: value for key, value in hrnet[1].items() if not key.startswith(graph)}
 
 
-OF_HEAD = tuple(f"heatmap_model.head_{part}." for part in ("conv", "bn", "out"))
-OF_IMAGENET = ("conv", "bn", "layer1", "transition", "stage")
+HEAD_PREFIXES = tuple(f"heatmap_model.head_{part}." for part in ("conv", "bn", "out"))
+BACKBONE_PREFIXES = ("conv", "bn", "layer1", "transition", "stage")
 
 
 def write(path, state):
@@ -238,145 +241,147 @@ def mmpose(state):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt"])
-@pytest.mark.parametrize("parts", ["heatmap", "backbone"])
-def test_a_pytorch_file_gives_its_parts(hrnet, face, tmp_path, ending, parts):
+@pytest.mark.parametrize("scope", ["heatmap", "backbone"])
+def test_pytorch_file_initializes_its_scope(hrnet, face, tmp_path, ending, scope):
     config = hrnet_config()
-    config.init_scope = parts
-    found, said = begin_with(config, write(tmp_path / f"face{ending}", face))
-    assert_begins_with(found, hrnet[0].weights, HEATMAP, but=OF_HEAD if parts == "backbone" else ())
-    assert said.startswith(f"starts with the {INIT_SCOPES[parts]} of {tmp_path}")
+    config.init_scope = scope
+    weights, message = load_from(config, write(tmp_path / f"face{ending}", face))
+    assert_loaded(
+        weights, hrnet[0].weights, HEATMAP, excluded=HEAD_PREFIXES if scope == "backbone" else ()
+    )
+    assert message.startswith(f"starts with the {INIT_SCOPES[scope]} of {tmp_path}")
 
 
-def test_mmposes_names_are_known_too(hrnet, face, tmp_path):
+def test_names_of_mmpose_are_mapped(hrnet, face, tmp_path):
     config = hrnet_config()
     config.model.heatmap_offset = 0.0
-    found, said = begin_with(config, write(tmp_path / "face.safetensors", mmpose(face)))
-    assert_begins_with(found, hrnet[0].weights, HEATMAP)
-    assert said.endswith("face.safetensors")
+    weights, message = load_from(config, write(tmp_path / "face.safetensors", mmpose(face)))
+    assert_loaded(weights, hrnet[0].weights, HEATMAP)
+    assert message.endswith("face.safetensors")
 
 
-def test_the_authors_file_gives_the_whole_model(hrnet, tmp_path):
+def test_file_of_the_authors_gives_the_whole_model(hrnet, tmp_path):
     bundle, state = hrnet
     config = hrnet_config(activation="sigmoid")
     config.model.heatmap_offset = 2.0
     config.model.graph = bundle.model["graph"]
     config.init_scope = "whole"
     path = write(tmp_path / "lcgcn.safetensors", state)
-    found, _ = begin_with(config, path)
-    assert_begins_with(found, bundle.weights, "")
+    weights, _ = load_from(config, path)
+    assert_loaded(weights, bundle.weights, "")
     config.init_scope = "heatmap"
-    found, _ = begin_with(config, path)
-    assert_begins_with(found, bundle.weights, HEATMAP)
+    weights, _ = load_from(config, path)
+    assert_loaded(weights, bundle.weights, HEATMAP)
 
 
-@pytest.mark.parametrize("parts", ["heatmap", "backbone"])
-def test_an_imagenet_file_gives_its_backbone_and_the_head_is_fresh(hrnet, face, tmp_path, parts):
-    state = {key: value for key, value in face.items() if key.startswith(OF_IMAGENET)}
+@pytest.mark.parametrize("scope", ["heatmap", "backbone"])
+def test_imagenet_file_gives_its_backbone(hrnet, face, tmp_path, scope):
+    state = {key: value for key, value in face.items() if key.startswith(BACKBONE_PREFIXES)}
     state["classifier.weight"] = np.ones((3, 2), np.float32)
     config = hrnet_config(activation="sigmoid")
-    config.init_scope = parts
+    config.init_scope = scope
     path = write(tmp_path / "imagenet.safetensors", state)
-    found, said = begin_with(config, path)
-    assert_begins_with(found, hrnet[0].weights, HEATMAP, but=OF_HEAD)
-    assert said == f"starts with the backbone of {path}; the head is random"
+    weights, message = load_from(config, path)
+    assert_loaded(weights, hrnet[0].weights, HEATMAP, excluded=HEAD_PREFIXES)
+    assert message == f"starts with the backbone of {path}; the head is random"
 
 
-def test_heatmaps_that_mean_something_else_are_said(face, tmp_path):
+def test_other_meaning_of_heatmaps_is_reported(face, tmp_path):
     config = hrnet_config(activation="sigmoid")
     config.model.heatmap_offset = None
-    _, said = begin_with(config, write(tmp_path / "face.safetensors", face))
-    assert said.endswith(
+    _, message = load_from(config, write(tmp_path / "face.safetensors", face))
+    assert message.endswith(
         "face.safetensors, whose heatmaps have to learn another config (model.heatmap.activation: "
         "'linear' -> 'sigmoid'; model.heatmap_offset: 2.5 -> 1.5)"
     )
 
 
-def refusal(config, scheme=WFLW98):
+def error_of(config, scheme=WFLW98):
     with pytest.raises(InputError) as caught:
-        begin(config, scheme)
+        load_weights(config, scheme)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_frozen_heatmaps_have_to_mean_the_same(hrnet, face, tmp_path):
+def test_frozen_heatmaps_need_the_same_meaning(hrnet, face, tmp_path):
     config = hrnet_config(activation="sigmoid")
     config.init_from = str(write(tmp_path / "face.safetensors", face))
     config.train.mode = "frozen"
-    said = refusal(config)
-    assert "(model.heatmap.activation: 'linear' -> 'sigmoid')" in said
-    assert said.endswith("give --config.model.heatmap.activation=linear")
+    message = error_of(config)
+    assert "(model.heatmap.activation: 'linear' -> 'sigmoid')" in message
+    assert message.endswith("give --config.model.heatmap.activation=linear")
     config.model.heatmap_offset = None
-    said = refusal(config)
-    assert "model.heatmap_offset: 2.5 -> 1.5)" in said
-    assert said.endswith(
+    message = error_of(config)
+    assert "model.heatmap_offset: 2.5 -> 1.5)" in message
+    assert message.endswith(
         "give --config.model.heatmap.activation=linear --config.model.heatmap_offset=2.5"
     )
     config.model.heatmap_offset = 2.5
     config.model.heatmap.activation = "linear"
-    found, _ = begin(config)
-    assert_begins_with(found, hrnet[0].weights, HEATMAP)
+    weights, _ = load_weights(config)
+    assert_loaded(weights, hrnet[0].weights, HEATMAP)
 
 
-def test_what_is_fresh_cannot_be_frozen(from_bundle):
+def test_random_head_cannot_be_frozen(from_bundle):
     from_bundle.init_scope, from_bundle.train.mode = "backbone", "frozen"
-    assert "the head would be random, and train.mode 'frozen'" in refusal(from_bundle)
+    assert "the head would be random, and train.mode 'frozen'" in error_of(from_bundle)
 
 
-def test_a_backbone_alone_is_no_whole_model(face, tmp_path):
-    state = {key: value for key, value in face.items() if key.startswith(OF_IMAGENET)}
+def test_backbone_is_rejected_as_whole_model(face, tmp_path):
+    state = {key: value for key, value in face.items() if key.startswith(BACKBONE_PREFIXES)}
     config = hrnet_config(graph=False)
     config.init_from = str(write(tmp_path / "imagenet.safetensors", state))
     config.init_scope = "whole"
-    assert refusal(config).endswith("has only a backbone; set config.init_scope to 'backbone'")
+    assert error_of(config).endswith("has only a backbone; set config.init_scope to 'backbone'")
 
 
-def test_another_number_of_points_is_refused_with_the_way_out(from_bundle):
-    said = refusal(from_bundle, IBUG68)
-    assert "its heatmaps are of 98 landmarks, and ibug68 has 68" in said
-    assert "config.init_scope to 'backbone'" in said
+def test_another_number_of_landmarks_is_rejected(from_bundle):
+    message = error_of(from_bundle, IBUG68)
+    assert "its heatmaps are of 98 landmarks, and ibug68 has 68" in message
+    assert "config.init_scope to 'backbone'" in message
 
 
-def test_another_size_of_bundle_is_refused_with_what_differs(from_bundle, tiny_bundle, tmp_path):
+def test_bundle_of_another_size_is_rejected(from_bundle, tiny_bundle, tmp_path):
     model = tiny_bundle.model | {"heatmap": {"name": "two_convs", "width": 6}}
     save_bundle(tmp_path / "bundle", Bundle(model, WFLW98, 32, random_weights(model, 98)), "")
     from_bundle.unlock().model.heatmap = {"name": "two_convs", "width": 8}
-    said = refusal(from_bundle)
-    assert "weights do not fit the configuration; the first: heatmap_model.conv1.bn.bias" in said
-    assert said.endswith("its config is another one (model.heatmap.width: 6 -> 8)")
+    message = error_of(from_bundle)
+    assert "weights do not fit the configuration; the first: heatmap_model.conv1.bn.bias" in message
+    assert message.endswith("its config is another one (model.heatmap.width: 6 -> 8)")
 
 
 @pytest.mark.slow
-def test_another_size_of_file_is_refused_with_all_of_its_keys(face, tmp_path):
+def test_file_of_another_size_is_rejected(face, tmp_path):
     config = hrnet_config()
     config.model.heatmap.arch = "w18-small-v2"
     config.init_from = str(write(tmp_path / "face.safetensors", face))
-    said = refusal(config)
-    assert "face.safetensors: " in said
-    assert "keys do not fit the model" in said
-    assert "layer1.1.conv1.weight" in said
+    message = error_of(config)
+    assert "face.safetensors: " in message
+    assert "keys do not fit the model" in message
+    assert "layer1.1.conv1.weight" in message
 
 
-@pytest.mark.parametrize("parts", ["heatmap", "backbone"])
-def test_unmapped_unfilled_and_misshapen_keys_are_listed(face, tmp_path, parts):
+@pytest.mark.parametrize("scope", ["heatmap", "backbone"])
+def test_unknown_missing_and_misshapen_keys_are_listed(face, tmp_path, scope):
     state = {key: value for key, value in face.items() if key != "conv1.weight"}
     state |= {"extra": np.ones(1, np.float32), "bn1.weight": np.ones(63, np.float32)}
     config = hrnet_config()
-    config.init_scope = parts
+    config.init_scope = scope
     config.init_from = str(write(tmp_path / "face.safetensors", state))
-    said = refusal(config)
+    message = error_of(config)
     for part in ("unknown: extra", "missing: conv1.weight", "bn1.weight (63,) instead of (64,)"):
-        assert part in said
+        assert part in message
 
 
-def test_a_model_that_does_not_name_its_head_has_no_backbone(from_bundle, monkeypatch):
+def test_model_without_head_modules_has_no_backbone(from_bundle, monkeypatch):
     factory = registry._HEATMAP_MODELS["two_convs"]
     monkeypatch.delattr(factory, "head_modules")
     from_bundle.init_scope = "backbone"
-    assert "'two_convs' does not define its head" in refusal(from_bundle)
+    assert "'two_convs' does not define its head" in error_of(from_bundle)
 
 
 class Code:
-    """What pickle would run on loading."""
+    """Object whose unpickling runs a command."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -385,14 +390,14 @@ class Code:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
+def test_code_in_a_pickle_is_rejected_and_not_run(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save(
         {"conv1.weight": torch.zeros(2), "extra": Code(tmp_path / "ran")}, tmp_path / "a.pth"
     )
     config = hrnet_config()
     config.init_from = str(tmp_path / "a.pth")
-    assert "a.pth: its pickle calls posix.system" in refusal(config)
+    assert "a.pth: its pickle calls posix.system" in error_of(config)
     assert not (tmp_path / "ran").exists()
 
 
@@ -455,7 +460,7 @@ def unknown_part(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "break_source",
     [
         damaged_checkpoint,
         checkpoint_of_another_config,
@@ -467,11 +472,11 @@ def unknown_part(config, tmp_path):
         not_an_hrnet,
         unknown_part,
     ],
-    ids=lambda spoil: spoil.__name__,
+    ids=lambda break_source: break_source.__name__,
 )
 @with_ema
-def test_a_bad_beginning_is_one_line_and_leaves_nothing(from_bundle, run, tmp_path, spoil):
-    message = spoil(from_bundle, tmp_path)
+def test_unusable_init_from_is_reported_in_one_line(from_bundle, run, tmp_path, break_source):
+    message = break_source(from_bundle, tmp_path)
     with pytest.raises(InputError, match=message) as caught:
         Trainer(from_bundle, tmp_path / "run", make_mesh(1)).prepare()
     assert "\n" not in str(caught.value)
@@ -479,7 +484,7 @@ def test_a_bad_beginning_is_one_line_and_leaves_nothing(from_bundle, run, tmp_pa
 
 
 def test_weights_take_effect(from_bundle, tiny_bundle, tmp_path):
-    """From the source to what the model says."""
+    """From the source to the outputs of the model."""
     from_bundle.init_scope = "whole"
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     training = Trainer(from_bundle, tmp_path / "run", make_mesh(1)).prepare()

@@ -1,4 +1,4 @@
-"""`train.remat`: the same step, and what it computes again."""
+"""`train.remat`: equal results with recomputed activations."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ SIZE, BATCH, K = 64, 4, 5
 
 
 class OneBlock(nnx.Module):
-    """A stem, and a residual block that can be computed again."""
+    """A stem, and a residual block whose activations can be recomputed."""
 
     stride, feature_channels = 4, 8
 
@@ -46,7 +46,7 @@ class OneBlock(nnx.Module):
     ],
     ids=lambda heatmap: heatmap["name"],
 )
-def test_the_step_is_the_same(heatmap, monkeypatch):
+def test_step_is_the_same_with_remat(heatmap, monkeypatch):
     monkeypatch.setitem(registry._HEATMAP_MODELS, "one_block", OneBlock)
     config = Config(
         data=DataConfig(image_size=SIZE),
@@ -68,19 +68,19 @@ def test_the_step_is_the_same(heatmap, monkeypatch):
         )
         state = step.init_state(params, batch_stats)
         lowered = jax.jit(step.function, compiler_options=compiler_options()).lower(state, batch)
-        # Counted before XLA has its way: on a CPU it takes equal computations together again.
+        # Counted before XLA's optimization, which merges equal computations on a CPU.
         convolutions.append(lowered.as_text().count("stablehlo.convolution"))
         outcomes.append(lowered.compile()(state, batch))
-    (expected, figures), (found, ours) = outcomes
-    np.testing.assert_allclose(ours["loss"], figures["loss"], rtol=1e-5)
+    (expected, scalars), (result, remat_scalars) = outcomes
+    np.testing.assert_allclose(remat_scalars["loss"], scalars["loss"], rtol=1e-5)
     for name, start in params.items():
-        wanted = np.asarray(expected.params[name] - start)
-        difference = np.asarray(found.params[name] - expected.params[name])
+        update = np.asarray(expected.params[name] - start)
+        difference = np.asarray(result.params[name] - expected.params[name])
         # Rounding may open a ReLU whose input is nearly 0; see tests/test_compilation.py.
-        assert np.linalg.norm(difference) <= 2e-2 * np.linalg.norm(wanted) + 1e-6, name
+        assert np.linalg.norm(difference) <= 2e-2 * np.linalg.norm(update) + 1e-6, name
     for name, value in expected.batch_stats.items():
         assert np.any(value != batch_stats[name]), f"{name} did not move"
-        np.testing.assert_allclose(found.batch_stats[name], value, rtol=1e-3, atol=1e-5)
-    # Nearly all of the network lies in what is computed again: the third forward, forward and backward.
-    kept, again = convolutions
-    assert again > 1.2 * kept
+        np.testing.assert_allclose(result.batch_stats[name], value, rtol=1e-3, atol=1e-5)
+    # Nearly the whole network is recomputed, in addition to the forward and the backward pass.
+    plain, with_remat = convolutions
+    assert with_remat > 1.2 * plain

@@ -20,7 +20,7 @@ LOGITS = jnp.asarray(RNG.normal(size=(B, SIDE, SIDE, K)), jnp.float32)
 
 
 def parts_of(size, *, activation="sigmoid", groups=("heatmap", "graph"), **config):
-    """Total and parts for the same predictions on the same faces, at crops of any size."""
+    """Total and parts of the loss for the same predictions, in crops of any size."""
     rng = np.random.default_rng(1)
     true = jnp.asarray(size * rng.uniform(0.1, 0.9, (B, K, 2)), jnp.float32)
     predicted = true + jnp.asarray(size * rng.uniform(-0.1, 0.1, (B, K, 2)), jnp.float32)
@@ -34,7 +34,7 @@ def parts_of(size, *, activation="sigmoid", groups=("heatmap", "graph"), **confi
 
 
 @pytest.mark.parametrize("size", [128, 256])
-def test_coordinate_losses_are_in_pixels_of_256_whatever_the_crop(size):
+def test_coordinate_losses_are_in_pixels_of_a_256_px_crop(size):
     for name, loss in COORDINATE_LOSSES.items():
         (_, parts), true, predicted = parts_of(size, coordinate=name)
         assert set(parts) == {"focal", name}
@@ -49,14 +49,14 @@ def test_coordinate_losses_are_in_pixels_of_256_whatever_the_crop(size):
         )
 
 
-def test_l1_is_in_parts_of_the_crop():
+def test_l1_is_a_fraction_of_the_crop():
     (_, parts), true, predicted = parts_of(128)
     np.testing.assert_allclose(
         parts["l1"], losses.l1(predicted / 128, true / 128, VISIBLE), rtol=1e-6
     )
 
 
-def test_every_turn_is_held_to_the_truth():
+def test_every_stage_is_supervised():
     rng = np.random.default_rng(0)
     true, *stages = (jnp.asarray(rng.uniform(0, 64, (B, K, 2)), jnp.float32) for _ in range(4))
     output = LCGCNOutput(
@@ -70,19 +70,19 @@ def test_every_turn_is_held_to_the_truth():
 
 @pytest.mark.parametrize("activation", ["sigmoid", "linear"])
 @pytest.mark.parametrize("name", ["mse", "adaptive_wing"])
-def test_heatmap_losses_see_the_heat(activation, name):
+def test_heatmap_losses_apply_to_the_activation(activation, name):
     (_, parts), true, _ = parts_of(64, heatmap=name, activation=activation)
-    heat = jax.nn.sigmoid(LOGITS) if activation == "sigmoid" else LOGITS
+    heatmaps = jax.nn.sigmoid(LOGITS) if activation == "sigmoid" else LOGITS
     targets = encode((true + 0.5) / 8 - 0.5, (SIDE, SIDE), sigma=1.5, subpixel=True)
     np.testing.assert_allclose(
-        parts[name], getattr(losses, name)(heat, targets, VISIBLE), rtol=1e-5
+        parts[name], getattr(losses, name)(heatmaps, targets, VISIBLE), rtol=1e-5
     )
 
 
-def heatmap_loss(name, cells, heat):
-    """The loss of linear heat, or for `focal` of logits, where the truth is at these heatmap cells."""
-    landmarks = 4 * jnp.asarray(cells, heat.dtype) + 1.5
-    output = LCGCNOutput(heat, landmarks, jnp.ones((B, K), heat.dtype), None, landmarks)
+def heatmap_loss(name, points, heatmaps):
+    """Loss of linear heatmaps, for `focal` of logits, with the truth at these heatmap pixels."""
+    landmarks = 4 * jnp.asarray(points, heatmaps.dtype) + 1.5
+    output = LCGCNOutput(heatmaps, landmarks, jnp.ones((B, K), heatmaps.dtype), None, landmarks)
     total, _ = total_loss(
         output,
         landmarks,
@@ -96,36 +96,38 @@ def heatmap_loss(name, cells, heat):
 
 
 @pytest.mark.parametrize("name", ["mse", "adaptive_wing"])
-def test_targets_are_exact_gaussians_about_the_points(name):
-    """In float64: heat that is drawn about the points themselves is without loss."""
-    cells = np.random.default_rng(2).uniform(1, SIDE - 2, (B, K, 2))
+def test_targets_are_exact_gaussians_at_the_points(name):
+    """In float64: heatmaps drawn at the points have no loss."""
+    points = np.random.default_rng(2).uniform(1, SIDE - 2, (B, K, 2))
     y, x = np.indices((SIDE, SIDE))[:, None, :, :, None]
-    squared = (x - cells[:, None, None, :, 0]) ** 2 + (y - cells[:, None, None, :, 1]) ** 2
+    squared = (x - points[:, None, None, :, 0]) ** 2 + (y - points[:, None, None, :, 1]) ** 2
     with jax.enable_x64(True):
-        exact = encode(jnp.asarray(cells), (SIDE, SIDE), sigma=1.5, subpixel=True)
+        exact = encode(jnp.asarray(points), (SIDE, SIDE), sigma=1.5, subpixel=True)
         assert exact.dtype == np.float64
         np.testing.assert_allclose(exact, np.exp(-squared / (2 * 1.5**2)), rtol=1e-13)
     drawn = jnp.asarray(np.exp(-squared / (2 * 1.5**2)), jnp.float32)
-    moved = heatmap_loss(name, cells + np.array([0.2, 0.0]), drawn)  # less than half a cell
-    assert heatmap_loss(name, cells, drawn) < 1e-3 * moved
+    moved = heatmap_loss(
+        name, points + np.array([0.2, 0.0]), drawn
+    )  # less than half a heatmap pixel
+    assert heatmap_loss(name, points, drawn) < 1e-3 * moved
 
 
-def test_targets_of_the_focal_loss_peak_at_1_in_a_cell():
-    cells = RNG.integers(1, SIDE - 1, (B, K, 2)).astype(np.float64)
-    targets = encode(jnp.asarray(cells, jnp.float32), (SIDE, SIDE), sigma=1.5)
+def test_targets_of_the_focal_loss_are_1_in_one_pixel():
+    points = RNG.integers(1, SIDE - 1, (B, K, 2)).astype(np.float64)
+    targets = encode(jnp.asarray(points, jnp.float32), (SIDE, SIDE), sigma=1.5)
     expected = losses.focal(LOGITS, targets, jnp.ones((B, K), bool))
     for shift in (0.0, 0.25, -0.4):
-        assert heatmap_loss("focal", cells + shift, LOGITS) == expected
+        assert heatmap_loss("focal", points + shift, LOGITS) == expected
 
 
-@pytest.mark.parametrize("origin", [None, 0.0, 2.5])
-def test_targets_lie_where_the_models_cells_do(origin):
-    """Linear heat that is drawn at the cells of that origin is without loss."""
-    cells = jnp.asarray(RNG.integers(1, SIDE - 1, (B, K, 2)), jnp.float32)
-    landmarks = 4 * cells + (1.5 if origin is None else origin)
-    drawn = encode(cells, (SIDE, SIDE), sigma=1.5)
+@pytest.mark.parametrize("offset", [None, 0.0, 2.5])
+def test_targets_follow_the_heatmap_offset(offset):
+    """Linear heatmaps drawn with that offset have no loss."""
+    points = jnp.asarray(RNG.integers(1, SIDE - 1, (B, K, 2)), jnp.float32)
+    landmarks = 4 * points + (1.5 if offset is None else offset)
+    drawn = encode(points, (SIDE, SIDE), sigma=1.5)
     output = LCGCNOutput(drawn, landmarks, jnp.ones((B, K)), None, landmarks)
-    where = {} if origin is None else {"heatmap_offset": origin}
+    where = {} if offset is None else {"heatmap_offset": offset}
     total, _ = total_loss(
         output,
         landmarks,
@@ -139,7 +141,7 @@ def test_targets_lie_where_the_models_cells_do(origin):
     assert total == 0
 
 
-def test_the_total_is_the_weighted_sum_of_the_stages_that_train():
+def test_total_is_the_weighted_sum_of_the_trained_stages():
     weights = {"heatmap_weight": 3.0, "coordinate_weight": 5.0}
     config = {"heatmap": "mse", "coordinate": "wing", **weights}
     (total, parts), *_ = parts_of(64, **config)
@@ -155,7 +157,7 @@ def test_the_total_is_the_weighted_sum_of_the_stages_that_train():
     # Every other test trains with focal and l1.
     list(zip(HEATMAP_LOSSES[1:], list(COORDINATE_LOSSES)[1:], strict=True)),
 )
-def test_every_loss_takes_a_step(tiny_config, tmp_path, heatmap, coordinate):
+def test_each_loss_trains(tiny_config, tmp_path, heatmap, coordinate):
     tiny_config.loss.heatmap, tiny_config.loss.coordinate = heatmap, coordinate
     tiny_config.train.steps = tiny_config.train.eval_every = 1
     assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).run()
@@ -172,23 +174,21 @@ def test_every_loss_takes_a_step(tiny_config, tmp_path, heatmap, coordinate):
         ("coordinate", "l2", "loss.coordinate: got 'l2'; expected one of l1,"),
     ],
 )
-def test_unknown_losses_are_refused_before_anything_is_written(
-    tiny_config, tmp_path, field, value, message
-):
+def test_unknown_losses_are_rejected(tiny_config, tmp_path, field, value, message):
     tiny_config.loss[field] = value
     with pytest.raises(InputError, match=message):
         Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     assert not (tmp_path / "run").exists()
 
 
-def test_remat_is_refused_where_no_model_heeds_it(tiny_config, tmp_path):
+def test_remat_is_rejected_for_models_without_it(tiny_config, tmp_path):
     tiny_config.train.remat = True
     with pytest.raises(InputError, match=r"train\.remat: the heatmap model \w+ cannot"):
         Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     assert not (tmp_path / "run").exists()
 
 
-def test_focal_of_linear_heat_is_refused(tiny_config, tmp_path):
+def test_focal_loss_of_linear_heatmaps_is_rejected(tiny_config, tmp_path):
     tiny_config.unlock().model.heatmap = {
         "name": "hrnet", "arch": "w18-small-v1", "activation": "linear",
     }  # fmt: skip

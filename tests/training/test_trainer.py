@@ -6,7 +6,6 @@ import signal
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -48,7 +47,7 @@ def without_rates(rows):
 
 @pytest.fixture(scope="module")
 def run_of_two(make_tiny_config, tmp_path_factory):
-    """A training of two steps that has finished; tests that write to its workdir take a copy."""
+    """Finished run of two steps; tests that write to its workdir use a copy."""
     config = make_tiny_config()
     config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
     training, _ = train(config, tmp_path_factory.mktemp("two") / "run")
@@ -81,8 +80,8 @@ def test_loss_falls(tiny_config, tmp_path):
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_one_device_and_many_agree(tiny_config, tmp_path, count):
     tiny_config.train.steps = tiny_config.train.eval_every = 2
-    # Adam's first step moves a weight whose gradient is 0 but for rounding as far as any other. At the
-    # rate of 1e-2 these weights alone change the second gradient's norm by 7e-4.
+    # The first step of Adam moves all weights equally far, also those whose gradient is only rounding errors.
+    # At a rate of 1e-2 these weights would change the norm of the second gradient by 7e-4.
     tiny_config.optimizer.learning_rate = {"heatmap": 1e-4, "graph": 1e-4}
     one, _ = train(tiny_config, tmp_path / "one", make_mesh(1))
     many, _ = train(tiny_config, tmp_path / "many", make_mesh(count))
@@ -94,10 +93,10 @@ def test_one_device_and_many_agree(tiny_config, tmp_path, count):
             assert row_1[name] == pytest.approx(row_n[name], rel=1e-4), name
     for name, value in one.state.batch_stats.items():
         np.testing.assert_allclose(value, many.state.batch_stats[name], rtol=1e-4, atol=1e-5)
-    # Adam's moments are what it has seen of the gradients.
+    # Adam's moments show the gradients.
     moments = [jax.tree.leaves(run.state.opt_state) for run in (one, many)]
     for a, b in zip(*moments, strict=True):
-        # Some gradients are 0 but for rounding: of a bias that BatchNorm takes out again.
+        # Some gradients are only rounding errors, as of a bias before a BatchNorm.
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=max(1e-4 * np.abs(a).max(), 1e-9))
 
 
@@ -129,7 +128,7 @@ def changed_parts(before, after):
         ("heatmap_only", {"heatmap_model"}),
     ],
 )
-def test_mode_trains_its_parts_and_their_statistics_alone(tiny_config, tmp_path, mode, parts):
+def test_mode_trains_only_its_parts_and_their_statistics(tiny_config, tmp_path, mode, parts):
     tiny_config.train.mode = mode
     tiny_config.train.steps = 2
     training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
@@ -140,7 +139,7 @@ def test_mode_trains_its_parts_and_their_statistics_alone(tiny_config, tmp_path,
     assert changed_parts(batch_stats, training.state.batch_stats) == parts
 
 
-def test_frozen_run_begins_with_another_runs_heatmap_model(tiny_config, run_of_two, tmp_path):
+def test_frozen_run_starts_from_another_heatmap_model(tiny_config, run_of_two, tmp_path):
     tiny_config.train.steps = 2
     tiny_config.train.mode = "frozen"
     tiny_config.init_from = str(run_of_two.workdir)
@@ -152,7 +151,7 @@ def test_frozen_run_begins_with_another_runs_heatmap_model(tiny_config, run_of_t
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient_norm", "parameter_norm"])
-def test_any_figure_that_is_not_finite_stops_at_its_step(tiny_config, tmp_path, what):
+def test_scalars_that_are_not_finite_stop_the_run(tiny_config, tmp_path, what):
     training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     step = training.train_step
 
@@ -174,14 +173,14 @@ def test_infinite_loss_stops_with_step_rate_and_records(tiny_config, tmp_path):
     assert training.checkpoints.latest is None
 
 
-def test_other_config_on_the_same_workdir_is_refused(tiny_config, tmp_path):
+def test_other_config_in_the_same_workdir_is_rejected(tiny_config, tmp_path):
     Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     tiny_config.train.batch_size = 16
     with pytest.raises(InputError, match=r"train\.batch_size: 8 -> 16"):
         Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
 
 
-def test_a_run_of_an_older_version_goes_on(tiny_config, run_of_two, tmp_path):
+def test_run_of_an_older_version_resumes(tiny_config, run_of_two, tmp_path):
     tiny_config.train.steps = tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 2
     shutil.copytree(run_of_two.workdir, tmp_path / "run")
     file = tmp_path / "run" / "config.json"
@@ -191,7 +190,7 @@ def test_a_run_of_an_older_version_goes_on(tiny_config, run_of_two, tmp_path):
     assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare().step == 2
 
 
-def test_a_run_that_an_older_version_began_with_steps_alone_goes_on(tiny_config, tmp_path):
+def test_run_of_an_older_version_without_epochs_resumes(tiny_config, tmp_path):
     tiny_config.train.steps = 2
     train(tiny_config, tmp_path / "run")
     file = tmp_path / "run" / "config.json"
@@ -205,7 +204,7 @@ def test_a_run_that_an_older_version_began_with_steps_alone_goes_on(tiny_config,
     assert tiny_config.train.steps is None
 
 
-def test_epochs_are_resolved_against_the_data_and_written_down(tiny_config, tmp_path):
+def test_epochs_are_resolved_with_the_data_and_written(tiny_config, tmp_path):
     tiny_config.train.update({"steps": None, "eval_every": None, "checkpoint_every": None})
     tiny_config.train.epochs = 0.5
     training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
@@ -221,7 +220,7 @@ def test_epochs_are_resolved_against_the_data_and_written_down(tiny_config, tmp_
     assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare().step == steps
 
 
-def test_data_without_a_validation_part_names_the_fix(tiny_config, synthetic98, tmp_path):
+def test_data_without_a_validation_split_names_the_fix(tiny_config, synthetic98, tmp_path):
     tiny_config.data.validation_split = "common"
     with pytest.raises(InputError, match=r"column 'split' .* set config\.data\.validation_split"):
         Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
@@ -229,7 +228,7 @@ def test_data_without_a_validation_part_names_the_fix(tiny_config, synthetic98, 
 
 @pytest.fixture(scope="module")
 def more98(tmp_path_factory):
-    """A second dataset of synthetic faces."""
+    """Second dataset of synthetic faces."""
     out = tmp_path_factory.mktemp("data") / "more98"
     prepare_synthetic("wflw98", out, num_train=9, num_test=1, seed=7)
     return out
@@ -260,7 +259,7 @@ def test_run_on_two_datasets_resumes_bit_for_bit(
         (lambda a, b: ((a, 3), ("gone", 1)), "gone: no such folder"),
     ],
 )
-def test_other_sources_are_refused(tiny_config, synthetic98, more98, tmp_path, change, message):
+def test_changed_sources_are_rejected(tiny_config, synthetic98, more98, tmp_path, change, message):
     tiny_config.data.sources = ((str(synthetic98), 3), (str(more98), 1))
     Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
     tiny_config.data.sources = change(str(synthetic98), str(more98))
@@ -302,14 +301,14 @@ def test_only_the_latest_checkpoints_stay(tiny_config, tmp_path):
     assert names == {"5", "6"}
 
 
-def test_state_is_complete_in_a_checkpoint(tiny_config, run_of_two, tmp_path):
+def test_checkpoint_has_the_full_state(tiny_config, run_of_two, tmp_path):
     tiny_config.train.steps = tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 2
     training = run_of_two
     shutil.copytree(training.workdir, tmp_path / "run")
-    again = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
-    assert {f.name for f in dataclasses.fields(again.state)} >= {"opt_state", "ema", "step"}
-    assert_same_state(training.state, again.state)
-    assert again.batches.get_state() == {"next_batch": 2}
+    resumed = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
+    assert {f.name for f in dataclasses.fields(resumed.state)} >= {"opt_state", "ema", "step"}
+    assert_same_state(training.state, resumed.state)
+    assert resumed.batches.get_state() == {"next_batch": 2}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 2
 
 
@@ -330,7 +329,7 @@ def test_mean_shape_of_the_training_faces_is_set_and_kept(tiny_config, tmp_path)
 
 @pytest.fixture
 def frozen_config(tiny_config, tmp_path):
-    """A graph on a trained heatmap model: two fixed views a face, trained for more than two epochs."""
+    """Graph on a trained heatmap model: two fixed views per face, more than two epochs."""
     tiny_config.train.mode = "heatmap_only"
     train(tiny_config, tmp_path / "heatmap")
     tiny_config.init_from = str(tmp_path / "heatmap")
@@ -346,7 +345,7 @@ def frozen_config(tiny_config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lcgcn", "dag"])
-def test_training_from_the_cache_equals_training_from_pictures(frozen_config, tmp_path, name):
+def test_training_from_the_cache_equals_training_from_images(frozen_config, tmp_path, name):
     if name == "dag":
         with frozen_config.unlocked():
             frozen_config.model.graph = {"name": "dag", "width": 8, "blocks": 1, "fine_steps": 2}
@@ -376,22 +375,22 @@ def test_cached_training_resumes_bit_for_bit(frozen_config, tmp_path, stop_at_th
     assert_same_state(whole.state, second.state)
 
 
-def test_runs_that_differ_in_the_seed_share_the_views(frozen_config, tmp_path):
+def test_runs_with_different_seeds_share_the_cache(frozen_config, tmp_path):
     frozen_config.train.cache = True
     first = Trainer(frozen_config, tmp_path / "first", make_mesh(1)).prepare()
     frozen_config.seed = 1
     second = Trainer(
         frozen_config, tmp_path / "second", make_mesh(1), feature_cache=first.feature_cache
     ).prepare()
-    alone = Trainer(frozen_config, tmp_path / "alone", make_mesh(1)).prepare()
-    shared, own = next(second.batches), next(alone.batches)
+    separate = Trainer(frozen_config, tmp_path / "separate", make_mesh(1)).prepare()
+    shared, computed = next(second.batches), next(separate.batches)
     assert not np.array_equal(shared["record"], next(first.batches)["record"])
-    for a, b in zip(jax.tree.leaves(shared), jax.tree.leaves(own), strict=True):
+    for a, b in zip(jax.tree.leaves(shared), jax.tree.leaves(computed), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(("field", "value"), [("mode", "joint"), ("views", 0)])
-def test_a_cache_of_what_changes_is_refused(tiny_config, tmp_path, field, value):
+def test_cache_without_fixed_features_is_rejected(tiny_config, tmp_path, field, value):
     tiny_config.train.mode, tiny_config.data.views, tiny_config.train.cache = "frozen", 2, True
     (tiny_config.train if field == "mode" else tiny_config.data)[field] = value
     with pytest.raises(InputError, match=r"train\.cache: needs a frozen"):
@@ -421,10 +420,10 @@ def example_batch(config):
 
 
 @pytest.mark.parametrize(("mode", "loss"), [("joint", "focal"), ("heatmap_only", "adaptive_wing")])
-def test_missing_points_are_learned_around(
+def test_missing_landmarks_are_masked(
     tiny_config, custom29, custom_landmarks_page, tmp_path, mode, loss
 ):
-    """Two steps on faces of 29 points, each of which lacks some; what stands there instead is NaN."""
+    """Two steps on faces with 29 landmarks, some of which are missing (NaN) on each face."""
     scheme = tmp_path / "face29.yaml"
     scheme.write_text(dict(custom_landmarks_page)["yaml face29.yaml"])
     tiny_config.scheme = str(scheme)
@@ -441,7 +440,7 @@ def test_missing_points_are_learned_around(
     errors = run.validate()
     assert np.isfinite(errors.graph[errors.measured]).all()
     if mode == "heatmap_only":
-        # The point that no face has never hears of a gradient.
+        # A landmark that is missing on every face has no gradient.
         bias = np.asarray(run.state.params["heatmap_model.out.bias"])
         assert np.flatnonzero(bias == 0).tolist() == list(run.dataset.scheme.find("left_pupil"))
 
@@ -457,8 +456,8 @@ def test_constructor_touches_no_folder(tiny_config, tmp_path):
 
 def test_failed_preparation_unlocks_the_workdir(run_of_two, tmp_path):
     shutil.copytree(run_of_two.workdir, tmp_path / "run")
-    config = ml_collections.ConfigDict(run_of_two.config.to_dict())
-    config.train.ema_decay = 0.0
+    config = run_of_two.config
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, ema_decay=0.0))
     trainer = Trainer(config, tmp_path / "run", make_mesh(1), accept_changes=True)
     for _ in range(2):
         with pytest.raises(InputError, match="of another model or optimizer"):

@@ -12,13 +12,9 @@ from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.formats import wflw
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.evaluator import (
-    SplitErrors,
-    format_visibility,
-    split_errors,
-    summarize,
-    with_flip_test,
-)
+from lcgcn_jax.evaluation.face_errors import SplitErrors, split_errors
+from lcgcn_jax.evaluation.predictions import with_flip_test
+from lcgcn_jax.evaluation.report import format_visibility, summarize
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import WFLW98
 from lcgcn_jax.models.bundles import BEST, load_bundle
@@ -28,11 +24,11 @@ from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
-JAW = 33  # landmarks 0 to 32, which no face of the labeled data shows
+JAW = 33  # landmarks 0 to 32, not visible on any labeled face
 
 
 def labels_of(number):
-    """The jaw is externally occluded, and the last landmark self-occluded; every third face has none."""
+    """The jaw is externally occluded, the last landmark self-occluded; every third face has no labels."""
     labels = np.zeros(98, np.int8)
     labels[:JAW], labels[97] = 1, 2
     return None if number % 3 == 2 else labels
@@ -40,7 +36,7 @@ def labels_of(number):
 
 @pytest.fixture(scope="module")
 def labeled98(make_once, synthetic98):
-    """The synthetic faces with visibility labels that follow from the landmark."""
+    """Synthetic faces with visibility labels that depend on the landmark."""
     faces = [
         dataclasses.replace(face, visibility=labels_of(i))
         for i, face in enumerate(wflw.read(synthetic98 / "official").faces)
@@ -92,7 +88,7 @@ def test_training_lowers_the_loss_and_predicts(visibility_config, labeled98, tmp
     assert model.predict_crops(np.zeros((0, 32, 32, 3), np.uint8)).visibility.shape == (0, 98)
 
 
-def test_without_a_head_labels_change_nothing(visibility_config, synthetic98, tmp_path):
+def test_labels_change_nothing_without_a_head(visibility_config, synthetic98, tmp_path):
     visibility_config.model.visibility.head = "none"
     visibility_config.train.steps = visibility_config.train.eval_every = 2
     with_labels = train(visibility_config, tmp_path / "labeled")
@@ -104,7 +100,7 @@ def test_without_a_head_labels_change_nothing(visibility_config, synthetic98, tm
     assert not any("visibility" in name for row in rows for name in row)
 
 
-def test_data_without_labels_is_refused(visibility_config, synthetic98, tmp_path):
+def test_data_without_labels_is_rejected(visibility_config, synthetic98, tmp_path):
     visibility_config.data.dir = str(synthetic98)
     with pytest.raises(
         InputError, match=r"model\.visibility\.head: no face .* has visibility"

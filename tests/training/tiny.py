@@ -1,4 +1,4 @@
-"""A config as small as they come, at 32 px: its heatmap model compiles in a second."""
+"""Tiny config at 32 px, whose heatmap model compiles in a second."""
 
 import flax.nnx as nnx
 import jax
@@ -9,7 +9,7 @@ from lcgcn_jax.training.config import default_config
 
 
 class TwoConvs(nnx.Module):
-    """Stride 4 in two convolutions, with BatchNorm: small, but all kinds of weights are in it."""
+    """Two convolutions with BatchNorm and stride 4: small, but with all kinds of weights."""
 
     stride = 4
     head_modules = ("out",)

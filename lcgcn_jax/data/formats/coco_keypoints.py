@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import difflib
 import functools
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from lcgcn_jax.data.annotations import marked_missing
 from lcgcn_jax.data.formats.csv_tables import refuse_normalizer
 from lcgcn_jax.data.formats.parsing import parse_size, read_json
 from lcgcn_jax.data.raw_faces import ABSENT, Entry, RawFace
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, did_you_mean
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _MAX_SHOWN = 5
@@ -202,8 +201,7 @@ def _faces(
         used = [c for c in used if c not in others]
     for category in used:
         if category.missing:
-            near = difflib.get_close_matches(category.missing[0], category.keypoints, n=1)
-            hint = f" (is it {near[0]!r}?)" if near else ""
+            hint = did_you_mean(category.missing[0], category.keypoints)
             raise InputError(
                 f"category {category.name!r} has no keypoint {category.missing[0]!r}{hint}; give the "
                 f"landmarks of {scheme.name} the same names"

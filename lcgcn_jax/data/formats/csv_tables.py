@@ -2,7 +2,6 @@
 
 import collections
 import csv
-import difflib
 import functools
 import io
 import math
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, UNSTATED, Entry, RawFace
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, did_you_mean
 from lcgcn_jax.landmarks import LandmarkScheme
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
@@ -129,87 +128,66 @@ class _RowReader:
         *,
         decimal_comma: bool,
     ):
-        header = [name.strip() for name in header]
-        if duplicates := [name for name in header if name and header.count(name) > 1]:
-            raise ValueError(f"two columns are named {duplicates[0]!r}")
+        self._header = [name.strip() for name in header]
         self._width = len(header)
         self._decimal_comma = decimal_comma
-        columns = _Columns(header)
+        duplicates = [name for name in self._header if name and self._header.count(name) > 1]
+        if duplicates:
+            raise ValueError(f"two columns are named {duplicates[0]!r}")
+        columns = _Columns(self._header)
         self._is_hrnet = columns.find("image_name") is not None and columns.find("image") is None
         others = _HRNET_COLUMNS if self._is_hrnet else COLUMNS
-        names = _point_columns(columns, scheme, is_hrnet=self._is_hrnet)
-        points = [tuple(map(columns.find, pair)) for pair in names]
+        self._names = _point_columns(columns, scheme, is_hrnet=self._is_hrnet)
+        point_names = [name for pair in self._names for name in pair]
         # `x0` may also be the coordinate of a point.
-        point_columns = {index for pair in points for index in pair}
+        point_columns = {columns.find(name) for name in point_names}
         self._columns = {
             name: index
             for name in others
             if (index := columns.find(name)) is not None and index not in point_columns
         }
-        self._check_unknown(path, header, columns, scheme, names, notes)
+        absent = [name for name in (*others, *point_names) if columns.find(name) is None]
+        known = point_columns | set(self._columns.values())
+        unknown = [i for i, name in enumerate(self._header) if name and i not in known]
+        self._check_unknown(unknown, absent, scheme)
         self._has_box = any(name in self._columns for name in BOX_COLUMNS)
-        point_names = [name for pair in names for name in pair]
         needed = [*(others if self._is_hrnet else others[:1]), *point_names]
         needed += BOX_COLUMNS if self._has_box else ()
         needed += ["normalizer"] if scheme.normalizer == "given" else []
         for name in needed:
             if (columns.find(name) if name in point_names else self._columns.get(name)) is None:
-                raise ValueError(_missing_column(name, header))
+                raise ValueError(_missing_column(name, self._header))
         if scheme.normalizer != "given" and "normalizer" in self._columns:
             refuse_normalizer(scheme)
-        self._names = names
-        # All are present, as checked above; this is for the type checker.
-        self._points = [tuple(index for index in pair if index is not None) for pair in points]
-        self._header = header
+        self._points = [[columns.find(name) for name in pair] for pair in self._names]
+        if unknown:
+            texts = ", ".join(repr(self._header[i]) for i in unknown[:5])
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            notes.append(f"{path}: ignored columns: {texts}{more}")
 
     def _check_unknown(
-        self,
-        path: Path,
-        header: Sequence[str],
-        columns: "_Columns",
-        scheme: LandmarkScheme,
-        names: Sequence[tuple[str, str]],
-        notes: list[str],
+        self, unknown: Sequence[int], absent: Sequence[str], scheme: LandmarkScheme
     ) -> None:
-        """Reject columns that are likely misspelled or of unknown points; add a note about the others."""
-        known_columns = {
-            index for pair in names for name in pair if (index := columns.find(name)) is not None
-        }
-        known_columns |= set(self._columns.values())
-        unknown = [i for i, name in enumerate(header) if name and i not in known_columns]
-        known = [
-            *(_HRNET_COLUMNS if self._is_hrnet else COLUMNS),
-            *(n for pair in names for n in pair),
-        ]
-        absent = [name for name in known if columns.find(name) is None]
+        """Reject unknown columns that are likely misspelled, or x and y of an unknown point."""
+        axes = {}  # column -> point and axis
         for i in unknown:
-            near = difflib.get_close_matches(_plain(header[i]), absent, n=1, cutoff=0.75)
-            if near:
-                raise ValueError(f"unknown column {header[i]!r}; did you mean {near[0]!r}?")
-        axes = collections.defaultdict(set)  # by the point of an unknown column
-        for i in unknown:
-            plain = _plain(header[i])
+            plain = _plain(self._header[i])
+            if hint := did_you_mean(plain, absent, cutoff=0.75):
+                raise ValueError(f"unknown column {self._header[i]!r}{hint}")
             if self._is_hrnet:
                 plain = plain.removeprefix("original_")
             if match := _POINT_COLUMN.fullmatch(plain):
-                point = match["name"] or match["other"]
-                axes[point].add(match["first"] or match["last"])
-        for i in unknown:
-            match = _POINT_COLUMN.fullmatch(_plain(header[i]).removeprefix("original_"))
-            if match is None:
-                continue
-            point = match["name"] or match["other"]
+                axes[i] = match["name"] or match["other"], match["first"] or match["last"]
+        known_axes = set(axes.values())
+        for i, (point, _) in axes.items():
             # A box of another form is ignored like any other column.
-            if len(axes[point]) == 2 and point not in ("min", "max"):
+            has_both = {(point, "x"), (point, "y")} <= known_axes
+            if has_both and point not in ("min", "max"):
                 hint = ", numbered from 0" if point.isdecimal() else ""
                 raise ValueError(
-                    f"unknown column {header[i]!r}: {scheme.name} has no landmark {point!r} among its "
-                    f"{scheme.num_landmarks}{hint}; remove its columns, or add it to the scheme"
+                    f"unknown column {self._header[i]!r}: {scheme.name} has no landmark {point!r} among "
+                    f"its {scheme.num_landmarks}{hint}; remove its columns, or add it to the scheme"
                 )
-        if unknown:
-            texts = ", ".join(repr(header[i]) for i in unknown[:5])
-            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            notes.append(f"{path}: ignored columns: {texts}{more}")
 
     def is_comment(self, cells: Sequence[str]) -> bool:
         return cells[0].lstrip().startswith("#") and len(cells) != self._width

@@ -67,11 +67,7 @@ def read_coco(
     Keypoints are matched by the names in their category, which may have more of them. If the category has
     none of the scheme's names, keypoints count in order.
 
-    Args:
-      src: the folder of the images.
-      files: the files, by split. A single file may be under `UNSTATED`, for train.
-      scheme: the landmarks.
-      count_from: the number of the first pixel, 0 or 1.
+    The arguments are those of `read_csv`.
 
     Raises:
       InputError: a file cannot be read, is not COCO keypoints JSON, or contradicts itself.

@@ -47,11 +47,7 @@ def read(
     `group_id`, or one points shape with all landmarks in order. A point with `outside` is missing.
     The subsets Train, Validation and Test of a project are splits, unless `files` states the split.
 
-    Args:
-      src: the folder of the images.
-      files: the files, by split.
-      scheme: the landmarks.
-      count_from: the number of the first pixel, 0 or 1.
+    The arguments are those of `custom.read_csv`.
 
     Raises:
       InputError: a file is not CVAT XML for images, or its labels do not fit the scheme.

@@ -35,11 +35,7 @@ def read(
     boxes without parts are skipped. Image paths are relative to the folder of the XML file or
     to `src`.
 
-    Args:
-      src: the folder of the images.
-      files: the files, by split.
-      scheme: the landmarks.
-      count_from: the number of the first pixel, 0 or 1.
+    The arguments are those of `custom.read_csv`.
 
     Raises:
       InputError: a file is not dlib XML, or its parts do not fit the scheme.

@@ -34,7 +34,7 @@ _COMMANDS = {
     LABEL_STUDIO: "label-studio",
     LABELME: "labelme",
 }
-"""Format -> the layout of `lcgcn prepare` that reads it, with the same options."""
+"""Format -> layout of `lcgcn prepare` that reads it with the same options."""
 
 _TO_CSV = "convert it to a CSV (columns: lcgcn prepare csv --help)"
 _ADVICE = {

@@ -45,11 +45,7 @@ def read(
     The key points of a task are one face. With several faces, each face is a region (a box) whose
     children are its key points. In JSON-MIN, which has no children, it is a box around its key points.
 
-    Args:
-      src: the folder of the images.
-      files: the files, by split.
-      scheme: the landmarks.
-      count_from: the number of the first pixel, 0 or 1.
+    The arguments are those of `custom.read_csv`.
 
     Raises:
       InputError: a file is not a Label Studio export, or its labels do not fit the scheme.

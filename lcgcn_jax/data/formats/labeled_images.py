@@ -1,7 +1,6 @@
 """Labeled points of images, as labeling tools export them, and their conversion to faces."""
 
 import dataclasses
-import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from lcgcn_jax.data.annotations import AnnotationList, BadRecord, Visibility
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.raw_faces import UNSTATED, Entry, RawFace, add_faces
-from lcgcn_jax.errors import InputError, printable
+from lcgcn_jax.errors import InputError, did_you_mean, printable
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _Item = TypeVar("_Item")
@@ -233,12 +232,14 @@ def landmarks_of_labels(
         return {label: by_name[label] for label in labels}
     if all(map(_is_whole, labels)):
         return _landmarks_of_numbers(labels, scheme, path)
-    near = difflib.get_close_matches(unknown[0], by_name, n=1, cutoff=_MIN_SIMILARITY)
     more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     raise InputError(
         f"{label_entries[unknown[0]]}: the point label {unknown[0]!r}{more} is not a landmark of "
         f"{scheme.name}"
-        + (f"; did you mean {near[0]!r}?" if near else "; use the names in the scheme")
+        + (
+            did_you_mean(unknown[0], by_name, cutoff=_MIN_SIMILARITY)
+            or "; use the names in the scheme"
+        )
     )
 
 

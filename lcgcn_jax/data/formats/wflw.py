@@ -1,4 +1,4 @@
-"""Reader of WFLW's official layout: two lists of faces with 98 points, a box and six attributes."""
+"""Reader of WFLW's official layout: lists of faces with 98 points, a box and six attributes."""
 
 from pathlib import Path
 
@@ -27,22 +27,22 @@ _NUM_FIELDS = _NUM_COORDINATES + 4 + len(WFLW_ATTRIBUTES) + 1
 
 
 def list_file(src: Path, split: str) -> Path:
-    """The annotation list of a split."""
+    """Path of the annotation list of a split."""
     return src / LISTS / f"list_98pt_rect_attr_{split}.txt"
 
 
 def read(src: Path) -> AnnotationList:
-    """Reads the WFLW lists below a folder.
+    """Read the WFLW lists below a folder.
 
     Args:
-      src: the folder that holds `WFLW_images/` and `WFLW_annotations/`.
+      src: the folder with `WFLW_images/` and `WFLW_annotations/`.
 
     Returns:
-      The faces in the order of the lists; a name is `split/line:image`, lines counting from 1.
-      Landmarks count from 0, as in the lists; points at (0, 0) or (-1, -1) count as missing.
+      The faces in the order of the lists, named `split/line:image` with lines that count from 1.
+      Landmarks count from 0, as in the lists. Points at (0, 0) or (-1, -1) are missing.
 
     Raises:
-      InputError: there is no list or no folder of images.
+      InputError: the lists or the folder of images do not exist.
     """
     lists = {split: path for split in SPLITS if (path := list_file(src, split)).is_file()}
     if not lists or not (src / IMAGES).is_dir():
@@ -68,7 +68,7 @@ def _read_face(images: Path, split: str, number: int, line: bytes) -> FaceAnnota
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError("the line is not text in UTF-8") from error
-    # The image path is the rest of the line: it may hold spaces.
+    # The image path is the rest of the line, because it may contain spaces.
     fields = text.split(maxsplit=_NUM_FIELDS - 1)
     if len(fields) != _NUM_FIELDS:
         raise ValueError(f"{len(fields)} fields, expected {_NUM_FIELDS}")

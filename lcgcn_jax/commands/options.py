@@ -1,0 +1,72 @@
+"""Options that several subcommands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable:
+    """Type of a numeric option of at least `minimum`, or above it."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not (value > minimum if above else value >= minimum):
+            bound = f"{'above' if above else 'at least'} {minimum}"
+            raise argparse.ArgumentTypeError(f"{text} has to be {bound}")
+        return value
+
+    parse.__name__ = kind.__name__  # for the message of argparse
+    return parse
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Type of an option with integers of at least 0, separated by commas."""
+    return tuple(number(int, 0)(part) for part in text.split(","))
+
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "--model": {"required": True, "help": "shipped model, bundle, or training workdir"},
+    "--data": {"type": Path, "required": True, "help": "dataset folder ('lcgcn prepare')"},
+    "--out": {"type": Path, "required": True},
+    "--json": {"type": Path, "metavar": "FILE", "help": "output file for the results"},
+    "--overwrite": {"action": "store_true", "help": "replace existing output files"},
+    "--batch-size": {"type": number(int, 1), "default": 32, "help": "faces per batch"},
+    "--flip-test": {"action": "store_true", "help": "average over the crop and its mirror image"},
+    "--detector-model": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "ONNX file of the YuNet face detector (default: downloaded once from the OpenCV zoo)",
+    },
+    "--config": {
+        "required": True,
+        "metavar": "FILE[:ARGUMENT]",
+        "help": "config file or name of a shipped config; set its fields with --config.NAME=VALUE",
+    },
+}
+
+
+def add(parser: "argparse._ActionsContainer", *options: str, **fields: Any) -> None:
+    """Add options with a value: shared ones by name, and others with the arguments of `add_argument`.
+
+    An option with a default is not required, and its help shows the default. With `--config`, the command
+    also takes `--config.NAME=VALUE`; these words are in `args.overrides`.
+    """
+    for option in options:
+        arguments = _SHARED.get(option, {}) | fields
+        if arguments.get("default") is not None:
+            arguments["help"] += " (%(default)s)"
+            arguments.pop("required", None)
+        parser.add_argument(option, **arguments)
+    if "--config" in options:
+        parser.set_defaults(has_overrides=True)
+
+
+def add_flag(parser: "argparse._ActionsContainer", option: str, help: str) -> None:
+    """Add an option without a value."""
+    parser.add_argument(option, action="store_true", help=help)
+
+
+def add_count(parser: argparse.ArgumentParser, option: str, default: int, help: str) -> None:
+    """Add an option with a positive integer."""
+    add(parser, option, type=number(int, 1), default=default, help=help)

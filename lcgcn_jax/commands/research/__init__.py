@@ -1,0 +1,6 @@
+"""Run research tools: ablations, fits, calibration, TPU compilation.
+
+'lcgcn NAME' without 'research' works, too.
+
+Example: lcgcn research calibrate --model runs/small --data data/w300
+"""

@@ -1,0 +1,42 @@
+"""Fit the linear shape refinement on top of a trained model.
+
+For each landmark, fits a correction that is linear in the positions of all
+other landmarks, with a 2x2 matrix per pair, to the errors of the model on its
+training faces, augmented as in its training. Writes the best model of the run
+with this refinement.
+
+Example:
+  lcgcn research fit-shape --workdir runs/w300 --data data/w300 --out w300
+"""
+
+import argparse
+from pathlib import Path
+
+from lcgcn_jax.atomic_io import writing
+from lcgcn_jax.cache import use_compilation_cache
+from lcgcn_jax.commands.options import add, add_count, number
+from lcgcn_jax.errors import require_absent
+from lcgcn_jax.models.bundles import save_bundle
+from lcgcn_jax.training.fit_shape_refiner import refine_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the training run")
+    add(parser, "--data")
+    add(parser, "--split", default="train", help="split to fit on")
+    add(parser, "--out", help="folder of the new bundle")
+    add_count(parser, "--views", 3, "views of each face")
+    text = "weight of the ridge penalty; larger values give smaller corrections"
+    add(parser, "--ridge", type=number(float, 0), default=0.1, help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    require_absent(args.out)
+    use_compilation_cache()
+    bundle, card = refine_run(
+        args.workdir, args.data, args.split, views=args.views, ridge=args.ridge
+    )
+    with writing(args.out):
+        save_bundle(args.out, bundle, card)
+    print(f"{args.out}: the best model of {args.workdir} with a linear shape refinement")
+    return 0

@@ -1,0 +1,281 @@
+"""Prediction for many image and video files, with results on disk."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lcgcn_jax.atomic_io import replacing_all
+from lcgcn_jax.errors import InputError, printable
+from lcgcn_jax.geometry import Box, box_of_crop
+from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference import results
+from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
+from lcgcn_jax.inference.model import LandmarkModel
+from lcgcn_jax.inference.result_files import ResultFiles, rename_interrupted
+from lcgcn_jax.inference.sources import InputFile
+from lcgcn_jax.inference.tracking import FaceTracker, OneEuroFilter
+from lcgcn_jax.inference.video import Frame, Video, VideoWriter, open_video, varies
+from lcgcn_jax.interrupts import Interrupted, deferred, received
+
+BoxSource = Callable[[Path, np.ndarray], Sequence[BoxInput]]
+"""Path of an image and its pixels -> its face boxes."""
+
+_FRAMES_PER_BATCH = 8
+
+
+def boxes_from(boxes_of: Callable[[Path], Sequence[BoxInput]]) -> BoxSource:
+    """Box source with the boxes of a file or an option."""
+    return lambda path, image: boxes_of(path)
+
+
+def whole_image_box(path: Path, image: np.ndarray) -> Sequence[BoxInput]:
+    """Box source for images that are face crops."""
+    return [box_of_crop(image.shape[1], image.shape[0])]
+
+
+def parse_box(text: str) -> list[float]:
+    """Parse a face box, `x0,y0,x1,y1`.
+
+    Raises:
+      InputError: the text is not four numbers.
+    """
+    try:
+        box = [float(part) for part in text.split(",")]
+    except ValueError:
+        box = []
+    if len(box) != 4:
+        raise InputError(f"--box {text}: a box is four numbers x0,y0,x1,y1 in pixels")
+    return box
+
+
+@dataclasses.dataclass
+class PredictionSummary:
+    """Outcome of a run: error messages of unusable inputs, and inputs without a detected face."""
+
+    num_inputs: int
+    num_finished: int = 0
+    failures: list[str] = dataclasses.field(default_factory=list)
+    without_face: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if an input cannot be used or no face was found in any, else 0."""
+        return int(bool(self.failures) or len(self.without_face) == self.num_inputs)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Messages about unusable inputs and inputs without a face."""
+        lines = [f"left out: {failure}" for failure in self.failures]
+        if self.without_face:
+            lines.append(
+                f"no face found in: {', '.join(self.without_face)}; give the box of a missed face with "
+                "--box X0,Y0,X1,Y1 or --boxes FILE"
+            )
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageJob:
+    """An image that waits for the model."""
+
+    file: InputFile
+    image: BoxedImage
+
+
+class BatchPredictor:
+    """Predicts landmarks for files, and writes their results.
+
+    Args:
+      model: the model.
+      files: where the results are written.
+      box_source: face boxes of each image or frame; by default those of the model's face detector.
+      draw: `visualize.draw_faces`; an argument because `visualize` imports this package.
+      draw_edges: draw the strongest edges of the graph.
+      upright: apply the EXIF orientation of images.
+      frames_per_second: frame rate of videos; None for that of the file.
+      smooth: smooth the landmarks of videos over time.
+
+    Raises:
+      InputError: `draw_edges` for a model without a graph, or the face detector cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: LandmarkModel,
+        files: ResultFiles,
+        box_source: BoxSource | None = None,
+        *,
+        draw: Callable[..., np.ndarray],
+        draw_edges: bool = False,
+        upright: bool = True,
+        frames_per_second: float | None = None,
+        smooth: bool = False,
+    ):
+        if draw_edges and model.config["graph"] is None:
+            raise InputError("the model has no graph; leave out --draw-edges")
+        self._model, self._files, self._box_source = model, files, box_source
+        if box_source is None:
+            _ = model.detector  # raises an error before the first image, not for each
+        self._draw_faces, self._draw_edges = draw, draw_edges
+        self._upright, self._frames_per_second, self._smooth = upright, frames_per_second, smooth
+
+    def run(self, inputs: Sequence[InputFile]) -> PredictionSummary:
+        """Predict for all inputs in order; prints one line per input.
+
+        Raises:
+          InputError: no input can be used.
+          KeyboardInterrupt: a signal stopped the run; its attribute `saved` describes the results.
+        """
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg has a separate log level
+        self._summary = summary = PredictionSummary(len(inputs))
+        try:
+            self._predict_all(inputs)
+        except KeyboardInterrupt as stop:
+            parts = [f"{summary.num_finished} of {len(inputs)} inputs are finished"]
+            parts[0] += f" in {self._files.folder}" if summary.num_finished else ""
+            parts += [saved] if (saved := getattr(stop, "saved", "")) else []
+            stop.saved = "; ".join(parts)
+            raise
+        if len(summary.failures) == len(inputs):
+            others = f"; {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
+            raise InputError(f"{summary.failures[0]}{others}")
+        return summary
+
+    def _predict_all(self, inputs: Sequence[InputFile]) -> None:
+        jobs: list[_ImageJob] = []
+        for file in inputs:
+            try:
+                if file.is_video:
+                    self._predict_video(file)
+                else:
+                    pixels = read_image(file.path, upright=self._upright)
+                    jobs.append(_ImageJob(file, self._find_boxes(file.path, pixels)))
+            except InputError as error:
+                # A signal stopped a video, and then its files could not be closed or renamed.
+                if (number := received()) is not None:
+                    stop = Interrupted(number)
+                    lost = f"the frames of {file.path} are lost: " if file.is_video else ""
+                    stop.saved = f"{lost}{error}"
+                    raise stop from error
+                self._summary.failures.append(str(error))
+            if is_full_batch([job.image for job in jobs]):
+                self._predict_images(jobs)
+                jobs = []
+        self._predict_images(jobs)
+
+    def _find_boxes(self, path: Path, pixels: np.ndarray) -> BoxedImage:
+        boxes = None if self._box_source is None else self._box_source(path, pixels)
+        return self._model.boxed_image(pixels, boxes, name=path)
+
+    def _predict_images(self, jobs: Sequence[_ImageJob]) -> None:
+        predictions = self._model.predict_boxed([job.image for job in jobs])
+        for job, faces in zip(jobs, predictions, strict=True):
+            pixels = job.image.pixels
+            overlay = self._draw(pixels, faces)
+            with _writing(self._files.folder):
+                paths = self._files.write_image(
+                    job.file, pixels, overlay, faces, self._model.scheme
+                )
+            self._finish(job.file, len(faces), f"{len(faces)} faces", paths)
+
+    def _finish(self, file: InputFile, num_faces: int, text: str, paths: Sequence[Path]) -> None:
+        self._summary.num_finished += 1
+        if self._box_source is None and not num_faces:
+            self._summary.without_face.append(str(file.path))
+        print(printable(f"{file.path}: {text}; {', '.join(map(str, paths))}"))
+
+    def _draw(self, pixels: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
+        return self._draw_faces(
+            pixels,
+            [face.landmarks for face in faces],
+            [face.confidence for face in faces],
+            self._model.scheme,
+            sides=[_side(face.box) for face in faces],
+            edges=[face.edges for face in faces] if self._draw_edges else None,
+            visibility=[face.visibility for face in faces],
+        )
+
+    def _predict_video(self, file: InputFile) -> None:
+        outputs = self._files.paths(file)
+        times: list[float] = []
+        num_faces = 0
+        with (
+            open_video(file.path, frames_per_second=self._frames_per_second) as video,
+            _writing(self._files.folder),
+        ):
+            outputs[0].parent.mkdir(parents=True, exist_ok=True)
+            with replacing_all(outputs) as partials:
+                rate = video.frames_per_second
+                bar = tqdm(total=video.num_frames or None, desc=file.path.name, unit="frame")
+                try:
+                    with (
+                        partials[0].open("w", encoding="utf-8") as json_lines,
+                        VideoWriter(partials[1], frames_per_second=rate) as writer,
+                        bar,
+                    ):
+                        for frame, faces, tracks in self._predict_frames(video):
+                            overlay = self._draw(frame.pixels, faces)
+                            number = len(times)
+                            line = results.describe_frame(number, frame.time, faces, tracks)
+                            with deferred():  # a frame is in both files or in none
+                                json_lines.write(json.dumps(line) + "\n")
+                                writer.write(overlay)
+                                times.append(frame.time)
+                            num_faces += len(faces)
+                            bar.update()
+                except KeyboardInterrupt as stop:
+                    if times:
+                        names = " and ".join(map(str, rename_interrupted(partials, outputs)))
+                        stop.saved = f"the first {len(times)} frames of {file.path} are in {names}"
+                    raise
+        speed = bar.n / bar.format_dict["elapsed"]
+        text = f"{bar.n} frames, {num_faces} faces, {speed:.1f} frames per second"
+        self._finish(file, num_faces, text, outputs)
+        if varies(times):
+            print(
+                printable(
+                    f"{file.path}: the frame rate varies; {outputs[1]} plays at a constant {rate:.4g} "
+                    f"frames per second, and {outputs[0]} has the time stamps"
+                )
+            )
+
+    def _predict_frames(self, video: Video) -> Iterator[tuple[Frame, list[Face], list[int]]]:
+        """Yield each frame with its faces and their track numbers."""
+        tracker = FaceTracker()
+        filters: dict[int, OneEuroFilter] = collections.defaultdict(OneEuroFilter)
+        while frames := list(itertools.islice(video.frames, _FRAMES_PER_BATCH)):
+            images = [self._find_boxes(video.path, frame.pixels) for frame in frames]
+            predictions = self._model.predict_boxed(images)
+            for frame, faces in zip(frames, predictions, strict=True):
+                tracks = tracker.update(np.array([face.box for face in faces]).reshape(-1, 4))
+                if self._smooth:
+                    for i, (face, track) in enumerate(zip(faces, tracks, strict=True)):
+                        landmarks = filters[track](
+                            face.landmarks, time=frame.time, side=_side(face.box)
+                        )
+                        faces[i] = dataclasses.replace(face, landmarks=landmarks)
+                yield frame, faces, tracks
+
+
+def _side(box: Box) -> float:
+    return float((box[2:] - box[:2]).max())
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or folder}: cannot be written: {error.strerror}; choose another --out, or "
+            "free some space"
+        ) from error

@@ -1,0 +1,53 @@
+"""Predicted landmarks of one face."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from lcgcn_jax.landmarks import LandmarkScheme
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+    """A face in an image. All coordinates are in pixels of the image.
+
+    Attributes:
+      box: face box (x0, y0, x1, y1), from the caller or the face detector.
+      landmarks: landmarks of the graph stage, or of the heatmap stage for a model without a graph.
+      confidence: peak of each heatmap, in 0..1.
+      heatmap_landmarks: landmarks of the heatmap stage.
+      edges: edge weights of the graph, with the incoming edges of landmark i in row i; None for a model
+        without a graph.
+      predicted_error_percent: predicted error of each of `landmarks`, in percent of the normalizing distance
+        (`LandmarkScheme.normalizer`: the distance between the outer eye corners for 68 and 98 landmarks).
+        It is about 90 for all landmarks if the model has failed on the face, for example because the box
+        contains no face. None for a model without predicted errors (`lcgcn calibrate`).
+      visibility: probability that each landmark is visible, i.e. neither occluded by another object nor by
+        the face; None for a model without a visibility head.
+      score: score of the face detector, in 0..1; None for a box from the caller.
+      predicted_error: predicted error of each of `landmarks`, in pixels of the image; None if
+        `predicted_error_percent` is None, and for a scheme with the normalizer `given`.
+      scheme: meaning of the landmarks.
+    """
+
+    box: Float[np.ndarray, "4"]
+    landmarks: Float[np.ndarray, "k 2"]
+    confidence: Float[np.ndarray, "k"]
+    heatmap_landmarks: Float[np.ndarray, "k 2"]
+    edges: Float[np.ndarray, "k k"] | None = None
+    predicted_error_percent: Float[np.ndarray, "k"] | None = None
+    visibility: Float[np.ndarray, "k"] | None = None
+    score: float | None = None
+    predicted_error: Float[np.ndarray, "k"] | None = None
+    scheme: LandmarkScheme | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the `k` landmarks; empty without a scheme."""
+        return () if self.scheme is None else self.scheme.names
+
+    @property
+    def expected_error(self) -> Float[np.ndarray, "k"] | None:
+        """Deprecated name of `predicted_error_percent`."""
+        return self.predicted_error_percent

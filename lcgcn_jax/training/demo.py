@@ -1,0 +1,57 @@
+"""Demonstration of the whole pipeline on synthetic faces."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from lcgcn_jax import visualize
+from lcgcn_jax.atomic_io import write_json
+from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.evaluation.evaluator import evaluate
+from lcgcn_jax.evaluation.mean_face import mean_face_errors
+from lcgcn_jax.inference.model import load
+from lcgcn_jax.interrupts import Interrupted
+from lcgcn_jax.synthetic.dataset import prepare_synthetic
+from lcgcn_jax.training.api import train
+from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.visualize.stages import compare_stages, predict_faces
+
+
+def run_demo(
+    config: ml_collections.ConfigDict,
+    out: Path,
+    *,
+    num_train: int,
+    num_test: int,
+    on_validation: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Draw faces, train a model, evaluate it and plot the results in a new folder.
+
+    Raises:
+      InputError: the folder is not empty.
+      Interrupted: SIGINT, SIGTERM or SIGHUP stopped the training.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: already exists; choose another --out or remove it")
+    data, workdir = out / "data", out / "train"
+    config.data.dir = str(data)
+    print(f"1/4 preparing {num_train + num_test:,} synthetic faces")
+    prepare_synthetic(config.scheme, data, num_train=num_train, num_test=num_test, seed=0)
+    print("2/4 training (compiling the first step takes about a minute)")
+    try:
+        train(config, workdir, on_validation=on_validation)
+    except Interrupted as stop:
+        stop.saved = f"remove {out}, or choose another --out"
+        raise
+    print("3/4 evaluating on the test faces")
+    dataset, model = open_dataset(data), load(workdir)
+    result = evaluate(model, dataset, split="test", batch_size=config.train.batch_size)
+    baseline = 100 * float(mean_face_errors(dataset, "train", "test").mean())
+    write_json(out / "eval.json", result.to_dict() | {"mean_face_nme": baseline})
+    print(f"{result}\nbaseline, the mean face in the ground-truth box: NME {baseline:.3f} %")
+    print("4/4 plotting")
+    faces, output = predict_faces(model, dataset, "test", count=6)
+    visualize.save_image(out / "stages.png", compare_stages(faces, output, dataset))
+    visualize.plot_curves(read_metrics(workdir)).savefig(out / "curves.png", dpi=120)

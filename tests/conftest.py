@@ -258,7 +258,8 @@ def synthetic68(make_once) -> Path:
 def custom_landmarks_page() -> list[tuple[str, str]]:
     """Code blocks of the page on custom landmarks: pairs of an info string and the code."""
     page = Path(__file__).parents[1] / "docs" / "tutorials" / "custom-landmarks.md"
-    return re.findall(r"^```(\w.*)\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
+    blocks = re.findall(r"^```(\w.*)\n((?:.*\n)*?)```$", page.read_text(), re.MULTILINE)
+    return [(re.sub(r'title="(.*)"', r"\1", info), text) for info, text in blocks]
 
 
 @pytest.fixture(scope="session")

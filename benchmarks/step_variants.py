@@ -37,7 +37,7 @@ from flax import nnx
 from jax import lax
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.models import hrnet, layers
+from lcgcn_jax.models import hrnet, layers, workarounds
 from lcgcn_jax.profiling import tpu_compile
 from lcgcn_jax.profiling.timing import format_seconds, measure
 from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
@@ -325,16 +325,16 @@ def one_pass() -> Iterator[None]:
             return original(self, x, train=train)
         axes = tuple(range(x.ndim - 1))
         about = lax.stop_gradient(self.mean[...])
-        wide = x.astype(jnp.float32) - layers._per_channel(about, x.astype(jnp.float32))
+        wide = x.astype(jnp.float32) - workarounds.per_channel(about, x.astype(jnp.float32))
         first, second = wide.mean(axis=axes), jnp.square(wide).mean(axis=axes)
         mean, var = about + first, jnp.maximum(second - jnp.square(first), 0)
         keep = self.momentum
         self.mean.set_value(keep * self.mean[...] + (1 - keep) * lax.stop_gradient(mean))
         self.var.set_value(keep * self.var[...] + (1 - keep) * lax.stop_gradient(var))
-        factor = self.scale[...] * lax.rsqrt(var + layers._EPSILON)
+        factor = self.scale[...] * lax.rsqrt(var + workarounds.EPSILON)
         offset = self.bias[...] - mean * factor
         x = x.astype(self.dtype)
-        return x * layers._per_channel(factor, x) + layers._per_channel(offset, x)
+        return x * workarounds.per_channel(factor, x) + workarounds.per_channel(offset, x)
 
     original = layers.BatchNorm.__call__
     with mock.patch.object(layers.BatchNorm, "__call__", call):
@@ -355,7 +355,7 @@ def conv1x1() -> Iterator[None]:
             "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y if self.bias is None else y + layers._per_channel(self.bias[...], y)
+        return y if self.bias is None else y + workarounds.per_channel(self.bias[...], y)
 
     original = layers.Conv.__call__
     with mock.patch.object(layers.Conv, "__call__", call):

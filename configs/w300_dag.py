@@ -15,7 +15,7 @@ import dataclasses
 
 import ml_collections
 
-from lcgcn_jax.models.cascade import CascadeConfig
+from lcgcn_jax.models.config import CascadeConfig
 from lcgcn_jax.training.config import default_config, parse_argument, reduce_for_cpu, set_epochs
 
 

@@ -52,8 +52,7 @@ def _help(title: str, parser: argparse.ArgumentParser, level: int) -> Iterator[s
 def config_fields() -> str:
     """Page with all fields of a config and their defaults, and the options of augmentation and graphs."""
     from lcgcn_jax.data.augment import AugmentConfig
-    from lcgcn_jax.models.cascade import CascadeConfig
-    from lcgcn_jax.models.lcgcn import GraphConfig
+    from lcgcn_jax.models.config import CascadeConfig, GraphConfig
     from lcgcn_jax.training.config import config_names, default_config
 
     config = default_config()

@@ -39,8 +39,8 @@ from lcgcn_jax.models.bundles import (
     save_bundle,
     shipped_bundles,
 )
-from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
-from lcgcn_jax.models.weights import all_weights, merge_weights
+from lcgcn_jax.models.lcgcn import LCGCNOutput
+from lcgcn_jax.models.weights import all_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 # Faces at a time, at most. The maps of a few faces fit into a CPU's caches: of `w300-lcgcn-small` a face took
@@ -95,16 +95,10 @@ class _Programs:
     """Compiled forward passes of one model."""
 
     def __init__(self, bundle: Bundle):
-        graphdef, params, batch_stats = fold_batch_norm(*bundle.create())
-
-        def forward(images):
-            return merge_weights(graphdef, params, batch_stats)(images)
-
+        model = fold_batch_norm(*bundle.create())
         options = compiler_options()
-        self.normalized = jax.jit(forward, compiler_options=options)
-        self.bytes = jax.jit(
-            lambda images: forward(normalize_images(images)), compiler_options=options
-        )
+        self.normalized = jax.jit(model.forward, compiler_options=options)
+        self.bytes = jax.jit(model.predict, compiler_options=options)
 
 
 # Copies of a model share its programs within a process. A pool's worker gets a copy with every task, and
@@ -214,7 +208,7 @@ class LandmarkModel:
         graph use and update the statistics of the batch. The predictions of this model
         do not follow changes to the module; use `from_module` for a model with the new weights.
         """
-        return merge_weights(*self._bundle.create())
+        return self._bundle.create().merge()
 
     @classmethod
     def from_module(

@@ -35,8 +35,6 @@ from lcgcn_jax.geometry import CROP_SCALE
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle, load_bundle
-from lcgcn_jax.models.lcgcn import normalize_images
-from lcgcn_jax.models.weights import merge_weights
 
 INPUT = "crops"
 OUTPUTS = ("landmarks", "confidence", "heatmap_landmarks")
@@ -51,10 +49,10 @@ OPSET = 20
 def crops_to_landmarks(bundle: Bundle) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """The function that is exported: uint8 crops `[b s s 3]` to `output_names` by name."""
     names = output_names(bundle)
-    weights = fold_batch_norm(*bundle.create())
+    model = fold_batch_norm(*bundle.create())
 
     def predict(crops):
-        output = merge_weights(*weights)(normalize_images(crops))
+        output = model.predict(crops)
         # Copies, since without a graph head two of them are one value, which ONNX has one name for.
         return {name: jnp.copy(getattr(output, name)) for name in names}
 

@@ -28,7 +28,7 @@ pixel 4 c + o, the middle of the first pixel being 0. For models of this package
   for crops less than 512 pixels wide; larger images are made smaller first: there o is about 2.
 - LCGCN (its authors), o = 2: `draw_umich_gaussian` truncates x / 4. Their resizing of the face adds up to
   about half a pixel, by how much it enlarges. Their graph is given c / 64 and gives back x / 256
-  (`GraphConfig.positions`). Only what comes with a graph head is taken for theirs.
+  (`GraphConfig.authors_conventions`). Only what comes with a graph head is taken for theirs.
 Points of 300W count from 1 in its files. mmpose's annotations leave them so, and HRNet-Facial's lists may:
 such a model's landmarks lie one pixel of the image too far right and down. That is not mended here.
 """
@@ -47,9 +47,9 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.interop.torch_files import StateDict
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.hrnet import ARCHS, HRNet
 from lcgcn_jax.models.layers import make_rngs
-from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.models.registry import create_model, graph_config
 from lcgcn_jax.models.weights import split_weights
 
@@ -59,13 +59,7 @@ TORCH_ARCHS = {f"hrnet_{arch.replace('-', '_')}": arch for arch in ARCHS}
 IMAGE_SIZE = 256
 """Side of the crops that all public face models were trained on."""
 
-AUTHORS_GRAPH = GraphConfig(
-    diagonal="zero",
-    positions="corner",
-    shape_features="first_last",
-    activation="none",
-    mlp_output="activated",
-)
+AUTHORS_GRAPH = GraphConfig.authors()
 """The graph head as the LCGCN authors' code has it."""
 
 AUTHORS_OFFSET = 2.0
@@ -360,7 +354,7 @@ def _heatmap_keys(names: Iterable[str], layout: Layout) -> dict[str, str]:
 
 def _graph_keys(names: Iterable[str]) -> dict[str, str]:
     """Keys of the graph head's weights, by our names, w1 being in two (`_split_messages`)."""
-    blocks = {"own": "w2", "neighbor": "w1 (nodes)", "shape": "w1 (offsets)"}
+    blocks = {"node": "w2", "neighbor": "w1 (nodes)", "shape": "w1 (offsets)"}
     keys = {}
     for name in names:
         block = re.fullmatch(r"graph\.blocks\.(\d+)\.(\w+)", name)

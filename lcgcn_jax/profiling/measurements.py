@@ -21,8 +21,8 @@ from lcgcn_jax.data.records import decode_image
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle
+from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.lcgcn import normalize_images
-from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.profiling.roofline import Cost, Peaks, measure_peaks
 from lcgcn_jax.profiling.timing import Timing, measure
 from lcgcn_jax.training import sharding
@@ -104,19 +104,14 @@ class Measurements:
 
     def forward(self) -> Iterator[Row]:
         """Prediction on crops that lie on the device, and its parts apart."""
-        weights = self._fold
-
-        def forward(images):
-            return merge_weights(*weights)(normalize_images(images))
-
-        yield self._program("forward", forward, self._images)
+        yield self._program("forward", self._folded.predict, self._images)
 
     def decode(self) -> Iterator[Row]:
         """From heatmaps to landmarks, confidences and spreads."""
-        graphdef, params, batch_stats = self._fold
+        functional = self._folded
 
         def decode(logits, maps):
-            model = merge_weights(graphdef, params, batch_stats)
+            model = functional.merge()
             heatmap_std = heatmaps.heatmap_std(logits, activation=model.activation)
             return model.read_peaks(logits, maps), heatmap_std
 
@@ -127,14 +122,12 @@ class Measurements:
         if self._config.model.graph is None:
             return
         size = self._config.data.image_size
-        graphdef, params, batch_stats = self._fold
+        functional = self._folded
 
         def refine(graph_inputs):
-            return merge_weights(graphdef, params, batch_stats).refine(graph_inputs, size)
+            return functional.refine(graph_inputs, size)
 
-        graph_inputs = jax.jit(
-            lambda *maps: merge_weights(graphdef, params, batch_stats).read_peaks(*maps)
-        )(*self._maps)
+        graph_inputs = jax.jit(lambda *maps: functional.merge().read_peaks(*maps))(*self._maps)
         yield self._program("graph head", refine, graph_inputs)
 
     def train_step(self) -> Iterator[Row]:
@@ -269,7 +262,7 @@ class Measurements:
         return Bundle(config.model.to_dict(), scheme, config.data.image_size, weights)
 
     @functools.cached_property
-    def _fold(self) -> tuple:
+    def _folded(self) -> FunctionalModel:
         return fold_batch_norm(*self._bundle.create())
 
     @functools.cached_property
@@ -279,11 +272,11 @@ class Measurements:
     @functools.cached_property
     def _maps(self) -> tuple[jax.Array, jax.Array]:
         """Logits and features of the heatmap model."""
-        graphdef, params, batch_stats = self._fold
+        functional = self._folded
 
         @jax.jit
         def run(images):
-            model = merge_weights(graphdef, params, batch_stats)
+            model = functional.merge()
             logits, maps = model.heatmap_model(normalize_images(images), train=False)
             return logits.astype(jnp.float32), maps
 

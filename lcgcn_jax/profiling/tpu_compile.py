@@ -173,6 +173,7 @@ def lower_train_step(
         config.model.to_dict(),
         num_landmarks,
         compute_dtype("bfloat16" if train.dtype == "auto" else train.dtype),
+        remat=train.remat,
     )
     trained = trained_names(train.mode, params)
     # The length of the training is a constant of the schedule and changes no figure of the program.
@@ -202,7 +203,6 @@ def lower_train_step(
         loss_config=config.loss.to_dict(),
         image_size=image_size,
         ema_decay=train.ema_decay,
-        remat=train.remat,
     )
     return sharding.compile_train_step(step, mesh).lower(state, batch)
 

@@ -18,8 +18,7 @@ from lcgcn_jax.atomic_io import write_whole, writing
 from lcgcn_jax.data.augment import CORRUPTIONS
 from lcgcn_jax.evaluation import metrics
 from lcgcn_jax.models.bundles import load_bundle
-from lcgcn_jax.models.cascade import CascadeConfig
-from lcgcn_jax.models.lcgcn import GraphConfig
+from lcgcn_jax.models.config import CascadeConfig, GraphConfig
 from lcgcn_jax.training.trainer import Trainer
 
 RESULT = "errors.json"
@@ -61,8 +60,8 @@ ROWS = {
     "subpixel-none": _row("the same, no edges", connectivity="self_only"),
     "pair_vector": _row("pair vectors in the message, per-image edges", message="pair_vector"),
     "pair_vector-static": _row("the same, static edges", message="pair_vector", **_STATIC),
-    "offsets": _row("neighbors' guesses (offsets), per-image edges", message="offsets"),
-    "offsets-static": _row("the same, static edges", message="offsets", **_STATIC),
+    "offsets": _row("neighbors' guesses (offsets), per-image edges", message="offset_votes"),
+    "offsets-static": _row("the same, static edges", message="offset_votes", **_STATIC),
     "dag": Row(
         "mean-shape cascade (Li et al. 2020)",
         "dark",

@@ -103,7 +103,7 @@ class Checkpoints:
         saved = _saved_state(path)
         is_former = compat.has_former_weights(saved)
         if is_former:
-            abstract = compat.downgrade_weights(abstract)
+            abstract = compat.downgrade_weights(abstract, saved)
         if changed := differences(_shapes(saved), _shapes(abstract)):
             raise InputError(
                 f"{path}: is of another model or optimizer than the config's: {len(changed)} arrays "

@@ -17,9 +17,8 @@ import yaml
 from lcgcn_jax import compat
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.errors import InputError, one_line
-from lcgcn_jax.models.lcgcn import GraphConfig
+from lcgcn_jax.models.config import GraphConfig, VisibilityConfig
 from lcgcn_jax.models.registry import require_known
-from lcgcn_jax.models.visibility import VisibilityConfig
 
 RUN_CONFIG = "config.json"
 """Name of the configuration in a run's folder."""
@@ -50,8 +49,8 @@ def default_config() -> ml_collections.ConfigDict:
       middle of heatmap cell (0, 0), for weights of codes that place it elsewhere; see
       `interop.torch_weights`; None: cells cover the input evenly. `model.decode`: see `heatmaps.decode`.
       `model.graph`: `name` and options of a graph, `lcgcn` (see `GraphConfig`) or `dag` (see
-      `cascade.CascadeConfig`); None for a heatmap model alone. `model.visibility`: options of the head that
-      predicts which landmarks are visible (see `visibility.VisibilityConfig`); `head` `none` is no head. It
+      `CascadeConfig`); None for a heatmap model alone. `model.visibility`: options of the head that
+      predicts which landmarks are visible (see `VisibilityConfig`); `head` `none` is no head. It
       trains with the graph, on faces whose data has visibility labels, such as MERL-RAV's.
       `model.bn_momentum`: part of BatchNorm's running statistics kept a step.
     - `loss.sigma`: of the target heatmaps, in cells. `loss.heatmap`: `focal` (the paper), `mse` or
@@ -103,7 +102,7 @@ def default_config() -> ml_collections.ConfigDict:
                 },
                 "heatmap_offset": None,
                 "decode": "argmax",
-                "graph": {"name": "lcgcn", **dataclasses.asdict(GraphConfig())},
+                "graph": {"name": "lcgcn", **dataclasses.asdict(GraphConfig.paper())},
                 "visibility": dataclasses.asdict(VisibilityConfig()),
                 "bn_momentum": 0.99,
             },
@@ -186,8 +185,7 @@ def use_best_recipe(config: ml_collections.ConfigDict) -> None:
       config: changed in place.
     """
     _start_between_cells(config)
-    config.model.graph.message = "offsets"
-    config.model.graph.refinements = 2
+    config.model.graph.update(dataclasses.asdict(GraphConfig.best()))
     # At 1, as in the paper, its gradient in the heatmap model was a fortieth of the focal loss's.
     config.loss.coordinate_weight = 20.0
     config.data.augment.rotation = 15.0

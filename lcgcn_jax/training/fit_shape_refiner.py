@@ -18,7 +18,6 @@ from lcgcn_jax.evaluation.evaluator import mean_shape
 from lcgcn_jax.models.bundles import Bundle
 from lcgcn_jax.models.gcn import ShapeRefiner
 from lcgcn_jax.models.lcgcn import normalize_images
-from lcgcn_jax.models.weights import merge_weights
 
 _TURN = "graph.shape_refiner."
 _ROUNDS = 5  # of reweighting
@@ -60,14 +59,14 @@ def fit_shape_refiner(
             "a shape turn stands behind the graph 'lcgcn', which this model does not have"
         )
     bundle = _with_empty_turn(bundle, mean_shape(dataset, split))
-    graphdef, params, batch_stats = bundle.create()
+    functional = bundle.create()
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def look(images, truth):
-        model = merge_weights(graphdef, params, batch_stats)
+        model = functional.merge()
         output = model(normalize_images(images))
         size = images.shape[2]
-        frame, upright = model.graph.shape_refiner.upright(
+        frame, upright = model.graph.shape_refiner.to_canonical(
             (output.landmarks + 0.5) / size, output.confidence
         )
         square = (frame[:, :, 0] ** 2).sum(axis=-1)[:, None, None]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
+from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
 from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
@@ -53,19 +54,6 @@ def check_losses(config: Mapping[str, Any], activation: str) -> None:
         )
 
 
-def check_remat(heatmap_model: nnx.Module) -> None:
-    """Refuses `train.remat` for a heatmap model that does not heed it.
-
-    Raises:
-      InputError: it has no attribute `remat` (`registry.register_heatmap_model`).
-    """
-    if not hasattr(heatmap_model, "remat"):
-        raise InputError(
-            f"config train.remat: the heatmap model {type(heatmap_model).__name__} cannot compute its "
-            "parts again; leave it False, or give the model an attribute `remat` and heed it"
-        )
-
-
 def total_loss(
     output: LCGCNOutput,
     landmarks: Float[Array, "b k 2"],
@@ -74,7 +62,7 @@ def total_loss(
     config: Mapping[str, Any],
     groups: tuple[str, ...],
     size: int,
-    activation: str = "sigmoid",
+    activation: heatmaps.Activation = "sigmoid",
     heatmap_offset: float | None = None,
     visibility: Int[Array, "b k"] | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
@@ -146,28 +134,20 @@ def make_train_step(
     loss_config: Mapping[str, Any],
     image_size: int,
     ema_decay: float,
-    remat: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
 
-    A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels and
-    `visible` bool [b k]; for a model with a visibility head also `visibility`, int8 [b k], the labels
-    (`total_loss`). Where the heatmap model does not train, `graph_inputs`, what it said of the images
-    (`LCGCN.detect`), may be there in their place. With `remat` the heatmap model's modules are computed
-    again for the gradient. The scalars are the loss, its parts, the norm of its gradient, and that of the
-    trained parameters after the step.
-
-    Raises:
-      InputError: when it is traced, with `remat`: the heatmap model does not heed it.
+    A batch is `image` uint8 [b s s 3], s being `image_size`, `landmarks` float32 [b k 2] in crop pixels
+    and `visible` bool [b k]; for a model with a visibility head also `visibility`, int8 [b k], the
+    labels (`total_loss`). Where the heatmap model does not train, `graph_inputs`, what it said of the
+    images (`LCGCN.detect`), may be there in their place. The scalars are the loss, its parts, the norm
+    of its gradient, and that of the trained parameters after the step.
     """
     groups = TRAINED[mode]
 
     def loss_of(learnt: Weights, state: TrainState, batch: Batch):
         # Parameters that do not train get no gradient: the backward pass stops where they begin.
         model = merge_weights(graphdef, state.params | learnt, state.batch_stats)
-        if remat:
-            check_remat(model.heatmap_model)
-            model.heatmap_model.remat = True
         if "graph_inputs" in batch:
             output = model.refine(batch["graph_inputs"], image_size, train=True)
         else:
@@ -227,7 +207,7 @@ def make_detect_step(
     """Makes the pure function `detect_step(params, batch_stats, images) -> GraphInputs`."""
 
     def detect_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
-        return merge_weights(graphdef, params, batch_stats).detect(normalize_images(images))[1]
+        return FunctionalModel(graphdef, params, batch_stats).detect(images)
 
     return detect_step
 
@@ -238,7 +218,7 @@ def make_refine_step(
     """Makes the pure function `refine_step(params, batch_stats, graph_inputs) -> LCGCNOutput`."""
 
     def refine_step(params: Weights, batch_stats: Weights, graph_inputs: GraphInputs):
-        return merge_weights(graphdef, params, batch_stats).refine(graph_inputs, image_size)
+        return FunctionalModel(graphdef, params, batch_stats).refine(graph_inputs, image_size)
 
     return refine_step
 
@@ -249,6 +229,6 @@ def make_predict_step(
     """Makes the pure function `predict_step(params, batch_stats, images) -> LCGCNOutput`."""
 
     def predict_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
-        return merge_weights(graphdef, params, batch_stats)(normalize_images(images))
+        return FunctionalModel(graphdef, params, batch_stats).predict(images)
 
     return predict_step

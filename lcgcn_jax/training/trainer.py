@@ -39,7 +39,6 @@ from lcgcn_jax.training.run_lock import RunLock, needs_writing, read_run_config
 from lcgcn_jax.training.state import TrainState, create_state
 from lcgcn_jax.training.steps import (
     check_losses,
-    check_remat,
     make_detect_step,
     make_predict_step,
     make_refine_step,
@@ -106,12 +105,11 @@ class Trainer:
             config.model.to_dict(),
             self.dataset.scheme.num_landmarks,
             dtype=compute_dtype(config.train.dtype),
+            remat=config.train.remat,
             rngs=nnx.Rngs(config.seed),
         )
         check_losses(config.loss.to_dict(), model.activation)
         check_image_size(config.data.image_size, model.heatmap_model.stride)
-        if config.train.remat:
-            check_remat(model.heatmap_model)
         self._has_visibility = model.visibility is not None
         if self._has_visibility:
             raise_on_all_processes(
@@ -156,7 +154,6 @@ class Trainer:
                 loss_config=config.loss.to_dict(),
                 image_size=config.data.image_size,
                 ema_decay=config.train.ema_decay,
-                remat=config.train.remat,
             ),
             self.mesh,
         )

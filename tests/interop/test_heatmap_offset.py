@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.interop.torch_weights import AUTHORS_OFFSET, HRNET_FACE, MMPOSE_0, MMPOSE_1
+from lcgcn_jax.models.config import ModelConfig
 from lcgcn_jax.models.lcgcn import LCGCN
 
 SIDE, CROP = 64, 256
@@ -37,11 +38,8 @@ def read(centers, sigma, origin, decode):
     model = LCGCN(
         Drawn(jnp.asarray(heat)),
         len(centers),
-        decode=decode,
-        graph=None,
-        bn_momentum=0.9,
+        ModelConfig(decode, graph=None, heatmap_offset=origin),
         rngs=nnx.Rngs(0),
-        heatmap_offset=origin,
     )
     return np.asarray(model(jnp.zeros((1, CROP, CROP, 3))).landmarks[0])
 

@@ -59,7 +59,7 @@ def test_a_row_is_measured_as_evaluation_measures_its_model(frozen_config, tmp_p
 
 
 def test_a_row_says_all_that_the_paper_does_otherwise(frozen_config):
-    frozen_config.model.graph.message = "offsets"
+    frozen_config.model.graph.message = "offset_votes"
     frozen_config.model.graph.norm = "layer"
     paper = row_config(frozen_config, ROWS["paper"], 3)
     assert (paper.model.graph.message, paper.model.graph.output) == ("paper", "absolute")

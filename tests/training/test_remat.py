@@ -26,9 +26,9 @@ class OneBlock(nnx.Module):
 
     stride, feature_channels = 4, 8
 
-    def __init__(self, num_landmarks, *, bn_momentum, dtype, rngs):
+    def __init__(self, num_landmarks, *, bn_momentum, dtype, rngs, remat=False):
         make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
-        self.remat = False
+        self.remat = remat
         self.stem = ConvBN(3, 8, 3, stride=4, **make)
         self.block = BasicBlock(8, **make)
         self.out = Conv(8, num_landmarks, 1, use_bias=True, dtype=dtype, rngs=rngs)
@@ -53,11 +53,10 @@ def test_the_step_is_the_same(heatmap, monkeypatch):
     config = default_config()
     model = config.model.to_dict() | {"heatmap": heatmap, "graph": None}
 
-    def create():
-        return create_model(model, K, rngs=make_rngs(0))
+    def create(remat=False):
+        return create_model(model, K, remat=remat, rngs=make_rngs(0))
 
     params, batch_stats = jax.jit(lambda: split_weights(create())[1:])()
-    graphdef = split_weights(nnx.eval_shape(create))[0]
     trained, optimizer = trained_names(MODE, params), optax.sgd(1.0)
     state = create_state(params, batch_stats, optimizer, trained, with_ema=False)
     rng = np.random.default_rng(0)
@@ -69,14 +68,13 @@ def test_the_step_is_the_same(heatmap, monkeypatch):
     outcomes, convolutions = [], []
     for remat in (False, True):
         step = make_train_step(
-            graphdef,
+            split_weights(nnx.eval_shape(lambda remat=remat: create(remat)))[0],
             optimizer,
             trained,
             mode=MODE,
             loss_config=config.loss.to_dict(),
             image_size=SIZE,
             ema_decay=0.0,
-            remat=remat,
         )
         lowered = jax.jit(step, compiler_options=compiler_options()).lower(state, batch)
         # Counted before XLA has its way: on a CPU it takes equal computations together again.

@@ -4,6 +4,7 @@ Heatmaps are `[b hh hw k]`. Points are (x, y) in heatmap pixels, and the center 
 `geometry.input_to_heatmap` and `heatmap_to_input` convert between heatmap pixels and input pixels.
 """
 
+# pyright: reportUnknownMemberType=false  (types of JAX functions are partially unknown)
 import functools
 from typing import Literal, get_args
 
@@ -126,7 +127,7 @@ def heatmap_std(logits: Heatmaps, *, activation: Activation = "sigmoid") -> PerL
     return jnp.sqrt(jnp.maximum(variance, 0.0) / 2)
 
 
-def heatmap_pixels_at(positions: Points, shape: tuple[int, int]) -> Points:
+def heatmap_pixels_at(positions: Points, shape: tuple[int, ...]) -> Points:
     """Convert positions to pixels of maps that cover the crop evenly.
 
     Args:

@@ -3,6 +3,7 @@
 Landmarks that are not visible do not count: their truth may be anything, NaN included.
 """
 
+# pyright: reportUnknownMemberType=false  (types of JAX functions are partially unknown)
 from collections.abc import Sequence
 
 import jax

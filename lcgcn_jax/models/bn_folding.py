@@ -1,5 +1,7 @@
 """Folding of BatchNorm into adjacent layers, for inference."""
 
+from typing import Any
+
 from flax import nnx
 
 from lcgcn_jax.models.functional import FunctionalModel
@@ -8,7 +10,7 @@ from lcgcn_jax.models.weights import Weights, split_weights
 
 
 def fold_batch_norm(
-    graphdef: nnx.GraphDef, params: Weights, batch_stats: Weights
+    graphdef: nnx.GraphDef[Any], params: Weights, batch_stats: Weights
 ) -> FunctionalModel:
     """Fold BatchNorm into the layers before or after it; outputs in evaluation stay equal.
 

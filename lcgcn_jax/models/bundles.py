@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.registry import create_model, heatmap_model_factory, visibility_config
-from lcgcn_jax.models.weights import split_weights
+from lcgcn_jax.models.weights import Weights, split_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -70,11 +70,13 @@ class Bundle:
     def create(self, dtype: DTypeLike = jnp.float32) -> FunctionalModel:
         """Create the model with the weights of the bundle."""
         abstract = abstract_weights(self.model, self.scheme.num_landmarks, dtype)
-        params, batch_stats = (
-            {name: jnp.asarray(self.weights[name]) for name in names}
-            for names in (abstract.params, abstract.batch_stats)
+
+        def select(names: Iterable[str]) -> Weights:
+            return {name: jnp.asarray(self.weights[name]) for name in names}
+
+        return FunctionalModel(
+            abstract.graphdef, select(abstract.params), select(abstract.batch_stats)
         )
-        return FunctionalModel(abstract.graphdef, params, batch_stats)
 
     def without_graph(self) -> "Bundle":
         """Bundle of only the heatmap model."""

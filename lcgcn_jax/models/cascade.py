@@ -69,6 +69,7 @@ class MeanShapeCascade(nnx.Module):
         """Return the landmarks after the coarse stage and after each fine step, and the edge weights."""
         del positions, visible_logit, train
         maps = features.maps
+        assert maps is not None, "select_features returns maps"
         start = placed_in_crop(self.mean_shape[...])
         start = jnp.broadcast_to(start, (maps.shape[0], *start.shape))
         nodes, edges = self.coarse(start, confidence, maps)

@@ -23,7 +23,7 @@ Norm = Literal["batch", "layer", "none"]
 VisibilityMethod = Literal["none", "local", "attention"]
 
 
-def choices_of(config_class: type) -> dict[str, tuple[str, ...]]:
+def choices_of(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
     """Name of each `Literal` field of a dataclass -> its allowed values."""
     hints = typing.get_type_hints(config_class)
     return {

@@ -3,7 +3,7 @@
 Inference, export, evaluation, validation during training and benchmarks all run a model through this class.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
@@ -22,7 +22,7 @@ class FunctionalModel(NamedTuple):
       batch_stats: batch statistics by name.
     """
 
-    graphdef: nnx.GraphDef
+    graphdef: nnx.GraphDef[Any]
     params: Weights
     batch_stats: Weights
 

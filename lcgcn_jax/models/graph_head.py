@@ -140,15 +140,10 @@ class GraphHead(nnx.Module):
             nodes = block(nodes, start, edges, pairs)
         stages = [start + nodes if self.config.output == "residual" else nodes]
         for refine in self.refinements:
-            stages.append(
-                refine(
-                    stages[-1],
-                    log_confidence,
-                    edges,
-                    features.maps,
-                    features.heatmaps.astype(jnp.float32),
-                )
-            )
+            assert features.maps is not None
+            assert features.heatmaps is not None
+            activated = features.heatmaps.astype(jnp.float32)
+            stages.append(refine(stages[-1], log_confidence, edges, features.maps, activated))
         if self.shape_refiner is not None:
             stages.append(self.shape_refiner(stages[-1], confidence))
         return jnp.stack(stages, axis=1), edges

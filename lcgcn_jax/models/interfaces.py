@@ -26,9 +26,9 @@ class GraphFeatures:
       heatmaps: heatmaps after the activation, in the dtype of `maps`.
     """
 
-    points: Float[AnyArray, "b k c"] | None = None
-    maps: Float[AnyArray, "b hh hw c"] | None = None
-    heatmaps: Float[AnyArray, "b hh hw k"] | None = None
+    points: Float[Array, "b k c"] | None = None
+    maps: Float[Array, "b hh hw c"] | None = None
+    heatmaps: Float[Array, "b hh hw k"] | None = None
 
 
 @typing.no_type_check
@@ -45,10 +45,10 @@ class GraphInputs:
         without a visibility head.
     """
 
-    landmarks: Float[AnyArray, "b k 2"]
-    confidence: Float[AnyArray, "b k"]
+    landmarks: Float[Array, "b k 2"]
+    confidence: Float[Array, "b k"]
     features: GraphFeatures | None = None
-    heatmap_std: Float[AnyArray, "b k"] | None = None
+    heatmap_std: Float[Array, "b k"] | None = None
 
 
 @typing.no_type_check
@@ -135,6 +135,7 @@ class FoldsBatchNorm(Protocol):
         ...
 
 
+@runtime_checkable
 class Graph(Protocol):
     """Graph stage: initial landmarks and features to refined landmarks and edge weights.
 

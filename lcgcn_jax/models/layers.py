@@ -159,6 +159,7 @@ class MLP(nnx.Module):
         for i, (norm, linear) in enumerate(zip(self.norms, self.linears[1:], strict=False)):
             if isinstance(norm, BatchNorm):
                 factor, offset = norm.scale_and_offset()
+                assert linear.bias is not None
                 kernel = to_float64(linear.kernel)
                 linear.bias.set_value(to_float32(to_float64(linear.bias) + offset @ kernel))
                 linear.kernel.set_value(to_float32(factor[:, None] * kernel))

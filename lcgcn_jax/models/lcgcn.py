@@ -1,5 +1,6 @@
 """LCGCN: a heatmap model, and a graph that refines its landmarks (IEEE Access 2022)."""
 
+# pyright: reportUnknownMemberType=false  (types of JAX functions are partially unknown)
 import dataclasses
 
 import jax
@@ -14,7 +15,6 @@ from lcgcn_jax.models.config import CascadeConfig, GraphConfig, ModelConfig
 from lcgcn_jax.models.graph_head import GraphHead
 from lcgcn_jax.models.interfaces import (
     Graph,
-    GraphFeatures,
     GraphInputs,
     HasActivation,
     HeatmapModel,
@@ -64,7 +64,7 @@ class LCGCN(nnx.Module):
         self.activation: heatmaps.Activation = (
             heatmap_model.activation if isinstance(heatmap_model, HasActivation) else "sigmoid"
         )
-        self.decode = config.decode
+        self.decode: heatmaps.Decoder = config.decode
         self.heatmap_offset = (
             centered_offset(heatmap_model.stride)
             if config.heatmap_offset is None
@@ -167,13 +167,17 @@ class LCGCN(nnx.Module):
         )
 
     def _visibility_logits(self, graph_inputs: GraphInputs, size: int) -> Float[Array, "b k 2"]:
-        features: GraphFeatures = graph_inputs.features
+        features = graph_inputs.features
+        assert self.visibility is not None
+        assert features is not None
         points = features.points
         if features.maps is not None:
             pixels = input_to_heatmap(
                 graph_inputs.landmarks, self.heatmap_model.stride, self.heatmap_offset
             )
             points = heatmaps.sample(features.maps, pixels, bilinear=True)
+        assert points is not None
+        assert graph_inputs.heatmap_std is not None
         positions = (graph_inputs.landmarks + 0.5) / size
         return self.visibility(positions, graph_inputs.confidence, graph_inputs.heatmap_std, points)
 

@@ -68,8 +68,8 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
 
 def heatmap_model_factory(config: Mapping[str, Any]) -> HeatmapModelFactory | None:
     """Factory of the heatmap model of a configuration; None if it is not registered."""
-    heatmap = config.get("heatmap")
-    name = heatmap.get("name") if isinstance(heatmap, Mapping) else None
+    heatmap: Any = config.get("heatmap")
+    name: Any = dict(heatmap).get("name") if isinstance(heatmap, Mapping) else None
     return _HEATMAP_MODELS.get(name) if isinstance(name, str) else None
 
 
@@ -171,7 +171,7 @@ def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
     return _parse("model.visibility", VisibilityConfig, config or {})
 
 
-def _parse(name: str, config_class: type, options: Mapping[str, Any]) -> Any:
+def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> Any:
     require_known(name, options, _field_names(config_class))
     try:
         return config_class(**options)
@@ -179,7 +179,7 @@ def _parse(name: str, config_class: type, options: Mapping[str, Any]) -> Any:
         raise InputError(f"config: {error}") from error
 
 
-def _field_names(config_class: type) -> list[str]:
+def _field_names(config_class: type[Any]) -> list[str]:
     return [field.name for field in dataclasses.fields(config_class)]
 
 

@@ -19,13 +19,13 @@ Weights = dict[str, jax.Array | jax.ShapeDtypeStruct]
 """Arrays by name, or only shapes and dtypes for an abstract model."""
 
 
-def split_weights(model: nnx.Module) -> tuple[nnx.GraphDef, Weights, Weights]:
+def split_weights(model: nnx.Module) -> tuple[nnx.GraphDef[Any], Weights, Weights]:
     """Split a model into structure, parameters and batch statistics."""
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, _flatten(params), _flatten(batch_stats)
 
 
-def merge_weights(graphdef: nnx.GraphDef, params: Weights, batch_stats: Weights) -> Any:
+def merge_weights(graphdef: nnx.GraphDef[Any], params: Weights, batch_stats: Weights) -> Any:
     """Merge a split model. Its variables are copies, which can be updated under `jit`."""
     return nnx.merge(graphdef, _nest(params | batch_stats), copy=True)
 

@@ -105,7 +105,7 @@ def test_per_image_edges_match_the_equation(diagonal):
     np.testing.assert_allclose(edges(CONFIDENCE, train=True), expected, rtol=1e-4)
 
 
-def test_a_diagonal_fixed_at_0_changes_nothing_else_in_its_row():
+def test_zero_diagonal_does_not_change_the_ratios_of_other_weights():
     edges = make("learned_per_image", "zero")
     with_diagonal = make("learned_per_image", "learned")
     nnx.update(with_diagonal, nnx.state(edges))

@@ -1,11 +1,12 @@
 """Typed configurations of the models.
 
-Each class holds the options of one part of a model. A choice among names is a `Literal` type, and
-`check_choices` validates all of them. `registry.create_model` builds these classes from plain mappings.
+Each class holds the options of one part of a model. A choice among names is a `Literal` type.
+`registry.create_model` parses plain mappings, and `check_choices` validates all choices.
 """
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from lcgcn_jax.heatmaps import Activation, Decoder
@@ -33,21 +34,21 @@ def choices_of(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def check_choices(config: Any, name: str) -> None:
-    """Validate the `Literal` fields of a configuration.
+def check_choices(config_class: type[Any], options: Mapping[str, Any], name: str) -> None:
+    """Validate options before they are passed to a configuration class.
 
     Args:
-      config: a dataclass instance.
-      name: its name in a config file, such as `model.graph`.
+      config_class: dataclass whose `Literal` fields are checked.
+      options: values by field.
+      name: name in a config file, such as `model.graph`.
 
     Raises:
-      ValueError: a field has a value that is not one of its choices.
+      ValueError: a value is not one of the choices of its field.
     """
-    for field, choices in choices_of(type(config)).items():
-        value = getattr(config, field)
-        if value not in choices:
+    for field, choices in choices_of(config_class).items():
+        if field in options and options[field] not in choices:
             raise ValueError(
-                f"{name}.{field}: {value!r} is not available; use one of {', '.join(choices)}"
+                f"{name}.{field}: {options[field]!r} is not available; use one of {', '.join(choices)}"
             )
 
 
@@ -66,9 +67,6 @@ class HRNetConfig:
     features: Features = "concat"
     activation: Activation = "sigmoid"
 
-    def __post_init__(self):
-        check_choices(self, "model.heatmap")
-
 
 @dataclasses.dataclass(frozen=True)
 class HourglassConfig:
@@ -85,7 +83,6 @@ class HourglassConfig:
     activation: Activation = "sigmoid"
 
     def __post_init__(self):
-        check_choices(self, "model.heatmap")
         if self.stacks < 1 or self.width < 2 or self.width % 2:
             raise ValueError(
                 "model.heatmap: an hourglass needs at least 1 stack and an even width, but got stacks "
@@ -165,7 +162,6 @@ class GraphConfig:
         return cls(message="offset_votes", output="residual", sampling="bilinear", refinements=2)
 
     def __post_init__(self):
-        check_choices(self, "model.graph")
         if self.message == "offset_votes" and self.diagonal != "learned":
             raise ValueError(
                 "model.graph.diagonal: the message 'offset_votes' needs a learned diagonal; set it to "
@@ -242,9 +238,6 @@ class VisibilityConfig:
     head: VisibilityMethod = "none"
     width: int = 64
 
-    def __post_init__(self):
-        check_choices(self, "model.visibility")
-
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -266,7 +259,6 @@ class ModelConfig:
     visibility: VisibilityConfig = VisibilityConfig()
 
     def __post_init__(self):
-        check_choices(self, "model")
         head = self.visibility.head
         if head != "none" and self.graph is None:
             raise ValueError(

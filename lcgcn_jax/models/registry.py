@@ -28,6 +28,7 @@ from lcgcn_jax.models.config import (
     HRNetConfig,
     ModelConfig,
     VisibilityConfig,
+    check_choices,
 )
 from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
@@ -93,11 +94,8 @@ def create_model(
     Raises:
       InputError: an unknown field or value; the message has the most similar valid one.
     """
-    require_known(
-        "model",
-        config,
-        ("heatmap", "heatmap_offset", "decode", "graph", "visibility", "bn_momentum"),
-    )
+    fields = ["heatmap", *(field.name for field in dataclasses.fields(ModelConfig))]
+    require_known("model", config, fields)
     common: dict[str, Any] = {
         "num_landmarks": num_landmarks,
         "bn_momentum": config["bn_momentum"],
@@ -106,6 +104,7 @@ def create_model(
     }
     try:
         heatmap_model = _create_heatmap_model(config["heatmap"], common, remat=remat)
+        check_choices(ModelConfig, config, "model")
         options = ModelConfig(
             decode=config["decode"],
             graph=None if config["graph"] is None else graph_config(config["graph"]),
@@ -131,9 +130,8 @@ def _create_heatmap_model(
         )
     factory = _HEATMAP_MODELS[name]
     if name in HEATMAP_CONFIGS:
-        config_class = HEATMAP_CONFIGS[name]
-        require_known("model.heatmap", options, _field_names(config_class))
-        return factory(config_class(**options), remat=remat, **common)
+        options = _parse("model.heatmap", HEATMAP_CONFIGS[name], options)
+        return factory(options, remat=remat, **common)
     # `inspect.signature` of an nnx.Module class is that of its metaclass.
     arguments = inspect.signature(
         factory.__init__ if inspect.isclass(factory) else factory
@@ -172,15 +170,12 @@ def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
 
 
 def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> Any:
-    require_known(name, options, _field_names(config_class))
+    require_known(name, options, [field.name for field in dataclasses.fields(config_class)])
     try:
+        check_choices(config_class, options, name)
         return config_class(**options)
     except ValueError as error:
         raise InputError(f"config: {error}") from error
-
-
-def _field_names(config_class: type[Any]) -> list[str]:
-    return [field.name for field in dataclasses.fields(config_class)]
 
 
 def require_known(name: str, keys: Iterable[str], known: Iterable[str]) -> None:

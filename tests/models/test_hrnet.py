@@ -10,11 +10,13 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.compilation import compiler_options
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import abstract_weights
 from lcgcn_jax.models.config import HRNetConfig, choices_of
 from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.hrnet import ARCHS, HRNet
 from lcgcn_jax.models.layers import PRIOR_BIAS, make_rngs
+from lcgcn_jax.models.registry import create_model
 
 # Channels of the concatenated branches; w18 runs at full size below.
 CHANNELS = {"w48": 720, "w18-small-v1": 240, "w18-small-v2": 270, "tiny": 60}
@@ -95,8 +97,8 @@ def test_weights_are_float32_with_bfloat16_computation():
     ],
 )
 def test_unknown_options_are_an_error(options, message):
-    with pytest.raises(ValueError, match=message):
-        HRNetConfig(**{"arch": "tiny"} | options)
+    with pytest.raises(InputError, match=message):
+        create_model(model_config(**options), 3, rngs=nnx.Rngs(0))
 
 
 # Parity with the public PyTorch code; see ../shared/parity/README.md.

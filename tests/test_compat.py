@@ -86,3 +86,43 @@ def test_command_line_settings_are_renamed():
 def test_former_options(former, today):
     known = {"--flip-test", "--per-face", "--corruption"}
     assert compat.upgrade_arguments(former, known) == today
+
+
+PAPER = {
+    "positions": "center",
+    "shape_features": "all",
+    "activation": "relu",
+    "mlp_output": "linear",
+}
+AUTHORS = {
+    "positions": "corner",
+    "shape_features": "first_last",
+    "activation": "none",
+    "mlp_output": "activated",
+}
+
+
+@pytest.mark.parametrize(("former", "is_authors"), [(PAPER, False), (AUTHORS, True)])
+def test_former_conventions_of_the_graph_are_one_field(former, is_authors):
+    config = {"heatmap": {"activation": "linear"}, "graph": former | {"message": "offsets"}}
+    assert compat.upgrade_config(config) == {
+        "heatmap": {"activation": "linear"},
+        "graph": {"message": "offset_votes", "authors_conventions": is_authors},
+    }
+
+
+def test_mixed_conventions_are_an_error():
+    with pytest.raises(ValueError, match="mixes conventions"):
+        compat.upgrade_config({"graph": PAPER | {"activation": "none"}})
+
+
+def test_former_message_on_the_command_line():
+    former = {"model.graph.message": "offsets"}
+    assert compat.upgrade_overrides(former) == {"model.graph.message": "offset_votes"}
+
+
+def test_checkpoint_with_some_former_names_is_described():
+    saved = {"graph.offset_voting.correction": 0, "graph.blocks.0.own": 0}
+    current = compat.upgrade_weights(saved)
+    assert set(current) == {"graph.offset_voting.correction", "graph.blocks.0.node"}
+    assert compat.downgrade_weights(current, saved) == saved

@@ -18,8 +18,7 @@ from lcgcn_jax.atomic_io import write_json
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.evaluation import metrics
 from lcgcn_jax.models.bundles import load_bundle
-from lcgcn_jax.models.cascade import CascadeConfig
-from lcgcn_jax.models.lcgcn import GraphConfig
+from lcgcn_jax.models.config import CascadeConfig, GraphConfig
 from lcgcn_jax.training.trainer import Trainer
 
 RESULT = "errors.json"
@@ -62,8 +61,8 @@ ROWS = {
     "subpixel-none": _variant("the same, no edges", connectivity="self_only"),
     "pair_vector": _variant("pair vectors in the message, per-image edges", message="pair_vector"),
     "pair_vector-static": _variant("the same, static edges", message="pair_vector", **_STATIC),
-    "offsets": _variant("offset votes of the neighbors, per-image edges", message="offsets"),
-    "offsets-static": _variant("the same, static edges", message="offsets", **_STATIC),
+    "offsets": _variant("offset votes of the neighbors, per-image edges", message="offset_votes"),
+    "offsets-static": _variant("the same, static edges", message="offset_votes", **_STATIC),
     "dag": Variant(
         "mean-shape cascade (Li et al. 2020)",
         "dark",

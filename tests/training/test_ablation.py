@@ -75,7 +75,7 @@ def test_errors_of_a_row_equal_those_of_its_model(frozen_config, tmp_path):
 
 
 def test_variant_config_resets_varied_fields_to_the_paper(tiny_config):
-    tiny_config.model.graph.message = "offsets"
+    tiny_config.model.graph.message = "offset_votes"
     tiny_config.model.graph.norm = "layer"
     paper = variant_config(tiny_config, ROWS["paper"], 3)
     assert (paper.model.graph.message, paper.model.graph.output) == ("paper", "absolute")

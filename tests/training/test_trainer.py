@@ -313,7 +313,7 @@ def test_checkpoint_has_the_full_state(tiny_config, run_of_two, tmp_path):
 
 @pytest.mark.slow
 def test_mean_shape_of_the_training_faces_is_set_and_kept(tiny_config, tmp_path):
-    tiny_config.model.graph.message = "offsets"
+    tiny_config.model.graph.message = "offset_votes"
     tiny_config.model.graph.output = "residual"
     tiny_config.train.steps = 2
     training, _ = train(tiny_config, tmp_path / "run")

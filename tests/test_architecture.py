@@ -50,9 +50,13 @@ FILES |= {"lcgcn_jax.configs": CONFIGS / "__init__.py"}
 
 
 def imports_of(module):
-    """Full names of the modules that a module imports, in all of its code."""
+    """Full names of the modules that a module imports at run time, in all of its code."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
     targets = set()
-    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

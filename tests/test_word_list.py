@@ -69,6 +69,12 @@ NAMES = {
     "found", "kept", "given", "there", "said", "wanted", "about", "own", "Row", "PARTS", "expected_error",
 }  # fmt: skip
 
+EXEMPT_NAMES = {
+    ("expected_error", "lcgcn_jax/inference/face.py"),  # former name of `predicted_error`, still read
+    ("given", "tests/test_geometry.py"),  # of hypothesis
+    ("given", "tests/test_heatmaps.py"),
+}  # fmt: skip
+
 # Identifiers whose parts have another meaning: rotations by 90 degrees, and cells of notebooks and tables.
 OTHER_MEANINGS = {"quarter_turn", "quarter_turns"}
 FILES_WITH_CELLS = re.compile("notebook|csv|parsing|table|word_list|documentation")
@@ -136,6 +142,6 @@ def test_identifiers_are_terms_of_the_field(name):
             if part == "cells" and FILES_WITH_CELLS.search(name):
                 continue
             findings.append(f"{name}:{line}: '{identifier}'; write {PARTS[part]}")
-        if identifier in NAMES:
+        if identifier in NAMES and (identifier, name) not in EXEMPT_NAMES:
             findings.append(f"{name}:{line}: '{identifier}'; write a noun that says what it holds")
     assert not findings, "\n".join(findings)

@@ -184,7 +184,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @contextlib.contextmanager
 def _fast_compilation():
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield

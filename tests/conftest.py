@@ -182,6 +182,23 @@ def pytest_terminal_summary(terminalreporter):
     )
 
 
+@contextlib.contextmanager
+def _fast_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def fast_compilation():
+    """Compiles as in unit tests, for integration tests that do not depend on XLA's optimizations."""
+    with _fast_compilation():
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
     """Makes a folder once for all xdist workers: the first worker fills it, the others wait.
@@ -313,6 +330,7 @@ def journey(make_once) -> Path:
             (folder / "stdout").open("w") as out,
             contextlib.redirect_stdout(out),
             pytest.MonkeyPatch.context() as patch,
+            _fast_compilation(),
         ):
             patch.setattr(sharding, "make_mesh", one_device)
             for command in (["demo", "--out", demo, *config, *faces], train):

@@ -22,6 +22,8 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.commands.parsing import COMMANDS, RESEARCH, parse_arguments
 from lcgcn_jax.training.config import config_names
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 ROOT = Path(__file__).parents[1]
 # tests/commands/test_custom_landmarks_page.py runs the commands of custom-landmarks.md.
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch/README.md"]

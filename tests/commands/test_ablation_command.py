@@ -4,6 +4,8 @@ import pytest
 
 from lcgcn_jax.commands.main import main
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 
 @pytest.mark.slow
 def test_second_run_only_writes_the_table(small_run, synthetic98, tmp_path, capsys):

@@ -72,7 +72,7 @@ def _face_box(record: Record, box: str | geometry.Box) -> geometry.Box:
         raise InputError(f"unknown face box {box!r}; use one of {', '.join(BOXES)}")
     face_box = record[BOXES[box]].astype(np.float64)
     if not np.isfinite(face_box).all():
-        raise InputError(f"{record['name']}: the dataset provides no face box; use the box 'gt'")
+        raise InputError(f"{record['name']}: the data provides no face box; use the box 'gt'")
     return face_box
 
 

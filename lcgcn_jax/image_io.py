@@ -106,8 +106,9 @@ def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "
     path = Path(path)
     try:
         encoded = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: the path has a null byte
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"{path}: cannot be read: {reason}") from error
     try:
         return decode_image(encoded, upright=upright)
     except ValueError as error:

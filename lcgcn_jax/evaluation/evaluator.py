@@ -41,7 +41,7 @@ def evaluate(
       corruption: corruption to apply to each crop: `none`, `occlude`, `blur`, `low_light` or `noise`.
       normalizer: distance that errors are divided by, one of `landmarks.EVALUATION_NORMALIZERS`; by default
         that of the scheme.
-      offsets: file of `lcgcn fit-offsets`, whose offsets are removed from the ground truth.
+      offsets: file of `lcgcn research fit-offsets`, whose offsets are removed from the ground truth.
       batch_size: number of faces per batch.
       detector_model: YuNet's ONNX file, for `boxes="detector"`; by default the detector of the model.
 

@@ -1,4 +1,4 @@
-"""Fit of the predicted error of a model (`lcgcn calibrate`), on clean and corrupted faces."""
+"""Fit of the predicted error of a model (`lcgcn research calibrate`), on clean and corrupted faces."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -10,15 +10,7 @@ from lcgcn_jax.evaluation.metrics import face_errors
 
 
 class _Faces(NamedTuple):
-    """Annotations of the n faces of a split.
-
-    Attributes:
-      landmarks: in pixels.
-      visible: which landmarks are annotated.
-      corner: top-left corner of the box of the true landmarks.
-      extent: width and height of this box.
-      distance: normalizing distances that are part of the data.
-    """
+    """Annotations of the n faces of a split; `corner` and `extent` are those of the ground-truth boxes."""
 
     landmarks: Float[np.ndarray, "n k 2"]
     visible: Bool[np.ndarray, "n k"]

@@ -172,11 +172,11 @@ def summarize(
       dataset: the data.
       split: name of the split.
       errors: errors of the faces of the split, as `split_errors` returns them.
-      boxes: source of the face boxes.
+      boxes: as in `EvaluationResult`, like the arguments up to `normalizer`.
       missed: number of faces that the face detector did not find.
-      corruption: corruption that was applied to the crops.
-      flip_test: whether predictions for the crop and its mirror image were averaged.
-      normalizer: normalizer that was chosen in place of that of the scheme, or None.
+      corruption: corruption of the crops.
+      flip_test: whether mirror images were averaged.
+      normalizer: normalizer in place of that of the scheme.
       calibration: model of the predicted errors, to be evaluated.
     """
     masks = subset_masks(dataset, split)

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from lcgcn_jax.landmarks import LandmarkScheme
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Face:
-    """A face in an image. All coordinates are in pixels of the image.
+    """A face in an image. All coordinates are in pixels of the image; equality is identity.
 
     Attributes:
       box: face box (x0, y0, x1, y1), from the caller or the face detector.
@@ -22,7 +22,7 @@ class Face:
       predicted_error_percent: predicted error of each of `landmarks`, in percent of the normalizing distance
         (`LandmarkScheme.normalizer`: the distance between the outer eye corners for 68 and 98 landmarks).
         It is about 90 for all landmarks if the model has failed on the face, for example because the box
-        contains no face. None for a model without predicted errors (`lcgcn calibrate`).
+        contains no face. None for a model without predicted errors (`lcgcn research calibrate`).
       visibility: probability that each landmark is visible, i.e. neither occluded by another object nor by
         the face; None for a model without a visibility head.
       score: score of the face detector, in 0..1; None for a box from the caller.

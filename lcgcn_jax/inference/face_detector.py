@@ -2,7 +2,7 @@
 
 YuNet (Wu, Peng and Yu 2023) returns a box from the hairline to below the chin, and five points. The models
 of this package are trained on crops around the bounding box of the landmarks, from brows to chin; `BOX_MAP`
-maps the first box to the second. `lcgcn calibrate-detector` fits this map.
+maps the first box to the second. `lcgcn research calibrate-detector` fits this map.
 """
 
 import contextlib
@@ -38,9 +38,7 @@ at the larger size.
 """
 
 _MAX_OVERLAP = 0.3  # IoU for non-maximum suppression: OpenCV's default
-_MAX_NESTING = (
-    0.75  # fraction of the smaller of two boxes of different faces that the other box may cover
-)
+_MAX_NESTING = 0.75  # fraction of a box that may be covered by a larger one of another face
 _MAX_CANDIDATES = 5000  # before non-maximum suppression: OpenCV's default
 
 Boxes = Float[np.ndarray, "n 4"]
@@ -115,10 +113,10 @@ BOX_MAP = BoxMap(
         ]
     )
 )
-"""Fitted by `lcgcn calibrate-detector` on 1,802 training faces of 300W (AFW, HELEN, LFPW), all detected.
+"""Fitted by `lcgcn research calibrate-detector` on 1,802 training faces of 300W, all detected.
 
-The three images of the LFPW overlap were part of the data; `lcgcn prepare 300w --keep-lfpw-overlap`
-includes them.
+The faces are those of AFW, HELEN and LFPW, with the three images of the LFPW overlap
+(`lcgcn prepare 300w --keep-lfpw-overlap`).
 
 On the 210 validation faces, all detected, the center of the crop is off by 3.1 % of the longer side of the
 box on average (15.9 % for the detected box, 3.9 % for the best map without points) and its side by 3.8 %
@@ -351,12 +349,7 @@ def fetch_detector_model() -> Path:
     pooch.get_logger().setLevel("WARNING")
     fix = "give --detector-model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole-image"
     try:
-        pooch.retrieve(
-            MODEL_URL,
-            f"sha256:{MODEL_SHA256}",
-            fname=path.name,
-            path=path.parent,
-        )
+        pooch.retrieve(MODEL_URL, f"sha256:{MODEL_SHA256}", fname=path.name, path=path.parent)
     except ValueError as error:
         raise InputError(f"{MODEL_URL}: is not the expected file (SHA-256); {fix}") from error
     except OSError as error:

@@ -49,9 +49,11 @@ class FacePredictor:
         faces = iter(self._predict_faces(crops))
         faces_of_images = []
         for image in images:
-            first_faces = [next(faces) for _ in image.boxes]
-            best_faces = self._retry_uncertain(image, first_faces)
-            faces_of_images.append([self._with_final_errors(face) for face in best_faces])
+            image_faces = [next(faces) for _ in image.boxes]
+            if self.calibration is not None:
+                image_faces = self._retry_uncertain(image, image_faces, self.calibration)
+                image_faces = [self._with_final_errors(f, self.calibration) for f in image_faces]
+            faces_of_images.append(image_faces)
         return faces_of_images
 
     def _predict_faces(self, crops: Sequence[_Crop]) -> list[Face]:
@@ -85,13 +87,19 @@ class FacePredictor:
             for i, crop in enumerate(crops)
         ]
 
-    def _retry_uncertain(self, image: BoxedImage, faces: list[Face]) -> list[Face]:
+    def _retry_uncertain(
+        self, image: BoxedImage, faces: list[Face], calibration: UncertaintyModel
+    ) -> list[Face]:
         """Replace uncertain faces by predictions from rotated crops, if their predicted error is lower.
 
         For each of them, the model runs on crops in three other orientations, and then on an upright crop
         around the best landmarks.
         """
-        rows = [i for i, face in enumerate(faces) if self._is_uncertain(face)]
+        rows = [
+            i
+            for i, face in enumerate(faces)
+            if robust_crops.is_uncertain(face.predicted_error_percent, calibration)
+        ]
         angles = robust_crops.RETRY_ANGLES
         size = self.image_size
         rotated = self._predict_faces(
@@ -115,16 +123,9 @@ class FacePredictor:
             best[crop.index] = min(best[crop.index], face, key=_mean_error)
         return best
 
-    def _is_uncertain(self, face: Face) -> bool:
-        if self.calibration is None:
-            return False
-        return robust_crops.is_uncertain(face.predicted_error_percent, self.calibration)
-
-    def _with_final_errors(self, face: Face) -> Face:
-        if self.calibration is None:
-            return face
+    def _with_final_errors(self, face: Face, calibration: UncertaintyModel) -> Face:
         percent, pixels = robust_crops.final_errors(
-            face.predicted_error_percent, face.landmarks, self.scheme, self.calibration
+            face.predicted_error_percent, face.landmarks, self.scheme, calibration
         )
         return dataclasses.replace(face, predicted_error_percent=percent, predicted_error=pixels)
 

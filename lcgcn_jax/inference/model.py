@@ -174,7 +174,7 @@ class LandmarkModel:
     ) -> "LandmarkModel":
         """Build a model from a network, for example from a fine-tuned `module`.
 
-        The model has no predicted errors, since these are fitted for given weights (`lcgcn calibrate`).
+        The model has no predicted errors: `lcgcn research calibrate` fits them for given weights.
 
         Args:
           module: the network, as `create_model` or `module` returns it.

@@ -84,21 +84,12 @@ def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
     for number, face in enumerate(faces):
         for i, name in enumerate(scheme.names):
             x, y, heatmap_x, heatmap_y = (*face.landmarks[i], *face.heatmap_landmarks[i])
-            error, visibility = face.predicted_error_percent, face.visibility
-            writer.writerow(
-                (
-                    number,
-                    i,
-                    name,
-                    f"{x:.3f}",
-                    f"{y:.3f}",
-                    f"{face.confidence[i]:.4f}",
-                    f"{heatmap_x:.3f}",
-                    f"{heatmap_y:.3f}",
-                    "" if error is None else f"{error[i]:.2f}",
-                    "" if visibility is None else f"{visibility[i]:.4f}",
-                )
-            )
+            point = (f"{x:.3f}", f"{y:.3f}", f"{face.confidence[i]:.4f}")
+            heatmap_point = (f"{heatmap_x:.3f}", f"{heatmap_y:.3f}")
+            percent, visibility = face.predicted_error_percent, face.visibility
+            error = "" if percent is None else f"{percent[i]:.2f}"
+            visible = "" if visibility is None else f"{visibility[i]:.4f}"
+            writer.writerow((number, i, name, *point, *heatmap_point, error, visible))
     return file.getvalue()
 
 

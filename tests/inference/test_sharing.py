@@ -224,6 +224,13 @@ def test_other_array_types_are_equivalent_to_rgb(model):
         np.testing.assert_allclose(faces[0].landmarks, expected.landmarks, atol=1e-3)
 
 
+@pytest.mark.parametrize("path", ["missing.jpg", "null\0byte.jpg", "", "long" * 1000])
+def test_unreadable_paths_are_errors_of_one_line(model, path):
+    with pytest.raises(lcgcn_jax.InputError, match="cannot be read") as error:
+        model.predict(path, [BOX])
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("images", "boxes", "message"),
     [

@@ -53,9 +53,7 @@ def _subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpars
 def config_fields() -> str:
     """Page with all fields of a config, their defaults and their meaning."""
     from lcgcn_jax.data.augment import AugmentConfig
-    from lcgcn_jax.models.cascade import CascadeConfig
-    from lcgcn_jax.models.lcgcn import GraphConfig
-    from lcgcn_jax.models.visibility import VisibilityConfig
+    from lcgcn_jax.models.config import CascadeConfig, GraphConfig, VisibilityConfig
     from lcgcn_jax.training import config_types as types
     from lcgcn_jax.training.config import config_names
 
@@ -92,15 +90,15 @@ def _fields(title: str, prefix: str, config: type) -> str:
         name: " ".join(body.split())
         for name, _, body in (entry.strip().partition(": ") for entry in entries)
     }
-    rows = ["| field | default | meaning |", "|---|---|---|"]
+    items = []
     for field in dataclasses.fields(config):
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if dataclasses.is_dataclass(default):
             continue  # has a section
-        text = "" if default is dataclasses.MISSING else f"`{default!r}`"
+        text = "required" if default is dataclasses.MISSING else f"default `{default!r}`"
         if len(text) > _LONGEST_DEFAULT:
-            text = "see below"
-        rows.append(f"| `{prefix}{field.name}` | {text} | {meaning.get(field.name, '')} |")
-    return f"## {title}\n\n{summary.strip()}\n\n" + "\n".join(rows)
+            text = "default below"
+        items.append(f"- **`{prefix}{field.name}`** ({text}) – {meaning.get(field.name, '')}")
+    return f"## {title}\n\n{summary.strip()}\n\n" + "\n".join(items)

@@ -119,12 +119,11 @@ def test_lcgcn_parses_the_training_command_of_the_skypilot_template(monkeypatch)
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     words = shlex.split(string.Template(task["run"]).substitute(task["envs"]))
     calls = []
-    monkeypatch.setattr(
-        train, "run_with_overrides", lambda args, rest: calls.append((args, rest)) or 0
-    )
+    monkeypatch.setattr(train, "run", lambda args: calls.append(args) or 0)
     assert main(words[1:]) == 0
-    config = load_config(calls[0][0].config)
-    apply_overrides(config, parse_overrides(calls[0][1]))
+    (args,) = calls
+    config = load_config(args.config)
+    apply_overrides(config, parse_overrides(args.overrides))
     assert config.data.dir == "/faces/w300"
 
 

@@ -1,10 +1,10 @@
-"""What `lcgcn demo` trains: a small LCGCN on synthetic faces, in a few minutes on two CPU cores.
+"""Config of `lcgcn demo`: a small LCGCN on synthetic faces, which trains in minutes on two CPU cores.
 
     lcgcn demo --out runs/demo
 
-Data: synthetic faces with WFLW's 98 points that the demo draws itself.
+Data: synthetic faces with the 98 landmarks of WFLW, which the demo renders.
 
-`:small` takes two steps of the tiny HRNet on 64 px crops, to check that everything runs.
+`:small` is a smoke test: two steps of the tiny HRNet on 64 px crops.
 """
 
 import ml_collections

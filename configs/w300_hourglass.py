@@ -1,11 +1,11 @@
-"""LCGCN on 300W with another heatmap model: two stacked hourglasses of width 128; 256 px.
+"""LCGCN on 300W at 256 px with two stacked hourglasses of width 128 as the heatmap model.
 
     lcgcn prepare 300w --src 300W --out data/w300
     lcgcn train --config configs/w300_hourglass.py --workdir runs/w300_hourglass
 
-Data: 300W's 3,145 training faces (without the LFPW overlap), about a tenth of them kept for
-validation. 60 epochs at batch 16, focal loss on the last stack alone. Time on an accelerator: not
-measured.
+60 epochs at batch size 16, with the focal loss only on the last stack. The time on an accelerator has
+not been measured. Data: the 3,145 training faces of 300W without the LFPW overlap; about a tenth of
+them is for validation.
 
 `:small` is for two CPU cores: one hourglass of width 64 at 128 px, 26 epochs
 (see `training.config.reduce_for_cpu`).

@@ -1,15 +1,15 @@
-"""HRNet-W18 alone on 300W, the heatmap model of the paper without its graph; 256 px.
+"""HRNet-W18 on 300W at 256 px: the heatmap model of the paper without its graph.
 
     lcgcn prepare 300w --src 300W --out data/w300
     lcgcn train --config configs/w300_hrnet18.py --workdir runs/w300_hrnet18
 
-Data: 300W's 3,145 training faces (without the LFPW overlap), about a tenth of them kept for
-validation. 60 epochs at batch 16, MSE on linear heatmaps and quarter-offset decoding, as in HRNet's
-own code. Time on an accelerator: not measured.
+60 epochs at batch size 16, with MSE on linear heatmaps and quarter-offset decoding, as in HRNet's own
+code. The time on an accelerator has not been measured. Data: the 3,145 training faces of 300W without
+the LFPW overlap; about a tenth of them is for validation.
 
-`:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs
-(see `training.config.reduce_for_cpu`), and with focal loss on a sigmoid, which learns faster: in a prototype,
-validation NME was 5.8 % after 4 epochs, and 17.0 % with MSE.
+`:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs (see
+`training.config.reduce_for_cpu`), with the focal loss on a sigmoid, which trains faster: in a prototype
+the validation NME was 5.8 % after 4 epochs, compared to 17.0 % with MSE.
 """
 
 import ml_collections

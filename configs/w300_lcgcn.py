@@ -1,17 +1,18 @@
-"""LCGCN on 300W, as the paper trains it: HRNet-W18 at 256 px, per-image graph, end to end.
+"""LCGCN on 300W as in the paper: HRNet-W18 at 256 px with per-image edges, trained end to end.
 
     lcgcn prepare 300w --src 300W --out data/w300
     lcgcn train --config configs/w300_lcgcn.py --workdir runs/w300_lcgcn
 
-Data: 300W's 3,145 training faces (without the LFPW overlap), about a tenth of them kept for
-validation. 60 epochs at batch 16. Time on an accelerator: not measured. Without the ImageNet
-weights that the paper starts from.
+60 epochs at batch size 16, without the ImageNet weights of the paper. The time on an accelerator has not been
+measured.
+Data: the 3,145 training faces of 300W without the LFPW overlap; about a tenth of them is for validation.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 26 epochs
 (see `training.config.reduce_for_cpu`).
 
-`:frozen`, also as `:small,frozen`, trains the graph alone on the heatmap model of `w300_hrnet18`, as in the
-paper's ablation (see `training.config.freeze_heatmap_model`): 32 epochs, minutes on two CPU cores.
+`:frozen` or `:small,frozen` trains only the graph, on the heatmap model of `w300_hrnet18`, as in the
+ablation of the paper (see `training.config.freeze_heatmap_model`): 32 epochs, which take minutes on two
+CPU cores.
 """
 
 import ml_collections

@@ -1,15 +1,14 @@
-"""What won on 300W's faces: neighbors' guesses, then windows of the maps read again, end to end.
+"""Best recipe on 300W: LCGCN with offset votes and two patch refinement stages, trained end to end.
 
     lcgcn prepare 300w --src 300W --out data/w300
     lcgcn train --config configs/w300_lcgcn_best.py --workdir runs/w300_lcgcn_best
 
-HRNet-W18 at 256 px from scratch, 300 epochs at batch 64 (see `training.config.use_best_recipe` and
-`train_from_scratch`). With all of 300W these are 13,265 steps. Not run to the end yet. An H200 that
-also did other work took 150 steps at 8.6 steps per second, so all of them should take half an hour
-there.
+HRNet-W18 at 256 px from scratch, 300 epochs at batch size 64 (see `training.config.use_best_recipe` and
+`train_from_scratch`), which are 13,265 steps with all of 300W. This has not been run completely. 150
+steps ran at 8.6 steps per second on a shared H200, so the whole run should take half an hour there.
 
-`:small` is for two CPU cores: HRNet-W18-small-v1 at 192 px, 17 epochs on from the heatmap model
-of `w300_hrnet18:small` in `runs/w300_hrnet18_small` (another: `--config.init_from`). Figures:
+`:small` is for two CPU cores: HRNet-W18-small-v1 at 192 px, 17 epochs from the weights of
+`w300_hrnet18:small` in `runs/w300_hrnet18_small` (set `--config.init_from` for others). Results:
 docs/research/results.md.
 """
 
@@ -37,6 +36,6 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     else:
         train_from_scratch(config, epochs=300)
     use_best_recipe(config)
-    # So far to the right of where a model of mirrored faces has them lie the points of the training faces.
+    # Horizontal bias of the 300W annotations relative to their mirror image, as a fraction of the crop.
     config.data.augment.flip_bias = 0.0038
     return config

@@ -1,10 +1,11 @@
-"""LCGCN on WFLW, as the paper trains it: HRNet-W18 at 256 px, per-image graph, end to end.
+"""LCGCN on WFLW as in the paper: HRNet-W18 at 256 px with per-image edges, trained end to end.
 
     lcgcn prepare wflw --src WFLW --out data/wflw
     lcgcn train --config configs/wflw_lcgcn.py --workdir runs/wflw_lcgcn
 
-Data: WFLW's 7,500 training faces, about a tenth of them kept for validation. 60 epochs at batch 16.
-Time on an accelerator: not measured. Without the ImageNet weights that the paper starts from.
+60 epochs at batch size 16, without the ImageNet weights of the paper. The time on an accelerator has not been
+measured.
+Data: the 7,500 training faces of WFLW; about a tenth of them is for validation.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 12 epochs
 (see `training.config.reduce_for_cpu`).

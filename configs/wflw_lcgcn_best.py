@@ -1,9 +1,9 @@
-"""What won on 300W's faces (`w300_lcgcn_best`), for WFLW; nobody has measured it there yet.
+"""Best recipe of 300W (`w300_lcgcn_best`) on WFLW, where it has not been measured yet.
 
     lcgcn prepare wflw --src WFLW --out data/wflw
     lcgcn train --config configs/wflw_lcgcn_best.py --workdir runs/wflw_lcgcn_best
 
-HRNet-W18 at 256 px from scratch, 150 epochs at batch 64.
+HRNet-W18 at 256 px from scratch, 150 epochs at batch size 64.
 
 `:small` is for two CPU cores: HRNet-W18-small-v1 at 128 px, from scratch, 12 epochs.
 """

@@ -53,9 +53,7 @@ def _subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpars
 def config_fields() -> str:
     """Page with all fields of a config, their defaults and their meaning."""
     from lcgcn_jax.data.augment import AugmentConfig
-    from lcgcn_jax.models.cascade import CascadeConfig
-    from lcgcn_jax.models.lcgcn import GraphConfig
-    from lcgcn_jax.models.visibility import VisibilityConfig
+    from lcgcn_jax.models.config import CascadeConfig, GraphConfig, VisibilityConfig
     from lcgcn_jax.training import config_types as types
     from lcgcn_jax.training.config import config_names
 

@@ -8,12 +8,23 @@ python examples/predict_video.py clip.mp4 annotated.mp4
 import argparse
 import itertools
 import sys
+from collections.abc import Iterator
 
 import cv2
+import numpy as np
 
 import lcgcn_jax as lc
 
 BATCH = 8  # frames
+
+
+def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """RGB frames `[h, w, 3]` of a video."""
+    while True:
+        is_read, frame = capture.read()
+        if not is_read:
+            return
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 def main() -> None:
@@ -33,10 +44,9 @@ def main() -> None:
     size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
     rate = capture.get(cv2.CAP_PROP_FPS)
     writer = cv2.VideoWriter(args.annotated, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-    frames = iter(lambda: capture.read()[1], None)  # BGR, until the end of the video
+    frames = read_frames(capture)
     numbers = itertools.count()
-    while batch := list(itertools.islice(frames, BATCH)):
-        images = [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in batch]
+    while images := list(itertools.islice(frames, BATCH)):
         for image, faces in zip(images, model.predict_batch(images), strict=True):
             writer.write(cv2.cvtColor(lc.draw(image, faces), cv2.COLOR_RGB2BGR))
             print(f"frame {next(numbers)}: {len(faces)} faces")

@@ -1,6 +1,6 @@
-"""Names of version 0.1 in stored configurations, weights and commands, mapped to today's names.
+"""Names of version 0.1 in stored configurations, weights and commands, mapped to current names.
 
-Bundles, checkpoints and run configurations written by version 0.1 still load, and its command-line options
+Bundles, checkpoints and run configurations of version 0.1 still load, and its command-line options
 still work.
 """
 
@@ -18,11 +18,30 @@ _CONFIG_FIELDS = {
     "spread_weight": "std_weight",
 }
 _DAG_FIELDS = {"turns": "fine_steps"}
+
+_MESSAGES = {"offsets": "offset_votes"}
+_MESSAGE_FIELD = "model.graph.message"
+_PAPER_CONVENTIONS = {
+    "activation": "relu",
+    "mlp_output": "linear",
+    "positions": "center",
+    "shape_features": "all",
+}
+_AUTHORS_CONVENTIONS = {
+    "activation": "none",
+    "mlp_output": "activated",
+    "positions": "corner",
+    "shape_features": "first_last",
+}
+"""Former fields of `model.graph` that `authors_conventions` replaces: their values in the paper and in
+the code of its authors."""
+
 _WEIGHT_NAMES = {
-    # Sorted, both orders are the same, so vectors of all weights (`models.weights.to_vector`) need no change.
+    # Old and new names sort alike, so vectors of all weights (`models.weights.to_vector`) stay valid.
     "graph.guesses.": "graph.offset_voting.",
     "graph.shape_turn.": "graph.shape_refiner.",
     ".neighbour": ".neighbor",
+    ".own": ".node",
 }
 
 OPTIONS = {"--degrade": "--corruption", "--compare-published": "--compare-reported"}
@@ -33,38 +52,73 @@ CORRUPTIONS = {"dark": "low_light"}
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A bundle's or run's configuration with today's field names, nested ones included."""
+    """Convert the configuration of a bundle or run, including nested fields, to current names.
+
+    Raises:
+      ValueError: the graph has some conventions of the paper and some of the authors' code.
+    """
     fields = _CONFIG_FIELDS | (_DAG_FIELDS if config.get("name") == "dag" else {})
-    return {
+    upgraded = {
         fields.get(name, name): upgrade_config(value) if isinstance(value, Mapping) else value
         for name, value in config.items()
     }
+    graph = upgraded.get("graph")
+    if isinstance(graph, dict) and graph.get("name") != "dag":
+        upgraded["graph"] = _upgrade_graph(graph)
+    return upgraded
+
+
+def _upgrade_graph(graph: dict[str, Any]) -> dict[str, Any]:
+    conventions = {name: graph[name] for name in _PAPER_CONVENTIONS if name in graph}
+    upgraded = {name: value for name, value in graph.items() if name not in conventions}
+    if "message" in graph:
+        upgraded["message"] = _MESSAGES.get(graph["message"], graph["message"])
+    if conventions:
+        conventions = _PAPER_CONVENTIONS | conventions
+        if conventions not in (_PAPER_CONVENTIONS, _AUTHORS_CONVENTIONS):
+            raise ValueError(
+                f"model.graph: {conventions} mixes conventions of the paper and of its authors' code, which "
+                "this version does not support; use version 0.1"
+            )
+        upgraded["authors_conventions"] = conventions == _AUTHORS_CONVENTIONS
+    return upgraded
 
 
 def upgrade_weights(tree: Any) -> Any:
-    """A tree in which weights are under their flat names, under today's names."""
+    """Rename weights in a tree of mappings by flat name to current names."""
     return _rename(tree, _WEIGHT_NAMES)
 
 
-def downgrade_weights(tree: Any) -> Any:
-    """The opposite of `upgrade_weights`, to describe the content of an older checkpoint."""
-    return _rename(tree, {new: old for old, new in _WEIGHT_NAMES.items()})
+def downgrade_weights(tree: Any, saved: Any = None) -> Any:
+    """Rename weights to former names, to describe the content of an older checkpoint.
+
+    Args:
+      tree: tree with current names.
+      saved: content of the checkpoint, whose former names are used; None: all names of version 0.1.
+    """
+    former_names = _WEIGHT_NAMES if saved is None else _former_names(saved)
+    return _rename(tree, {_WEIGHT_NAMES[old]: old for old in former_names})
 
 
 def has_former_weights(tree: Any) -> bool:
-    """Whether a tree has weights under former names."""
+    """Whether a tree has weights with former names."""
+    return bool(_former_names(tree))
+
+
+def _former_names(tree: Any) -> set[str]:
+    """Keys of `_WEIGHT_NAMES` that occur in the names of a tree."""
     if isinstance(tree, Mapping):
-        return any(
-            any(former in str(name) for former in _WEIGHT_NAMES) or has_former_weights(value)
-            for name, value in tree.items()
-        )
-    return isinstance(tree, list | tuple) and any(map(has_former_weights, tree))
+        names = {old for old in _WEIGHT_NAMES if any(old in str(name) for name in tree)}
+        return names.union(*map(_former_names, tree.values()))
+    return set().union(*map(_former_names, tree)) if isinstance(tree, list | tuple) else set()
 
 
 def _rename(tree: Any, names: Mapping[str, str]) -> Any:
     if isinstance(tree, Mapping):
         return {_renamed(name, names): _rename(value, names) for name, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a state of optax
+    if isinstance(tree, tuple) and hasattr(
+        tree, "_fields"
+    ):  # a named tuple, such as a state of optax
         return type(tree)(*(_rename(value, names) for value in tree))
     if isinstance(tree, list | tuple):
         return type(tree)(_rename(value, names) for value in tree)
@@ -78,22 +132,26 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 
 
 def upgrade_overrides(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Command-line settings of configuration fields (`a.b.c`: text) with today's field names."""
-    return {
+    """Convert command-line overrides of configuration fields (`a.b.c`: text) to current names."""
+    upgraded = {
         ".".join((_CONFIG_FIELDS | _DAG_FIELDS).get(part, part) for part in name.split(".")): text
         for name, text in overrides.items()
     }
+    if _MESSAGE_FIELD in upgraded:
+        message = upgraded[_MESSAGE_FIELD]
+        upgraded[_MESSAGE_FIELD] = _MESSAGES.get(message, message)
+    return upgraded
 
 
 def upgrade_arguments(arguments: list[str], known: set[str]) -> list[str]:
-    """Command-line arguments with today's option names.
+    """Convert command-line arguments to current option names.
 
     Args:
-      arguments: words of a command line; an option with underscores (`--flip_test`) gets dashes where
-        only that spelling is known, a renamed one its new name.
-      known: today's options.
+      arguments: words of a command line. Options with underscores (`--flip_test`) get dashes if only that
+        spelling is known, and renamed options their new name.
+      known: current options.
     """
-    upgraded = []
+    upgraded: list[str] = []
     for i, word in enumerate(arguments):
         if word == "--":
             return upgraded + arguments[i:]

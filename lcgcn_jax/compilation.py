@@ -1,4 +1,4 @@
-"""What XLA is asked for beyond its defaults."""
+"""Compiler options of XLA that differ from the defaults."""
 
 import os
 
@@ -11,17 +11,16 @@ _FUSIONS = ("LIBRARY_FUSION_TYPE_ELTWISE", "LIBRARY_FUSION_TYPE_REDUCE")
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str]:
-    """Options for `jax.jit`.
+    """Compiler options for `jax.jit`.
 
-    On a CPU what lies between the convolutions (sums, ReLUs, means) goes to YNNPACK, a library within
-    jaxlib: HRNet-W18 then infers and trains nearly twice as fast, and compiles in a quarter of the time
-    (docs/research/speed.md). XLA calls the option experimental. What it changes: in YNNPACK
-    `max(nan, 0)` is 0, so a ReLU hides a NaN. The training loop therefore looks not at the loss alone but
-    at gradient and parameters too, and weights that are read have to be finite. Who names the option in
-    `XLA_FLAGS` has it as written there.
+    On a CPU, operations between the convolutions (sums, ReLUs, means) run in YNNPACK, a library in jaxlib.
+    HRNet-W18 then infers and trains nearly twice as fast, and compiles in a quarter of the time
+    (docs/research/speed.md). The option is experimental in XLA. In YNNPACK `max(nan, 0)` is 0, so a ReLU
+    hides a NaN. Training therefore checks gradients and parameters in addition to the loss, and weights in
+    files have to be finite. A value of the option in the environment variable `XLA_FLAGS` takes precedence.
 
     Args:
-      platform: of the devices (`jax.Device.platform`); JAX's default if None.
+      platform: platform of the devices (`jax.Device.platform`); None: that of JAX's default backend.
     """
     on_cpu = (jax.default_backend() if platform is None else platform) == "cpu"
     if on_cpu:

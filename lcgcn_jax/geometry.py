@@ -1,9 +1,11 @@
-"""Boxes, crop transforms and mirroring, in one pixel-center convention.
+"""Boxes, crop transforms and mirroring in one pixel convention.
 
-A point is (x, y) in pixels and the center of the top-left pixel is (0, 0), as in OpenCV. A picture of
-width `w` therefore spans -0.5 to w - 0.5. An affine is a `[2 3]` float64 matrix that maps points of one
-picture to points of another. A box is (x0, y0, x1, y1).
+A point is (x, y) in pixels, and the center of the top-left pixel is (0, 0), as in OpenCV. An image of width
+`w` therefore spans -0.5 to w - 0.5. An affine is a `[2 3]` float64 matrix that maps points of one image to
+points of another. A box is (x0, y0, x1, y1).
 """
+
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -13,13 +15,19 @@ Affine = Float[np.ndarray, "2 3"]
 Homography = Float[np.ndarray, "3 3"]
 Box = Float[np.ndarray, "4"]
 Points = Float[np.ndarray, "*b 2"]
+if TYPE_CHECKING:  # the data package, which uses this module, does not import JAX
+    import jax
+
+    AnyPoints = TypeVar("AnyPoints", np.ndarray, jax.Array)
+else:
+    AnyPoints = TypeVar("AnyPoints")
 
 CROP_SCALE = 1.25
-"""Side of a face crop over the longer side of the face's box."""
+"""Side of a face crop, relative to the longer side of the face box."""
 
 _MIN_BOX_SIDE = 0.5  # pixels
 
-# EXIF orientation -> what the x and y axes of the upright image are in the image as stored.
+# EXIF orientation -> axes of the stored image that are the x and y axes of the upright image.
 _UPRIGHT_AXES = {
     1: ("x", "y"), 2: ("-x", "y"), 3: ("-x", "-y"), 4: ("x", "-y"),
     5: ("y", "x"), 6: ("-y", "x"), 7: ("-y", "-x"), 8: ("y", "-x"),
@@ -27,20 +35,20 @@ _UPRIGHT_AXES = {
 
 
 def box_of_landmarks(landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarray, "k"]) -> Box:
-    """Smallest box around the visible landmarks: what evaluation calls the ground-truth box."""
+    """Bounding box of the visible landmarks, which is the ground-truth box in evaluation."""
     points = landmarks[visible]
     return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float64)
 
 
 def box_of_crop(width: int, height: int) -> Box:
-    """The box whose crop is all of a picture, for a picture that is a face's crop already."""
+    """Box whose crop is the whole image, for images that are face crops."""
     center = np.array([width - 1, height - 1]) / 2
     half = np.array([width, height]) / CROP_SCALE / 2
     return np.concatenate([center - half, center + half])
 
 
 def box_overlaps(box: Box, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
-    """Intersection over union of a box with each of the others."""
+    """Intersection over union of a box with each of several boxes."""
     extent = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     shared = extent.clip(min=0).prod(axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
@@ -48,31 +56,31 @@ def box_overlaps(box: Box, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray,
 
 
 def distance_outside(points: Float[np.ndarray, "n 2"], width: int, height: int) -> float:
-    """How far outside a picture the furthest of some points lies, in pixels; not above 0: all are on it."""
+    """Largest distance of a point from the image, in pixels; 0 or less if all points are inside."""
     return float(np.maximum(-points, points - np.array([width - 1, height - 1])).max())
 
 
 def check_box(box: Box, width: int, height: int) -> None:
-    """Refuses what can be no face's box in a picture.
+    """Validate a face box.
 
     Raises:
-      ValueError: it is not finite, inside out or next to nothing, its center is outside the picture, or
-        it reaches further outside than the picture is large.
+      ValueError: the box is not finite, has no positive width and height or less than half a pixel, its
+        center is outside the image, or it extends beyond the image by more than the size of the image.
     """
     x0, y0, x1, y1 = box
     if not np.isfinite(box).all():
         raise ValueError("a box is four numbers x0,y0,x1,y1 in pixels")
     if x1 <= x0 or y1 <= y0:
         raise ValueError("x1 and y1 have to be larger than x0 and y0")
-    size = f"the picture, which is {width} x {height}"
+    size = f"the image, which is {width} x {height}"
     outside = distance_outside(box.reshape(2, 2), width, height)
-    # First, for the sums below are of any size.
+    # Before the sums below, which could overflow.
     if outside > max(width, height):
-        raise ValueError(f"it reaches {outside:.4g} px outside {size}")
+        raise ValueError(f"the box extends {outside:.4g} px outside {size}")
     if not (0 <= (x0 + x1) / 2 < width and 0 <= (y0 + y1) / 2 < height):
-        raise ValueError(f"its center is outside {size}")
+        raise ValueError(f"the center of the box is outside {size}")
     if max(x1 - x0, y1 - y0) < _MIN_BOX_SIDE:
-        raise ValueError("it is less than half a pixel large")
+        raise ValueError("the box is less than half a pixel large")
 
 
 def perspective_transform(size: int, corner_offsets: Float[np.ndarray, "4 2"]) -> Homography:
@@ -89,18 +97,19 @@ def perspective_transform(size: int, corner_offsets: Float[np.ndarray, "4 2"]) -
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:
-    """The affine that applies `inner` first and `outer` to its result."""
+    """Compose two affines; `inner` is applied first."""
     return outer @ np.vstack([inner, [0.0, 0.0, 1.0]])
 
 
 def invert(affine: Affine) -> Affine:
-    """The inverse affine."""
+    """Invert an affine."""
+    # Not `cv2.invertAffineTransform`, which returns zeros for a singular matrix.
     linear = np.linalg.inv(affine[:, :2])
     return np.concatenate([linear, -linear @ affine[:, 2:]], axis=1)
 
 
 def transform_points(transform: Affine | Homography, points: Points) -> Points:
-    """Applies an affine or a homography to points of any leading shape; keeps their dtype."""
+    """Apply an affine or a homography to points, and keep their dtype."""
     result = points @ transform[:, :2].T + transform[:, 2]
     if len(transform) == 3:
         result = result[..., :2] / result[..., 2:]
@@ -108,17 +117,17 @@ def transform_points(transform: Affine | Homography, points: Points) -> Points:
 
 
 def transform_box(affine: Affine, box: Box) -> Box:
-    """Applies an affine without rotation to a box."""
+    """Apply an affine without rotation to a box."""
     return transform_points(affine, box.reshape(2, 2)).reshape(4)
 
 
 def upright_transform(orientation: int, width: int, height: int) -> Affine:
-    """The affine from the pixels of an image as stored to those of the image as shown upright.
+    """Affine from pixels of the stored image to pixels of the upright image.
 
     Args:
       orientation: EXIF orientation, 1 to 8.
-      width: width of the image as stored.
-      height: height of the image as stored.
+      width: width of the stored image.
+      height: height of the stored image.
     """
     rows = {"x": (1, 0, 0), "-x": (-1, 0, width - 1), "y": (0, 1, 0), "-y": (0, -1, height - 1)}
     x, y = _UPRIGHT_AXES[orientation]
@@ -131,7 +140,7 @@ def is_mirrored(orientation: int) -> bool:
 
 
 def crop_side(box: Box, scale: float = CROP_SCALE) -> float:
-    """Side of the square region around a face's box, in pixels of the picture."""
+    """Side of the square region around a face box, in image pixels."""
     x0, y0, x1, y1 = box
     return float(scale * max(x1 - x0, y1 - y0))
 
@@ -145,15 +154,15 @@ def crop_transform(
     zoom: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
 ) -> Affine:
-    """Affine from a picture to the square crop of a face.
+    """Affine from an image to the square crop of a face.
 
     Args:
-      box: the face's box, in pixels of the picture.
-      size: side of the crop, in pixels.
-      scale: side of the region over max(box width, box height).
-      rotation: degrees by which the face turns clockwise in the crop, about its center.
-      zoom: factor by which the face grows in the crop.
-      shift: (x, y) by which the face moves in the crop, as a part of the crop's side.
+      box: face box in image pixels.
+      size: side of the crop in pixels.
+      scale: side of the region relative to max(box width, box height).
+      rotation: clockwise rotation of the face in the crop around the center, in degrees.
+      zoom: scale of the face in the crop.
+      shift: (x, y) translation of the face in the crop, as a fraction of the side of the crop.
 
     Raises:
       ValueError: the box has no extent, or is not finite.
@@ -171,20 +180,20 @@ def crop_transform(
 
 
 def mirror_transform(width: int) -> Affine:
-    """The affine x -> width - 1 - x that mirrors a picture left to right."""
+    """Affine x -> width - 1 - x that mirrors an image horizontally."""
     return np.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0]])
 
 
-BORDERS = {
+BORDERS: dict[str, int] = {
     "black": cv2.BORDER_CONSTANT,
     "replicate": cv2.BORDER_REPLICATE,
     "reflect": cv2.BORDER_REFLECT_101,
     "blur": cv2.BORDER_REPLICATE,
 }
-"""What `warp` puts outside the image: black, the nearest pixel of the edge, the mirror image, or the nearest
-pixel of the edge with a blur (Gaussian, sigma 4 % of the crop's side), which has no streaks."""
+"""OpenCV modes for pixels outside the image. `blur` is `replicate` followed by a Gaussian blur with a
+sigma of 4 % of the side of the crop, which removes streaks."""
 
-_BORDER_BLUR = 0.04  # of the crop's side
+_BORDER_BLUR = 0.04  # fraction of the side of the crop
 
 
 def warp(
@@ -194,13 +203,17 @@ def warp(
     border: str = "black",
     perspective: Homography | None = None,
 ) -> UInt8[np.ndarray, "size size c"]:
-    """Warp an image to a `size` x `size` crop in one bilinear step.
+    """Warp an image to a `size` x `size` crop with bilinear interpolation.
 
-    The transform is `affine`, followed by `perspective` if there is one.
+    For a scale of one half or less, the image is first downsampled by the Gaussian pyramid of OpenCV
+    (whose pixel i is centered on pixel 2i), so that thin structures do not alias.
 
-    Outside the image is what `border`, one of `BORDERS`, states. Where the crop is less than half as fine as
-    the image, the image is first halved by OpenCV's Gaussian pyramid (whose pixel i is centered on pixel 2i),
-    or thin structures would alias.
+    Args:
+      image: image.
+      affine: affine from the image to the crop.
+      size: side of the crop in pixels.
+      border: content of the crop outside the image, a key of `BORDERS`.
+      perspective: homography of the crop that follows the affine.
     """
     scale = np.sqrt(abs(np.linalg.det(affine[:, :2])))
     while scale <= 0.5 and min(image.shape[:2]) > 2:
@@ -227,26 +240,30 @@ def warp(
 
 
 def centered_offset(stride: int | float) -> float:
-    """Input pixel, in x and in y, of the middle of cell (0, 0) where cells cover the input evenly.
+    """Input pixel, in x and in y, at the center of heatmap pixel (0, 0) of a heatmap that covers the input.
 
-    It is the middle of the `stride` pixels that the cell covers: 1.5 for a stride of 4. Other codes place
-    their cells elsewhere; see `interop.torch_weights`.
+    It is the center of the `stride` input pixels that the heatmap pixel covers: 1.5 for a stride of 4. Other
+    projects use other offsets, see `interop.torch_weights`.
     """
     return (stride - 1) / 2
 
 
-def input_to_heatmap(points, stride: int | float, origin: float | None = None):
-    """Input pixels to heatmap cells: `u = (x - origin) / stride`; NumPy or JAX arrays.
+def input_to_heatmap(
+    points: AnyPoints, stride: int | float, offset: float | None = None
+) -> AnyPoints:
+    """Convert input pixels to heatmap pixels, `u = (x - offset) / stride`, in NumPy or JAX.
 
     Args:
       points: (x, y) in input pixels.
-      stride: input pixels a cell.
-      origin: input pixel of the middle of cell (0, 0); None: `centered_offset(stride)`, with which
-        `u = (x + 0.5) / stride - 0.5`.
+      stride: number of input pixels for each heatmap pixel.
+      offset: input pixel at the center of heatmap pixel (0, 0); None: `centered_offset(stride)`, for
+        which `u = (x + 0.5) / stride - 0.5`.
     """
-    return (points - (centered_offset(stride) if origin is None else origin)) / stride
+    return (points - (centered_offset(stride) if offset is None else offset)) / stride
 
 
-def heatmap_to_input(points, stride: int | float, origin: float | None = None):
-    """Heatmap cells to input pixels, the inverse of `input_to_heatmap`."""
-    return points * stride + (centered_offset(stride) if origin is None else origin)
+def heatmap_to_input(
+    points: AnyPoints, stride: int | float, offset: float | None = None
+) -> AnyPoints:
+    """Convert heatmap pixels to input pixels, the inverse of `input_to_heatmap`."""
+    return points * stride + (centered_offset(stride) if offset is None else offset)

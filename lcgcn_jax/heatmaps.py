@@ -1,10 +1,12 @@
-"""Landmarks to heatmaps and back.
+"""Encoding of landmarks as heatmaps, and decoding.
 
-Heatmaps are `[b hh hw k]`; points here are (x, y) in heatmap cells, the center of cell (0, 0) at (0, 0).
-`geometry.input_to_heatmap` and `heatmap_to_input` change between cells and input pixels.
+Heatmaps are `[b hh hw k]`. Points are (x, y) in heatmap pixels, and the center of pixel (0, 0) is at (0, 0).
+`geometry.input_to_heatmap` and `heatmap_to_input` convert between heatmap pixels and input pixels.
 """
 
+# pyright: reportUnknownMemberType=false  (types of JAX functions are partially unknown)
 import functools
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +15,39 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 Heatmaps = Float[Array, "b hh hw k"]
-Cells = Float[Array, "b k 2"]
+Points = Float[Array, "b k 2"]
+PixelIndices = Int[Array, "b k 2"]
 PerLandmark = Float[Array, "b k"]
 
-DECODERS = ("argmax", "quarter", "dark", "soft")
+Decoder = Literal["argmax", "quarter", "dark", "soft"]
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 
-ACTIVATIONS = ("sigmoid", "linear")
-"""What makes a model's outputs heat, 0..1: a sigmoid, or nothing, as where HRNet regresses it by MSE."""
+Activation = Literal["sigmoid", "linear"]
+"""Activation of the logits; `linear`: none, as in HRNet's own code, which regresses heatmaps by MSE."""
 
-_NEAR = 1 / 8  # of a map's side, each way: what counts as near the peak
-_WINDOW = 2  # cells on each side of the peak that sub-pixel decoding looks at
-_DARK_SIGMA = 1.0  # smoothing before DARK's Taylor step, in cells; cf. the targets' sigma
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+_STD_WINDOW = (
+    1 / 8
+)  # fraction of the side in each direction from the peak, for the standard deviation
+_RADIUS = 2  # pixels on each side of the peak that sub-pixel decoding reads
+_DARK_SIGMA = 1.0  # pixels; Gaussian smoothing before the Newton step of DARK
 
 
 def encode(
-    landmarks: Cells, shape: tuple[int, int], *, sigma: float, subpixel: bool = False
+    landmarks: Points, shape: tuple[int, int], *, sigma: float, subpixel: bool = False
 ) -> Heatmaps:
-    """Gaussian target heatmaps.
+    """Create Gaussian target heatmaps.
 
     Args:
-      landmarks: points in heatmap cells.
+      landmarks: points in heatmap pixels.
       shape: (hh, hw).
-      sigma: standard deviation in cells.
-      subpixel: center the Gaussian on the point itself. Otherwise it is centered on the nearest cell, so
-        that its peak is exactly 1: what the focal loss takes as its positive.
+      sigma: standard deviation in heatmap pixels.
+      subpixel: whether the Gaussian is centered on the point. Otherwise it is centered on the nearest
+        pixel, so that its peak is exactly 1, which the focal loss needs.
 
     Returns:
-      Targets in 0..1. A landmark outside the map leaves at most the tail of its Gaussian in it.
+      Targets in 0..1. For a landmark outside the heatmap they have at most the tail of its Gaussian.
     """
     center = landmarks if subpixel else jnp.round(landmarks)
     y, x = (jnp.arange(n, dtype=landmarks.dtype)[None, None] for n in shape)
@@ -48,74 +56,70 @@ def encode(
     return jnp.einsum("bky,bkx->byxk", gauss_y, gauss_x)
 
 
-def activate(logits: Heatmaps, activation: str) -> Heatmaps:
-    """Heat, which the targets are of, from a model's outputs; a `linear` one's may leave 0..1."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; use one of {', '.join(ACTIVATIONS)}")
+def activate(logits: Heatmaps, activation: Activation) -> Heatmaps:
+    """Apply the activation to logits. With `linear`, values can lie outside of 0..1."""
     return jax.nn.sigmoid(logits) if activation == "sigmoid" else logits
 
 
 def decode(
-    logits: Heatmaps, method: str, *, activation: str = "sigmoid"
-) -> tuple[Cells, PerLandmark]:
-    """Position and confidence of each heatmap's peak.
+    logits: Heatmaps, method: Decoder, *, activation: Activation = "sigmoid"
+) -> tuple[Points, PerLandmark]:
+    """Decode the position and confidence of the peak of each heatmap.
 
     Args:
       logits: heatmaps before the activation.
-      method: `argmax` (the paper): center of the highest cell. `quarter`: moved a quarter cell towards
-        the higher neighbor on each axis. `dark`: a Newton step on the smoothed log-heatmap (Zhang et
-        al. 2020, eq. 7). `soft`: mean of the 5 x 5 cells around the peak weighted by their
-        probabilities; gradients flow through it.
-      activation: one of `ACTIVATIONS`; linear heat counts as a probability, cut to 0..1.
+      method: `argmax` (the paper): center of the highest pixel. `quarter`: offset by a quarter pixel
+        towards the higher neighbor on each axis. `dark`: Newton step on the smoothed log-heatmap (Zhang
+        et al. 2020, eq. 7). `soft`: mean of the 5 x 5 pixels around the peak, weighted by their
+        probabilities, which is differentiable.
+      activation: activation of the logits; linear heatmaps are clipped to probabilities.
 
     Returns:
-      Points in cells and confidences, the highest probability of each map.
+      Points in heatmap pixels, and confidences, which are the highest probability of each heatmap.
     """
-    if method not in DECODERS:
-        raise ValueError(f"unknown decode {method!r}; use one of {DECODERS}")
     logits = logits.astype(jnp.float32)
     _, hh, hw, _ = logits.shape
-    cell = _highest_cell(logits)
-    center = cell.astype(jnp.float32)
-    heat = activate(logits, activation)
+    peak = _highest_pixel(logits)
+    center = peak.astype(jnp.float32)
+    heatmaps = activate(logits, activation)
     if activation == "linear":
-        heat = jnp.maximum(heat, 0.0)  # above 1 the peak keeps its shape
-    confidence = jnp.minimum(_cells_at(heat, cell)[..., 0], 1.0)
+        heatmaps = jnp.maximum(heatmaps, 0.0)  # not clipped at 1, to keep the shape of the peak
+    confidence = jnp.minimum(_values_per_landmark(heatmaps, peak), 1.0)
     if method == "argmax":
         return center, confidence
     if method == "dark":
-        # Smoothing once more takes the noise out of the second derivatives.
-        heat = jnp.log(jnp.maximum(_smooth(heat), 1e-10))
-    window = _window_at(heat, cell)
+        # Smoothing reduces the noise of the second derivatives.
+        heatmaps = jnp.log(jnp.maximum(_smooth(heatmaps), 1e-10))
+    window = _window_at(heatmaps, peak)
     if method == "soft":
-        return center + _mean_offset(window, cell, (hh, hw)), confidence
+        return center + _mean_offset(window, peak, (hh, hw)), confidence
     gradient, hessian = _derivatives(window)
     offset = jnp.sign(gradient) * 0.25 if method == "quarter" else _newton_step(gradient, hessian)
-    # Next to the border the window is not all on the map.
-    limit = jnp.array([[[hw, hh]]]) - 1 - _WINDOW
-    inside = ((cell >= _WINDOW) & (cell <= limit)).all(axis=-1, keepdims=True)
+    # No offset near the border, where the window extends beyond the heatmap.
+    limit = jnp.array([[[hw, hh]]]) - 1 - _RADIUS
+    inside = ((peak >= _RADIUS) & (peak <= limit)).all(axis=-1, keepdims=True)
     return center + jnp.where(inside, offset, 0.0), confidence
 
 
-def heatmap_std(logits: Heatmaps, *, activation: str = "sigmoid") -> PerLandmark:
-    """How wide the heat about each peak is: its standard deviation, in parts of the map's side.
+def heatmap_std(logits: Heatmaps, *, activation: Activation = "sigmoid") -> PerLandmark:
+    """Compute the standard deviation of each heatmap around its peak, as a fraction of its side.
 
-    That of the squared heat within an eighth of the side around the highest cell, both of which leave out
-    the low heat everywhere else; of x and y together, `sqrt((var x + var y) / 2)`.
+    Weights are the squared heatmap values within an eighth of the side around the peak, which excludes low
+    values elsewhere. The result combines both axes: `sqrt((var x + var y) / 2)`.
 
     Args:
       logits: heatmaps before the activation.
-      activation: one of `ACTIVATIONS`; of linear heat what is below 0 counts as 0.
+      activation: activation of the logits; negative values of linear heatmaps count as 0.
     """
     logits = logits.astype(jnp.float32)
     _, hh, hw, _ = logits.shape
-    cell = _highest_cell(logits)
+    peak = _highest_pixel(logits)
     x, y = (jnp.arange(n, dtype=jnp.int32) for n in (hw, hh))
-    dx = (x[None, None, :, None] - cell[:, None, None, :, 0]) / hw
-    dy = (y[None, :, None, None] - cell[:, None, None, :, 1]) / hh
-    near = (jnp.abs(dx) <= _NEAR) & (jnp.abs(dy) <= _NEAR)
+    dx = (x[None, None, :, None] - peak[:, None, None, :, 0]) / hw
+    dy = (y[None, :, None, None] - peak[:, None, None, :, 1]) / hh
+    is_near = (jnp.abs(dx) <= _STD_WINDOW) & (jnp.abs(dy) <= _STD_WINDOW)
     weights = jnp.square(jnp.maximum(activate(logits, activation), 0.0))
-    weights = jnp.where(near, weights, 0.0)
+    weights = jnp.where(is_near, weights, 0.0)
     weights = weights / (weights.sum(axis=(1, 2), keepdims=True) + 1e-20)
     mean_x, mean_y = ((weights * d).sum(axis=(1, 2)) for d in (dx, dy))
     square = (weights * (jnp.square(dx) + jnp.square(dy))).sum(axis=(1, 2))
@@ -123,100 +127,107 @@ def heatmap_std(logits: Heatmaps, *, activation: str = "sigmoid") -> PerLandmark
     return jnp.sqrt(jnp.maximum(variance, 0.0) / 2)
 
 
-def cells_at(positions: Cells, shape: tuple[int, int]) -> Cells:
-    """Cells of maps that cover the crop evenly, from positions as parts of its side, 0..1.
+def heatmap_pixels_at(positions: Points, shape: tuple[int, ...]) -> Points:
+    """Convert positions to pixels of maps that cover the crop evenly.
 
     Args:
-      positions: (x, y).
+      positions: (x, y) as fractions of the side of the crop, 0..1.
       shape: (hh, hw).
     """
     return positions * jnp.array([[shape[::-1]]], positions.dtype) - 0.5
 
 
 def sample(
-    maps: Float[Array, "b hh hw c"], points: Cells, *, bilinear: bool
+    maps: Float[Array, "b hh hw c"], points: Points, *, bilinear: bool
 ) -> Float[Array, "b k c"]:
-    """Reads maps at points (cells), at the nearest cell or bilinearly; points are clipped to the map."""
+    """Sample maps at points in heatmap pixels, bilinearly or at the nearest pixel.
+
+    Points are clipped to the map.
+    """
     _, hh, hw, _ = maps.shape
     last = jnp.array([[[hw - 1, hh - 1]]], points.dtype)
     points = jnp.clip(points, 0, last)
     if not bilinear:
-        return _cells_at(maps, jnp.round(points).astype(jnp.int32), channels=True)
+        return _values_at(maps, jnp.round(points).astype(jnp.int32))
     low = jnp.clip(jnp.floor(points), 0, last - 1)
-    part = (points - low).astype(maps.dtype)
+    fraction = (points - low).astype(maps.dtype)
     low = low.astype(jnp.int32)
     result = jnp.zeros((), maps.dtype)
     for dx in (0, 1):
         for dy in (0, 1):
-            weight_x = part[..., :1] if dx else 1 - part[..., :1]
-            weight_y = part[..., 1:] if dy else 1 - part[..., 1:]
-            corner = _cells_at(maps, low + jnp.array([[[dx, dy]]]), channels=True)
+            weight_x = fraction[..., :1] if dx else 1 - fraction[..., :1]
+            weight_y = fraction[..., 1:] if dy else 1 - fraction[..., 1:]
+            corner = _values_at(maps, low + jnp.array([[[dx, dy]]]))
             result = result + weight_x * weight_y * corner
     return result
 
 
 def windows(
-    maps: Float[Array, "b hh hw c"], points: Cells, side: int
+    maps: Float[Array, "b hh hw c"], points: Points, side: int
 ) -> Float[Array, "b k {side} {side} c"]:
-    """Reads a square of `side` x `side` cells (odd) around points (cells), rows first, bilinearly.
+    """Sample windows of `side` x `side` pixels (odd) around points, rows first, bilinearly.
 
-    The maps are continued beyond their border by the cells there; the points are clipped to the map.
+    Maps are extended by replicating their border. Points, in heatmap pixels, are clipped to the map.
     """
     b, hh, hw, c = maps.shape
     k = points.shape[1]
     points = jnp.clip(points, 0, jnp.array([[[hw - 1, hh - 1]]], points.dtype))
     low = jnp.floor(points)
-    part = (points - low).astype(maps.dtype)[:, :, None, None]
-    # One more row and column than asked for: all of a window's cells share the same part of a cell.
+    fraction = (points - low).astype(maps.dtype)[:, :, None, None]
+    # One more row and column than in the output: all pixels of a window have the same fractional part.
     steps = jnp.arange(side + 1)[None, None] - side // 2
     columns, rows = (low[..., axis, None].astype(jnp.int32) + steps for axis in (0, 1))
     index = (
         jnp.clip(rows, 0, hh - 1)[..., :, None] * hw + jnp.clip(columns, 0, hw - 1)[..., None, :]
     )
-    cells = jnp.take_along_axis(
+    values = jnp.take_along_axis(
         maps.reshape(b, hh * hw, c), index.reshape(b, k * (side + 1) ** 2, 1), axis=1
     ).reshape(b, k, side + 1, side + 1, c)
-    along_x = cells[..., :-1, :] + part[..., :1] * (cells[..., 1:, :] - cells[..., :-1, :])
+    along_x = values[..., :-1, :] + fraction[..., :1] * (values[..., 1:, :] - values[..., :-1, :])
     above, below = along_x[:, :, :-1], along_x[:, :, 1:]
-    return above + part[..., 1:] * (below - above)
+    return above + fraction[..., 1:] * (below - above)
 
 
-def _highest_cell(logits: Heatmaps) -> Int[Array, "b k 2"]:
+def _highest_pixel(logits: Heatmaps) -> PixelIndices:
     b, hh, hw, k = logits.shape
     index = jnp.argmax(logits.reshape(b, hh * hw, k), axis=1).astype(jnp.int32)
-    # Not `//` and `%`: their care for negative numbers is of no use here, and ONNX exporters trip on it.
+    # Not `//` and `%`: ONNX exporters fail on their handling of negative numbers.
     row = lax.div(index, jnp.full_like(index, hw))
     return jnp.stack([index - row * hw, row], axis=-1)
 
 
-def _cells_at(maps: Array, cell: Int[Array, "b k 2"], *, channels: bool = False) -> Array:
-    """Values at integer cells: all channels `[b k c]`, or each landmark's own map `[b k 1]`."""
+def _values_at(maps: Float[Array, "b hh hw c"], pixels: PixelIndices) -> Float[Array, "b k c"]:
+    """Read all channels at integer pixels."""
     b, hh, hw, c = maps.shape
-    index = cell[..., 1] * hw + cell[..., 0]
-    flat = maps.reshape(b, hh * hw, c)
-    if channels:
-        return jnp.take_along_axis(flat, index[..., None], axis=1)
-    return jnp.take_along_axis(flat, index[:, None, :], axis=1).transpose(0, 2, 1)
+    index = pixels[..., 1] * hw + pixels[..., 0]
+    return jnp.take_along_axis(maps.reshape(b, hh * hw, c), index[..., None], axis=1)
 
 
-def _window_at(maps: Heatmaps, cell: Int[Array, "b k 2"]) -> Float[Array, "b k 5 5"]:
-    """The 5 x 5 cells around each landmark's cell, rows first; cells off the map repeat the border."""
+def _values_per_landmark(maps: Heatmaps, pixels: PixelIndices) -> PerLandmark:
+    """Read the heatmap of each landmark at its integer pixel."""
     b, hh, hw, k = maps.shape
-    steps = jnp.arange(-_WINDOW, _WINDOW + 1)[None, None]
-    rows = jnp.clip(cell[..., 1:] + steps, 0, hh - 1)
-    columns = jnp.clip(cell[..., :1] + steps, 0, hw - 1)
+    index = pixels[..., 1] * hw + pixels[..., 0]
+    return jnp.take_along_axis(maps.reshape(b, hh * hw, k), index[:, None, :], axis=1)[:, 0]
+
+
+def _window_at(maps: Heatmaps, pixels: PixelIndices) -> Float[Array, "b k 5 5"]:
+    """Read the 5 x 5 pixels around the pixel of each landmark, rows first, with replicated borders."""
+    b, hh, hw, k = maps.shape
+    steps = jnp.arange(-_RADIUS, _RADIUS + 1)[None, None]
+    rows = jnp.clip(pixels[..., 1:] + steps, 0, hh - 1)
+    columns = jnp.clip(pixels[..., :1] + steps, 0, hw - 1)
     index = rows[..., :, None] * hw + columns[..., None, :]
     flat = maps.reshape(b, hh * hw, k).transpose(0, 2, 1)
-    side = 2 * _WINDOW + 1
+    side = 2 * _RADIUS + 1
     values = jnp.take_along_axis(flat, index.reshape(b, k, side * side), axis=2)
     return values.reshape(b, k, side, side)
 
 
 def _mean_offset(
-    window: Float[Array, "b k 5 5"], cell: Int[Array, "b k 2"], shape: tuple[int, int]
-) -> Cells:
-    steps = jnp.arange(-_WINDOW, _WINDOW + 1)
-    rows, columns = (cell[..., axis, None] + steps[None, None] for axis in (1, 0))
+    window: Float[Array, "b k 5 5"], peak: PixelIndices, shape: tuple[int, int]
+) -> Points:
+    steps = jnp.arange(-_RADIUS, _RADIUS + 1)
+    rows, columns = (peak[..., axis, None] + steps[None, None] for axis in (1, 0))
     on_map = ((rows >= 0) & (rows < shape[0]))[..., :, None] & (
         (columns >= 0) & (columns < shape[1])
     )[..., None, :]
@@ -230,9 +241,9 @@ def _mean_offset(
 
 def _derivatives(
     window: Float[Array, "b k 5 5"],
-) -> tuple[Cells, tuple[PerLandmark, PerLandmark, PerLandmark]]:
-    """Central differences at the window's middle: gradient (x, y) and Hessian (xx, xy, yy)."""
-    m = _WINDOW
+) -> tuple[Points, tuple[PerLandmark, PerLandmark, PerLandmark]]:
+    """Central differences at the center of the window: gradient (x, y) and Hessian (xx, xy, yy)."""
+    m = _RADIUS
     middle = window[..., m, m]
     dx = (window[..., m, m + 1] - window[..., m, m - 1]) / 2
     dy = (window[..., m + 1, m] - window[..., m - 1, m]) / 2
@@ -243,14 +254,14 @@ def _derivatives(
     return jnp.stack([dx, dy], axis=-1), (dxx, (falling - rising) / 4, dyy)
 
 
-def _newton_step(gradient: Cells, hessian: tuple[PerLandmark, PerLandmark, PerLandmark]) -> Cells:
+def _newton_step(gradient: Points, hessian: tuple[PerLandmark, PerLandmark, PerLandmark]) -> Points:
     dxx, dxy, dyy = hessian
     determinant = dxx * dyy - dxy**2
     is_peak = (determinant > 1e-12) & (dxx < 0)
     safe = jnp.where(is_peak, determinant, 1.0)
     dx, dy = gradient[..., 0], gradient[..., 1]
     step = -jnp.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], axis=-1) / safe[..., None]
-    # A true peak lies within a cell of the highest one; a longer step comes from a flat map.
+    # The maximum lies within one pixel of the highest pixel; a longer step comes from a flat heatmap.
     return jnp.where(is_peak[..., None], jnp.clip(step, -1.0, 1.0), 0.0)
 
 
@@ -261,7 +272,7 @@ def _smooth(maps: Heatmaps) -> Heatmaps:
 
 @functools.lru_cache
 def _gaussian_matrix(n: int) -> np.ndarray:
-    """`[n n]` matrix that smooths a line of n cells with a Gaussian, zero beyond its ends."""
+    """Matrix `[n n]` that smooths n values with a Gaussian and zero padding."""
     distance = np.arange(n)[:, None] - np.arange(n)[None, :]
     kernel = np.exp(-(distance**2) / (2 * _DARK_SIGMA**2))
     full = np.exp(-(np.arange(-n, n + 1) ** 2) / (2 * _DARK_SIGMA**2)).sum()

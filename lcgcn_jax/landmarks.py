@@ -1,4 +1,4 @@
-"""Landmark schemes: what each point is called, how a face is drawn, mirrored and measured."""
+"""Landmark schemes: names, contours, mirror indices and error normalizer of a set of landmarks."""
 
 import dataclasses
 import itertools
@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float
 from lcgcn_jax.errors import InputError, did_you_mean
 
 NORMALIZERS = ("box", "given", "inter_pupil")
-"""What `LandmarkScheme.normalizer` can be, beside two points."""
-
+"""Values of `LandmarkScheme.normalizer` other than a pair of landmarks."""
 
 EVALUATION_NORMALIZERS = ("outer-eye", "inter-pupil", "box")
 """Choices of `lcgcn eval --normalizer`."""
@@ -24,12 +23,12 @@ EVALUATION_NORMALIZERS = ("outer-eye", "inter-pupil", "box")
 
 @dataclasses.dataclass(frozen=True)
 class Contour:
-    """A named polyline through landmarks, for drawing and for grouping points by part.
+    """Named polyline through landmarks, for drawing and for grouping landmarks by part of the face.
 
     Attributes:
-      name: the part of the face, e.g. `left_eye`. Left and right are the viewer's.
-      indices: the landmarks along the line, in order.
-      closed: whether the last point joins the first.
+      name: part of the face, e.g. `left_eye`. Left and right are those of the viewer.
+      indices: landmarks along the line.
+      closed: whether the last landmark is connected to the first.
     """
 
     name: str
@@ -42,18 +41,18 @@ class LandmarkScheme:
     """A set of `k` landmarks.
 
     Attributes:
-      name: identifier of the scheme; a checkpoint keeps it, and data of another one is refused.
-      names: `k` names, one a landmark.
-      contours: lines to draw; they need not cover every landmark.
-      mirror: `k` indices; landmark `i` of a mirrored picture is landmark `mirror[i]` of the picture.
-      normalizer: what NME divides by: two landmark indices (their distance), `"box"` (the geometric
-        mean of the sides of the visible landmarks' bounding box), `"inter_pupil"` (the distance between
-        the landmarks `left_pupil` and `right_pupil` or, in a scheme without these, between the means of
-        the contours `left_eye` and `right_eye`), or `"given"` (a number of pixels that comes with each
+      name: identifier of the scheme, which checkpoints store; data with another scheme is rejected.
+      names: `k` names.
+      contours: lines to draw, which do not have to cover all landmarks.
+      mirror: `k` indices; landmark `i` of the mirrored image is landmark `mirror[i]` of the image.
+      normalizer: divisor of NME: two landmark indices (their distance), `"box"` (geometric mean of the
+        sides of the bounding box of the visible landmarks), `"inter_pupil"` (distance between the
+        landmarks `left_pupil` and `right_pupil` or, in a scheme without these, between the means of the
+        contours `left_eye` and `right_eye`), or `"given"` (number of pixels in the annotation of each
         face).
 
     Raises:
-      ValueError: an index is out of range, a name is there twice, `mirror` is not an involution, or the
+      ValueError: an index is out of range, a name is not unique, `mirror` is not an involution, or the
         normalizer needs eyes that the scheme does not have.
     """
 
@@ -68,8 +67,8 @@ class LandmarkScheme:
         if k == 0:
             raise ValueError(f"scheme {self.name!r} has no landmarks")
         if len(set(self.names)) < k:
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise ValueError(f"scheme {self.name!r}: two landmarks are named {twice!r}")
+            duplicate = next(name for name in self.names if self.names.count(name) > 1)
+            raise ValueError(f"scheme {self.name!r}: two landmarks are named {duplicate!r}")
         if len(self.mirror) != k:
             raise ValueError(
                 f"scheme {self.name!r}: {len(self.mirror)} mirror indices for {k} points"
@@ -77,11 +76,13 @@ class LandmarkScheme:
         if sorted(self.mirror) != list(range(k)):
             raise ValueError(f"scheme {self.name!r}: mirror is not a permutation of 0..{k - 1}")
         if any(self.mirror[j] != i for i, j in enumerate(self.mirror)):
-            raise ValueError(f"scheme {self.name!r}: mirroring twice does not give the same points")
+            raise ValueError(
+                f"scheme {self.name!r}: mirroring twice does not return the same landmarks"
+            )
         for contour in self.contours:
             if any(not 0 <= i < k for i in contour.indices):
                 raise ValueError(
-                    f"scheme {self.name!r}: contour {contour.name!r} leaves 0..{k - 1}"
+                    f"scheme {self.name!r}: contour {contour.name!r} has an index outside 0..{k - 1}"
                 )
         if isinstance(self.normalizer, str):
             if self.normalizer not in NORMALIZERS:
@@ -96,7 +97,7 @@ class LandmarkScheme:
                 )
         elif any(not 0 <= i < k for i in self.normalizer) or len(set(self.normalizer)) != 2:
             raise ValueError(
-                f"scheme {self.name!r}: normalizer needs two different points of the {k}"
+                f"scheme {self.name!r}: normalizer needs two different landmarks in 0..{k - 1}"
             )
 
     @property
@@ -106,65 +107,65 @@ class LandmarkScheme:
 
     @property
     def parts(self) -> dict[str, tuple[int, ...]]:
-        """Every landmark once, by part: the first contour that holds it, or `other`."""
+        """Partition of the landmarks by their first contour; those without one are in `other`."""
         parts: dict[str, tuple[int, ...]] = {}
-        left = set(range(self.num_landmarks))
+        remaining = set(range(self.num_landmarks))
         for contour in self.contours:
-            if own := tuple(i for i in dict.fromkeys(contour.indices) if i in left):
-                parts[contour.name] = parts.get(contour.name, ()) + own
-                left -= set(own)
-        if left:
-            parts["other"] = parts.get("other", ()) + tuple(sorted(left))
+            if part := tuple(i for i in dict.fromkeys(contour.indices) if i in remaining):
+                parts[contour.name] = parts.get(contour.name, ()) + part
+                remaining -= set(part)
+        if remaining:
+            parts["other"] = parts.get("other", ()) + tuple(sorted(remaining))
         return parts
 
     def find(self, text: str) -> tuple[int, ...]:
-        """The landmarks that a user means.
+        """Find landmarks by index or name.
 
         Args:
-          text: a landmark's index, counting from 0, or its name; or a part's name, for all of it.
+          text: index of a landmark, counting from 0, name of a landmark, or name of a part.
 
         Raises:
-          InputError: there is no such landmark or part; with the nearest name.
+          InputError: there is no such landmark or part; the message has the most similar name.
         """
         k = self.num_landmarks
         if re.fullmatch(r"-?\d+", text):
             if not 0 <= int(text) < k:
                 raise InputError(f"landmark {text}: {self.name} has the landmarks 0 to {k - 1}")
             return (int(text),)
-        found = {name: (i,) for i, name in enumerate(self.names)} | self.parts
-        if text not in found:
+        indices = {name: (i,) for i, name in enumerate(self.names)} | self.parts
+        if text not in indices:
             raise InputError(
                 f"landmark {text!r}: no landmark or part of {self.name}{did_you_mean(text, found)}; "
                 f"the landmarks also go by index, 0 to {k - 1}"
             )
-        return found[text]
+        return indices[text]
 
     def normalizing_distance(
         self,
         landmarks: Float[np.ndarray, "*b k 2"],
         visible: Bool[np.ndarray, "*b k"],
-        given: Float[np.ndarray, "*b"],
+        annotated_distance: Float[np.ndarray, "*b"],
     ) -> Float[np.ndarray, "*b"]:
-        """Distance in pixels that NME divides by.
+        """Compute the distance in pixels by which NME is divided.
 
         Args:
-          landmarks: the true landmarks of each face.
-          visible: which of them are annotated; each face has one at least.
-          given: the distances that came with the data, which the normalizer `given` takes.
+          landmarks: true landmarks of each face.
+          visible: which landmarks are annotated; at least one per face.
+          annotated_distance: distances from the annotations, for the normalizer `given`.
 
         Returns:
-          A distance a face; NaN where one of the normalizer's landmarks is not annotated, where none
-          was given, or where it is not positive.
+          One distance per face; NaN if a landmark of the normalizer is not annotated, or the distance is
+          not known or not positive.
         """
         if self.normalizer == "given":
-            distance = given
+            distance = annotated_distance
         elif self.normalizer == "box":
             shown = visible[..., None]
             low = np.where(shown, landmarks, np.inf).min(axis=-2)
             high = np.where(shown, landmarks, -np.inf).max(axis=-2)
             distance = np.sqrt((high - low).prod(axis=-1))
         elif self.normalizer == "inter_pupil":
-            assert self._eyes is not None  # `__post_init__` refuses such a scheme
+            assert self._eyes is not None  # `__post_init__` raises for such a scheme
             left, right = (landmarks[..., list(eye), :].mean(axis=-2) for eye in self._eyes)
             is_located = visible[..., [*self._eyes[0], *self._eyes[1]]].all(axis=-1)
             distance = np.where(is_located, np.linalg.norm(left - right, axis=-1), np.nan)
@@ -175,19 +176,17 @@ class LandmarkScheme:
         return np.where(distance > 0, distance, np.nan)
 
     def to_ibug68(self, points: Float[np.ndarray, "*b k c"]) -> Float[np.ndarray, "*b 68 c"]:
-        """Converts landmarks of this scheme to the 68 landmarks of 300W (`IBUG68`).
+        """Convert landmarks of this scheme to the 68 landmarks of 300W (`IBUG68`).
 
-        The 68 points are picked from WFLW's 98 by the index table in common use
-        (`DLIB_68_TO_WFLW_98_IDX_MAPPING` in public code for WFLW). The two markups place some of these
-        points differently: WFLW's jaw is denser and its brows are closed contours, of which the upper edge
-        is taken.
+        The 68 landmarks are a subset of WFLW's 98, by the index table that public code for WFLW uses
+        (`DLIB_68_TO_WFLW_98_IDX_MAPPING`). The positions of some landmarks differ between the markups:
+        WFLW's jaw is denser, and its brows are closed contours, of which the upper edge is used.
 
         Args:
-          points: coordinates or other values of each landmark, with the landmarks on the axis before the
-            last.
+          points: coordinates or other values, with the landmarks on the second to last axis.
 
         Raises:
-          InputError: the scheme is neither WFLW98 nor IBUG68, or there are not `k` points.
+          InputError: the scheme is neither WFLW98 nor IBUG68, or the array does not have `k` landmarks.
         """
         if self.name not in (WFLW98.name, IBUG68.name):
             raise InputError(
@@ -202,7 +201,7 @@ class LandmarkScheme:
 
     @property
     def _eyes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Landmarks whose means are the left and the right pupil."""
+        """Landmarks whose means are the left and right pupils; None if the scheme has no eyes."""
         if {"left_pupil", "right_pupil"} <= set(self.names):
             return (self.names.index("left_pupil"),), (self.names.index("right_pupil"),)
         contours = {contour.name: contour.indices for contour in self.contours}
@@ -211,13 +210,13 @@ class LandmarkScheme:
         return None
 
     def normalized_by(self, name: str) -> "LandmarkScheme":
-        """The scheme with another normalizer.
+        """Return the scheme with another normalizer.
 
         Args:
           name: one of `EVALUATION_NORMALIZERS`.
 
         Raises:
-          InputError: the scheme does not have the landmarks that it needs.
+          InputError: the scheme does not have the landmarks that the normalizer needs.
         """
         normalizer: tuple[int, int] | str = name.replace("-", "_")
         if name == "outer-eye":
@@ -234,7 +233,7 @@ class LandmarkScheme:
 
     @property
     def normalizer_text(self) -> str:
-        """What NME is in percent of, in words."""
+        """Description of the distance by which NME is divided."""
         if isinstance(self.normalizer, str):
             return {
                 "box": "the size of the landmarks' box",
@@ -245,7 +244,7 @@ class LandmarkScheme:
         return f"the distance from {self.names[i]} to {self.names[j]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON; `from_dict` reads it back."""
+        """Convert to plain types for JSON, the inverse of `from_dict`."""
         return {
             "name": self.name,
             "names": list(self.names),
@@ -260,14 +259,14 @@ class LandmarkScheme:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LandmarkScheme":
-        """Builds a scheme from plain types.
+        """Create a scheme from plain types.
 
         Args:
           fields: `name`, and `names` or `num_landmarks`; optional `contours` (name, indices, closed),
-            `mirror` (a permutation) or `mirror_pairs` (points left out mirror onto themselves), and
-            `normalizer` (two points, `box` or `given`). Points go by name or by index, counting from
-            0; where names are whole numbers (or text that is one), text always means a name, and so
-            do numbers if the names are numbers.
+            `mirror` (a permutation) or `mirror_pairs` (other landmarks are mirrored to themselves), and
+            `normalizer` (two landmarks, `box`, `inter_pupil` or `given`). Landmarks are names or indices,
+            counting from 0. If names are whole numbers, or text with a whole number, text is always a
+            name; if names are numbers, numbers are names too.
 
         Raises:
           ValueError: a field is missing, unknown or inconsistent.
@@ -278,11 +277,11 @@ class LandmarkScheme:
         if unknown := [field for field in fields if field not in known]:
             raise ValueError(f"unknown scheme field {unknown[0]!r}; the fields are {sorted(known)}")
         if "name" not in fields:
-            raise ValueError("a scheme needs a field 'name'")
+            raise ValueError("the field 'name' is missing; add it")
         if "mirror" in fields and "mirror_pairs" in fields:
             raise ValueError("a scheme has either 'mirror' or 'mirror_pairs'; remove one of them")
         names = _names(fields)
-        # Numbers in a stored scheme (`to_dict`) are indices, whatever its names.
+        # Numbers in a stored scheme (`to_dict`) are indices, even if its names are text with numbers.
         are_numbers = any(isinstance(name, int) for name in fields.get("names", ()))
 
         def indices(points: Any, what: str) -> tuple[int, ...]:
@@ -333,10 +332,10 @@ def _is_whole(value: Any) -> bool:
 
 
 def _names(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the landmarks.
+    """Parse the names of the landmarks.
 
     Raises:
-      ValueError: there are none, or they are no names.
+      ValueError: there are no names, or an item is not a name.
     """
     number = fields.get("num_landmarks")
     if number is not None:
@@ -346,7 +345,7 @@ def _names(fields: Mapping[str, Any]) -> tuple[str, ...]:
         number = int(number)
     if "names" not in fields:
         if number is None:
-            raise ValueError("a scheme needs 'names' (one a landmark) or 'num_landmarks'")
+            raise ValueError("a scheme needs 'names' (one per landmark) or 'num_landmarks'")
         return tuple(f"point_{i}" for i in range(number))
     names = fields["names"]
     if not _is_list(names):
@@ -364,7 +363,7 @@ def _contour(fields: Mapping[str, Any], indices: Callable[[Any, str], tuple[int,
         if field not in fields:
             raise ValueError(f"a contour has no {field!r}")
     name, closed = str(fields["name"]), fields.get("closed") or False
-    # In YAML files, only text is read (`_TextLoader`).
+    # Values of YAML files are text (`_TextLoader`).
     flag = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
     closed = flag.get(str(closed).lower())
     if closed is None:
@@ -373,7 +372,7 @@ def _contour(fields: Mapping[str, Any], indices: Callable[[Any, str], tuple[int,
 
 
 def _index(names: Sequence[str], point: Any) -> int:
-    """A landmark's index, from itself or from its name.
+    """Find the index of a landmark from its name or index.
 
     Raises:
       ValueError: there is no such landmark.
@@ -385,11 +384,11 @@ def _index(names: Sequence[str], point: Any) -> int:
     if point in names:
         return names.index(point)
     if re.fullmatch(r"-?\d+", point):
-        # An index next to names that are numbers would be taken for the wrong point without notice.
+        # With numeric names, an index could silently refer to another landmark.
         if number := next((name for name in names if re.fullmatch(r"-?\d+", name)), None):
             raise ValueError(
-                f"no landmark is named {point!r}; where names are whole numbers (as {number!r}), "
-                "points go by name only"
+                f"no landmark is named {point!r}; since some names are whole numbers (such as {number!r}), "
+                "give points by name only"
             )
         return int(point)
     if re.fullmatch(r"[-+]?(\d+\.\d*|\.\d+)(e[-+]?\d+)?", point.lower()):
@@ -400,17 +399,17 @@ def _index(names: Sequence[str], point: Any) -> int:
 
 
 def _check_pairs(names: Sequence[str], pairs: Sequence[tuple[int, ...]]) -> None:
-    """Refuses mirror pairs that are no pairs, or that contradict each other.
+    """Validate mirror pairs.
 
     Raises:
-      ValueError: so it is.
+      ValueError: an item is not a pair, has an index out of range, or contradicts another pair.
     """
     partners: dict[int, int] = {}
     for pair in pairs:
         if len(pair) != 2:
             raise ValueError(f"mirror_pairs: a pair is two points, not {len(pair)}")
         if not all(0 <= i < len(names) for i in pair):
-            raise ValueError(f"mirror pair {pair} leaves 0..{len(names) - 1}")
+            raise ValueError(f"mirror pair {pair} has an index outside 0..{len(names) - 1}")
         for i, j in (pair, pair[::-1]):
             if partners.setdefault(i, j) != j:
                 raise ValueError(
@@ -429,11 +428,11 @@ def _mirror_from_pairs(k: int, pairs: Iterable[Iterable[int]]) -> tuple[int, ...
 def _scheme_from_contours(
     name: str, contours: tuple[Contour, ...], extra_names: Mapping[int, str], **fields
 ) -> LandmarkScheme:
-    """Names each landmark after its contour and its place there (`left_eye_3`)."""
+    """Create a scheme whose landmarks are named by contour and position (`left_eye_3`)."""
     names = dict(extra_names)
     for contour in contours:
-        for place, index in enumerate(contour.indices):
-            names.setdefault(index, f"{contour.name}_{place}")
+        for i, index in enumerate(contour.indices):
+            names.setdefault(index, f"{contour.name}_{i}")
     return LandmarkScheme(
         name=name, names=tuple(names[i] for i in range(len(names))), contours=contours, **fields
     )
@@ -521,7 +520,7 @@ SCHEMES = {scheme.name: scheme for scheme in (WFLW98, IBUG68)}
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Loader of YAML that reads numbers, dates, yes and no as the text that they are written as."""
+    """YAML loader that reads numbers, dates, `yes` and `no` as text."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
@@ -530,10 +529,13 @@ class _TextLoader(yaml.SafeLoader):
 
 
 def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
-    """Finds a built-in scheme by name, or reads one from a `.yaml`, `.yml` or `.json` file.
+    """Return a built-in scheme, or read one from a `.yaml`, `.yml` or `.json` file.
+
+    Args:
+      name_or_path: name of a scheme in `SCHEMES`, or path of a file.
 
     Raises:
-      InputError: no such name or file, or the file does not describe a scheme.
+      InputError: there is no such scheme or file, or the file is not valid.
     """
     if str(name_or_path) in SCHEMES:
         return SCHEMES[str(name_or_path)]
@@ -545,13 +547,13 @@ def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
-        # Numbers stay text, so that 010 or 1.50 in `names` and in pairs are the same name.
+        # Numbers are read as text, so that 010 or 1.50 are equal in `names` and in pairs.
         if path.suffix == ".json":
             fields = json.loads(text, parse_int=str, parse_float=str)
         else:
             fields = yaml.load(text, _TextLoader)
         if not isinstance(fields, Mapping):
-            raise ValueError("the file holds no mapping of fields")
+            raise ValueError("the file has no mapping of fields")
         return LandmarkScheme.from_dict(fields)
     except OSError as error:
         raise InputError(f"{path}: cannot read the landmark scheme: {error.strerror}") from error

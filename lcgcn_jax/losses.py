@@ -3,6 +3,7 @@
 Landmarks that are not visible (without a location) do not count, whatever their target holds, NaN included.
 """
 
+# pyright: reportUnknownMemberType=false  (types of JAX functions are partially unknown)
 from collections.abc import Sequence
 
 import jax

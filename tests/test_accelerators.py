@@ -1,4 +1,4 @@
-"""The warning about a GPU that JAX does not use, with a stand-in for nvidia-smi."""
+"""Warning about a GPU that JAX does not use, with a replacement of nvidia-smi."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ MODERN, OLD_DRIVER, OLD_GPU = "580.65.06, 9.0\n", "550.54.15, 8.0\n", "580.65.06
 
 
 @pytest.fixture(autouse=True)
-def every_call_counts():
+def repeated_warnings():
     accelerators.warn_if_gpu_is_unused.cache_clear()
     yield
     accelerators.warn_if_gpu_is_unused.cache_clear()
@@ -25,7 +25,7 @@ def every_call_counts():
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Imitates a machine: nvidia-smi (None: not installed), device files, installed plugins."""
+    """Simulates a machine: output of nvidia-smi (None: not installed), device files, JAX plugins."""
     platforms = jax.config.jax_platforms
     devices, programs = tmp_path / "dev", tmp_path / "bin"
     devices.mkdir()
@@ -80,7 +80,7 @@ def test_one_warning_names_the_extra(machine, caplog, kind, extra):
     assert "\n" not in record.getMessage()
 
 
-def test_an_installed_plugin_that_does_not_start_points_to_the_driver(machine, caplog):
+def test_plugin_that_fails_to_start_points_to_the_driver(machine, caplog):
     machine(MODERN, plugins={"jax-cuda13-plugin": "0.12.0"})
     accelerators.warn_if_gpu_is_unused()
     assert "nvidia-smi" in caplog.text
@@ -98,28 +98,28 @@ def test_an_installed_plugin_that_does_not_start_points_to_the_driver(machine, c
         {"smi": MODERN, "files": ["nvidia0"], "platform_names": "cpu,tpu"},
     ],
 )
-def test_no_warning_without_a_gpu_or_on_a_chosen_platform(machine, caplog, kind):
+def test_no_warning_without_a_gpu_or_on_a_selected_platform(machine, caplog, kind):
     machine(**kind)
     accelerators.warn_if_gpu_is_unused()
     assert not caplog.records
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
-def test_no_warning_where_cuda_devices_are_hidden(machine, caplog, monkeypatch, hidden):
+def test_no_warning_with_hidden_cuda_devices(machine, caplog, monkeypatch, hidden):
     machine(MODERN)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     accelerators.warn_if_gpu_is_unused()
     assert not caplog.records
 
 
-def test_no_warning_where_jax_computes_on_the_gpu(machine, caplog, monkeypatch):
+def test_no_warning_if_jax_uses_the_gpu(machine, caplog, monkeypatch):
     machine(MODERN)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     accelerators.warn_if_gpu_is_unused()
     assert not caplog.records
 
 
-def test_commands_and_library_call_it(machine, caplog, capsys):
+def test_commands_and_library_warn(machine, caplog, capsys):
     machine(MODERN)
     for call in (lambda: main(["models"]), compiler_options, describe_devices):
         accelerators.warn_if_gpu_is_unused.cache_clear()
@@ -128,7 +128,7 @@ def test_commands_and_library_call_it(machine, caplog, capsys):
         assert len(caplog.records) == 1
 
 
-def test_it_is_one_line_on_standard_error(tmp_path):
+def test_warning_is_one_line_on_standard_error(tmp_path):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\necho '{OLD_DRIVER.strip()}'\n")
     program.chmod(0o755)

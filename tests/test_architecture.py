@@ -1,4 +1,4 @@
-"""Reads the imports and holds the rule that they point down only."""
+"""Layers of the package: imports point down only."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ import lcgcn_jax
 import lcgcn_jax.configs
 
 ROOT = Path(lcgcn_jax.__file__).parent
-# Parts of the package from the top; a part may import those below its line, and itself.
+# Parts of the package, top layer first. A part may import itself and the layers below.
 LAYERS = [
     {"__main__"},
     {"commands", "configs"},
@@ -71,7 +71,7 @@ def part_of(module):
 
 
 def reached_from(module):
-    """The module and all of the package that its import brings in."""
+    """A module, and all modules of the package that its import loads."""
     seen, todo = set(), [module]
     while todo:
         module = todo.pop()
@@ -81,7 +81,7 @@ def reached_from(module):
     return seen
 
 
-def test_every_part_has_its_layer():
+def test_every_part_has_a_layer():
     assert {part_of(module) for module in FILES if module != "lcgcn_jax"} == set(LEVEL)
 
 
@@ -93,20 +93,20 @@ def test_imports_point_down(module):
     assert not wrong
 
 
-def test_nothing_imports_the_package_itself():
-    """`import lcgcn_jax` inside of it would hide what is used."""
+def test_no_module_imports_the_package_root():
+    """`import lcgcn_jax` in the package would hide dependencies."""
     assert not [module for module, targets in IMPORTS.items() if "lcgcn_jax" in targets]
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if m.startswith("lcgcn_jax.data")])
-def test_data_never_brings_in_jax(module):
+def test_data_does_not_load_jax(module):
     libraries = {
         target.split(".")[0] for reached in reached_from(module) for target in IMPORTS[reached]
     }
     assert not libraries & {"jax", "flax", "optax", "orbax"}
 
 
-def test_importing_the_package_brings_in_nothing():
+def test_importing_the_package_loads_no_submodules():
     body = ast.parse(FILES["lcgcn_jax"].read_text(encoding="utf-8")).body
     imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports == [
@@ -130,6 +130,6 @@ def test_commands_are_short(module):
     assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 120
 
 
-def test_no_module_is_a_drawer():
-    drawers = {"utils", "util", "helpers", "misc", "common"}
-    assert not [module for module in FILES if module.split(".")[-1] in drawers]
+def test_module_names_state_a_topic():
+    vague = {"utils", "util", "helpers", "misc", "common"}
+    assert not [module for module in FILES if module.split(".")[-1] in vague]

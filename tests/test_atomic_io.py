@@ -1,9 +1,11 @@
+"""Atomic replacement of files."""
+
 import pytest
 
 from lcgcn_jax.atomic_io import write_whole
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_file_is_replaced(tmp_path):
     path = tmp_path / "a.txt"
     for text in ("one", "two"):
         write_whole(path, lambda tmp, text=text: tmp.write_text(text))
@@ -11,7 +13,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_write_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
 

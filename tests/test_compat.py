@@ -14,7 +14,9 @@ FORMER = SHIPPED / "w300-lcgcn-small"
 
 def test_shipped_bundle_of_0_1_loads_with_every_weight():
     stored = load_file(FORMER / WEIGHTS)
-    assert any(name.startswith("graph.guesses.") for name in stored)  # it has the former names
+    assert any(
+        name.startswith("graph.guesses.") for name in stored
+    )  # the file has the former names
     bundle = load_bundle(FORMER)
     assert len(bundle.weights) == len(stored)
     assert bundle.flip_bias == json.loads((FORMER / CONFIG).read_text())["mirror_offset"]
@@ -23,7 +25,7 @@ def test_shipped_bundle_of_0_1_loads_with_every_weight():
 
 
 def test_former_and_new_names_have_one_order():
-    """Moving averages are vectors in the order of the names, so they need no permutation."""
+    """Moving averages are vectors in the order of the names and need no permutation."""
     stored = load_file(FORMER / WEIGHTS)
     upgraded = compat.upgrade_weights(stored)
     for former, new in zip(sorted(stored), sorted(upgraded), strict=True):
@@ -84,3 +86,43 @@ def test_command_line_settings_are_renamed():
 def test_former_options(former, today):
     known = {"--flip-test", "--per-face", "--corruption"}
     assert compat.upgrade_arguments(former, known) == today
+
+
+PAPER = {
+    "positions": "center",
+    "shape_features": "all",
+    "activation": "relu",
+    "mlp_output": "linear",
+}
+AUTHORS = {
+    "positions": "corner",
+    "shape_features": "first_last",
+    "activation": "none",
+    "mlp_output": "activated",
+}
+
+
+@pytest.mark.parametrize(("former", "is_authors"), [(PAPER, False), (AUTHORS, True)])
+def test_former_conventions_of_the_graph_are_one_field(former, is_authors):
+    config = {"heatmap": {"activation": "linear"}, "graph": former | {"message": "offsets"}}
+    assert compat.upgrade_config(config) == {
+        "heatmap": {"activation": "linear"},
+        "graph": {"message": "offset_votes", "authors_conventions": is_authors},
+    }
+
+
+def test_mixed_conventions_are_an_error():
+    with pytest.raises(ValueError, match="mixes conventions"):
+        compat.upgrade_config({"graph": PAPER | {"activation": "none"}})
+
+
+def test_former_message_on_the_command_line():
+    former = {"model.graph.message": "offsets"}
+    assert compat.upgrade_overrides(former) == {"model.graph.message": "offset_votes"}
+
+
+def test_checkpoint_with_some_former_names_is_described():
+    saved = {"graph.offset_voting.correction": 0, "graph.blocks.0.own": 0}
+    current = compat.upgrade_weights(saved)
+    assert set(current) == {"graph.offset_voting.correction", "graph.blocks.0.node"}
+    assert compat.downgrade_weights(current, saved) == saved

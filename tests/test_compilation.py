@@ -1,4 +1,4 @@
-"""XLA's options change how fast a step is, and not what it computes."""
+"""Compiler options: they do not change the results of training and prediction."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.steps import make_predict_step
 from lcgcn_jax.training.train_step import build_train_step, init_weights
 
-SIZE, BATCH, K = 128, 2, 68  # large enough for the library, which small arrays do not go to
+SIZE, BATCH, K = 128, 2, 68  # large enough for YNNPACK, which XLA does not use for small arrays
 MODELS = {
     "toy": {"heatmap": {"name": "toy", "width": 16}, "graph": None},
     "hrnet": {"heatmap": {"name": "hrnet", "arch": "w18-small-v1"}},
@@ -51,17 +51,17 @@ def made(name):
 
 @functools.cache
 def compiled_step(name: str, with_options: bool) -> jax.stages.Compiled:
-    _, step, state, batch = made(name)
-    return compile_by(with_options, step, state, batch)
+    _, step, state, batch = training_of(name)
+    return compile_with(with_options, step, state, batch)
 
 
-def compile_by(with_options: bool, function, *arguments) -> jax.stages.Compiled:
+def compile_with(with_options: bool, function, *arguments) -> jax.stages.Compiled:
     options = compiler_options() if with_options else {}
     return jax.jit(function, compiler_options=options).lower(*arguments).compile()
 
 
-def goes_to_the_library(program: jax.stages.Compiled) -> bool:
-    """Whether a ReLU does: a maximum within a fusion that is the library's, not XLA's own."""
+def uses_ynnpack(program: jax.stages.Compiled) -> bool:
+    """Whether YNNPACK runs a ReLU: a maximum in one of its fusions."""
     text = program.as_text()
     names = re.findall(r'calls=%(\S+?),.*"__ynn_fusion"', text)
     bodies = dict(re.findall(r"^%(\S+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
@@ -69,12 +69,12 @@ def goes_to_the_library(program: jax.stages.Compiled) -> bool:
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
-def test_only_a_cpu_gets_options(platform):
+def test_options_are_only_for_cpus(platform):
     assert compiler_options(platform) == {}
     assert compiler_options() == compiler_options("cpu") != {}
 
 
-def test_what_a_user_sets_stays(monkeypatch):
+def test_xla_flags_take_precedence(monkeypatch):
     (option,) = compiler_options("cpu")
     monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_enable_fast_math=false --{option}=")
     assert compiler_options("cpu") == {}
@@ -82,49 +82,49 @@ def test_what_a_user_sets_stays(monkeypatch):
 
 @pytest.mark.slow
 @in_each
-def test_the_training_step_is_the_same(toy, name):
-    state, batch = made(name)[2:]
+def test_training_step_does_not_depend_on_options(toy, name):
+    state, batch = training_of(name)[2:]
     plain, ours = compiled_step(name, False), compiled_step(name, True)
-    assert goes_to_the_library(ours)
-    assert not goes_to_the_library(plain)
-    (expected, figures), (found, ours) = plain(state, batch), ours(state, batch)
-    for figure, value in figures.items():
-        np.testing.assert_allclose(ours[figure], value, rtol=1e-4, err_msg=figure)
+    assert uses_ynnpack(ours)
+    assert not uses_ynnpack(plain)
+    (expected, plain_scalars), (actual, scalars) = plain(state, batch), ours(state, batch)
+    for name, value in plain_scalars.items():
+        np.testing.assert_allclose(scalars[name], value, rtol=1e-4, err_msg=name)
     for weight, start in state.params.items():
-        moved = np.asarray(found.params[weight] - start)
-        wanted = np.asarray(expected.params[weight] - start)
-        # As a whole, since rounding may open or close a ReLU whose input is nearly 0, which changes a few
-        # numbers by percents; BatchNorm over a few cells spreads it. 1 % has been seen.
-        difference = np.linalg.norm(moved - wanted)
-        assert difference <= 2e-2 * np.linalg.norm(wanted) + 1e-6, weight
+        update = np.asarray(actual.params[weight] - start)
+        expected_update = np.asarray(expected.params[weight] - start)
+        # The norm of all values, since rounding can open or close a ReLU whose input is almost 0, which
+        # changes single values by percents, and BatchNorm over few pixels distributes the change. 1 % occurs.
+        difference = np.linalg.norm(update - expected_update)
+        assert difference <= 2e-2 * np.linalg.norm(expected_update) + 1e-6, weight
     for statistic, value in expected.batch_stats.items():
         np.testing.assert_allclose(
-            found.batch_stats[statistic], value, rtol=1e-3, atol=1e-5, err_msg=statistic
+            actual.batch_stats[statistic], value, rtol=1e-3, atol=1e-5, err_msg=statistic
         )
 
 
 @in_each
-def test_predictions_are_the_same(toy, name):
-    graphdef, _, state, batch = made(name)
+def test_predictions_do_not_depend_on_options(toy, name):
+    graphdef, _, state, batch = training_of(name)
     arguments = (make_predict_step(graphdef), state.params, state.batch_stats, batch["image"])
-    plain, ours = (compile_by(options, *arguments) for options in (False, True))
-    assert goes_to_the_library(ours)
-    assert not goes_to_the_library(plain)
-    expected, found = plain(*arguments[1:]), ours(*arguments[1:])
-    for want, have in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(have, want, rtol=1e-3, atol=1e-3)
+    plain, ours = (compile_with(options, *arguments) for options in (False, True))
+    assert uses_ynnpack(ours)
+    assert not uses_ynnpack(plain)
+    expected, actual = plain(*arguments[1:]), ours(*arguments[1:])
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 @in_each
-def test_a_nan_that_the_loss_does_not_show_is_seen(toy, name):
-    """By the norms that `Trainer` looks at; see `compiler_options`."""
-    state, batch = made(name)[2:]
+def test_norms_show_a_nan_that_the_loss_hides(toy, name):
+    """`Trainer` checks these norms, see `compiler_options`."""
+    state, batch = training_of(name)[2:]
     step = compiled_step(name, True)
-    hidden = 0
+    num_hidden = 0
     for weight in FIRST_LAYERS[name]:
-        wrong = state.params[weight].at[(0,) * state.params[weight].ndim].set(jnp.nan)
-        wrong = dataclasses.replace(state, params=state.params | {weight: wrong})
-        _, figures = step(wrong, batch)
-        hidden += np.isfinite(figures["loss"])
-        assert not np.isfinite(figures["parameter_norm"])
-    assert hidden, "the loss shows them all: the loop need look at nothing else"
+        value = state.params[weight].at[(0,) * state.params[weight].ndim].set(jnp.nan)
+        nan_state = dataclasses.replace(state, params=state.params | {weight: value})
+        _, scalars = step(nan_state, batch)
+        num_hidden += np.isfinite(scalars["loss"])
+        assert not np.isfinite(scalars["parameter_norm"])
+    assert num_hidden, "the loss shows every NaN, so checking the norms is not needed"

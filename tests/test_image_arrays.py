@@ -1,3 +1,5 @@
+"""Conversion of arrays and PIL images to RGB bytes."""
+
 import array
 import io
 
@@ -92,14 +94,14 @@ def test_unambiguous_array_becomes_rgb_bytes(source, expected):
         (np.ma.masked_array(IMAGE, mask=IMAGE > 100), "a masked array"),
     ],
 )
-def test_ambiguous_input_is_refused_in_one_line(source, message):
+def test_ambiguous_input_is_rejected_in_one_line(source, message):
     with pytest.raises(InputError, match=f"^image 7: .*{message}") as error:
         rgb_image(source, "image 7")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
 
 
-def test_array_of_another_library_that_cannot_be_read_is_named():
+def test_unreadable_array_of_another_library_is_named():
     class Tensor:
         def __array__(self, *args, **kwargs):
             raise RuntimeError("call detach()\nfirst")
@@ -132,7 +134,7 @@ def encode(image, kind, **options):
         ("I;16", "TIFF"),
     ],
 )
-def test_pil_image_is_what_its_file_is(tmp_path, mode, kind):
+def test_pil_image_equals_its_file(tmp_path, mode, kind):
     if mode == "I;16":
         image = Image.fromarray(GRAY.astype(np.uint16) * 251 + 3)
     elif mode == "RGBA":
@@ -146,14 +148,14 @@ def test_pil_image_is_what_its_file_is(tmp_path, mode, kind):
     path.write_bytes(encode(image, kind))
     with Image.open(path) as opened:
         pixels = rgb_image(opened)
-    # CMYK to RGB is rounded otherwise.
+    # Pillow and OpenCV round the conversion from CMYK differently.
     tolerance = 1 if mode == "CMYK" else 0
     np.testing.assert_allclose(pixels.astype(int), read_image(path), atol=tolerance)
     if kind == "PNG":
         np.testing.assert_array_equal(rgb_image(image), pixels)
 
 
-def test_transparent_colors_are_those_of_the_file(tmp_path):
+def test_transparent_colors_equal_those_of_the_file(tmp_path):
     palette = Image.fromarray(IMAGE).convert("P")
     path = tmp_path / "palette.png"
     path.write_bytes(encode(palette, "PNG", transparency=0))
@@ -162,7 +164,7 @@ def test_transparent_colors_are_those_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pil_image_is_turned_by_its_orientation(tmp_path, orientation):
+def test_orientation_of_a_pil_image_is_applied(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "image.jpg"
@@ -172,7 +174,7 @@ def test_pil_image_is_turned_by_its_orientation(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_pil_image_of_32_bits_follows_the_rule_for_arrays(mode):
+def test_pil_image_of_32_bits_is_checked_as_an_array(mode):
     image = Image.fromarray(GRAY).convert(mode)
     if mode == "I":
         np.testing.assert_array_equal(rgb_image(image), GRAY_AS_RGB)
@@ -181,7 +183,7 @@ def test_pil_image_of_32_bits_follows_the_rule_for_arrays(mode):
         rgb_image(image, "photo")
 
 
-def test_damaged_pil_image_is_refused_in_one_line():
+def test_truncated_pil_image_is_rejected_in_one_line():
     encoded = encode(Image.fromarray(np.tile(IMAGE, (9, 9, 1))), "PNG")
     with pytest.raises(InputError, match=r"^image: PIL image of mode RGB cannot be decoded: "):
         rgb_image(Image.open(io.BytesIO(encoded[: len(encoded) // 2])))
@@ -227,14 +229,14 @@ def test_unambiguous_crops_become_rgb_bytes(source, expected):
         ("faces", "'faces'; give"),
     ],
 )
-def test_other_crops_are_refused_in_one_line(source, message):
+def test_other_crops_are_rejected_in_one_line(source, message):
     with pytest.raises(InputError, match=message) as error:
         rgb_crops(source, 8)
     assert "\n" not in str(error.value)
 
 
-def test_bgr_of_opencv_is_taken_as_it_is():
-    """BGR bytes cannot be distinguished from RGB; the documentation says so."""
+def test_bgr_of_opencv_is_not_converted():
+    """BGR bytes cannot be distinguished from RGB, which the documentation states."""
     np.testing.assert_array_equal(
         rgb_image(cv2.cvtColor(IMAGE, cv2.COLOR_RGB2BGR)), IMAGE[..., ::-1]
     )

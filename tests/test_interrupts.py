@@ -1,4 +1,4 @@
-"""Tests of `interrupts`."""
+"""Deferral of signals."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import threading
 from lcgcn_jax import interrupts
 
 
-def test_deferral_in_another_thread_leaves_signals_to_the_main_thread():
+def test_deferral_in_another_thread_does_not_affect_the_main_thread():
     entered, leave = threading.Event(), threading.Event()
     errors = []
 

@@ -15,13 +15,13 @@ FACTS = {
 both = pytest.mark.parametrize("scheme", [WFLW98, IBUG68], ids=lambda scheme: scheme.name)
 
 
-def lines_of(scheme):
-    """The strokes of the scheme's drawing, as pairs of landmarks."""
-    strokes = set()
+def segments_of(scheme):
+    """Line segments of the contours, as pairs of landmarks."""
+    segments = set()
     for contour in scheme.contours:
         points = [*contour.indices, *contour.indices[: 1 if contour.closed else 0]]
-        strokes |= {frozenset(pair) for pair in pairwise(points)}
-    return strokes
+        segments |= {frozenset(pair) for pair in pairwise(points)}
+    return segments
 
 
 @both
@@ -31,19 +31,19 @@ def test_size_self_mirrored_points_and_normalizer(scheme):
 
 
 @both
-def test_mirroring_twice_is_nothing(scheme):
+def test_mirroring_twice_is_the_identity(scheme):
     mirror = np.array(scheme.mirror)
     assert (mirror[mirror] == np.arange(scheme.num_landmarks)).all()
 
 
 @both
-def test_a_mirrored_drawing_is_the_same_drawing(scheme):
-    strokes = lines_of(scheme)
-    assert {frozenset(scheme.mirror[i] for i in stroke) for stroke in strokes} == strokes
+def test_mirrored_contours_are_the_contours(scheme):
+    segments = segments_of(scheme)
+    assert {frozenset(scheme.mirror[i] for i in segment) for segment in segments} == segments
 
 
 @both
-def test_left_parts_mirror_onto_right_ones(scheme):
+def test_left_parts_are_mirrored_to_right_parts(scheme):
     parts = {contour.name: set(contour.indices) for contour in scheme.contours}
     for part in ("brow", "eye"):
         assert {scheme.mirror[i] for i in parts[f"left_{part}"]} == parts[f"right_{part}"]
@@ -56,16 +56,16 @@ def test_names_are_unique_and_contours_in_range(scheme):
 
 
 @both
-def test_parts_hold_every_landmark_once_in_order(scheme):
+def test_parts_are_a_partition_in_order(scheme):
     assert [i for part in scheme.parts.values() for i in part] == list(range(scheme.num_landmarks))
     assert scheme.parts["left_eye"] == next(
         contour.indices for contour in scheme.contours if contour.name == "left_eye"
     )
 
 
-def test_shared_points_belong_to_the_first_contour_and_the_rest_to_other():
+def test_shared_landmarks_are_in_the_first_part_and_others_in_other():
     contours = [{"name": "a", "indices": [1, 2, 1]}, {"name": "b", "indices": [2, 4]}]
-    fields = {"name": "own", "num_landmarks": 5, "contours": contours}
+    fields = {"name": "custom", "num_landmarks": 5, "contours": contours}
     assert LandmarkScheme.from_dict(fields).parts == {"a": (1, 2), "b": (4,), "other": (0, 3)}
 
 
@@ -73,7 +73,7 @@ def test_shared_points_belong_to_the_first_contour_and_the_rest_to_other():
     ("text", "landmarks"),
     [("0", (0,)), ("67", (67,)), ("nose_bridge_3", (30,)), ("nose_bridge", (27, 28, 29, 30))],
 )
-def test_landmarks_are_found_by_index_name_and_part(text, landmarks):
+def test_find_accepts_index_name_and_part(text, landmarks):
     assert IBUG68.find(text) == landmarks
 
 
@@ -86,10 +86,10 @@ def test_landmarks_are_found_by_index_name_and_part(text, landmarks):
         ("", "no landmark or part of ibug68"),
     ],
 )
-def test_unknown_landmarks_are_refused(text, message):
-    with pytest.raises(InputError) as caught:
+def test_unknown_landmark_is_an_error(text, message):
+    with pytest.raises(InputError) as error:
         IBUG68.find(text)
-    assert message in str(caught.value)
+    assert message in str(error.value)
 
 
 @both
@@ -100,7 +100,7 @@ def test_normalizing_distance_is_between_the_outer_eye_corners(scheme):
     expected = np.array([np.hypot(*(face[i] - face[j])) for face in landmarks])
     distance = scheme.normalizing_distance(landmarks, visible, np.ones(3))
     np.testing.assert_allclose(distance, expected)
-    # Whatever stands in the place of a point that is missing.
+    # Coordinates of a missing landmark have no effect.
     visible[1, j] = False
     distance = scheme.normalizing_distance(landmarks, visible, np.ones(3))
     np.testing.assert_allclose(distance, np.where([True, False, True], expected, np.nan))
@@ -116,7 +116,7 @@ def test_box_normalizer_is_the_geometric_mean_of_the_sides():
     np.testing.assert_allclose(distance, [4.0, np.sqrt(5.0), np.nan])
 
 
-def test_given_normalizer_comes_with_the_face():
+def test_given_normalizer_is_the_annotated_distance():
     scheme = LandmarkScheme.from_dict({"name": "s", "num_landmarks": 3, "normalizer": "given"})
     landmarks, visible = np.zeros((3, 3, 2)), np.ones((3, 3), bool)
     distance = scheme.normalizing_distance(landmarks, visible, np.array([12.5, np.nan, 0.0]))
@@ -124,13 +124,13 @@ def test_given_normalizer_comes_with_the_face():
 
 
 @both
-def test_plain_types_and_back(scheme):
+def test_scheme_round_trip_through_json(scheme):
     fields = json.loads(json.dumps(scheme.to_dict()))
     assert LandmarkScheme.from_dict(fields) == scheme
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_built_in_schemes_are_found_by_name(name):
+def test_get_scheme_returns_built_in_schemes(name):
     assert get_scheme(name) is SCHEMES[name]
 
 
@@ -157,7 +157,7 @@ def test_scheme_from_a_file(tmp_path, suffix, dump):
     assert scheme.normalizer == (0, 1)
 
 
-def test_points_go_by_name_too():
+def test_landmarks_can_be_given_by_name():
     fields = {"name": "s", "names": ["a", "b", "c"]}
     by_name = {
         "mirror_pairs": [["a", "b"]],
@@ -177,7 +177,7 @@ def test_points_go_by_name_too():
 @pytest.mark.parametrize("names", ["[1, 2, 3]", "['1', '2', '3']"])
 @pytest.mark.parametrize("pair", ["[1, 2]", "['1', '2']", "[1, '2']"])
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
-def test_whole_numbers_are_names_where_names_are(tmp_path, names, pair, suffix):
+def test_whole_numbers_are_names_if_the_names_are_numbers(tmp_path, names, pair, suffix):
     text = f'{{"name": "s", "names": {names}, "mirror_pairs": [{pair}], "normalizer": {pair}}}'
     path = tmp_path / f"numbers{suffix}"
     path.write_text(text.replace("'", '"'))
@@ -191,7 +191,7 @@ def test_whole_numbers_are_names_where_names_are(tmp_path, names, pair, suffix):
         assert LandmarkScheme.from_dict(fields) == scheme
 
 
-def test_pairs_may_be_there_twice():
+def test_duplicate_mirror_pairs_are_valid():
     fields = {"name": "s", "names": ["a", "b", "c"], "mirror_pairs": [["a", "b"], [1, 0], [2, 2]]}
     assert LandmarkScheme.from_dict(fields).mirror == (1, 0, 2)
 
@@ -200,7 +200,7 @@ def test_pairs_may_be_there_twice():
     ("names", "expected"),
     [("[yes, no, on]", ("yes", "no", "on")), ("[010, 1.50, 08]", ("010", "1.50", "08"))],
 )
-def test_names_in_yaml_are_what_is_written(tmp_path, names, expected):
+def test_names_in_yaml_are_read_as_text(tmp_path, names, expected):
     path = tmp_path / "names.yaml"
     path.write_text(
         f"{{name: s, names: {names}, contours: [{{name: c, indices: [{names[1:-1]}], closed: true}}]}}"
@@ -219,11 +219,11 @@ def test_names_in_yaml_are_what_is_written(tmp_path, names, expected):
         ("{name: s, num_landmarks: 3, mirror: [1, 2, 0]}", "twice"),
         ("{name: s, num_landmarks: 3, mirror: [0, 0, 2]}", "permutation"),
         ("{name: s, num_landmarks: 3, mirror: [0, 1]}", "2 mirror indices for 3"),
-        ("{name: s, num_landmarks: 3, mirror_pairs: [[0, 3]]}", "leaves 0..2"),
+        ("{name: s, num_landmarks: 3, mirror_pairs: [[0, 3]]}", "has an index outside 0..2"),
         ("{name: s, num_landmarks: 3, contours: [{name: c, indices: [0, 3]}]}", "contour 'c'"),
         ("{name: s, num_landmarks: 3, contours: [{indices: [0, 1]}]}", "name"),
-        ("{name: s, num_landmarks: 3, normalizer: [1, 1]}", "two different points"),
-        ("{name: s, num_landmarks: 3, normalizer: [0, 3]}", "two different points"),
+        ("{name: s, num_landmarks: 3, normalizer: [1, 1]}", "two different landmarks"),
+        ("{name: s, num_landmarks: 3, normalizer: [0, 3]}", "two different landmarks"),
         ("{name: s, num_landmarks: 3, normalizer: eyes}", "'box'"),
         ("{name: s, num_landmarks: 3, mirrored: [0, 1, 2]}", "unknown scheme field 'mirrored'"),
         ("{name: s, names: [a, b, c], mirror_pairs: [[0.7, 1.2]]}", "whole number, not 0.7"),
@@ -234,7 +234,7 @@ def test_names_in_yaml_are_what_is_written(tmp_path, names, expected):
         ("{name: s, names: [a, b, c], mirror_pairs: [[a, b, c]]}", "two points, not 3"),
         ("{name: s, names: [a, b, c], mirror_pairs: [ab]}", "a list of points, not 'ab'"),
         ("{name: s, names: [a, b, c], mirror_pairs: {a: b}}", "a list of pairs"),
-        ("{name: s, names: [a, b, c], mirror_pairs: [[-1, 0]]}", "leaves 0..2"),
+        ("{name: s, names: [a, b, c], mirror_pairs: [[-1, 0]]}", "has an index outside 0..2"),
         ("{name: s, names: [a, b, c], mirror: [1, 0, 2], mirror_pairs: [[a, b]]}", "either"),
         (
             "{name: s, names: [a, b, c], normalizer: 2}",
@@ -249,7 +249,7 @@ def test_names_in_yaml_are_what_is_written(tmp_path, names, expected):
         ("{name: s, names: [a, b], num_landmarks: 3}", "num_landmarks is 3, but there are 2 names"),
         ("{name: s, num_landmarks: 2.5}", "a whole number, not '2.5'"),
         ("{name: s, names: [1, 2, 3], mirror_pairs: [[0, 1]]}", "no landmark is named '0'"),
-        ("{name: s, names: ['1', '2', '3'], normalizer: [0, 1]}", "points go by name only"),
+        ("{name: s, names: ['1', '2', '3'], normalizer: [0, 1]}", "give points by name only"),
         ("{name: s, num_landmarks: 3, contours: [{name: c, indices: [0], closed: 7}]}", "closed"),
         ("{num_landmarks: 3}", "'name'"),
         ("{name: s}", "'num_landmarks'"),
@@ -260,47 +260,47 @@ def test_names_in_yaml_are_what_is_written(tmp_path, names, expected):
         ("{name: [", "not a landmark scheme"),
     ],
 )
-def test_a_bad_file_is_one_line_that_names_it(tmp_path, content, reason):
+def test_invalid_file_is_a_one_line_error(tmp_path, content, reason):
     path = tmp_path / "bad.yaml"
     path.write_text(content)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         get_scheme(path)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith(f"{path}: ")
     assert reason in message
     assert "\n" not in message
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"absent\.json: .*No such file"):
         get_scheme(tmp_path / "absent.json")
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
+def test_file_with_unknown_suffix_is_an_error(tmp_path):
     path = tmp_path / "scheme.txt"
     path.write_text("{name: s, num_landmarks: 3}")
     with pytest.raises(InputError, match=r"scheme\.txt.*wflw98, ibug68.*\.json"):
         get_scheme(path)
 
 
-def test_wflw_becomes_300w():
-    """On a synthetic face, each converted point has the part and the mirror partner of 300W's scheme."""
+def test_wflw_is_converted_to_300w():
+    """Each converted landmark has the part and the mirror partner of the 300W scheme."""
     points = np.arange(98.0)[:, None].repeat(2, axis=1)
     converted = WFLW98.to_ibug68(points)
     assert converted.shape == (68, 2)
-    picked = converted[:, 0].astype(int)
-    assert len(set(picked)) == 68
-    assert tuple(picked[list(IBUG68.mirror)]) == tuple(WFLW98.mirror[i] for i in picked)
+    indices_98 = converted[:, 0].astype(int)
+    assert len(set(indices_98)) == 68
+    assert tuple(indices_98[list(IBUG68.mirror)]) == tuple(WFLW98.mirror[i] for i in indices_98)
     parts = {i: name for name, indices in WFLW98.parts.items() for i in indices}
     for name, indices in IBUG68.parts.items():
-        assert {parts[picked[i]] for i in indices} == {name}
-    assert tuple(picked[list(IBUG68.normalizer)]) == WFLW98.normalizer
+        assert {parts[indices_98[i]] for i in indices} == {name}
+    assert tuple(indices_98[list(IBUG68.normalizer)]) == WFLW98.normalizer
     batch = np.stack([points, points + 1])[None]
     np.testing.assert_array_equal(WFLW98.to_ibug68(batch)[0, 1], converted + 1)
     np.testing.assert_array_equal(IBUG68.to_ibug68(converted), converted)
 
 
-def test_other_schemes_and_shapes_do_not_become_300w():
+def test_converting_other_schemes_or_shapes_is_an_error():
     other = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3})
     with pytest.raises(InputError, match="no conversion"):
         other.to_ibug68(np.zeros((3, 2)))

@@ -16,7 +16,7 @@ def distance(scheme, points, located=None):
     return float(scheme.normalizing_distance(points, located, NONE))
 
 
-def test_inter_pupil_of_68_points_is_between_the_means_of_the_eyes():
+def test_inter_pupil_of_68_landmarks_is_between_the_eye_centers():
     points = np.random.default_rng(0).normal(size=(68, 2))
     expected = np.linalg.norm(points[36:42].mean(axis=0) - points[42:48].mean(axis=0))
     scheme = IBUG68.normalized_by("inter-pupil")
@@ -30,25 +30,25 @@ def test_inter_pupil_of_68_points_is_between_the_means_of_the_eyes():
     assert distance(scheme, points, located) == pytest.approx(expected)
 
 
-def test_inter_pupil_of_98_points_is_between_the_pupils():
+def test_inter_pupil_of_98_landmarks_is_between_the_pupils():
     points = np.random.default_rng(0).normal(size=(98, 2))
     expected = np.linalg.norm(points[96] - points[97])
     assert distance(WFLW98.normalized_by("inter-pupil"), points) == pytest.approx(expected)
 
 
-def test_outer_eye_is_that_of_the_built_in_scheme_whatever_the_data_states():
+def test_outer_eye_overrides_the_normalizer_of_the_data():
     assert IBUG68.normalized_by("box").normalized_by("outer-eye") == IBUG68
     assert WFLW98.normalized_by("outer-eye") == WFLW98
 
 
-def test_box_has_every_face():
+def test_box_needs_no_eyes():
     points = np.array([[0.0, 0.0], [4.0, 9.0], [np.nan, np.nan]])
     scheme = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3, "normalizer": [0, 2]})
     assert distance(scheme.normalized_by("box"), points, np.array([True, True, False])) == 6.0
 
 
 @pytest.mark.parametrize("name", ["outer-eye", "inter-pupil"])
-def test_a_scheme_without_eyes_is_refused_in_one_line(name):
+def test_scheme_without_eyes_is_rejected(name):
     scheme = LandmarkScheme.from_dict({"name": "nine", "num_landmarks": 9})
     with pytest.raises(InputError, match=rf"--normalizer {name}: .*--normalizer box"):
         scheme.normalized_by(name)
@@ -57,7 +57,7 @@ def test_a_scheme_without_eyes_is_refused_in_one_line(name):
 
 
 @pytest.mark.parametrize("name", EVALUATION_NORMALIZERS)
-def test_normalizer_in_words_and_back_from_a_file(name):
+def test_normalizer_survives_a_file_and_has_a_description(name):
     scheme = IBUG68.normalized_by(name)
     assert LandmarkScheme.from_dict(scheme.to_dict()) == scheme
     assert scheme.normalizer_text

@@ -1,4 +1,4 @@
-"""The installed package: files, version, extras, and the time of its import."""
+"""Installed package: files, version, requirements, and import."""
 
 import subprocess
 import sys
@@ -18,28 +18,28 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 @pytest.mark.parametrize(
     ("source", "installed"), [("lcgcn_jax", lcgcn_jax), ("configs", lcgcn_jax.configs)]
 )
-def test_every_file_is_installed(source, installed):
+def test_all_files_are_installed(source, installed):
     def files(folder):
         paths = (path for path in folder.rglob("*") if path.is_file())
         return {p.relative_to(folder) for p in paths if "__pycache__" not in p.parts}
 
-    # An installed package holds the configs too, which lie beside it in the repository.
+    # An installed package also contains the configs, which are another folder of the repository.
     assert files(ROOT / source) <= files(Path(installed.__file__).parent)
 
 
-def test_the_version_is_that_of_the_metadata():
+def test_version_equals_the_metadata():
     assert lcgcn_jax.__version__ == metadata.version("lcgcn-jax") == PROJECT["version"]
 
 
-def test_upper_caps_are_exceptions():
-    """A cap without a known break keeps users from releases that work."""
+def test_upper_version_caps_are_exceptions():
+    """A cap without a known incompatibility keeps users from releases that work."""
     capped = {text.split(">")[0] for text in PROJECT["dependencies"] if "<" in text}
     assert capped <= {"jax"}
     for extra, requirements in PROJECT["optional-dependencies"].items():
         assert extra in ("docs", "lint") or not any("<" in text for text in requirements), extra
 
 
-def test_the_import_starts_nothing():
+def test_import_loads_no_dependencies():
     code = "import sys, lcgcn_jax; print(*{'jax', 'numpy', 'cv2'} & set(sys.modules), lcgcn_jax.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [PROJECT["version"]]

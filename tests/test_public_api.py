@@ -1,4 +1,4 @@
-"""The public interface of the package: what README and documentation use."""
+"""Public API of the package."""
 
 import json
 
@@ -36,6 +36,14 @@ def network():
     return lc.create_model(MODEL, num_landmarks=5)
 
 
+@pytest.fixture
+def toy_model(toy, random_bundle, five):
+    """A model with the smallest heatmap model, which compiles fast, and a graph."""
+    graph = lc.load_config("demo:small").model.graph.to_dict()
+    config = MODEL | {"heatmap": {"name": "toy"}, "graph": graph | {"embedding_widths": [8, 4]}}
+    return lc.LandmarkModel(random_bundle(config, five, 64))
+
+
 @pytest.fixture(scope="module")
 def five():
     names = ["eye_left", "eye_right", "nose", "mouth_left", "mouth_right"]
@@ -44,7 +52,7 @@ def five():
     return lc.LandmarkScheme.from_dict(fields)
 
 
-def test_every_public_name_exists():
+def test_public_names_exist():
     assert set(lc.__all__) <= set(dir(lc))
     for name in lc.__all__:
         assert getattr(lc, name).__doc__
@@ -70,8 +78,7 @@ def test_detected_faces_have_scores(small_run, shared, detector_model):
     assert all(0.6 <= face.score <= 1 for face in faces)
     described = results.describe_face(faces[0])
     assert described["score"] == pytest.approx(faces[0].score, abs=1e-4)
-    blank, given = noise_image(1), [BOX, BOX]
-    batch = model.predict_batch([path, blank, path], [None, given, None])
+    batch = model.predict_batch([path, noise_image(1), path], [None, [BOX, BOX], None])
     assert [[face.score is None for face in faces] for faces in batch] == [
         [False, False],
         [True, True],
@@ -82,7 +89,7 @@ def test_detected_faces_have_scores(small_run, shared, detector_model):
 @pytest.mark.parametrize(
     ("source", "landmarks"), [(MODEL, 5), ("demo:small", 98), ("w300_hourglass:small", 3)]
 )
-def test_a_model_with_fresh_weights(source, landmarks):
+def test_create_model_has_the_shapes_of_the_config(source, landmarks):
     size = 64
     count = {} if landmarks == 98 else {"num_landmarks": landmarks}
     network = nnx.eval_shape(lambda: lc.create_model(source, **count))
@@ -91,14 +98,14 @@ def test_a_model_with_fresh_weights(source, landmarks):
     assert output.landmarks.shape == (2, landmarks, 2)
 
 
-def test_create_model_takes_architectures_of_trained_models(small_run):
+def test_create_model_reads_the_architecture_of_trained_models(small_run):
     for source in ("w300-lcgcn-small", small_run):
         loaded = nnx.eval_shape(lambda source=source: lc.create_model(source))
         names = {name for name, _ in nnx.to_flat_state(nnx.state(loaded))}
         assert ("heatmap_model", "stem1", "conv", "kernel") in names
 
 
-def test_weights_follow_the_seed(network):
+def test_initial_weights_depend_on_the_seed_only(network):
     def kernels(module):
         return jax.tree.leaves(nnx.state(module, nnx.Param))
 
@@ -118,12 +125,13 @@ def test_weights_follow_the_seed(network):
         ({**MODEL, "decoder": "dark"}, 5, "decoder"),
     ],
 )
-def test_a_wrong_model_is_refused(source, count, message):
+def test_invalid_model_config_is_rejected(source, count, message):
     with pytest.raises(lc.InputError, match=message):
         lc.create_model(source, num_landmarks=count)
 
 
-def test_module_has_the_weights_of_the_model(model):
+def test_module_predicts_as_the_model(toy_model):
+    model = toy_model
     crops = np.stack([noise_image(seed, (64, 64)) for seed in range(2)])
     output = nnx.jit(lambda module, images: module(images))(
         model.module, lc.normalize_images(jnp.asarray(crops))
@@ -132,10 +140,11 @@ def test_module_has_the_weights_of_the_model(model):
     assert model.module is model.module
 
 
-def test_fine_tuning_with_optax(model, small_run, tmp_path):
-    """Two steps change the module, the model stays, and the new weights predict after a round trip."""
+def test_fine_tuning_with_optax(toy_model, tmp_path):
+    """Two steps change the module but not the model, and a bundle keeps the new weights."""
+    model = toy_model
     (before,) = model.predict(noise_image(), [BOX])
-    module = lc.load_model(small_run).module
+    module = model.module
     images = lc.normalize_images(jnp.asarray(noise_image(3, (64, 64)))[None])
     optimizer = nnx.Optimizer(module, optax.sgd(1e-3), wrt=nnx.Param)
 
@@ -165,8 +174,10 @@ def test_fine_tuning_with_optax(model, small_run, tmp_path):
     np.testing.assert_array_equal(unchanged.landmarks, before.landmarks)
 
 
-def test_a_new_network_becomes_a_model(network, five, tmp_path):
-    model = lc.LandmarkModel.from_module(network, config=MODEL, scheme=five, image_size=64)
+def test_model_from_a_new_network(toy, five):
+    config = MODEL | {"heatmap": {"name": "toy"}}
+    network = lc.create_model(config, num_landmarks=5)
+    model = lc.LandmarkModel.from_module(network, config=config, scheme=five, image_size=64)
     (face,) = model.predict(noise_image(), [BOX])
     assert face.landmarks.shape == (5, 2)
     assert face.names == five.names
@@ -177,14 +188,14 @@ def test_a_new_network_becomes_a_model(network, five, tmp_path):
         lc.draw(noise_image(), [face], edges=True)
 
 
-def test_a_module_of_another_configuration_is_refused(network, model):
+def test_module_of_another_config_is_rejected(network, model):
     with pytest.raises(lc.InputError, match="do not fit"):
         lc.LandmarkModel.from_module(
             network, config=model.config, scheme=model.scheme, image_size=64
         )
 
 
-def test_drawing(model, tmp_path):
+def test_draw(model, tmp_path):
     image = noise_image()
     faces = model.predict(image, [BOX, (5, 5, 40, 45)])
     drawn = lc.draw(image, faces)
@@ -201,7 +212,7 @@ def test_drawing(model, tmp_path):
     assert not np.shares_memory(empty, image)
 
 
-def test_evaluation_is_that_of_the_command(small_run, synthetic98, tmp_path, capsys):
+def test_evaluate_equals_the_command(small_run, synthetic98, tmp_path, capsys):
     from lcgcn_jax.commands.main import main
 
     path = tmp_path / "eval.json"
@@ -215,7 +226,7 @@ def test_evaluation_is_that_of_the_command(small_run, synthetic98, tmp_path, cap
     assert (result.num_faces, result.missed, result.errors.heatmap.shape) == (24, None, (24,))
 
 
-def test_evaluation_options(model, synthetic98):
+def test_evaluate_options(model, synthetic98):
     plain, flipped, occluded = (
         lc.evaluate(model, synthetic98, split="validation", **options)
         for options in ({}, {"flip_test": True}, {"corruption": "occlude"})
@@ -234,13 +245,13 @@ def test_evaluation_options(model, synthetic98):
         ({"corruption": "rust"}, "rust"),
     ],
 )
-def test_wrong_evaluation_options_are_refused(model, synthetic98, options, message):
+def test_invalid_evaluate_options_are_rejected(model, synthetic98, options, message):
     with pytest.raises(lc.InputError, match=message):
         lc.evaluate(model, synthetic98, **{"split": "test", **options})
 
 
 @pytest.mark.slow
-def test_training(synthetic98, tmp_path):
+def test_train(synthetic98, tmp_path):
     config = lc.load_config("demo:small")
     config.data.dir = str(synthetic98)
     config.train.update({"steps": 2, "eval_every": 1, "checkpoint_every": 2})
@@ -253,12 +264,12 @@ def test_training(synthetic98, tmp_path):
     assert lc.train(config, tmp_path / "run") == best  # the run is finished
 
 
-def test_training_with_an_unknown_config_is_refused(tmp_path):
+def test_train_rejects_an_unknown_config(tmp_path):
     with pytest.raises(lc.InputError, match="no such config"):
         lc.train("no_such", tmp_path / "run")
 
 
-def test_export_refuses_other_suffixes_and_files_that_exist(model, tmp_path):
+def test_export_rejects_other_suffixes_and_existing_files(model, tmp_path):
     with pytest.raises(lc.InputError, match="onnx"):
         lc.export_model(model, tmp_path / "a.tflite")
     (tmp_path / "a.stablehlo").touch()
@@ -266,7 +277,8 @@ def test_export_refuses_other_suffixes_and_files_that_exist(model, tmp_path):
         lc.export_model(model, tmp_path / "a.stablehlo")
 
 
-def test_export(model, tmp_path):
+def test_export(toy_model, tmp_path):
+    model = toy_model
     path = lc.export_model(model, tmp_path / "a.stablehlo")
     crops = noise_image(5, (64, 64))[None]
     output = jax.export.deserialize(path.read_bytes()).call(crops)

@@ -33,6 +33,7 @@ def test_integration():
 
 
 def test_unit_test_fails_if_it_is_slow_twice(pytester, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # which the configuration changes
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     conftest = Path(__file__).with_name("conftest.py").read_text()
     pytester.makeconftest(conftest + "\nUNIT_TEST_LIMIT = 0.1\n_slowdown = lambda: 1.0\n")

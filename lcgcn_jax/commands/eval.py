@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from lcgcn_jax import compat
-from lcgcn_jax.atomic_io import require_writable, write_json, write_whole, writing
+from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.data.corruptions import CORRUPTIONS
@@ -79,11 +79,7 @@ def run(args: argparse.Namespace) -> int:
         sets = reported.measured_sets(dataset, args.split, result.to_dict())
         print(format_comparison(reported, sets, args.split, result.conditions))
     if args.per_face is not None:
-        with writing(args.per_face):
-            write_whole(
-                args.per_face,
-                lambda path: write_face_errors(path, dataset, args.split, result.errors),
-            )
+        write_face_errors(args.per_face, dataset, args.split, result.errors)
     if args.json is not None:
         write_json(args.json, result.to_dict())
     return 0

@@ -5,6 +5,7 @@ import enum
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -172,6 +173,11 @@ def note_of_missing_points(faces: Iterable[FaceAnnotation]) -> list[str]:
         f"{count:,} points at (0, 0) or (-1, -1) count as missing, in {len(partial):,} faces, such as "
         f"{partial[0].name}"
     ]
+
+
+def fold_name(name: str) -> str:
+    """Normalize the case and the Unicode form of a file name, which differ between operating systems."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def is_system_file(name: str) -> bool:

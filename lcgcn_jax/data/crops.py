@@ -92,4 +92,4 @@ def cover_labels(labels: Labels, landmarks: geometry.Points, covered: Mask) -> L
 
 def is_inside(landmarks: geometry.Points, size: int) -> Bool[np.ndarray, "k"]:
     """Which landmarks lie on a pixel of a square crop; False if a coordinate is NaN."""
-    return ((landmarks >= -0.5) & (landmarks < size - 0.5)).all(axis=1)
+    return np.all((landmarks >= -0.5) & (landmarks < size - 0.5), axis=1)

@@ -100,7 +100,7 @@ def _aligned(
     face: Float[np.ndarray, "k 2"], reference: Float[np.ndarray, "k 2"]
 ) -> Float[np.ndarray, "k 2"]:
     """Align a face to the reference by the least-squares similarity."""
-    common = np.isfinite(face).all(axis=1) & np.isfinite(reference).all(axis=1)
+    common = np.all(np.isfinite(face) & np.isfinite(reference), axis=1)
     factor = similarity_factor(face, reference, common)
     if factor == 0:
         return face

@@ -37,7 +37,7 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         self._num_threads = num_threads
         self._num_workers = num_workers
         self._next_batch = 0
-        self._iterator = None
+        self._iterator: Any = None
 
     def __next__(self) -> Batch:
         self._assert_not_closed()

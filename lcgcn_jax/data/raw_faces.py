@@ -174,7 +174,9 @@ def _annotation(
         )
     box = face.box_corners
     if box is not None:
-        if not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
+        if not np.isfinite(box).all():
+            raise ValueError(f"the box {box.tolist()} has a missing or infinite number")
+        if (box[2:] <= box[:2]).any():
             raise ValueError(f"the box {box.tolist()} has no extent")
         box = box - count_from
     # Records hold it as float32, where it must be neither 0 nor infinite.
@@ -313,10 +315,15 @@ def check_boxes(path: Path, faces: Sequence[RawFace]) -> str | None:
     num_boxes, num_cut, better = 0, 0, collections.Counter()
     for face in faces:
         located, corners = _located(face), face.box_corners
-        if located.sum() < 2 or corners is None or not np.isfinite(corners).all():
+        if (
+            located.sum() < 2
+            or face.box is None
+            or corners is None
+            or not np.isfinite(corners).all()
+        ):
             continue
         points = face.points[located]
-        if not np.ptp(points, axis=0).all():
+        if not np.ptp(points, axis=0).all() or (corners[2:] == corners[:2]).any():
             continue
         num_boxes += 1
         is_cut = _coverage(corners, points) < 0.5

@@ -270,8 +270,11 @@ class Faces(tfds.core.GeneratorBasedBuilder):
                     f"no face of {split} can be used; the first: {self._bad[-len(by_split[split])]}"
                 )
         if not generators:
-            first_bad = f"; the first: {self._bad[0]}" if self._bad else ""
-            raise InputError(f"no face can be used, {len(self._bad)} are bad{first_bad}")
+            if not self._bad:
+                raise InputError("no faces in the annotation files; check that they are complete")
+            raise InputError(
+                f"no face can be used, {len(self._bad)} are bad; the first: {self._bad[0]}"
+            )
         return generators
 
     @property

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lcgcn_jax.atomic_io import replacing, writing
 from lcgcn_jax.data.annotations import Visibility
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.pipeline import Batch, eval_batches, record_names
@@ -243,6 +244,9 @@ def write_face_errors(path: Path, dataset: FaceDataset, split: str, errors: Spli
 
     The graph column is empty for a model without a graph, and both columns for a face that is not measured.
     To compare two systems on the same faces, use `metrics.bootstrap_interval` of the differences.
+
+    Raises:
+      InputError: the file cannot be written.
     """
     names = record_names(dataset.source(split, with_images=False), range(len(errors.heatmap)))
 
@@ -252,7 +256,11 @@ def write_face_errors(path: Path, dataset: FaceDataset, split: str, errors: Spli
             for i, measured in enumerate(errors.measured)
         ]
 
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with (
+        writing(path),
+        replacing(path) as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("name", "heatmap", "graph"))
         writer.writerows(zip(names, column(errors.heatmap), column(errors.graph), strict=True))

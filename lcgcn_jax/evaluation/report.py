@@ -6,6 +6,7 @@ from typing import Any
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.evaluation.face_errors import SplitErrors, subset_masks
 from lcgcn_jax.evaluation.metrics import uncertainty_metrics
+from lcgcn_jax.tables import format_table
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 
@@ -108,27 +109,21 @@ class EvaluationResult:
 
 def format_stages(rows: dict[str, dict[str, Any]]) -> str:
     """Table of the metrics of both stages for each set of faces (`SplitErrors.summary`)."""
-    width = max(map(len, rows))
-    lines = [f"{'':{width}}  faces  stage      NME %  (95 % interval)  FR@0.1 %  AUC@0.1"]
+    table = [["", "faces", "stage", "NME %", "(95 % interval)", "FR@0.1 %", "AUC@0.1"]]
     for name, row in rows.items():
-        count = f"{row['num_faces']:5d}"
+        prefix = [name, str(row["num_faces"])]
         for stage in ("heatmap", "graph"):
-            metrics = row[stage]
-            if metrics is None:
-                continue
-            low, high = metrics["nme_ci95"]
-            lines.append(
-                f"{name:{width}}  {count}  {stage:8} {metrics['nme']:7.3f}  "
-                f"({low:6.3f} - {high:6.3f})  {metrics['fr10']:8.2f}  {metrics['auc10']:7.4f}"
-            )
-            name, count = "", " " * 5
-    return "\n".join(lines)
+            if (metrics := row[stage]) is not None:
+                low, high = metrics["nme_ci95"]
+                interval = f"({low:.3f} - {high:.3f})"
+                values = [f"{metrics['fr10']:.2f}", f"{metrics['auc10']:.4f}"]
+                table.append([*prefix, stage, f"{metrics['nme']:.3f}", interval, *values])
+                prefix = ["", ""]
+    return format_table(table)
 
 
 def format_visibility(figures: dict[str, Any]) -> str:
     """Table of the metrics of the predicted visibility (`SplitErrors.visibility_summary`)."""
-    rows = {"all": figures} | figures["subsets"]
-    width = max(map(len, rows))
     columns = {
         "auroc": "AUROC",
         "average_precision": "avg. precision",
@@ -136,16 +131,11 @@ def format_visibility(figures: dict[str, Any]) -> str:
         "auroc_self_occluded": "self",
         "auroc_confidence": "by confidence",
     }
-    header = "  ".join(f"{title:>6}" for title in columns.values())
-    lines = ["", "landmarks that are not visible", f"{'':{width}}  faces  % of landmarks  {header}"]
-    for name, row in rows.items():
-        values = [
-            f"{'-' if row[key] is None else format(row[key], '.4f'):>{max(6, len(title))}}"
-            for key, title in columns.items()
-        ]
-        fraction = f"{100 * row['not_visible']:14.2f}"
-        lines.append(f"{name:{width}}  {row['num_faces']:5d}  {fraction}  {'  '.join(values)}")
-    return "\n".join(lines)
+    table = [["", "faces", "% of landmarks", *columns.values()]]
+    for name, row in ({"all": figures} | figures["subsets"]).items():
+        values = ["-" if row[key] is None else f"{row[key]:.4f}" for key in columns]
+        table.append([name, str(row["num_faces"]), f"{100 * row['not_visible']:.2f}", *values])
+    return f"\nlandmarks that are not visible\n{format_table(table)}"
 
 
 def format_uncertainty(figures: dict[str, Any]) -> str:

@@ -46,8 +46,8 @@ from lcgcn_jax.models.bundles import (
     save_bundle,
     shipped_bundles,
 )
-from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
-from lcgcn_jax.models.weights import all_weights, merge_weights
+from lcgcn_jax.models.lcgcn import LCGCNOutput
+from lcgcn_jax.models.weights import all_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 # Maximum batch size. On a CPU, the feature maps of a few faces fit into the caches: `w300-lcgcn-small` takes
@@ -60,16 +60,10 @@ class _Programs:
     """Compiled forward passes of one model."""
 
     def __init__(self, bundle: Bundle):
-        graphdef, params, batch_stats = fold_batch_norm(*bundle.create())
-
-        def forward(images):
-            return merge_weights(graphdef, params, batch_stats)(images)
-
+        model = fold_batch_norm(*bundle.create())
         options = compiler_options()
-        self.normalized = jax.jit(forward, compiler_options=options)
-        self.bytes = jax.jit(
-            lambda images: forward(normalize_images(images)), compiler_options=options
-        )
+        self.normalized = jax.jit(model.forward, compiler_options=options)
+        self.bytes = jax.jit(model.predict, compiler_options=options)
 
 
 # Copies of a model share its programs within a process. A worker of a process pool gets a copy with each
@@ -166,7 +160,7 @@ class LandmarkModel:
         graph use the statistics of the batch, and update the running ones. Predictions of this model do not
         follow changes of the module; use `from_module` for a model with the new weights.
         """
-        return merge_weights(*self._bundle.create())
+        return self._bundle.create().merge()
 
     @classmethod
     def from_module(

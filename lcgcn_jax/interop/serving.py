@@ -33,8 +33,6 @@ from lcgcn_jax.geometry import CROP_SCALE
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle, load_bundle
-from lcgcn_jax.models.lcgcn import normalize_images
-from lcgcn_jax.models.weights import merge_weights
 
 INPUT = "crops"
 OUTPUTS = ("landmarks", "confidence", "heatmap_landmarks")
@@ -49,10 +47,10 @@ OPSET = 20
 def crops_to_landmarks(bundle: Bundle) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """Build the exported function from uint8 crops `[b s s 3]` to a dictionary of `output_names`."""
     names = output_names(bundle)
-    weights = fold_batch_norm(*bundle.create())
+    model = fold_batch_norm(*bundle.create())
 
     def predict(crops):
-        output = merge_weights(*weights)(normalize_images(crops))
+        output = model.predict(crops)
         # Copies, since without a graph head two outputs are the same value, which has one name in ONNX.
         return {name: jnp.copy(getattr(output, name)) for name in names}
 

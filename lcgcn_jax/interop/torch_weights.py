@@ -24,9 +24,9 @@ from lcgcn_jax.interop.torch_layouts import (
 )
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.layers import make_rngs
-from lcgcn_jax.models.lcgcn import GraphConfig
 from lcgcn_jax.models.registry import create_model, graph_config
 from lcgcn_jax.models.weights import split_weights
 
@@ -36,14 +36,8 @@ TORCH_ARCHS = {f"hrnet_{arch.replace('-', '_')}": arch for arch in ARCHS}
 IMAGE_SIZE = 256
 """Side of the crops that all public face models were trained on."""
 
-AUTHORS_GRAPH = GraphConfig(
-    diagonal="zero",
-    positions="corner",
-    shape_features="first_last",
-    activation="none",
-    mlp_output="activated",
-)
-"""Configuration of the graph head in the LCGCN authors' code."""
+AUTHORS_GRAPH = GraphConfig.authors()
+"""The graph head as the LCGCN authors' code has it."""
 
 _GRAPH_PARTS = ("class_embedding.", "edges.", "visual_feature_embedding.", "gcn_layers.")
 

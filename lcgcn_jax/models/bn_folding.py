@@ -1,30 +1,33 @@
-"""BatchNorm folded into the layers beside it, for models that are done with training."""
+"""Folding of BatchNorm into adjacent layers, for inference."""
+
+from typing import Any
 
 from flax import nnx
 
-from lcgcn_jax.models.weights import Weights, merge_weights, split_weights
+from lcgcn_jax.models.functional import FunctionalModel
+from lcgcn_jax.models.interfaces import FoldsBatchNorm
+from lcgcn_jax.models.weights import Weights, split_weights
 
 
 def fold_batch_norm(
-    graphdef: nnx.GraphDef, params: Weights, batch_stats: Weights
-) -> tuple[nnx.GraphDef, Weights, Weights]:
-    """Makes a model that computes the same in evaluation, with fewer norms.
+    graphdef: nnx.GraphDef[Any], params: Weights, batch_stats: Weights
+) -> FunctionalModel:
+    """Fold BatchNorm into the layers before or after it; outputs in evaluation stay equal.
 
-    In evaluation a BatchNorm is one factor and one offset a channel. Where a convolution or a linear layer
-    stands right before or behind it, these go into its kernel and bias, in float64. Every module says what
-    it can fold by a method `fold_batch_norm()` (`layers.ConvBN`, `layers.MLP`, ...); a norm that has no such
-    neighbor stays.
+    In evaluation BatchNorm is one factor and one offset per channel, which are multiplied into the kernel and
+    bias of an adjacent convolution or linear layer, in float64. Modules that can do this have a method
+    `fold_batch_norm` (`interfaces.FoldsBatchNorm`). Norms without such a layer stay.
 
     Args:
-      graphdef: the model, taken apart as by `weights.split_weights`.
-      params: its parameters, arrays.
-      batch_stats: its batch statistics, arrays.
+      graphdef: structure of the model, as returned by `weights.split_weights`.
+      params: parameters, as arrays.
+      batch_stats: batch statistics, as arrays.
 
     Returns:
-      The folded model, taken apart. It cannot be trained, and a bundle does not hold it.
+      The folded model, which cannot be trained or saved as a bundle.
     """
-    model = merge_weights(graphdef, params, batch_stats)
+    model = FunctionalModel(graphdef, params, batch_stats).merge()
     for _, module in list(nnx.iter_modules(model)):
-        if hasattr(module, "fold_batch_norm"):
+        if isinstance(module, FoldsBatchNorm):
             module.fold_batch_norm()
-    return split_weights(model)
+    return FunctionalModel(*split_weights(model))

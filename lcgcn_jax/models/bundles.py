@@ -1,8 +1,8 @@
-"""Bundles: a folder with everything that prediction needs of a model.
+"""Bundles: folders that hold a trained model.
 
-model.safetensors   parameters and batch statistics under their flat names
-config.json         format version, model configuration, crop side, landmark scheme; where there is one, the
-                    calibration of the predicted error
+model.safetensors   parameters and batch statistics by flat name
+config.json         format version, model configuration, crop size, landmark scheme and, if it was fitted, the
+                    model of the predicted error
 README.md           model card
 """
 
@@ -26,37 +26,38 @@ from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.registry import create_model, heatmap_model_factory, visibility_config
-from lcgcn_jax.models.weights import Weights, split_weights
+from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BEST = "best"
-"""Folder of a training workdir that holds the bundle of its best validation so far."""
+"""Folder in a training workdir: bundle of the step with the lowest validation error."""
 
 SHIPPED = Path(__file__).parent / "shipped"
-"""Folder of the bundles that come with the package."""
+"""Folder of the bundles in the package."""
 
 DEFAULT_MODEL = "w300-lcgcn-small"
-"""Shipped model that `lcgcn predict` uses without `--model`."""
+"""Shipped model that `lcgcn predict` uses by default."""
 
 _FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A model as a bundle holds it.
+    """Content of a bundle.
 
     Attributes:
-      model: the model's configuration, as `registry.create_model` takes it.
-      scheme: what its landmarks mean.
-      image_size: side of the crops that it was trained on, in pixels.
-      weights: parameters and batch statistics under their flat names.
-      calibration: from peaks and spreads to predicted errors; None where it was not fitted.
-      flip_bias: how far to the right of where a mirror would have them all points lie, as those lie
-        that it was trained on, as a part of the crop's side (`data.augment.AugmentConfig`).
+      model: model configuration for `registry.create_model`.
+      scheme: landmark scheme.
+      image_size: side of the crops in training, in pixels.
+      weights: parameters and batch statistics by flat name.
+      calibration: model of the predicted error; None if it was not fitted.
+      flip_bias: horizontal bias of the training annotations relative to their mirror image, as a fraction of
+        the side of the crop (`data.augment.AugmentConfig`).
     """
 
     model: Mapping[str, Any]
@@ -66,66 +67,86 @@ class Bundle:
     calibration: UncertaintyModel | None = None
     flip_bias: float = 0.0
 
-    def create(self, dtype: DTypeLike = jnp.float32) -> tuple[nnx.GraphDef, Weights, Weights]:
-        """The model's structure, parameters and batch statistics."""
-        graphdef, params, batch_stats = abstract_weights(
-            self.model, self.scheme.num_landmarks, dtype
-        )
+    def create(self, dtype: DTypeLike = jnp.float32) -> FunctionalModel:
+        """Create the model with the weights of the bundle."""
+        abstract = abstract_weights(self.model, self.scheme.num_landmarks, dtype)
 
         def take(names):
             return {name: jax.device_put(self.weights[name]) for name in names}
 
-        return graphdef, take(params), take(batch_stats)
+        return FunctionalModel(
+            abstract.graphdef, select(abstract.params), select(abstract.batch_stats)
+        )
 
     def without_graph(self) -> "Bundle":
-        """The heatmap model alone."""
-        others = ("graph.", "visibility.")
-        weights = {name: w for name, w in self.weights.items() if not name.startswith(others)}
+        """Bundle of only the heatmap model."""
+        prefixes = ("graph.", "visibility.")
+        weights = {name: w for name, w in self.weights.items() if not name.startswith(prefixes)}
         model = {name: value for name, value in self.model.items() if name != "visibility"}
         return dataclasses.replace(self, model={**model, "graph": None}, weights=weights)
 
     @property
     def has_visibility(self) -> bool:
-        """Whether the model predicts the visibility of its landmarks."""
+        """Whether the model has a visibility head."""
         return visibility_config(self.model.get("visibility")).head != "none"
 
 
 def abstract_weights(
-    model: Mapping[str, Any], num_landmarks: int, dtype: DTypeLike = jnp.float32
-) -> tuple[nnx.GraphDef, dict, dict]:
-    """Structure of a model, and shapes and types of its weights, without making any.
+    model: Mapping[str, Any],
+    num_landmarks: int,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    remat: bool = False,
+) -> FunctionalModel:
+    """Structure of a model, with shapes and dtypes instead of weights.
 
-    Tracing a model takes a second or more, so the last structures are kept: reading a bundle, creating its
+    Tracing a model takes a second or more, so the last structures are cached: loading a bundle, creating its
     model and copying it traces once.
+
+    Args:
+      model: configuration.
+      num_landmarks: k.
+      dtype: dtype of the heatmap model's computation.
+      remat: see `registry.create_model`.
+
+    Raises:
+      InputError: the configuration is not valid.
     """
-    # As text: it is what a bundle's file holds, and mappings have no hash. A factory may be registered
-    # under the name of an earlier one.
+    # JSON text is hashable, unlike mappings. The factory is part of the key, because another one can be
+    # registered under the same name.
     factory = heatmap_model_factory(dict(model))
-    structure = _structure(json.dumps(dict(model)), factory, num_landmarks, jnp.dtype(dtype))
-    graphdef, params, batch_stats = structure
-    return graphdef, dict(params), dict(batch_stats)
+    text = json.dumps(dict(model))
+    abstract = _structure(text, factory, num_landmarks, jnp.dtype(dtype), remat)
+    return FunctionalModel(
+        abstract.graphdef, dict(abstract.params), dict(abstract.batch_stats)
+    )  # copies, which callers can change
 
 
 @functools.lru_cache(maxsize=8)
 def _structure(
-    model: str, _factory: Any, num_landmarks: int, dtype: jnp.dtype
-) -> tuple[nnx.GraphDef, dict, dict]:
+    model: str, _factory: Any, num_landmarks: int, dtype: jnp.dtype, remat: bool
+) -> FunctionalModel:
     def build() -> LCGCN:
-        return create_model(json.loads(model), num_landmarks, dtype=dtype, rngs=make_rngs(0))
+        return create_model(
+            json.loads(model), num_landmarks, dtype=dtype, remat=remat, rngs=make_rngs(0)
+        )
 
-    return split_weights(nnx.eval_shape(build))
+    return FunctionalModel(*split_weights(nnx.eval_shape(build)))
 
 
 def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.float32) -> None:
-    """Writes a bundle; over an older one, file by file, each of them replaced whole.
+    """Write a bundle. Files of an existing bundle are replaced atomically, one by one.
 
     Args:
-      path: its folder.
-      bundle: the model.
+      path: folder of the bundle.
+      bundle: content.
       card: text of the model card.
-      dtype: what kernels and matrices are stored in, `float32` or, at half the size, `float16`. Biases
-        and statistics are few and may leave float16's range: they stay float32. A bundle is computed
-        with in float32, however it is stored.
+      dtype: dtype of the stored kernels and matrices: `float32`, or `float16` for half the size. Biases and
+        statistics stay float32, since they are small and may exceed the range of float16. Loaded weights
+        are always float32.
+
+    Raises:
+      OSError: a file cannot be written.
     """
     path.mkdir(parents=True, exist_ok=True)
     config = {
@@ -140,20 +161,20 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         config["uncertainty"] = bundle.calibration.to_dict()
     write_whole(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
     _write_config(path, config)
-    # safetensors writes memory as it lies there: a transposed view would come back as another matrix.
+    # safetensors writes memory in its current order, so a transposed view would be read as another matrix.
     weights = {
         name: np.asarray(value, dtype if np.ndim(value) > 1 else np.float32, order="C")
         for name, value in sorted(bundle.weights.items())
     }
-    # Not by `save_file`, which has a temporary file of its own, and a kill would leave it.
+    # Not `save_file`, whose temporary file would remain if the process is killed.
     write_whole(path / WEIGHTS, lambda tmp: tmp.write_bytes(save(weights)))
 
 
 def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:
-    """Puts a calibration into the bundle at a folder; the rest of it stays as it is.
+    """Write the model of the predicted error into an existing bundle.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     config = compat.upgrade_config(json.loads((path / CONFIG).read_text(encoding="utf-8")))
     _write_config(path, config | {"uncertainty": calibration.to_dict()})
@@ -165,15 +186,18 @@ def _write_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def shipped_bundles() -> list[str]:
-    """Names of the bundles that come with the package."""
+    """Names of the bundles in the package."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
 def find_bundle(model: str | Path) -> Path:
-    """The bundle folder that a user means: a bundle, a training workdir, or one that is shipped, by name.
+    """Find the folder of a bundle from a path or a name.
+
+    Args:
+      model: folder of a bundle, training workdir, or name of a shipped bundle.
 
     Raises:
-      InputError: it is neither.
+      InputError: there is no such bundle.
     """
     path = Path(model)
     try:
@@ -181,43 +205,50 @@ def find_bundle(model: str | Path) -> Path:
             if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
                 return candidate
         has_checkpoints = (path / "checkpoints").is_dir()
-    except OSError as error:  # a folder that may not be looked into, or a name that is too long
+    except OSError as error:  # a folder without permission, or a name that is too long
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if has_checkpoints:
         raise InputError(
-            f"{path}: this run has not been validated yet, so there is no best model; train on, or "
-            "with a smaller config.train.eval_every"
+            f"{path}: this run has not been validated yet, so there is no best model; continue training, or "
+            "set a smaller config.train.eval_every"
         )
     if path.exists():
-        raise InputError(f"{path}: neither a bundle ({WEIGHTS}, {CONFIG}) nor a training workdir")
+        raise InputError(
+            f"{path}: neither a bundle ({WEIGHTS}, {CONFIG}) nor a training workdir; give one of them, or a "
+            f"shipped model: {', '.join(shipped_bundles())}"
+        )
     if str(model) in (names := shipped_bundles()):
         return SHIPPED / model
     raise InputError(
-        f"{path}: no such bundle or training workdir, and none of the shipped ones: {', '.join(names)}"
+        f"{path}: no such bundle or training workdir; the shipped models are {', '.join(names)}"
     )
 
 
 def load_bundle(model: str | Path) -> Bundle:
-    """Reads a bundle, and checks that its weights are those of its configuration.
+    """Read a bundle, and check its weights against its configuration.
+
+    Args:
+      model: see `find_bundle`.
 
     Returns:
-      Its weights are float32, in whatever floating-point type they are stored.
+      The bundle, with float32 weights.
 
     Raises:
-      InputError: it cannot be read, or weights are missing, left over, not finite or of the wrong shape.
+      InputError: the bundle cannot be read, or weights are missing, unknown, not finite or of the wrong
+        shape.
     """
     path = find_bundle(model)
     try:
         config = compat.upgrade_config(json.loads((path / CONFIG).read_text(encoding="utf-8")))
         if config["format"] != _FORMAT:
-            raise ValueError(f"format {config['format']}, and this version reads {_FORMAT}")
+            raise ValueError(f"format {config['format']}, but this version reads format {_FORMAT}")
         scheme = LandmarkScheme.from_dict(config["scheme"])
         calibration = config.get("uncertainty")
         if calibration is not None:
             calibration = UncertaintyModel.from_dict(calibration)
             if len(calibration.offsets) != scheme.num_landmarks:
                 raise ValueError(
-                    f"its calibration is of {len(calibration.offsets)} landmarks, not "
+                    f"uncertainty has {len(calibration.offsets)} landmarks, but the scheme has "
                     f"{scheme.num_landmarks}"
                 )
         size, flip_bias = int(config["image_size"]), float(config.get("flip_bias", 0.0))
@@ -225,7 +256,7 @@ def load_bundle(model: str | Path) -> Bundle:
         _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path / CONFIG}: not a bundle's configuration: {one_line(error)}"
+            f"{path / CONFIG}: not the configuration of a bundle: {one_line(error)}"
         ) from error
     try:
         weights = compat.upgrade_weights(load_file(path / WEIGHTS))
@@ -236,32 +267,37 @@ def load_bundle(model: str | Path) -> Bundle:
     return dataclasses.replace(bundle, weights=weights)
 
 
-def check_weights(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Holds weights against what a model wants: none missing, none left over, shapes right, all finite.
+def check_weights(path: Path, weights: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Check names, shapes, dtypes and values of weights. Every floating-point dtype is valid.
 
-    They may be of any floating-point type.
+    Args:
+      path: file of the weights, for the message.
+      weights: arrays by name.
+      expected: objects with a `shape` by name.
 
     Raises:
-      InputError: with how many are wrong and the first of them.
+      InputError: with the number of mismatches and the first of them.
     """
-    wrong = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    wrong += [f"{name} is not the model's" for name in sorted(found.keys() - wanted.keys())]
-    wrong += [
-        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if tuple(found[name].shape) != tuple(wanted[name].shape)
+    mismatches = [f"{name} is missing" for name in sorted(expected.keys() - weights.keys())]
+    mismatches += [
+        f"{name} does not exist in the model" for name in sorted(weights.keys() - expected.keys())
     ]
-    wrong += [
-        f"{name} is of type {value.dtype}, which is not a floating-point one"
-        for name, value in sorted(found.items())
+    mismatches += [
+        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & weights.keys())
+        if tuple(weights[name].shape) != tuple(expected[name].shape)
+    ]
+    mismatches += [
+        f"{name} has type {value.dtype}, which is not a floating-point type"
+        for name, value in sorted(weights.items())
         if not jnp.issubdtype(value.dtype, jnp.floating)
     ]
-    wrong += [
+    mismatches += [
         f"{name} has values that are NaN or infinite"
-        for name, value in sorted(found.items())
+        for name, value in sorted(weights.items())
         if jnp.issubdtype(value.dtype, jnp.floating) and not np.isfinite(np.float32(value)).all()
     ]
-    if wrong:
+    if mismatches:
         raise InputError(
-            f"{path}: {len(wrong)} weights do not fit the configuration; the first: {wrong[0]}"
+            f"{path}: {len(mismatches)} weights do not fit the configuration; the first: {mismatches[0]}"
         )

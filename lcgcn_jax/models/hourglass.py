@@ -1,76 +1,76 @@
 """Stacked hourglass (Newell et al. 2016) for facial landmarks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lcgcn_jax.models.config import HourglassConfig
 from lcgcn_jax.models.layers import BatchNorm, Conv, ConvBN, Identity, heatmap_conv, run_module
 
-_DEPTH = 4  # times that an hourglass halves its maps
+_DEPTH = 4  # number of times that an hourglass halves the resolution
 
 
 class StackedHourglass(nnx.Module):
     """Images `[b h w 3]` to heatmap logits `[b h/4 w/4 k]` and features `[b h/4 w/4 width]`.
 
-    Each hourglass sees the features and the heatmaps of the one before. Logits and features are those of
-    the last alone: the intermediate supervision of the paper, a loss on every stack's heatmaps, is left
-    out, since a heatmap model hands over one set of them.
+    Each hourglass reads the features and the heatmaps of the previous one. Only the logits and features of
+    the last one are returned, so the intermediate supervision of the paper, a loss on the heatmaps of
+    every stack, is not available.
 
     Args:
+      config: options.
       num_landmarks: k.
-      stacks: number of hourglasses; the paper has 8.
-      width: channels throughout; the paper has 256.
-      activation: what the logits are meant for, one of `heatmaps.ACTIVATIONS`.
-      bn_momentum: part of the running statistics kept a step.
-      dtype: what is computed in.
-      rngs: for the initial weights.
+      bn_momentum: decay of the running statistics.
+      dtype: dtype of the computation.
+      remat: whether to recompute the activations of each hourglass in the backward pass.
+      rngs: source of the initial weights.
     """
 
     stride = 4
-    """Input pixels a heatmap cell."""
+    """Number of input pixels for each heatmap pixel."""
 
     head_modules = ("outs", "from_heatmaps")
-    """What is not backbone: all that the number of landmarks shapes."""
+    """Submodules of the head: those whose shapes depend on the number of landmarks."""
 
     def __init__(
         self,
+        config: HourglassConfig,
         num_landmarks: int,
         *,
-        stacks: int = 2,
-        width: int = 128,
-        activation: str = "sigmoid",
         bn_momentum: float = 0.99,
         dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        if stacks < 1 or width < 2 or width % 2:
-            raise ValueError(
-                f"an hourglass has at least 1 stack and an even width, not {stacks} and {width}"
-            )
-        make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
-        plain = {"use_bias": True, "dtype": dtype, "rngs": rngs}
-        self.activation, self.feature_channels = activation, width
-        self.remat = False
-        self.stem = ConvBN(3, 64, 7, stride=2, **make)
+        stacks, width = config.stacks, config.width
+        options = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        conv_options = {"use_bias": True, "dtype": dtype, "rngs": rngs}
+        self.activation, self.feature_channels = config.activation, width
+        self.remat = remat
+        self.stem = ConvBN(3, 64, 7, stride=2, **options)
         self.stem_blocks = nnx.List(
             [
-                PreActivation(64, width // 2, **make),
-                PreActivation(width // 2, width // 2, **make),
-                PreActivation(width // 2, width, **make),
+                PreActivation(64, width // 2, **options),
+                PreActivation(width // 2, width // 2, **options),
+                PreActivation(width // 2, width, **options),
             ]
         )
-        self.hourglasses = nnx.List(Hourglass(_DEPTH, width, **make) for _ in range(stacks))
-        self.blocks = nnx.List(PreActivation(width, width, **make) for _ in range(stacks))
-        self.heads = nnx.List(ConvBN(width, width, 1, **make) for _ in range(stacks))
+        self.hourglasses = nnx.List(Hourglass(_DEPTH, width, **options) for _ in range(stacks))
+        self.blocks = nnx.List(PreActivation(width, width, **options) for _ in range(stacks))
+        self.heads = nnx.List(ConvBN(width, width, 1, **options) for _ in range(stacks))
         self.outs = nnx.List(
-            heatmap_conv(width, num_landmarks, activation, dtype=dtype, rngs=rngs)
+            heatmap_conv(width, num_landmarks, config.activation, dtype=dtype, rngs=rngs)
             for _ in range(stacks)
         )
-        self.from_features = nnx.List(Conv(width, width, 1, **plain) for _ in range(stacks - 1))
+        self.from_features = nnx.List(
+            Conv(width, width, 1, **conv_options) for _ in range(stacks - 1)
+        )
         self.from_heatmaps = nnx.List(
-            Conv(num_landmarks, width, 1, **plain) for _ in range(stacks - 1)
+            Conv(num_landmarks, width, 1, **conv_options) for _ in range(stacks - 1)
         )
 
     def __call__(
@@ -91,17 +91,17 @@ class StackedHourglass(nnx.Module):
 
 
 class Hourglass(nnx.Module):
-    """Blocks at half the resolution, and at half of that, ..., beside a block at the full one."""
+    """Blocks at half the resolution, recursively, in parallel to a block at full resolution."""
 
-    def __init__(self, depth: int, width: int, **make):
-        self.beside = PreActivation(width, width, **make)
-        self.down = PreActivation(width, width, **make)
+    def __init__(self, depth: int, width: int, **options: Any):
+        self.beside = PreActivation(width, width, **options)
+        self.down = PreActivation(width, width, **options)
         self.inner = (
-            Hourglass(depth - 1, width, **make)
+            Hourglass(depth - 1, width, **options)
             if depth > 1
-            else PreActivation(width, width, **make)
+            else PreActivation(width, width, **options)
         )
-        self.up = PreActivation(width, width, **make)
+        self.up = PreActivation(width, width, **options)
 
     def __call__(self, x: Float[Array, "b hh hw c"], *, train: bool) -> Float[Array, "b hh hw c"]:
         y = self.down(_halve(x), train=train)
@@ -116,13 +116,13 @@ class PreActivation(nnx.Module):
         self, inputs: int, outputs: int, *, momentum: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         widths = (inputs, outputs // 2, outputs // 2, outputs)
-        make = {"dtype": dtype, "rngs": rngs}
-        self.norms = nnx.List(BatchNorm(n, momentum=momentum, **make) for n in widths[:-1])
+        options = {"dtype": dtype, "rngs": rngs}
+        self.norms = nnx.List(BatchNorm(n, momentum=momentum, **options) for n in widths[:-1])
         self.convs = nnx.List(
-            Conv(widths[i], widths[i + 1], size, **make) for i, size in enumerate((1, 3, 1))
+            Conv(widths[i], widths[i + 1], size, **options) for i, size in enumerate((1, 3, 1))
         )
         self.shortcut = (
-            None if inputs == outputs else Conv(inputs, outputs, 1, use_bias=True, **make)
+            None if inputs == outputs else Conv(inputs, outputs, 1, use_bias=True, **options)
         )
 
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -132,21 +132,21 @@ class PreActivation(nnx.Module):
         return y + (x if self.shortcut is None else self.shortcut(x))
 
     def fold_batch_norm(self) -> None:
-        """See `folding.fold_batch_norm`; no convolution leads to the first norm, and it stays."""
+        """Fold all norms except the first, which no convolution precedes."""
         for i, conv in enumerate(self.convs[:-1]):
             conv.fold(self.norms[i + 1])
             self.norms[i + 1] = Identity()
 
 
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b hh hw c"]:
-    """Maximum over 2x2 cells; of an odd row or column, over what is there."""
+    """Max pooling over 2x2 pixels, with padding for odd sizes."""
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=-jnp.inf)
-    # Not `lax.reduce_window`: its window of four dimensions is more than onnxruntime pools over.
+    # Not `lax.reduce_window`: onnxruntime does not pool over windows with four dimensions.
     return x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).max(axis=(2, 4))
 
 
 def _double(x: Float[Array, "b h w c"], shape: tuple[int, int]) -> Float[Array, "b hh hw c"]:
-    """Every cell four times, cut to the shape."""
+    """Nearest-neighbor upsampling by 2, cropped to the shape."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return x[:, : shape[0], : shape[1]]

@@ -1,6 +1,7 @@
-"""HRNet (Wang et al. 2020) for facial landmarks: every variant from one width table."""
+"""HRNet (Wang et al. 2020) for facial landmarks, all variants from one table of widths."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lcgcn_jax.models.config import HRNetArch, HRNetConfig
 from lcgcn_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -24,11 +26,11 @@ class Arch:
     """Size of an HRNet.
 
     Attributes:
-      bottleneck_width: inner width of the first stage's bottlenecks; they give 4 times as much.
-      bottlenecks: their number.
+      bottleneck_width: inner width of the bottlenecks in the first stage, whose output is 4 times as wide.
+      bottlenecks: number of bottlenecks.
       widths: channels of the four branches, at strides 4, 8, 16 and 32.
-      modules: number of modules in the stages of 2, 3 and 4 branches.
-      blocks: basic blocks in each branch of a module.
+      modules: number of modules in the stages with 2, 3 and 4 branches.
+      blocks: number of basic blocks in each branch of a module.
     """
 
     bottleneck_width: int
@@ -38,7 +40,7 @@ class Arch:
     blocks: int
 
 
-ARCHS = {
+ARCHS: dict[HRNetArch, Arch] = {
     "w18": Arch(64, 4, (18, 36, 72, 144), (1, 4, 3), 4),
     "w32": Arch(64, 4, (32, 64, 128, 256), (1, 4, 3), 4),
     "w48": Arch(64, 4, (48, 96, 192, 384), (1, 4, 3), 4),
@@ -46,71 +48,64 @@ ARCHS = {
     "w18-small-v2": Arch(64, 2, (18, 36, 72, 144), (1, 3, 2), 2),
     "tiny": Arch(8, 1, (4, 8, 16, 32), (1, 1, 1), 1),
 }
-"""The paper's HRNets, the two small ones of its authors, and `tiny`, for tests and smoke runs only."""
+"""HRNets of the paper, the two small ones of its authors, and `tiny`, which is only for tests."""
 
 
 class HRNet(nnx.Module):
     """Images `[b h w 3]` to heatmap logits `[b h/4 w/4 k]` and features `[b h/4 w/4 c]`.
 
     Args:
-      arch: a key of `ARCHS`.
+      config: options.
       num_landmarks: k.
-      features: what is handed on as features: `concat`, the four branches at stride 4 (270 channels
-        for w18), or `head`, the same after the head's 1x1 convolution, BatchNorm and ReLU.
-      activation: what the logits are meant for, one of `heatmaps.ACTIVATIONS`.
-      bn_momentum: part of the running statistics kept a step.
-      dtype: what is computed in.
-      rngs: for the initial weights.
+      bn_momentum: decay of the running statistics.
+      dtype: dtype of the computation.
+      remat: whether to recompute the activations of each multi-scale module in the backward pass.
+      rngs: source of the initial weights.
     """
 
     stride = 4
-    """Input pixels a heatmap cell."""
+    """Number of input pixels for each heatmap pixel."""
 
     head_modules = ("head_conv", "head_bn", "head_out")
-    """What is not backbone; a model trained on ImageNet has none of it."""
+    """Submodules of the head, which a model trained on ImageNet does not have."""
 
     def __init__(
         self,
-        arch: str,
+        config: HRNetConfig,
         num_landmarks: int,
         *,
-        features: str = "concat",
-        activation: str = "sigmoid",
         bn_momentum: float = 0.99,
         dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        if arch not in ARCHS:
-            raise ValueError(f"unknown HRNet {arch!r}; use one of {', '.join(ARCHS)}")
-        if features not in ("concat", "head"):
-            raise ValueError(f"unknown features {features!r}; use 'concat' or 'head'")
-        size = ARCHS[arch]
-        make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
-        self.features, self.activation = features, activation
-        self.remat = False
-        self.stem1 = ConvBN(3, 64, 3, stride=2, **make)
-        self.stem2 = ConvBN(64, 64, 3, stride=2, **make)
-        wide = 4 * size.bottleneck_width
+        size = ARCHS[config.arch]
+        options = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        self.features, self.activation = config.features, config.activation
+        self.remat = remat
+        self.stem1 = ConvBN(3, 64, 3, stride=2, **options)
+        self.stem2 = ConvBN(64, 64, 3, stride=2, **options)
+        stage1_width = 4 * size.bottleneck_width
         self.stage1 = nnx.List(
-            Bottleneck(64 if i == 0 else wide, size.bottleneck_width, **make)
+            Bottleneck(64 if i == 0 else stage1_width, size.bottleneck_width, **options)
             for i in range(size.bottlenecks)
         )
         self.transitions, self.stages = nnx.List(), nnx.List()
-        before = (wide,)
+        previous = (stage1_width,)
         for branches, modules in zip((2, 3, 4), size.modules, strict=True):
             widths = size.widths[:branches]
-            self.transitions.append(Transition(before, widths, **make))
+            self.transitions.append(Transition(previous, widths, **options))
             self.stages.append(
-                nnx.List(MultiScaleModule(widths, size.blocks, **make) for _ in range(modules))
+                nnx.List(MultiScaleModule(widths, size.blocks, **options) for _ in range(modules))
             )
-            before = widths
+            previous = widths
         self.feature_channels = sum(size.widths)
         self.head_conv = Conv(
             self.feature_channels, self.feature_channels, 1, use_bias=True, dtype=dtype, rngs=rngs
         )
-        self.head_bn = BatchNorm(self.feature_channels, **make)
+        self.head_bn = BatchNorm(self.feature_channels, **options)
         self.head_out = heatmap_conv(
-            self.feature_channels, num_landmarks, activation, dtype=dtype, rngs=rngs
+            self.feature_channels, num_landmarks, config.activation, dtype=dtype, rngs=rngs
         )
 
     def __call__(
@@ -131,19 +126,19 @@ class HRNet(nnx.Module):
         return self.head_out(head), concat if self.features == "concat" else head
 
     def fold_batch_norm(self) -> None:
-        """See `folding.fold_batch_norm`."""
+        """Fold the BatchNorm of the head, see `bn_folding.fold_batch_norm`."""
         self.head_conv.fold(self.head_bn)
         self.head_bn = Identity()
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut; gives 4 x width channels."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; the output has 4 x width channels."""
 
-    def __init__(self, inputs: int, width: int, **make):
-        self.conv1 = ConvBN(inputs, width, 1, **make)
-        self.conv2 = ConvBN(width, width, 3, **make)
-        self.conv3 = ConvBN(width, 4 * width, 1, **make)
-        self.shortcut = ConvBN(inputs, 4 * width, 1, **make) if inputs != 4 * width else None
+    def __init__(self, inputs: int, width: int, **options: Any):
+        self.conv1 = ConvBN(inputs, width, 1, **options)
+        self.conv2 = ConvBN(width, width, 3, **options)
+        self.conv3 = ConvBN(width, 4 * width, 1, **options)
+        self.shortcut = ConvBN(inputs, 4 * width, 1, **options) if inputs != 4 * width else None
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         y = jax.nn.relu(self.conv1(x, train=train))
@@ -155,9 +150,9 @@ class Bottleneck(nnx.Module):
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions with an identity shortcut."""
 
-    def __init__(self, width: int, **make):
-        self.conv1 = ConvBN(width, width, 3, **make)
-        self.conv2 = ConvBN(width, width, 3, **make)
+    def __init__(self, width: int, **options: Any):
+        self.conv1 = ConvBN(width, width, 3, **options)
+        self.conv2 = ConvBN(width, width, 3, **options)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         y = jax.nn.relu(self.conv1(x, train=train))
@@ -165,16 +160,16 @@ class BasicBlock(nnx.Module):
 
 
 class Transition(nnx.Module):
-    """Brings the branches of one stage to the widths of the next, which has one branch more."""
+    """Convolutions from the branches of one stage to those of the next, which has one branch more."""
 
-    def __init__(self, before: tuple[int, ...], after: tuple[int, ...], **make):
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], **options: Any):
         self.convs = nnx.List()
-        for i, width in enumerate(after):
-            if i < len(before):
-                same = before[i] == width
-                self.convs.append(None if same else ConvBN(before[i], width, 3, **make))
+        for i, width in enumerate(outputs):
+            if i < len(inputs):
+                same = inputs[i] == width
+                self.convs.append(None if same else ConvBN(inputs[i], width, 3, **options))
             else:
-                self.convs.append(ConvBN(before[-1], width, 3, stride=2, **make))
+                self.convs.append(ConvBN(inputs[-1], width, 3, stride=2, **options))
 
     def __call__(self, branches: list[Array], *, train: bool) -> list[Array]:
         out = []
@@ -185,15 +180,15 @@ class Transition(nnx.Module):
 
 
 class MultiScaleModule(nnx.Module):
-    """Parallel branches of basic blocks, then every branch summed into every other."""
+    """Parallel branches of basic blocks, followed by fusion: every branch is added to every other."""
 
-    def __init__(self, widths: tuple[int, ...], blocks: int, **make):
+    def __init__(self, widths: tuple[int, ...], blocks: int, **options: Any):
         self.branches = nnx.List(
-            nnx.List(BasicBlock(width, **make) for _ in range(blocks)) for width in widths
+            nnx.List(BasicBlock(width, **options) for _ in range(blocks)) for width in widths
         )
         self.fuse = nnx.List(
             nnx.List(
-                nnx.List(_fuse_path(widths, source, target, **make))
+                nnx.List(_fuse_path(widths, source, target, **options))
                 for source in range(len(widths))
             )
             for target in range(len(widths))
@@ -222,10 +217,10 @@ class MultiScaleModule(nnx.Module):
         return fused
 
 
-def _fuse_path(widths: tuple[int, ...], source: int, target: int, **make) -> list[ConvBN]:
-    """Convolutions from one branch to another: 1x1 to a finer one, a chain of strides to a coarser."""
+def _fuse_path(widths: tuple[int, ...], source: int, target: int, **options: Any) -> list[ConvBN]:
+    """Create the convolutions between two branches: 1x1 to a finer one, strided to a coarser one."""
     if source > target:
-        return [ConvBN(widths[source], widths[target], 1, **make)]
+        return [ConvBN(widths[source], widths[target], 1, **options)]
     steps = target - source
     return [
         ConvBN(
@@ -233,7 +228,7 @@ def _fuse_path(widths: tuple[int, ...], source: int, target: int, **make) -> lis
             widths[target] if step == steps - 1 else widths[source],
             3,
             stride=2,
-            **make,
+            **options,
         )
         for step in range(steps)
     ]

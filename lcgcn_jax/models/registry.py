@@ -1,12 +1,12 @@
-"""Models from their configuration.
+"""Registry of heatmap models and graphs, and construction of models from configurations.
 
-A model's configuration is a mapping of plain types, as a config file or a bundle's `config.json` holds it:
+The configuration of a model is a mapping of plain types, as in a config file or the `config.json` of a
+bundle:
 
     {"heatmap": {"name": "hrnet", "arch": "w18", ...}, "heatmap_offset": None, "decode": "argmax",
      "graph": {"name": "lcgcn", ...} or None, "visibility": {"head": "none", ...}, "bn_momentum": 0.99}
 
-`heatmap_offset` is the input pixel, in x and in y, of the middle of heatmap cell (0, 0). None, or no such
-field: the cells cover the input evenly, (stride - 1) / 2. Without `visibility` there is no visibility head.
+`heatmap_offset` and `visibility` are optional, see `config.ModelConfig`.
 """
 
 import dataclasses
@@ -20,51 +20,56 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lcgcn_jax.errors import InputError, choose
-from lcgcn_jax.models.cascade import CascadeConfig
+from lcgcn_jax.models.config import (
+    CascadeConfig,
+    GraphConfig,
+    HourglassConfig,
+    HRNetConfig,
+    ModelConfig,
+    VisibilityConfig,
+    check_choices,
+)
 from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
-from lcgcn_jax.models.lcgcn import LCGCN, GraphConfig
-from lcgcn_jax.models.visibility import VisibilityConfig
+from lcgcn_jax.models.interfaces import HeatmapModel
+from lcgcn_jax.models.lcgcn import LCGCN
 
-HeatmapModelFactory = Callable[..., nnx.Module]
+HeatmapModelFactory = Callable[..., HeatmapModel]
 
-_HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {
-    "hrnet": HRNet,
-    "hourglass": StackedHourglass,
-}
+HEATMAP_CONFIGS = {"hrnet": HRNetConfig, "hourglass": HourglassConfig}
+"""`model.heatmap.name` -> options, for the heatmap models of this package."""
+
 GRAPHS = {"lcgcn": GraphConfig, "dag": CascadeConfig}
-"""`model.graph.name` -> its options: the paper's graph head, or Li et al.'s cascade."""
+"""`model.graph.name` -> options: the graph head of the paper, or the cascade of Li et al."""
+
+_HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {"hrnet": HRNet, "hourglass": StackedHourglass}
+_COMMON_ARGUMENTS = {"self", "num_landmarks", "bn_momentum", "dtype", "remat", "rngs"}
 
 
 def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
-    """Makes a heatmap model known as `model.heatmap.name`.
+    """Register a heatmap model under a name for `model.heatmap.name`.
 
     Args:
-      name: its name in configs.
-      factory: `factory(num_landmarks=, bn_momentum=, dtype=, rngs=, **options)` gives a module that maps
-        images `[b h w 3]` (keyword `train`) to logits `[b hh hw k]` and features `[b hh hw c]`, with
-        attributes `stride` (input pixels a cell) and `feature_channels` (c) and, where the logits are
-        not for a sigmoid, `activation` (one of `heatmaps.ACTIVATIONS`). The options are the other
-        fields of `model.heatmap`. An attribute `head_modules`, a tuple, names the submodules that are
-        its head: those whose shapes follow the number of landmarks, and what comes with these. The
-        backbone, which `init_scope` can take alone, is all the rest. An attribute `remat`, False at
-        first, says that it heeds `train.remat`: while it is True, what the model computes on its way
-        is to be computed again for the gradient (`models.layers.run_module`). What is not made of
-        `models.layers` and can fold its BatchNorm says so by a method `fold_batch_norm()`
-        (`folding.fold_batch_norm`).
+      name: name in configs.
+      factory: class or function. `factory(num_landmarks=, bn_momentum=, dtype=, rngs=, **options)` returns
+        an `nnx.Module` that implements `interfaces.HeatmapModel`, and optionally `interfaces.HasActivation`
+        and `interfaces.HasHead`. The options are all other fields of `model.heatmap`. With an argument
+        `remat`, it supports `train.remat`: if true, the module recomputes activations in the backward pass
+        (`layers.run_module`). Modules other than those in `models.layers` can implement
+        `interfaces.FoldsBatchNorm`.
 
     Raises:
-      ValueError: the name is taken.
+      ValueError: the name is in use.
     """
     if name in _HEATMAP_MODELS:
-        raise ValueError(f"a heatmap model named {name!r} is there already")
+        raise ValueError(f"a heatmap model named {name!r} is already registered; use another name")
     _HEATMAP_MODELS[name] = factory
 
 
 def heatmap_model_factory(config: Mapping[str, Any]) -> HeatmapModelFactory | None:
-    """The heatmap model that a configuration names; None: no such model."""
-    heatmap = config.get("heatmap")
-    name = heatmap.get("name") if isinstance(heatmap, Mapping) else None
+    """Factory of the heatmap model of a configuration; None if it is not registered."""
+    heatmap: Any = config.get("heatmap")
+    name: Any = dict(heatmap).get("name") if isinstance(heatmap, Mapping) else None
     return _HEATMAP_MODELS.get(name) if isinstance(name, str) else None
 
 
@@ -73,103 +78,129 @@ def create_model(
     num_landmarks: int,
     *,
     dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
     rngs: nnx.Rngs,
 ) -> LCGCN:
-    """Builds a model with fresh weights.
+    """Create a model with fresh weights.
+
+    Args:
+      config: configuration, see the module docstring.
+      num_landmarks: k.
+      dtype: dtype of the heatmap model's computation.
+      remat: whether the heatmap model recomputes activations in the backward pass (`train.remat`).
+      rngs: source of the initial weights.
 
     Raises:
-      InputError: an unknown field or value, with the nearest one that exists.
+      InputError: an unknown field or value; the message has the most similar valid one.
     """
-    require_known(
-        "model",
-        config,
-        ("heatmap", "heatmap_offset", "decode", "graph", "visibility", "bn_momentum"),
-    )
-    options = dict(config["heatmap"])
-    name = options.pop("name", None)
-    if name not in _HEATMAP_MODELS:
-        raise InputError(
-            f"model.heatmap.name: no heatmap model {name!r}; there are {', '.join(_HEATMAP_MODELS)}"
-        )
-    factory = _HEATMAP_MODELS[name]
-    own = {"self", "num_landmarks", "bn_momentum", "dtype", "rngs"}
-    # A module class has its metaclass's signature; its own stands at __init__.
-    signature = inspect.signature(factory.__init__ if inspect.isclass(factory) else factory)
-    require_known("model.heatmap", options, set(signature.parameters) - own)
-    graph = None if config["graph"] is None else graph_config(config["graph"])
+    fields = ["heatmap", *(field.name for field in dataclasses.fields(ModelConfig))]
+    require_known("model", config, fields)
+    common: dict[str, Any] = {
+        "num_landmarks": num_landmarks,
+        "bn_momentum": config["bn_momentum"],
+        "dtype": dtype,
+        "rngs": rngs,
+    }
     try:
-        return LCGCN(
-            factory(
-                num_landmarks=num_landmarks,
-                bn_momentum=config["bn_momentum"],
-                dtype=dtype,
-                rngs=rngs,
-                **options,
-            ),
-            num_landmarks,
+        heatmap_model = _create_heatmap_model(config["heatmap"], common, remat=remat)
+        check_choices(ModelConfig, config, "model")
+        options = ModelConfig(
             decode=config["decode"],
-            graph=graph,
+            graph=None if config["graph"] is None else graph_config(config["graph"]),
             bn_momentum=config["bn_momentum"],
-            rngs=rngs,
-            heatmap_offset=_pixel_or_none(config.get("heatmap_offset")),
+            heatmap_offset=_heatmap_offset(config.get("heatmap_offset")),
             visibility=visibility_config(config.get("visibility")),
         )
+        return LCGCN(heatmap_model, num_landmarks, options, rngs=rngs)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"config: {error}") from error
 
 
+def _create_heatmap_model(
+    config: Mapping[str, Any], common: dict[str, Any], *, remat: bool
+) -> HeatmapModel:
+    options = dict(config)
+    name = options.pop("name", None)
+    if name not in _HEATMAP_MODELS:
+        raise InputError(
+            f"model.heatmap.name: no heatmap model {name!r}; available: {', '.join(_HEATMAP_MODELS)}"
+        )
+    factory = _HEATMAP_MODELS[name]
+    if name in HEATMAP_CONFIGS:
+        options = _parse("model.heatmap", HEATMAP_CONFIGS[name], options)
+        return factory(options, remat=remat, **common)
+    # `inspect.signature` of an nnx.Module class is that of its metaclass.
+    arguments = inspect.signature(
+        factory.__init__ if inspect.isclass(factory) else factory
+    ).parameters
+    require_known("model.heatmap", options, set(arguments) - _COMMON_ARGUMENTS)
+    if not remat:
+        return factory(**common, **options)
+    if "remat" not in arguments:
+        raise InputError(
+            f"config train.remat: the heatmap model {name} cannot recompute activations; set it to false, "
+            "or add an argument `remat` to the model (models.layers.run_module)"
+        )
+    return factory(remat=True, **common, **options)
+
+
 def graph_config(config: Mapping[str, Any]) -> GraphConfig | CascadeConfig:
-    """The options of a graph from its configuration, `model.graph`.
+    """Parse `model.graph`.
 
     Raises:
       InputError: an unknown name, field or value.
     """
     options = dict(config)
-    name = options.pop("name", "lcgcn")  # older bundles do not name theirs
+    name = options.pop("name", "lcgcn")  # older bundles have no name
     if name not in GRAPHS:
-        raise InputError(f"model.graph.name: no graph {name!r}; there are {', '.join(GRAPHS)}")
-    require_known("model.graph", options, [f.name for f in dataclasses.fields(GRAPHS[name])])
-    try:
-        return GRAPHS[name](**_with_tuples(options))
-    except ValueError as error:
-        raise InputError(f"config: {error}") from error
+        raise InputError(f"model.graph.name: no graph {name!r}; available: {', '.join(GRAPHS)}")
+    return _parse("model.graph", GRAPHS[name], _with_tuples(options))
 
 
 def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
-    """The options of a visibility head from its configuration, `model.visibility`.
+    """Parse `model.visibility`; None: no visibility head.
 
     Raises:
       InputError: an unknown field or value.
     """
-    options = dict(config or {})
-    require_known(
-        "model.visibility", options, [f.name for f in dataclasses.fields(VisibilityConfig)]
-    )
+    return _parse("model.visibility", VisibilityConfig, config or {})
+
+
+def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> Any:
+    require_known(name, options, [field.name for field in dataclasses.fields(config_class)])
     try:
-        return VisibilityConfig(**options)
+        check_choices(config_class, options, name)
+        return config_class(**options)
     except ValueError as error:
         raise InputError(f"config: {error}") from error
 
 
-def require_known(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses keys that are not known, naming the nearest one that is.
+def require_known(name: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Raise an error for the first key that is not known, with the most similar known one.
+
+    Args:
+      name: name of the object that has the keys, for the message.
+      keys: keys to check.
+      known: all valid keys.
 
     Raises:
-      InputError: with the first unknown key.
+      InputError: a key is not known.
     """
     known = sorted(known)
-    for key in given:
-        choose(where, key, known, kind="field")
+    for key in keys:
+        choose(name, key, known, kind="field")
 
 
-def _pixel_or_none(origin: Any) -> float | None:
-    number = isinstance(origin, int | float) and not isinstance(origin, bool)
-    if origin is not None and not (number and math.isfinite(origin)):
+def _heatmap_offset(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and math.isfinite(value)):
         raise InputError(
-            f"model.heatmap_offset: {origin!r} is no place in pixels; give a number, or null for cells "
-            "that cover the input evenly"
+            f"model.heatmap_offset: {value!r} is not a number of pixels; give a number, or null for heatmap "
+            "pixels that cover the input evenly"
         )
-    return None if origin is None else float(origin)
+    return None if value is None else float(value)
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

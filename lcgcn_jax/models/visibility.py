@@ -1,6 +1,5 @@
-"""Visibility head: the probability that each landmark can be seen in the image."""
+"""Visibility head: probability that each landmark is visible in the image."""
 
-import dataclasses
 import math
 
 import jax
@@ -8,56 +7,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lcgcn_jax.models.config import VisibilityConfig
 from lcgcn_jax.models.layers import glorot_normal, normal_init
-
-HEADS = ("none", "local", "attention")
-"""`local`: each landmark by itself; `attention`: with context from all other landmarks."""
 
 CLASSES = ("visible", "externally_occluded", "self_occluded")
 """Classes in the order of the labels 0, 1 and 2."""
 
-_CUES = 5  # confidence, log confidence, spread, x and y
-_PRIOR_LOGIT = 2.0  # most landmarks are visible: every landmark starts at a probability of 0.88
+_CUES = 5  # confidence, log confidence, heatmap standard deviation, x and y
+_PRIOR_LOGIT = 2.0  # most landmarks are visible: the initial probability is 0.88
 
 Logits = Float[Array, "b k 2"]
 
 
-@dataclasses.dataclass(frozen=True)
-class VisibilityConfig:
-    """Options of the visibility head.
-
-    Attributes:
-      head: one of `HEADS`.
-      width: channels of a node.
-    """
-
-    head: str = "none"
-    width: int = 64
-
-    def __post_init__(self):
-        if self.head not in HEADS:
-            raise ValueError(
-                f"model.visibility.head: {self.head!r} is not available; use one of {', '.join(HEADS)}"
-            )
-
-
 class VisibilityHead(nnx.Module):
-    """Predicts the visibility of every landmark from what the graph sees.
+    """Classifier of the visibility of each landmark from the inputs of the graph.
 
-    A node is the visual feature at the landmark (normalized over its channels), the confidence and the
-    spread of its heatmap, its position relative to the mean of all landmarks, and a learned vector of its
-    class; the other weights are shared by all landmarks. With `attention`, one residual attention layer
-    over the landmarks follows, with a learned bias for each pair of landmarks: whether the neighbors are
-    occluded, and where the landmarks lie (the pose), tell much about self-occlusion.
+    The features of a node are the visual feature at the landmark (normalized over its channels), the
+    peak and the standard deviation of its heatmap, its position relative to the mean of all landmarks,
+    and a learned vector of its class; all other weights are shared by all landmarks. With `attention`,
+    one residual attention layer over the landmarks follows, with a learned bias for each pair of
+    landmarks, because occluded neighbors and the pose of the face are informative about self-occlusion.
 
-    Gradients flow into the visual features; positions, confidences and spreads are constants, so that the
-    heatmaps are not trained to encode visibility.
+    Gradients flow into the visual features. Positions, confidences and standard deviations are constants, so
+    that the heatmaps are not trained to encode visibility.
 
     Args:
-      config: its options; `head` is not `none`.
+      config: options; `head` is not `none`.
       num_landmarks: k.
       feature_channels: c.
-      rngs: for the initial weights.
+      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -74,7 +52,7 @@ class VisibilityHead(nnx.Module):
             else None
         )
         self.hidden = _linear(width, width, rngs)
-        # Small, so that the first probabilities are the prior.
+        # Small, so that the initial probabilities are the prior.
         self.output = nnx.Linear(width, 2, kernel_init=normal_init(0.001), rngs=rngs)
         self.output.bias.set_value(jnp.array([_PRIOR_LOGIT, 0.0], jnp.float32))
 
@@ -85,24 +63,24 @@ class VisibilityHead(nnx.Module):
         heatmap_std: Float[Array, "b k"],
         features: Float[Array, "b k c"],
     ) -> Logits:
-        """Logits of two binary decisions, which `log_probabilities` turns into three classes.
+        """Compute the logits of two binary decisions, which `log_probabilities` maps to three classes.
 
         Args:
-          positions: of the initial landmarks, as a part of the crop's side.
-          confidence: probability at each heatmap's peak.
-          heatmap_std: of each heatmap around its peak (`heatmaps.heatmap_std`).
+          positions: positions of the initial landmarks, as fractions of the side of the crop.
+          confidence: probability at the peak of each heatmap.
+          heatmap_std: standard deviation of each heatmap around its peak (`heatmaps.heatmap_std`).
           features: visual features at the initial landmarks.
 
         Returns:
-          For each landmark the logit of `visible`, and that of `externally_occluded` given that it is
-          not visible.
+          For each landmark the logit of `visible`, and the logit of `externally_occluded` given that the
+          landmark is not visible.
         """
         positions, confidence, heatmap_std = jax.lax.stop_gradient(
             (positions, confidence, heatmap_std)
         )
         relative = positions - positions.mean(axis=1, keepdims=True)
         log_confidence = jnp.log(jnp.maximum(confidence, 1e-6))
-        # Scaled to about one.
+        # Scaled to a magnitude of about 1.
         scalars = jnp.stack([confidence, log_confidence / 4, 10 * heatmap_std], axis=-1)
         cues = jnp.concatenate([scalars, 4 * relative], axis=-1)
         nodes = self.visual(_normalized(features.astype(jnp.float32))) + self.cues(cues)
@@ -113,12 +91,12 @@ class VisibilityHead(nnx.Module):
 
 
 class LandmarkAttention(nnx.Module):
-    """Single-head attention over the landmarks, with a learned bias for each pair of them.
+    """Single-head attention over the landmarks, with a learned bias for each pair of landmarks.
 
     Args:
       num_landmarks: k.
-      width: channels of a node.
-      rngs: for the initial weights.
+      width: number of node channels.
+      rngs: source of the initial weights.
     """
 
     def __init__(self, num_landmarks: int, width: int, *, rngs: nnx.Rngs):
@@ -138,16 +116,16 @@ def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def _normalized(features: Float[Array, "b k c"]) -> Float[Array, "b k c"]:
-    """Features of zero mean and unit variance over the channels."""
+    """Normalize features to zero mean and unit variance over the channels."""
     centered = features - features.mean(axis=-1, keepdims=True)
     variance = jnp.square(centered).mean(axis=-1, keepdims=True)
     return centered * jax.lax.rsqrt(variance + 1e-5)
 
 
 def log_probabilities(logits: Logits) -> Float[Array, "b k 3"]:
-    """Logarithms of the probabilities of `CLASSES`.
+    """Log probabilities of `CLASSES`.
 
-    With the logits v and e: `sigmoid(v)`, `sigmoid(-v) sigmoid(e)` and `sigmoid(-v) sigmoid(-e)`.
+    For the logits v and e: `sigmoid(v)`, `sigmoid(-v) sigmoid(e)` and `sigmoid(-v) sigmoid(-e)`.
     """
     visible, external = logits[..., 0], logits[..., 1]
     hidden = jax.nn.log_sigmoid(-visible)

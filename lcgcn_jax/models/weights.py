@@ -1,6 +1,6 @@
-"""A model's weights as flat dictionaries, `{"heatmap_model.stem1.conv.kernel": array, ...}`.
+"""Weights of a model as flat dictionaries: `{"heatmap_model.stem1.conv.kernel": array, ...}`.
 
-Flat names are what bundles store, what the optimizer groups by, and what an error can name.
+Bundles store flat names, the optimizer groups weights by them, and error messages contain them.
 """
 
 import itertools
@@ -10,24 +10,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-AnyArray = Array | np.ndarray  # on a device, or not
+from lcgcn_jax.models.interfaces import AnyArray
 
 Weights = dict[str, jax.Array | jax.ShapeDtypeStruct]
-"""Arrays by name; shapes and types alone where the model is an abstract one."""
+"""Arrays by name, or only shapes and dtypes for an abstract model."""
 
 
-def split_weights(model: nnx.Module) -> tuple[nnx.GraphDef, Weights, Weights]:
-    """Takes a model apart into its structure, parameters and batch statistics."""
+def split_weights(model: nnx.Module) -> tuple[nnx.GraphDef[Any], Weights, Weights]:
+    """Split a model into structure, parameters and batch statistics."""
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, _flatten(params), _flatten(batch_stats)
 
 
-def merge_weights(graphdef: nnx.GraphDef, params: Weights, batch_stats: Weights) -> nnx.Module:
-    """Puts a model together again; its variables are its own and may be written to under `jit`."""
+def merge_weights(graphdef: nnx.GraphDef[Any], params: Weights, batch_stats: Weights) -> Any:
+    """Merge a split model. Its variables are copies, which can be updated under `jit`."""
     return nnx.merge(graphdef, _nest(params | batch_stats), copy=True)
 
 
@@ -38,30 +37,32 @@ def all_weights(model: nnx.Module) -> Weights:
 
 
 def batch_stats_of(model: nnx.Module) -> Weights:
-    """The model's batch statistics as they are now."""
+    """Current batch statistics of a model."""
     return _flatten(nnx.state(model, nnx.BatchStat))
 
 
 def to_vector(weights: Weights) -> Float[Array, "n"]:
-    """All of them behind each other, in the order of their names."""
+    """Concatenate all weights, sorted by name."""
     return jnp.concatenate([weights[name].ravel() for name in sorted(weights)])
 
 
 def from_vector(vector: AnyArray, like: Mapping[str, Any]) -> dict[str, AnyArray]:
-    """The opposite of `to_vector`.
+    """Split a vector of `to_vector` into weights.
 
     Args:
-      vector: `[n]`; NumPy's gives views of itself.
-      like: what has a `shape`, by name, for each of the weights.
+      vector: `[n]`. The weights are views of a NumPy vector.
+      like: for each name an object with the `shape` of the weight.
 
     Raises:
-      ValueError: the vector is not as long as they are together.
+      ValueError: the length of the vector differs from the total size of the weights.
     """
     names = sorted(like)
     shapes = [like[name].shape for name in names]
     ends = list(itertools.accumulate(map(math.prod, shapes)))
     if vector.shape != (ends[-1],):
-        raise ValueError(f"{vector.size} numbers for weights of {ends[-1]}")
+        raise ValueError(
+            f"cannot split a vector of {vector.size} numbers into weights with {ends[-1]} numbers"
+        )
     starts = [0, *ends[:-1]]
     return {
         name: vector[start:end].reshape(shape)
@@ -74,10 +75,10 @@ def _flatten(state: PyTree) -> Weights:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _nest(flat: Mapping[str, Any]) -> dict:
-    nested: dict = {}
+def _nest(flat: Mapping[str, Any]) -> dict[str | int, Any]:
+    nested: dict[str | int, Any] = {}
     for name, leaf in flat.items():
-        # Members of a list have their place as key.
+        # Items of lists have integer keys.
         *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
         node = nested
         for part in path:

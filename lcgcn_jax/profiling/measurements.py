@@ -21,8 +21,8 @@ from lcgcn_jax.data.pipeline import Batch, train_iterator
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle
+from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.lcgcn import normalize_images
-from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.profiling.roofline import Cost, Peaks, measure_peaks
 from lcgcn_jax.profiling.timing import Timing, measure
 from lcgcn_jax.training import sharding
@@ -104,20 +104,15 @@ class Measurements:
             yield BenchmarkResult("train step: compile, cached", Timing((seconds,)))
 
     def forward(self) -> Iterator[BenchmarkResult]:
-        """Forward pass on crops on the device."""
-        weights = self._folded
-
-        def forward(images):
-            return merge_weights(*weights)(normalize_images(images))
-
-        yield self._program("forward", forward, self._images)
+        """Prediction on crops that lie on the device, and its parts apart."""
+        yield self._program("forward", self._folded.predict, self._images)
 
     def decode(self) -> Iterator[BenchmarkResult]:
-        """Decoding of heatmaps to landmarks, confidences and standard deviations."""
-        weights = self._folded
+        """From heatmaps to landmarks, confidences and spreads."""
+        functional = self._folded
 
         def decode(logits, maps):
-            model = merge_weights(*weights)
+            model = functional.merge()
             heatmap_std = heatmaps.heatmap_std(logits, activation=model.activation)
             return model.read_peaks(logits, maps), heatmap_std
 
@@ -127,12 +122,13 @@ class Measurements:
         """Graph head only; no result for a model without one."""
         if self._config.model.graph is None:
             return
-        size, weights = self._config.data.image_size, self._folded
+        size = self._config.data.image_size
+        functional = self._folded
 
         def refine(graph_inputs):
-            return merge_weights(*weights).refine(graph_inputs, size)
+            return functional.refine(graph_inputs, size)
 
-        graph_inputs = jax.jit(lambda *maps: merge_weights(*weights).read_peaks(*maps))(*self._maps)
+        graph_inputs = jax.jit(lambda *maps: functional.merge().read_peaks(*maps))(*self._maps)
         yield self._program("graph head", refine, graph_inputs)
 
     def train_step(self) -> Iterator[BenchmarkResult]:
@@ -261,7 +257,7 @@ class Measurements:
         return Bundle(config.model.to_dict(), scheme, config.data.image_size, weights)
 
     @functools.cached_property
-    def _folded(self) -> tuple:
+    def _folded(self) -> FunctionalModel:
         return fold_batch_norm(*self._bundle.create())
 
     @functools.cached_property
@@ -270,12 +266,12 @@ class Measurements:
 
     @functools.cached_property
     def _maps(self) -> tuple[jax.Array, jax.Array]:
-        """Logits and features of the heatmap model for `_images`."""
-        weights = self._folded
+        """Logits and features of the heatmap model."""
+        functional = self._folded
 
         @jax.jit
         def run(images):
-            model = merge_weights(*weights)
+            model = functional.merge()
             logits, maps = model.heatmap_model(normalize_images(images), train=False)
             return logits.astype(jnp.float32), maps
 

@@ -14,12 +14,11 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
-from lcgcn_jax.atomic_io import write_whole, writing
+from lcgcn_jax.atomic_io import write_json
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.evaluation import metrics
 from lcgcn_jax.models.bundles import load_bundle
-from lcgcn_jax.models.cascade import CascadeConfig
-from lcgcn_jax.models.lcgcn import GraphConfig
+from lcgcn_jax.models.config import CascadeConfig, GraphConfig
 from lcgcn_jax.training.trainer import Trainer
 
 RESULT = "errors.json"
@@ -62,8 +61,8 @@ ROWS = {
     "subpixel-none": _variant("the same, no edges", connectivity="self_only"),
     "pair_vector": _variant("pair vectors in the message, per-image edges", message="pair_vector"),
     "pair_vector-static": _variant("the same, static edges", message="pair_vector", **_STATIC),
-    "offsets": _variant("offset votes of the neighbors, per-image edges", message="offsets"),
-    "offsets-static": _variant("the same, static edges", message="offsets", **_STATIC),
+    "offsets": _variant("offset votes of the neighbors, per-image edges", message="offset_votes"),
+    "offsets-static": _variant("the same, static edges", message="offset_votes", **_STATIC),
     "dag": Variant(
         "mean-shape cascade (Li et al. 2020)",
         "dark",
@@ -176,16 +175,13 @@ def _cache_key(config: ml_collections.ConfigDict) -> tuple:
     return config.model.decode, graph.name, graph.get("sampling")
 
 
-def _write_errors(training: Trainer, path: Path) -> None:
-    errors = {kind: training.validate(kind) for kind in CORRUPTIONS}
-    text = json.dumps(
-        {
-            "heatmap": {kind: e.heatmap[e.measured].tolist() for kind, e in errors.items()},
-            "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
-        }
-    )
-    with writing(path):
-        write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+def _write_errors(trainer: Trainer, path: Path) -> None:
+    errors = {kind: trainer.validate(kind) for kind in CORRUPTIONS}
+    content = {
+        "heatmap": {kind: e.heatmap[e.measured].tolist() for kind, e in errors.items()},
+        "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
+    }
+    write_json(path, content)
 
 
 def summarize(results: Mapping[str, VariantErrors]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Checkpoints:
         metadata = _state_metadata(path)
         is_former = compat.has_former_weights(metadata)
         if is_former:
-            abstract = compat.downgrade_weights(abstract)
+            abstract = compat.downgrade_weights(abstract, metadata)
         if changes := differences(_shapes(metadata), _shapes(abstract)):
             raise InputError(
                 f"{path}: is of another model or optimizer than the config's: {len(changes)} arrays "

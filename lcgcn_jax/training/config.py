@@ -68,8 +68,7 @@ def use_best_recipe(config: ml_collections.ConfigDict) -> None:
       config: changed in place.
     """
     _use_subpixel_decoding(config)
-    config.model.graph.message = "offsets"
-    config.model.graph.refinements = 2
+    config.model.graph.update(dataclasses.asdict(GraphConfig.best()))
     # At 1, as in the paper, its gradient in the heatmap model was 1/40 of that of the focal loss.
     config.loss.coordinate_weight = 20.0
     config.data.augment.rotation = 15.0

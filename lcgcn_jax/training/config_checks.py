@@ -11,10 +11,8 @@ import ml_collections
 from lcgcn_jax import geometry, heatmaps
 from lcgcn_jax.data.augment import DISTRIBUTIONS
 from lcgcn_jax.errors import InputError, did_you_mean
-from lcgcn_jax.models import connectivity, lcgcn
-from lcgcn_jax.models.hrnet import ARCHS
-from lcgcn_jax.models.layers import NORMS
-from lcgcn_jax.models.visibility import CLASSES, HEADS
+from lcgcn_jax.models.config import GraphConfig, HRNetConfig, VisibilityConfig, choices_of
+from lcgcn_jax.models.visibility import CLASSES
 from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.optimizer import SCHEDULES, TRAINED
 from lcgcn_jax.training.pretrained import INIT_SCOPES
@@ -268,7 +266,7 @@ FIELDS: dict[str, Constraint] = {
     "data.augment.border": Choice(tuple(geometry.BORDERS)),
     "model.heatmap_offset": OrNull(Number(-64, 64)),
     "model.decode": Choice(heatmaps.DECODERS),
-    "model.visibility.head": Choice(HEADS),
+    "model.visibility.head": Choice(choices_of(VisibilityConfig)["head"]),
     "model.visibility.width": Number(1, 65_536, whole=True),
     "model.bn_momentum": Number(0, 1, below=True),
     "loss.sigma": Number(0.25, 16),
@@ -307,11 +305,7 @@ FIELDS: dict[str, Constraint] = {
 """Field of `training.config.default_config` -> its range. `model.heatmap` and `model.graph` are below."""
 
 HEATMAP_MODEL_FIELDS: dict[str, dict[str, Constraint]] = {
-    "hrnet": {
-        "arch": Choice(tuple(ARCHS)),
-        "features": Choice(("concat", "head")),
-        "activation": _activation,
-    },
+    "hrnet": {field: Choice(choices) for field, choices in choices_of(HRNetConfig).items()},
     "hourglass": {
         "stacks": Number(1, 64, whole=True),
         "width": Number(2, 65_536, whole=True, multiple=2),
@@ -322,22 +316,12 @@ HEATMAP_MODEL_FIELDS: dict[str, dict[str, Constraint]] = {
 
 GRAPH_FIELDS: dict[str, dict[str, Constraint]] = {
     "lcgcn": {
-        "connectivity": Choice(connectivity.KINDS),
-        "diagonal": Choice(connectivity.DIAGONALS),
-        "message": Choice(lcgcn.MESSAGES),
+        **{field: Choice(choices) for field, choices in choices_of(GraphConfig).items()},
         "pair_width": Number(1, 65_536, whole=True),
-        "output": Choice(lcgcn.OUTPUTS),
-        "sampling": Choice(lcgcn.SAMPLINGS),
-        "positions": Choice(lcgcn.POSITIONS),
-        "shape_features": Choice(lcgcn.SHAPE_FEATURES),
-        "activation": Choice(lcgcn.ACTIVATIONS),
-        "norm": Choice(NORMS),
-        "mlp_output": Choice(lcgcn.MLP_OUTPUTS),
+        "authors_conventions": Flag(),
         "embedding_widths": _widths,
         "class_widths": _widths,
         "edge_widths": dataclasses.replace(_widths, shortest=0),
-        "edge_inputs": Choice(connectivity.EDGE_INPUTS),
-        "gate": Choice(connectivity.GATES),
         "visibility_gradient": Flag(),
         "gcn_widths": dataclasses.replace(_widths, last=2),
         "refinements": Number(0, 64, whole=True),

@@ -10,8 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lcgcn_jax.data.augment import AugmentConfig
-from lcgcn_jax.models.lcgcn import GraphConfig
-from lcgcn_jax.models.visibility import VisibilityConfig
+from lcgcn_jax.models.config import GraphConfig, VisibilityConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle
 from lcgcn_jax.models.gcn import ShapeRefiner
 from lcgcn_jax.models.lcgcn import normalize_images
-from lcgcn_jax.models.weights import merge_weights
 from lcgcn_jax.training.run_lock import read_run_config
 
 _REFINER = "graph.shape_refiner."
@@ -60,15 +60,15 @@ def fit_shape_refiner(
     if (bundle.model["graph"] or {}).get("name") != "lcgcn":
         raise InputError("the shape refinement needs a model with the graph 'lcgcn'")
     bundle = _with_identity_refiner(bundle, mean_shape(dataset, split))
-    graphdef, params, batch_stats = bundle.create()
+    functional = bundle.create()
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def canonical(images, truth):
         """Landmarks and their errors in the canonical frame of each face."""
-        model = merge_weights(graphdef, params, batch_stats)
+        model = functional.merge()
         output = model(normalize_images(images))
         size = images.shape[2]
-        frame, upright = model.graph.shape_refiner.upright(
+        frame, upright = model.graph.shape_refiner.to_canonical(
             (output.landmarks + 0.5) / size, output.confidence
         )
         square = (frame[:, :, 0] ** 2).sum(axis=-1)[:, None, None]
@@ -162,10 +162,12 @@ def refine_run(
       InputError: the run or the data cannot be used.
     """
     try:
-        fields = (read_run_config(workdir) or {})["data"]["augment"]
-        augment = AugmentConfig(
-            **{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        )
+        stored = (read_run_config(workdir) or {})["data"]["augment"]
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in stored.items()
+        }
+        augment = AugmentConfig(**fields)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{workdir}: not a training run: {one_line(error)}") from error
     bundle = load_bundle(workdir)

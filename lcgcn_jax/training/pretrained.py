@@ -15,6 +15,7 @@ from lcgcn_jax.interop.torch_files import PICKLED, SAFETENSORS, read_state_dict
 from lcgcn_jax.interop.torch_weights import map_weights
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import BEST, CONFIG, WEIGHTS, Bundle, check_weights, load_bundle
+from lcgcn_jax.models.interfaces import HasHead
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.weights import Weights
 from lcgcn_jax.training.checkpoints import CHECKPOINTS, latest_checkpoint, read_checkpoint
@@ -67,7 +68,8 @@ def load_pretrained_weights(
         random and not train.
     """
     path, scope = Path(config.init_from), config.init_scope
-    head_modules = getattr(model.heatmap_model, "head_modules", None)
+    heatmap_model = model.heatmap_model
+    head_modules = heatmap_model.head_modules if isinstance(heatmap_model, HasHead) else None
     if scope == "backbone" and head_modules is None:
         raise InputError(
             f"config init_scope: 'backbone' excludes the head, and model.heatmap "

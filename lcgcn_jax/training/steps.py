@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
+from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
 from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
@@ -53,19 +54,6 @@ def check_activation(loss: LossConfig, activation: str) -> None:
         )
 
 
-def check_remat(heatmap_model: nnx.Module) -> None:
-    """Checks that a heatmap model supports `train.remat`.
-
-    Raises:
-      InputError: it has no attribute `remat` (`registry.register_heatmap_model`).
-    """
-    if not hasattr(heatmap_model, "remat"):
-        raise InputError(
-            f"config train.remat: the heatmap model {type(heatmap_model).__name__} cannot recompute its "
-            "activations; set it to false, or implement the attribute `remat` in the model"
-        )
-
-
 def total_loss(
     output: LCGCNOutput,
     landmarks: Float[Array, "b k 2"],
@@ -74,7 +62,7 @@ def total_loss(
     config: Mapping[str, Any],
     groups: tuple[str, ...],
     size: int,
-    activation: str = "sigmoid",
+    activation: heatmaps.Activation = "sigmoid",
     heatmap_offset: float | None = None,
     visibility: Int[Array, "b k"] | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
@@ -205,8 +193,6 @@ def make_train_step(
     def loss_of(learned: Weights, state: TrainState, batch: Batch):
         # The other parameters are constants, so the backward pass does not compute their gradients.
         model = merge_weights(graphdef, state.params | learned, state.batch_stats)
-        if config.train.remat:
-            model.heatmap_model.remat = True
         if "graph_inputs" in batch:
             output = model.refine(batch["graph_inputs"], image_size, train=True)
         else:
@@ -266,7 +252,7 @@ def make_detect_step(
     """Makes the pure function `detect_step(params, batch_stats, images) -> GraphInputs`."""
 
     def detect_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
-        return merge_weights(graphdef, params, batch_stats).detect(normalize_images(images))[1]
+        return FunctionalModel(graphdef, params, batch_stats).detect(images)
 
     return detect_step
 
@@ -277,7 +263,7 @@ def make_refine_step(
     """Makes the pure function `refine_step(params, batch_stats, graph_inputs) -> LCGCNOutput`."""
 
     def refine_step(params: Weights, batch_stats: Weights, graph_inputs: GraphInputs):
-        return merge_weights(graphdef, params, batch_stats).refine(graph_inputs, image_size)
+        return FunctionalModel(graphdef, params, batch_stats).refine(graph_inputs, image_size)
 
     return refine_step
 
@@ -288,6 +274,6 @@ def make_predict_step(
     """Makes the pure function `predict_step(params, batch_stats, images) -> LCGCNOutput`."""
 
     def predict_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
-        return merge_weights(graphdef, params, batch_stats)(normalize_images(images))
+        return FunctionalModel(graphdef, params, batch_stats).predict(images)
 
     return predict_step

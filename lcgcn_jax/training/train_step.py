@@ -22,7 +22,6 @@ from lcgcn_jax.training.steps import (
     Batch,
     Scalars,
     check_activation,
-    check_remat,
     make_train_step,
 )
 
@@ -100,12 +99,12 @@ def build_train_step(
     train = config.train
     sharding.check_batch_size(train.batch_size, mesh)
     dtype = compute_dtype(train.dtype, mesh.devices.flat[0].platform)
-    graphdef, params, batch_stats = abstract_weights(config.model.to_dict(), num_landmarks, dtype)
+    graphdef, params, batch_stats = abstract_weights(
+        config.model.to_dict(), num_landmarks, dtype, remat=train.remat
+    )
     model = merge_weights(graphdef, params, batch_stats)
     check_activation(config.loss, model.activation)
     check_image_size(config.data.image_size, model.heatmap_model.stride)
-    if train.remat:
-        check_remat(model.heatmap_model)
     trained, schedules = trained_names(train.mode, params), {}
     if optimizer is None:
         assert train.steps is not None, "call resolve_steps first"

@@ -69,6 +69,7 @@ class Trainer:
       dataset: data of the validation faces and the mean shape.
       mixture: data to train on.
       num_faces: faces in an epoch.
+      mesh: devices to train on.
       train_step: compiled training step.
       schedules: learning rate of each parameter group that trains.
       start_message: description of pretrained weights; empty if the run resumes or has none.
@@ -85,6 +86,7 @@ class Trainer:
     dataset: FaceDataset
     mixture: FaceMixture
     num_faces: int
+    mesh: jax.sharding.Mesh
     train_step: Callable
     schedules: dict[str, Callable]
     checkpoints: Checkpoints
@@ -105,7 +107,7 @@ class Trainer:
         check_config(ml_collections.ConfigDict(fields))
         self.config = Config.from_dict(fields)
         self.workdir = Path(workdir)
-        self.mesh = mesh
+        self._mesh = mesh
         self.feature_cache = feature_cache
         self.start_message = ""
         self.best_nme = math.inf
@@ -136,7 +138,7 @@ class Trainer:
 
         # --------------------------------- Model and optimizer ---------------------------------
 
-        self.mesh = sharding.make_mesh() if self.mesh is None else self.mesh
+        self.mesh = sharding.make_mesh() if self._mesh is None else self._mesh
         step = build_train_step(config, self.dataset.scheme.num_landmarks, self.mesh)
         self.train_step, self.schedules = step.compiled, step.schedules
         self._predict_step, self._refine_step, self._detect_step = (
@@ -211,6 +213,9 @@ class Trainer:
         self.prepare()
         assert self._lock is not None
         train, is_primary = self.config.train, is_primary_process()
+        assert train.steps is not None
+        assert train.eval_every is not None
+        assert train.checkpoint_every is not None
         bar = tqdm(
             total=train.steps,
             initial=self.step,

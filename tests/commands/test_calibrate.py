@@ -163,9 +163,9 @@ def test_predict_reports_predicted_errors(calibrated, case, tmp_path):
     # The whole image is the crop of this box.
     box = (18.7, 18.7, 172.3, 172.3)
     (predicted,) = load(calibrated[0]).predict(case.photo, [box])
-    assert predicted.expected_error.shape == (case.num_landmarks,)
-    assert (predicted.expected_error > 0).all()
-    np.testing.assert_allclose(face["expected_error"], predicted.expected_error, atol=0.01)
+    assert predicted.predicted_error.shape == (case.num_landmarks,)
+    assert (predicted.predicted_error > 0).all()
+    np.testing.assert_allclose(face["predicted_error"], predicted.predicted_error, atol=0.01)
 
 
 def test_predict_of_an_uncalibrated_model_has_no_predicted_errors(plain, case, tmp_path):

@@ -92,12 +92,14 @@ def walked(custom_landmarks_page, first_training, make_once):
 
 
 @pytest.fixture(scope="module")
-def trained(custom_landmarks_page, first_training, walked, tmp_path_factory):
+def trained(custom_landmarks_page, first_training, walked, make_once):
     """Copy of that folder in which the other blocks were run."""
-    folder = tmp_path_factory.mktemp("walk") / "trained"
-    shutil.copytree(walked, folder, symlinks=True)
-    run_blocks(folder, custom_landmarks_page[first_training:])
-    return folder
+
+    def fill(folder):
+        shutil.copytree(walked, folder, symlinks=True)
+        run_blocks(folder, custom_landmarks_page[first_training:])
+
+    return make_once("custom_landmarks_page_trained", fill)
 
 
 def test_table_becomes_faces_with_missing_points(walked):

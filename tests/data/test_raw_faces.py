@@ -80,6 +80,10 @@ def test_boxes_in_fractions_give_a_note():
     assert "2 of 2 boxes hold less than half" in note
 
 
+def test_boxes_without_extent_are_not_compared():
+    assert check_boxes(FILE, [face(box=[130, 160, 130, 160])]) is None
+
+
 def test_box_of_zeros_is_ignored():
     assert face(box=[0, 0, 0, 0]).box_corners is None
     assert check_boxes(FILE, [face(box=[0, 0, 0, 0])]) is None

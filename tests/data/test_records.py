@@ -58,6 +58,8 @@ def test_no_usable_face_raises_and_leaves_no_files(maker):
     with pytest.raises(InputError, match=r"no face can be used, 1 are bad; the first: a.jpg"):
         maker.dataset([maker.face(path)])
     assert [p.name for p in maker.folder.iterdir()] == ["a.jpg"]
+    with pytest.raises(InputError, match="no faces in the annotation files"):
+        maker.dataset([])
 
 
 def test_existing_dataset_requires_overwrite(maker):

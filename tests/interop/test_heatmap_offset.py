@@ -37,9 +37,7 @@ def read(centers, sigma, offset, decode):
     model = LCGCN(
         ConstantHeatmapModel(jnp.asarray(heatmaps)),
         len(centers),
-        decode=decode,
-        graph=None,
-        bn_momentum=0.9,
+        ModelConfig(decode, graph=None, heatmap_offset=origin),
         rngs=nnx.Rngs(0),
         heatmap_offset=offset,
     )

@@ -105,7 +105,7 @@ def assert_agree(serve, bundle, crops, batches):
 @pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_exported_graph_agrees_with_the_model(toy, random_bundle, tmp_path, kind):
     assert_served(
-        random_bundle, tmp_path, "dark", {"message": "offsets", "output": "residual"}, kind
+        random_bundle, tmp_path, "dark", {"message": "offset_votes", "output": "residual"}, kind
     )
 
 
@@ -115,14 +115,14 @@ def test_exported_graph_agrees_with_the_model(toy, random_bundle, tmp_path, kind
     ("decode", "graph"),
     [
         ("argmax", {"message": "paper"}),
-        ("argmax", {"mlp_output": "activated", "diagonal": "zero", "positions": "corner"}),
+        ("argmax", {"diagonal": "zero", "authors_conventions": True}),
         ("quarter", {"message": "pair_vector", "sampling": "bilinear", "norm": "layer"}),
-        ("dark", {"message": "offsets", "output": "residual", "sampling": "bilinear"}),
-        ("soft", {"connectivity": "learned_static", "message": "offsets"}),
+        ("dark", {"message": "offset_votes", "output": "residual", "sampling": "bilinear"}),
+        ("soft", {"connectivity": "learned_static", "message": "offset_votes"}),
         ("soft", {"connectivity": "uniform", "norm": "none"}),
         (
             "dark",
-            {"connectivity": "self_only", "activation": "none", "shape_features": "first_last"},
+            {"connectivity": "self_only", "authors_conventions": True},
         ),
         ("dark", {"name": "dag"}),
         ("quarter", None),

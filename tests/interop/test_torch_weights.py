@@ -145,7 +145,7 @@ def test_configuration_of_imported_bundles(face, lcgcn):
     assert (face.bundle.model["decode"], face.bundle.model["graph"]) == ("quarter", None)
     assert (face.bundle.scheme, face.bundle.image_size) == (WFLW98, 256)
     assert lcgcn.bundle.model["decode"] == "argmax"
-    assert lcgcn.bundle.model["graph"]["mlp_output"] == "activated"
+    assert lcgcn.bundle.model["graph"]["authors_conventions"]
     assert face.bundle.model["heatmap_offset"] == 2.5
     assert lcgcn.bundle.model["heatmap_offset"] == 2.0
     for result in (face, lcgcn):
@@ -338,18 +338,13 @@ def test_export_inverts_import(lcgcn, parity, hrnet98, graph98, graph):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("activation", "relu"),
-        ("mlp_output", "linear"),
-        ("norm", "layer"),
-        ("positions", "center"),
-    ],
+    [("authors_conventions", False), ("norm", "layer")],
 )
 def test_graph_unlike_the_authors_is_not_exported(lcgcn, field, value):
     model = dict(lcgcn.bundle.model)
     model["graph"] = model["graph"] | {field: value, "gcn_widths": [64, 16, 2]}
     bundle = dataclasses.replace(lcgcn.bundle, model=model)
-    message = rf"bundle: PyTorch code .* this one has {field}='{value}'; --heatmap-only"
+    message = rf"bundle: PyTorch code .* this one has {field}={value!r}; --heatmap-only"
     with pytest.raises(InputError, match=message):
         export_weights(bundle, graph=True, source="bundle")
     assert export_weights(bundle, graph=False, source="bundle")

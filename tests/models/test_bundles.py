@@ -19,7 +19,7 @@ from lcgcn_jax.models.bundles import (
     save_bundle,
     save_uncertainty,
 )
-from lcgcn_jax.models.weights import merge_weights, split_weights
+from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 SCHEME = LandmarkScheme.from_dict({"name": "three", "num_landmarks": 3, "mirror_pairs": [[0, 2]]})
@@ -49,7 +49,7 @@ def saved(bundle, tmp_path):
     return tmp_path / "model"
 
 
-def test_what_is_saved_is_what_is_loaded(bundle, saved):
+def test_bundle_loads_as_saved(bundle, saved):
     loaded = load_bundle(saved)
     assert (loaded.model, loaded.scheme, loaded.image_size) == (MODEL, SCHEME, 64)
     assert loaded.weights.keys() == bundle.weights.keys()
@@ -59,34 +59,34 @@ def test_what_is_saved_is_what_is_loaded(bundle, saved):
     assert (saved / CARD).read_text() == "# A model\n"
 
 
-def test_half_the_bytes_are_read_as_float32(bundle, saved, tmp_path):
+def test_float16_bundle_is_half_as_large_and_loads_as_float32(bundle, saved, tmp_path):
     save_bundle(tmp_path / "half", bundle, "", dtype=np.float16)
     sizes = [(folder / WEIGHTS).stat().st_size for folder in (saved, tmp_path / "half")]
-    halved = sum(np.size(value) for value in bundle.weights.values() if np.ndim(value) > 1)
-    # Beside the weights the file has their places, in decimal digits.
-    assert sizes[0] - sizes[1] == pytest.approx(2 * halved, abs=len(bundle.weights) * 4)
+    num_halved = sum(np.size(value) for value in bundle.weights.values() if np.ndim(value) > 1)
+    # The header of the file has the offsets of the weights as decimal numbers.
+    assert sizes[0] - sizes[1] == pytest.approx(2 * num_halved, abs=len(bundle.weights) * 4)
     stored = load_file(tmp_path / "half" / WEIGHTS)
     loaded = load_bundle(tmp_path / "half")
     assert {value.dtype for value in loaded.weights.values()} == {np.dtype(np.float32)}
     for name, value in bundle.weights.items():
-        matrix = value.ndim > 1
-        assert stored[name].dtype == (np.float16 if matrix else np.float32)
+        is_matrix = value.ndim > 1
+        assert stored[name].dtype == (np.float16 if is_matrix else np.float32)
         np.testing.assert_array_equal(loaded.weights[name], stored[name].astype(np.float32))
-        np.testing.assert_allclose(loaded.weights[name], value, rtol=1e-3 if matrix else 0)
+        np.testing.assert_allclose(loaded.weights[name], value, rtol=1e-3 if is_matrix else 0)
     _, params, batch_stats = loaded.create()
     assert {value.dtype for value in (params | batch_stats).values()} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float16, "bfloat16"])
-def test_any_floating_type_is_read_as_float32(bundle, saved, kind):
-    stored = {name: value.astype(kind) for name, value in bundle.weights.items()}
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, "bfloat16"])
+def test_floating_point_weights_load_as_float32(bundle, saved, dtype):
+    stored = {name: value.astype(dtype) for name, value in bundle.weights.items()}
     save_file(stored, saved / WEIGHTS)
     for name, value in load_bundle(saved).weights.items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, stored[name].astype(np.float32))
 
 
-def test_transposed_views_are_saved_as_they_read(bundle, tmp_path):
+def test_transposed_views_load_as_saved(bundle, tmp_path):
     weights = {name: np.asfortranarray(value) for name, value in bundle.weights.items()}
     save_bundle(tmp_path / "model", dataclasses.replace(bundle, weights=weights), "")
     loaded = load_bundle(tmp_path / "model")
@@ -94,14 +94,14 @@ def test_transposed_views_are_saved_as_they_read(bundle, tmp_path):
         np.testing.assert_array_equal(loaded.weights[name], value)
 
 
-def test_the_model_is_made_of_the_bundles_weights(bundle):
-    _, params, batch_stats = split_weights(merge_weights(*bundle.create()))
+def test_model_has_the_weights_of_the_bundle(bundle):
+    _, params, batch_stats = split_weights(bundle.create().merge())
     assert params.keys() | batch_stats.keys() == bundle.weights.keys()
     for name, value in (params | batch_stats).items():
         np.testing.assert_array_equal(value, bundle.weights[name])
 
 
-def test_a_bundle_is_replaced_whole(bundle, saved):
+def test_existing_bundle_is_replaced(bundle, saved):
     newer = dataclasses.replace(
         bundle, weights={name: value + 1 for name, value in bundle.weights.items()}
     )
@@ -110,60 +110,60 @@ def test_a_bundle_is_replaced_whole(bundle, saved):
     assert {path.name for path in saved.iterdir()} == {WEIGHTS, CONFIG, CARD}
 
 
-def test_a_workdir_stands_for_its_best_model(bundle, tmp_path):
+def test_workdir_refers_to_its_best_model(bundle, tmp_path):
     save_bundle(tmp_path / "run" / "best", bundle, "")
     assert find_bundle(tmp_path / "run") == tmp_path / "run" / "best"
 
 
-def test_a_run_without_a_best_model_says_so(tmp_path):
+def test_run_without_validation_is_an_error(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match=r"run: .*not been validated yet"):
         find_bundle(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("exists", "message"), [(True, "neither a bundle"), (False, "no such")])
-def test_what_is_no_bundle_is_named(tmp_path, exists, message):
+def test_folder_without_bundle_is_an_error(tmp_path, exists, message):
     if exists:
         (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=rf"folder: {message}"):
         load_bundle(tmp_path / "folder")
 
 
-def refusal(path):
-    with pytest.raises(InputError) as caught:
+def load_error(path):
+    with pytest.raises(InputError) as error:
         load_bundle(path)
-    message = str(caught.value)
+    message = str(error.value)
     assert "\n" not in message
     return message
 
 
-@pytest.mark.parametrize("kept", [0, 5, 300, -1])
-def test_truncated_weights_are_named(saved, kept):
+@pytest.mark.parametrize("size", [0, 5, 300, -1])
+def test_truncated_weights_are_an_error(saved, size):
     path = saved / WEIGHTS
-    path.write_bytes(path.read_bytes()[:kept])
-    assert refusal(saved).startswith(f"{path}: cannot be read")
+    path.write_bytes(path.read_bytes()[:size])
+    assert load_error(saved).startswith(f"{path}: cannot be read")
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda w: w.pop(NAME), f"1 weights do not fit .* {NAME} is missing"),
-        (lambda w: w.update(extra=np.zeros(2, np.float32)), "extra is not the model's"),
+        (lambda w: w.update(extra=np.zeros(2, np.float32)), "extra does not exist in the model"),
         (
             lambda w: w.update({NAME: w[NAME][..., :2].copy()}),
             rf"{NAME} has shape \(3, 3, 3, 2\) instead of \(3, 3, 3, 4\)",
         ),
-        (lambda w: w.update({NAME: w[NAME].astype(np.int8)}), f"{NAME} is of type int8"),
+        (lambda w: w.update({NAME: w[NAME].astype(np.int8)}), f"{NAME} has type int8"),
         (lambda w: w.update({NAME: np.nan * w[NAME]}), f"{NAME} has values that are NaN"),
     ],
     ids=["missing", "extra", "shape", "type", "nan"],
 )
-def test_weights_that_do_not_fit_are_named(saved, change, reason):
+def test_weights_that_do_not_match_the_configuration_are_an_error(saved, change, reason):
     path = saved / WEIGHTS
     weights = load_file(path)
     change(weights)
     save_file(weights, path)
-    message = refusal(saved)
+    message = load_error(saved)
     assert message.startswith(f"{path}: ")
     assert re.search(reason, message)
 
@@ -171,11 +171,11 @@ def test_weights_that_do_not_fit_are_named(saved, change, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda c: c.update(format=2), "format 2, and this version reads 1"),
+        (lambda c: c.update(format=2), "format 2, but this version reads format 1"),
         (lambda c: c.pop("format"), "no 'format'"),
         (lambda c: c.pop("model"), "no 'model'"),
         (lambda c: c["model"].pop("graph"), "no 'graph'"),
-        (lambda c: c["model"].update(heatmap_offset="left"), "'left' is no place in pixels"),
+        (lambda c: c["model"].update(heatmap_offset="left"), "'left' is not a number of pixels"),
         (lambda c: c["model"]["heatmap"].update(name="resnet"), "no heatmap model 'resnet'"),
         (lambda c: c["model"]["graph"].update(norm="group"), "model.graph.norm: 'group'"),
         (lambda c: c.update(image_size="large"), "large"),
@@ -183,25 +183,25 @@ def test_weights_that_do_not_fit_are_named(saved, change, reason):
         (lambda c: c["scheme"].update(mirror=[1, 2, 0]), "mirroring twice"),
     ],
 )
-def test_a_bad_configuration_is_named(saved, change, reason):
+def test_invalid_configuration_is_an_error(saved, change, reason):
     path = saved / CONFIG
     config = json.loads(path.read_text())
     change(config)
     path.write_text(json.dumps(config))
-    message = refusal(saved)
-    assert message.startswith(f"{path}: not a bundle's configuration: ")
+    message = load_error(saved)
+    assert message.startswith(f"{path}: not the configuration of a bundle: ")
     assert reason in message
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\xff"])
-def test_a_configuration_that_is_no_json_object_is_named(saved, content):
+def test_configuration_other_than_a_json_object_is_an_error(saved, content):
     (saved / CONFIG).write_bytes(content.encode("latin-1"))
-    assert refusal(saved).startswith(f"{saved / CONFIG}: not a bundle's configuration")
+    assert load_error(saved).startswith(f"{saved / CONFIG}: not the configuration of a bundle")
 
 
-def test_weights_of_another_number_of_landmarks_are_refused(bundle, tmp_path):
+def test_weights_for_another_number_of_landmarks_are_an_error(bundle, tmp_path):
     save_bundle(tmp_path / "model", dataclasses.replace(bundle, scheme=IBUG68), "")
-    assert "instead of" in refusal(tmp_path / "model")
+    assert "instead of" in load_error(tmp_path / "model")
 
 
 CALIBRATION = UncertaintyModel(
@@ -214,7 +214,7 @@ CALIBRATION = UncertaintyModel(
 )
 
 
-def test_calibration_is_kept(bundle, saved, tmp_path):
+def test_uncertainty_is_saved_and_loaded(bundle, saved, tmp_path):
     assert load_bundle(saved).calibration is None
     before = json.loads((saved / CONFIG).read_text())
     save_uncertainty(saved, CALIBRATION)
@@ -238,10 +238,12 @@ def test_calibration_is_kept(bundle, saved, tmp_path):
         {"slope": 1},
     ],
 )
-def test_damaged_calibration_is_refused_in_one_line(saved, changes):
+def test_invalid_uncertainty_is_a_one_line_error(saved, changes):
     config = json.loads((saved / CONFIG).read_text())
     config["uncertainty"] = CALIBRATION.to_dict() | changes
     (saved / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"config\.json: not a bundle's configuration") as caught:
+    with pytest.raises(
+        InputError, match=r"config\.json: not the configuration of a bundle"
+    ) as error:
         load_bundle(saved)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)

@@ -4,14 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lcgcn_jax.models.connectivity import (
-    DIAGONALS,
-    KINDS,
-    FixedEdges,
-    PerImageEdges,
-    StaticEdges,
-    all_pairs,
-)
+from lcgcn_jax.models.config import GraphConfig, choices_of
+from lcgcn_jax.models.connectivity import FixedEdges, PerImageEdges, StaticEdges, all_pairs
+
+KINDS = choices_of(GraphConfig)["connectivity"]
 
 B, K = 3, 5
 RNG = np.random.default_rng(0)
@@ -19,8 +15,8 @@ CONFIDENCE = jnp.asarray(RNG.uniform(0, 1, (B, K)), jnp.float32)
 
 
 def randomize(module):
-    """Random parameters: most biases start at 0 and would hide mistakes."""
-    rng = np.random.default_rng(1)  # its own, so that no test's weights hang on the tests before it
+    """Set all parameters to random values, since biases that start at 0 would hide errors."""
+    rng = np.random.default_rng(1)  # a new generator, so that tests do not depend on each other
     for _, param in nnx.iter_graph(module):
         if isinstance(param, nnx.Param):
             param.set_value(jnp.asarray(rng.normal(size=param.shape), jnp.float32))
@@ -39,7 +35,7 @@ def make(kind, diagonal="learned", norm="none"):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_reaches_a_node_sums_to_1(kind):
+def test_incoming_edge_weights_sum_to_1(kind):
     edges = make(kind)(CONFIDENCE, train=False)
     assert edges.shape == (B, K, K)
     assert (np.asarray(edges) >= 0).all()
@@ -47,16 +43,16 @@ def test_what_reaches_a_node_sums_to_1(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_per_image_edges_see_the_confidences(kind):
+def test_only_per_image_edges_depend_on_confidences(kind):
     edges = make(kind)
     first, second = (edges(c, train=False) for c in (CONFIDENCE, CONFIDENCE[::-1]))
     assert np.allclose(first, second, atol=1e-3) == (kind != "learned_per_image")
 
 
-def test_edges_of_an_image_are_its_own():
+def test_edges_do_not_depend_on_other_images():
     edges = make("learned_per_image")
-    together, alone = edges(CONFIDENCE, train=False), edges(CONFIDENCE[1:2], train=False)
-    np.testing.assert_allclose(together[1:2], alone, rtol=1e-5)
+    batch, single = edges(CONFIDENCE, train=False), edges(CONFIDENCE[1:2], train=False)
+    np.testing.assert_allclose(batch[1:2], single, rtol=1e-5)
 
 
 def test_static_edges_are_the_softmax_of_their_matrix():
@@ -69,7 +65,7 @@ def test_static_edges_are_the_softmax_of_their_matrix():
 @pytest.mark.parametrize(
     ("kind", "expected"), [("uniform", np.full((K, K), 1 / K)), ("self_only", np.eye(K))]
 )
-def test_fixed_edges(kind, expected):
+def test_fixed_edges_are_constant(kind, expected):
     for edges in make(kind)(CONFIDENCE, train=False):
         np.testing.assert_allclose(edges, expected, rtol=1e-6)
 
@@ -83,15 +79,15 @@ def test_all_pairs_has_f_of_i_and_j_at_row_i_and_column_j():
     ]
 
 
-def mlp_by_hand(mlp, x):
+def reference_mlp(mlp, x):
     *hidden, last = mlp.linears
     for linear in hidden:
         x = np.maximum(x @ np.float64(linear.kernel[...]) + np.float64(linear.bias[...]), 0)
     return x @ np.float64(last.kernel[...]) + np.float64(last.bias[...])
 
 
-@pytest.mark.parametrize("diagonal", DIAGONALS)
-def test_per_image_edges_are_the_equation_pair_by_pair(diagonal):
+@pytest.mark.parametrize("diagonal", choices_of(GraphConfig)["diagonal"])
+def test_per_image_edges_match_the_equation(diagonal):
     edges = make("learned_per_image", diagonal)
     one_hot, confidence = np.eye(K), np.float64(CONFIDENCE)
     expected = np.zeros((B, K, K))
@@ -100,22 +96,22 @@ def test_per_image_edges_are_the_equation_pair_by_pair(diagonal):
         for j in range(K):
             if i == j and diagonal == "zero":
                 continue
-            classes = mlp_by_hand(edges.class_mlp, np.concatenate([one_hot[i], one_hot[j]]))
+            classes = reference_mlp(edges.class_mlp, np.concatenate([one_hot[i], one_hot[j]]))
             pair = np.concatenate(
                 [[confidence[image, i], confidence[image, j]], np.maximum(classes, 0)]
             )
-            logits[j] = mlp_by_hand(edges.edge_mlp, pair)[0]
+            logits[j] = reference_mlp(edges.edge_mlp, pair)[0]
         expected[image, i] = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(edges(CONFIDENCE, train=True), expected, rtol=1e-4)
 
 
-def test_a_diagonal_fixed_at_0_changes_nothing_else_in_its_row():
+def test_zero_diagonal_does_not_change_the_ratios_of_other_weights():
     edges = make("learned_per_image", "zero")
-    moved = make("learned_per_image", "learned")
-    nnx.update(moved, nnx.state(edges))
-    zero, learned = edges(CONFIDENCE, train=False), moved(CONFIDENCE, train=False)
+    with_diagonal = make("learned_per_image", "learned")
+    nnx.update(with_diagonal, nnx.state(edges))
+    zero, learned = edges(CONFIDENCE, train=False), with_diagonal(CONFIDENCE, train=False)
     off = ~np.eye(K, dtype=bool)
-    # The ratios between the others are the same, since only one logit of each row differs.
+    # The ratios of the other weights are equal, since only one logit of each row differs.
     for a, b in zip(np.asarray(zero), np.asarray(learned), strict=True):
         rows_a, rows_b = (e[off].reshape(K, K - 1) for e in (a, b))
         np.testing.assert_allclose(
@@ -126,27 +122,22 @@ def test_a_diagonal_fixed_at_0_changes_nothing_else_in_its_row():
     assert not np.allclose(zero, learned, atol=1e-3)
 
 
-def test_batch_norm_counts_the_pairs_of_classes_once_for_the_batch():
+def test_batch_norm_of_classes_does_not_depend_on_the_batch_size():
     edges = make("learned_per_image", norm="batch")
     edges(CONFIDENCE, train=True)
-    one = edges.class_mlp.norms[0].mean[...]
-    other = make("learned_per_image", norm="batch")
-    nnx.update(other, nnx.state(edges, nnx.Param))
-    other(CONFIDENCE[:1], train=True)
-    np.testing.assert_allclose(one, other.class_mlp.norms[0].mean[...], rtol=1e-6)
+    single = make("learned_per_image", norm="batch")
+    nnx.update(single, nnx.state(edges, nnx.Param))
+    single(CONFIDENCE[:1], train=True)
+    means = [module.class_mlp.norms[0].mean[...] for module in (edges, single)]
+    np.testing.assert_allclose(*means, rtol=1e-6)
 
 
-def test_unknown_diagonal_is_refused():
-    with pytest.raises(ValueError, match=r"'one'.*learned"):
-        make("learned_per_image", diagonal="one")
-
-
-def test_edges_learn():
+def test_all_edge_parameters_have_a_gradient():
     graphdef, params = nnx.split(make("learned_per_image"))
 
-    def toward_first(params):
+    def first_column(params):
         return nnx.merge(graphdef, params)(CONFIDENCE, train=True)[..., 0].sum()
 
-    gradients = jax.tree.leaves(jax.grad(toward_first)(params))
-    # A constant added to every logit of a row changes nothing: the last bias alone has no gradient.
+    gradients = jax.tree.leaves(jax.grad(first_column)(params))
+    # A constant that is added to all logits of a row has no effect, so the last bias has no gradient.
     assert sum(not np.allclose(g, 0, atol=1e-6) for g in gradients) == len(gradients) - 1

@@ -22,8 +22,8 @@ def make(shape_features, dtype):
 
 
 def equation_4(block, nodes, positions, edges):
-    """`h_i' = W1 h_i + b + sum_j e_ij W2 (h_j (+) (p_i - p_j))`, literally, in float64."""
-    w1, w2 = np.float64(block.own[...]).T, np.float64(block.neighbor[...]).T
+    """Reference implementation of the equation with loops, in float64."""
+    w1, w2 = np.float64(block.node[...]).T, np.float64(block.neighbor[...]).T
     if block.shape is not None:
         w2 = np.concatenate([w2, np.float64(block.shape[...]).T], axis=1)
     out = np.zeros((B, K, M))
@@ -39,7 +39,7 @@ def equation_4(block, nodes, positions, edges):
 
 @pytest.mark.parametrize("shape_features", [True, False])
 @pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-5), (np.float64, 1e-12)])
-def test_two_products_are_the_sum_over_neighbors(shape_features, dtype, error):
+def test_matrix_products_match_the_equation(shape_features, dtype, error):
     with jax.enable_x64(dtype == np.float64):
         block = make(shape_features, dtype)
         ours = block(*(jnp.asarray(x, dtype) for x in (NODES, POSITIONS, EDGES)))
@@ -49,13 +49,13 @@ def test_two_products_are_the_sum_over_neighbors(shape_features, dtype, error):
     assert np.linalg.norm(ours - expected) < error * np.linalg.norm(expected)
 
 
-def test_positions_move_no_message_without_shape_features():
+def test_positions_have_no_effect_without_shape_features():
     block = make(False, np.float32)
     nodes, positions, edges = (jnp.asarray(x, jnp.float32) for x in (NODES, POSITIONS, EDGES))
     np.testing.assert_array_equal(block(nodes, positions, edges), block(nodes, -positions, edges))
 
 
-def test_shape_features_do_not_see_where_the_face_is():
+def test_shape_features_are_translation_invariant():
     block = make(True, np.float32)
     nodes, positions, edges = (jnp.asarray(x, jnp.float32) for x in (NODES, POSITIONS, EDGES))
     np.testing.assert_allclose(
@@ -63,7 +63,7 @@ def test_shape_features_do_not_see_where_the_face_is():
     )
 
 
-def test_zero_init_gives_zeros_and_can_learn():
+def test_zero_init_outputs_zeros_and_has_gradients():
     block = GraphConv(N, M, shape_features=True, zero_init=True, rngs=nnx.Rngs(0))
     inputs = [jnp.asarray(x, jnp.float32) for x in (NODES, POSITIONS, EDGES)]
     assert not block(*inputs).any()
@@ -71,7 +71,7 @@ def test_zero_init_gives_zeros_and_can_learn():
     assert all(leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
-def test_pair_vectors_join_the_sum_over_neighbors():
+def test_pair_vectors_are_part_of_the_messages():
     block = GraphConv(N, M, shape_features=True, pair_width=5, rngs=nnx.Rngs(0))
     vectors = PairVectors(K, 5, rngs=nnx.Rngs(1))
     nodes, positions, edges = (jnp.asarray(x, jnp.float32) for x in (NODES, POSITIONS, EDGES))
@@ -88,37 +88,37 @@ def rotation(angle, scale):
     return np.array([[cos, -sin], [sin, cos]])
 
 
-def test_frame_of_a_turned_and_scaled_shape_is_found():
+def test_fit_similarity_recovers_rotation_and_scale():
     shape = RNG.normal(size=(K, 2))
     truth = np.stack([rotation(0.7, 1.5), rotation(-2.0, 0.2)])
     positions = np.einsum("bxd,kd->bkx", truth, shape) + RNG.normal(size=(B, 1, 2))
     weights = RNG.uniform(0.1, 1, size=(B, K))
-    found = fit_similarity(*(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights)))
-    np.testing.assert_allclose(found, truth, atol=1e-5)
+    fitted = fit_similarity(*(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights)))
+    np.testing.assert_allclose(fitted, truth, atol=1e-5)
 
 
-def test_landmark_without_weight_does_not_turn_the_frame():
+def test_fit_similarity_ignores_landmarks_with_weight_0():
     shape = RNG.normal(size=(K, 2))
     positions = np.broadcast_to(shape @ rotation(0.3, 2.0).T, (1, K, 2)).copy()
     positions[0, 0] += 100
     weights = np.ones((1, K))
     weights[0, 0] = 0
-    found = fit_similarity(*(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights)))
-    np.testing.assert_allclose(found[0], rotation(0.3, 2.0), atol=1e-4)
+    fitted = fit_similarity(*(jnp.asarray(x, jnp.float32) for x in (shape, positions, weights)))
+    np.testing.assert_allclose(fitted[0], rotation(0.3, 2.0), atol=1e-4)
 
 
-def test_guesses_are_the_literal_sum_over_neighbors():
+def test_offset_votes_match_the_equation():
     offset_voting = OffsetVoting(K)
     mean, correction = RNG.normal(size=(K, 2)), RNG.normal(size=(K, K, 2))
     offset_voting.mean_shape.set_value(jnp.asarray(mean, jnp.float32))
     offset_voting.correction.set_value(jnp.asarray(correction, jnp.float32))
     confidence = RNG.uniform(size=(B, K))
     arguments = (jnp.asarray(x, jnp.float32) for x in (POSITIONS, confidence, EDGES))
-    found = offset_voting(*arguments)
+    votes = offset_voting(*arguments)
     expected = np.zeros((B, K, 2))
     for image in range(B):
-        # The frame by least squares, another way than the closed form.
-        root = confidence[image]  # the square root of the weight c^2
+        # The transform by least squares instead of the closed form.
+        root = confidence[image]  # square root of the weight c^2
         m = np.concatenate([mean, mean[:, ::-1] * [-1, 1]], axis=1).reshape(K, 2, 2)
         design = np.concatenate(
             [m.transpose(0, 2, 1), np.broadcast_to(np.eye(2), (K, 2, 2))], axis=2
@@ -127,14 +127,14 @@ def test_guesses_are_the_literal_sum_over_neighbors():
         a, b, *_ = np.linalg.lstsq(
             design * scaled[:, None], POSITIONS[image].reshape(-1) * scaled, rcond=None
         )[0]
-        frame = np.array([[a, -b], [b, a]])
+        transform = np.array([[a, -b], [b, a]])
         for i, j in np.ndindex(K, K):
             offset = mean[i] - mean[j] + correction[i, j]
-            expected[image, i] += EDGES[image, i, j] * (POSITIONS[image, j] + frame @ offset)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+            expected[image, i] += EDGES[image, i, j] * (POSITIONS[image, j] + transform @ offset)
+    np.testing.assert_allclose(votes, expected, atol=1e-4)
 
 
-def test_guesses_on_a_perfect_shape_change_nothing():
+def test_offset_votes_do_not_change_the_mean_shape():
     offset_voting = OffsetVoting(K)
     mean = RNG.normal(size=(K, 2))
     offset_voting.mean_shape.set_value(jnp.asarray(mean, jnp.float32))
@@ -143,34 +143,34 @@ def test_guesses_on_a_perfect_shape_change_nothing():
     np.testing.assert_allclose(offset_voting(*arguments), positions, atol=1e-5)
 
 
-def test_a_shape_turn_is_the_literal_sum_over_pairs():
-    turn = ShapeRefiner(K)
+def test_shape_refiner_matches_the_equation():
+    refiner = ShapeRefiner(K)
     mean, bias = RNG.normal(size=(2, K, 2))
     transforms = RNG.normal(size=(K, K, 2, 2))
     for variable, value in (
-        (turn.mean_shape, mean),
-        (turn.transforms, transforms),
-        (turn.bias, bias),
+        (refiner.mean_shape, mean),
+        (refiner.transforms, transforms),
+        (refiner.bias, bias),
     ):
         variable.set_value(jnp.asarray(value, jnp.float32))
     confidence = RNG.uniform(0.1, 1, size=(B, K))
     arguments = [jnp.asarray(x, jnp.float32) for x in (POSITIONS, confidence)]
     expected = np.array(POSITIONS, np.float64)
-    frames = fit_similarity(jnp.asarray(mean, jnp.float32), arguments[0], arguments[1] ** 2)
-    for image, frame in enumerate(np.asarray(frames, np.float64)):
+    fitted = fit_similarity(jnp.asarray(mean, jnp.float32), arguments[0], arguments[1] ** 2)
+    for image, transform in enumerate(np.asarray(fitted, np.float64)):
         weights = confidence[image] ** 2 / (confidence[image] ** 2).sum()
-        origin = weights @ POSITIONS[image] - frame @ (weights @ mean)
+        translation = weights @ POSITIONS[image] - transform @ (weights @ mean)
         for i in range(K):
-            moved = bias[i].copy()
+            correction = bias[i].copy()
             for j in range(K):
-                upright = np.linalg.solve(frame, POSITIONS[image, j] - origin)
-                moved += transforms[i, j] @ (upright - mean[j])
-            expected[image, i] += frame @ moved
-    np.testing.assert_allclose(turn(*arguments), expected, rtol=1e-3, atol=1e-3)
+                canonical = np.linalg.solve(transform, POSITIONS[image, j] - translation)
+                correction += transforms[i, j] @ (canonical - mean[j])
+            expected[image, i] += transform @ correction
+    np.testing.assert_allclose(refiner(*arguments), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_fresh_shape_turn_changes_nothing():
-    turn = ShapeRefiner(K)
-    turn.mean_shape.set_value(jnp.asarray(RNG.normal(size=(K, 2)), jnp.float32))
+def test_initial_shape_refiner_is_the_identity():
+    refiner = ShapeRefiner(K)
+    refiner.mean_shape.set_value(jnp.asarray(RNG.normal(size=(K, 2)), jnp.float32))
     positions, confidence = jnp.asarray(POSITIONS, jnp.float32), jnp.ones((B, K), jnp.float32)
-    np.testing.assert_array_equal(turn(positions, confidence), positions)
+    np.testing.assert_array_equal(refiner(positions, confidence), positions)

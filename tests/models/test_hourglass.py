@@ -11,6 +11,7 @@ from lcgcn_jax import losses
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.heatmaps import encode
+from lcgcn_jax.models.config import HourglassConfig
 from lcgcn_jax.models.hourglass import StackedHourglass, _double, _halve
 from lcgcn_jax.models.layers import PRIOR_BIAS, make_rngs
 from lcgcn_jax.models.registry import create_model
@@ -25,11 +26,17 @@ CONFIG = {
 }
 
 
+def make(num_landmarks=K, *, dtype=jnp.float32, **options):
+    return StackedHourglass(
+        HourglassConfig(**options), num_landmarks, dtype=dtype, rngs=make_rngs(0)
+    )
+
+
 @pytest.mark.parametrize("side", [64, 72, 128])
 @pytest.mark.parametrize("stacks", [1, 2, 3])
-def test_maps_and_features_are_at_stride_4(side, stacks):
+def test_heatmaps_and_features_have_stride_4(side, stacks):
     def run():
-        model = StackedHourglass(K, stacks=stacks, width=16, rngs=make_rngs(0))
+        model = make(stacks=stacks, width=16)
         return model(jnp.zeros((2, side, side + 32, 3)), train=False)
 
     logits, features = nnx.eval_shape(run)
@@ -37,21 +44,19 @@ def test_maps_and_features_are_at_stride_4(side, stacks):
     assert features.shape == (2, side // 4, side // 4 + 8, 16)
 
 
-def parameters(stacks, width):
-    model = nnx.eval_shape(
-        lambda: StackedHourglass(68, stacks=stacks, width=width, rngs=make_rngs(0))
-    )
+def num_parameters(stacks, width):
+    model = nnx.eval_shape(lambda: make(68, stacks=stacks, width=width))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def test_size_is_that_of_the_paper():
-    # The public 8-stack model of width 256 has about 25.6 million, 3.2 million a stack.
-    assert parameters(8, 256) == pytest.approx(25.6e6, rel=0.05)
+def test_number_of_parameters_is_that_of_the_paper():
+    # The public model with 8 stacks of width 256 has about 25.6 million, 3.2 million per stack.
+    assert num_parameters(8, 256) == pytest.approx(25.6e6, rel=0.05)
 
 
-def test_bfloat16_is_computed_in_throughout():
+def test_outputs_are_bfloat16():
     def run():
-        model = StackedHourglass(K, width=16, dtype=jnp.bfloat16, rngs=make_rngs(0))
+        model = make(width=16, dtype=jnp.bfloat16)
         return model(jnp.zeros((1, 64, 64, 3)), train=True)
 
     logits, features = nnx.eval_shape(run)
@@ -59,21 +64,21 @@ def test_bfloat16_is_computed_in_throughout():
 
 
 @pytest.mark.parametrize("side", [6, 7])
-def test_halving_and_doubling_keep_the_maxima_in_place(side):
+def test_pooling_and_upsampling_keep_maxima_in_place(side):
     x = np.random.default_rng(0).normal(size=(1, side, side, 2)).astype(np.float32)
     halved = np.asarray(_halve(jnp.asarray(x)))
     doubled = np.asarray(_double(jnp.asarray(halved), (side, side)))
     assert doubled.shape == x.shape
     for row in range(side):
         for column in range(side):
-            top, left = row // 2 * 2, column // 2 * 2
-            window = x[0, top : top + 2, left : left + 2]
+            y0, x0 = row // 2 * 2, column // 2 * 2
+            window = x[0, y0 : y0 + 2, x0 : x0 + 2]
             np.testing.assert_array_equal(doubled[0, row, column], window.max(axis=(0, 1)))
 
 
 @pytest.mark.slow
-def test_it_learns_under_the_graph():
-    """As any heatmap model: named in a config, with logits for a loss and features for the graph."""
+def test_hourglass_trains_with_the_graph():
+    """By name in a config, with logits for the loss and features for the graph."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(2, 64, 64, 3)), jnp.float32)
     points = jnp.asarray(rng.uniform(2, 13, (2, K, 2)), jnp.float32)
@@ -93,7 +98,7 @@ def test_it_learns_under_the_graph():
             return loss, batch_stats_of(model)
 
         (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic mixes types
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types in its arithmetic
             updates, opt_state = optimizer.update(gradient, opt_state, params)
         return loss, gradient, optax.apply_updates(params, updates), batch_stats, opt_state
 
@@ -103,15 +108,15 @@ def test_it_learns_under_the_graph():
         history.append(float(loss))
     assert np.isfinite(history).all()
     assert history[-1] < 0.9 * history[0], history
-    # Each stack is part of the result.
-    reached = {n for n, g in gradient.items() if np.asarray(g).any()}
+    # Every stack receives a gradient.
+    trained = {n for n, g in gradient.items() if np.asarray(g).any()}
     for stack in (0, 1):
-        assert any(n.startswith(f"heatmap_model.hourglasses.{stack}.") for n in reached)
+        assert any(n.startswith(f"heatmap_model.hourglasses.{stack}.") for n in trained)
 
 
-def test_every_cell_starts_at_the_prior_or_at_0():
+def test_initial_bias_is_the_prior_or_0():
     for activation, bias in (("sigmoid", PRIOR_BIAS), ("linear", 0.0)):
-        model = StackedHourglass(K, stacks=1, width=4, activation=activation, rngs=nnx.Rngs(0))
+        model = make(stacks=1, width=4, activation=activation)
         assert (model.outs[0].bias[...] == bias).all()
 
 
@@ -120,11 +125,11 @@ def test_every_cell_starts_at_the_prior_or_at_0():
     [
         ({"stacks": 0}, "at least 1 stack"),
         ({"width": 15}, "an even width"),
-        ({"activation": "tanh"}, "'tanh'; use one of sigmoid, linear"),
+        ({"activation": "tanh"}, "'tanh' is not available; use one of sigmoid, linear"),
         ({"arch": "w18"}, "unknown field 'arch'"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_invalid_options_are_an_error(options, message):
     heatmap = CONFIG["heatmap"] | options
     with pytest.raises(InputError, match=message):
         create_model(CONFIG | {"heatmap": heatmap}, K, rngs=nnx.Rngs(0))

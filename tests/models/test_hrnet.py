@@ -10,12 +10,15 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.compilation import compiler_options
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import abstract_weights
+from lcgcn_jax.models.config import HRNetConfig, choices_of
+from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.hrnet import ARCHS, HRNet
 from lcgcn_jax.models.layers import PRIOR_BIAS, make_rngs
-from lcgcn_jax.models.weights import merge_weights
+from lcgcn_jax.models.registry import create_model
 
-# Channels of the concatenated branches; w18 itself is run at full size below.
+# Channels of the concatenated branches; w18 runs at full size below.
 CHANNELS = {"w48": 720, "w18-small-v1": 240, "w18-small-v2": 270, "tiny": 60}
 
 
@@ -24,55 +27,63 @@ def model_config(**heatmap):
     return {"heatmap": heatmap, "decode": "argmax", "graph": None, "bn_momentum": 0.99}
 
 
+def make(arch="tiny", *, dtype=jnp.float32, **options):
+    return HRNet(HRNetConfig(arch, **options), 7, dtype=dtype, rngs=make_rngs(0))
+
+
 def shapes(arch, side, **options):
     def run():
-        model = HRNet(arch, 7, **options, rngs=make_rngs(0))
+        model = make(arch, **options)
         return model(jnp.zeros((2, side, side + 32, 3)), train=False)
 
     return nnx.eval_shape(run)
 
 
+def test_every_arch_has_a_size():
+    assert choices_of(HRNetConfig)["arch"] == tuple(ARCHS)
+
+
 @pytest.mark.parametrize("arch", CHANNELS)
-def test_maps_and_features_are_at_stride_4(arch):
+def test_heatmaps_and_features_have_stride_4(arch):
     logits, features = shapes(arch, 64)
     assert logits.shape == (2, 16, 24, 7)
     assert features.shape == (2, 16, 24, CHANNELS[arch])
 
 
 @pytest.mark.parametrize(("arch", "width"), [("w18", 18), ("w32", 32), ("w48", 48)])
-def test_widths_double_from_branch_to_branch(arch, width):
+def test_each_branch_is_twice_as_wide(arch, width):
     assert ARCHS[arch].widths == (width, 2 * width, 4 * width, 8 * width)
 
 
-def test_bfloat16_is_computed_in_throughout():
+def test_outputs_are_bfloat16():
     logits, features = shapes("w18-small-v1", 64, dtype=jnp.bfloat16)
     assert logits.dtype == features.dtype == jnp.bfloat16
 
 
 @pytest.fixture(scope="module")
 def small():
-    return nnx.jit(lambda: HRNet("tiny", 7, features="head", rngs=make_rngs(0)))()
+    return nnx.jit(lambda: make(features="head"))()
 
 
-def test_head_features_are_what_the_last_convolution_reads(small):
+def test_head_features_are_the_input_of_the_last_convolution(small):
     images = jnp.asarray(torch_normal("image", (1, 32, 32, 3)))
     logits, features = nnx.jit(lambda model: model(images, train=False))(small)
     assert features.shape == (1, 8, 8, CHANNELS["tiny"])
     np.testing.assert_allclose(small.head_out(features), logits, rtol=1e-6)
 
 
-def test_every_cell_starts_at_the_prior(small):
+def test_initial_probability_is_the_prior(small):
     assert (small.head_out.bias[...] == PRIOR_BIAS).all()
     assert abs(small.head_out.kernel[...]).max() < 0.01
 
 
-def test_linear_heat_starts_at_0():
-    model = nnx.jit(lambda: HRNet("tiny", 7, activation="linear", rngs=make_rngs(0)))()
+def test_initial_linear_heatmap_is_0():
+    model = nnx.jit(lambda: make(activation="linear"))()
     assert model.activation == "linear"
     assert not model.head_out.bias[...].any()
 
 
-def test_weights_are_float32_whatever_is_computed_in():
+def test_weights_are_float32_with_bfloat16_computation():
     _, params, batch_stats = abstract_weights(model_config(arch="tiny"), 7, dtype=jnp.bfloat16)
     assert {x.dtype for x in (params | batch_stats).values()} == {np.dtype(np.float32)}
 
@@ -85,10 +96,9 @@ def test_weights_are_float32_whatever_is_computed_in():
         ({"activation": "tanh"}, r"'tanh'.*linear"),
     ],
 )
-def test_unknown_options_are_refused(options, message):
-    options = {"arch": "tiny", "num_landmarks": 3, "rngs": nnx.Rngs(0)} | options
-    with pytest.raises(ValueError, match=message):
-        HRNet(**options)
+def test_unknown_options_are_an_error(options, message):
+    with pytest.raises(InputError, match=message):
+        create_model(model_config(**options), 3, rngs=nnx.Rngs(0))
 
 
 # Parity with the public PyTorch code; see ../shared/parity/README.md.
@@ -100,11 +110,11 @@ def w18_weights(k):
 
 
 def torch_key(name):
-    """PyTorch's key of one of our weights."""
+    """Key of a weight in the PyTorch code."""
     *path, module, leaf = name.removeprefix("heatmap_model.").split(".")
     kind = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     leaf = kind.get(leaf, leaf)
-    place = {"conv": "0", "bn": "1"}.get(module)  # in a sequence of convolution and norm
+    index = {"conv": "0", "bn": "1"}.get(module)  # in an nn.Sequential of convolution and norm
     match path:
         case []:
             head = {"head_conv": "head.0", "head_bn": "head.1", "head_out": "head.3"}
@@ -112,17 +122,17 @@ def torch_key(name):
         case [stem] if stem in ("stem1", "stem2"):
             return f"{module}{stem[-1]}.{leaf}"
         case ["stage1", block, "shortcut"]:
-            return f"layer1.{block}.downsample.{place}.{leaf}"
+            return f"layer1.{block}.downsample.{index}.{leaf}"
         case ["stage1", block, conv]:
             return f"layer1.{block}.{module}{conv[-1]}.{leaf}"
         case ["transitions", stage, "convs", branch]:
             new = int(branch) == int(stage) + 1
-            return f"transition{int(stage) + 1}.{branch}.{'0.' if new else ''}{place}.{leaf}"
+            return f"transition{int(stage) + 1}.{branch}.{'0.' if new else ''}{index}.{leaf}"
         case ["stages", stage, m, "branches", branch, block, conv]:
             return f"stage{int(stage) + 2}.{m}.branches.{branch}.{block}.{module}{conv[-1]}.{leaf}"
         case ["stages", stage, m, "fuse", target, source, step]:
             step = f"{step}." if int(source) < int(target) else ""
-            return f"stage{int(stage) + 2}.{m}.fuse_layers.{target}.{source}.{step}{place}.{leaf}"
+            return f"stage{int(stage) + 2}.{m}.fuse_layers.{target}.{source}.{step}{index}.{leaf}"
     raise AssertionError(name)
 
 
@@ -150,7 +160,7 @@ def torch_shapes(shared, k):
 
 
 @pytest.mark.slow
-def test_weights_are_those_of_the_public_code_one_to_one(shared):
+def test_weights_match_those_of_the_public_code(shared):
     _, params, batch_stats = w18_weights(98)
     ours = {
         torch_key(name): tuple(np.array(w.shape)[[3, 2, 0, 1]]) if w.ndim == 4 else w.shape
@@ -160,7 +170,7 @@ def test_weights_are_those_of_the_public_code_one_to_one(shared):
     assert ours == torch_shapes(shared, 98)
 
 
-def test_w18_has_as_many_parameters_as_the_public_code(shared):
+def test_w18_has_the_number_of_parameters_of_the_public_code(shared):
     _, params, _ = w18_weights(98)
     count = sum(math.prod(w.shape) for w in params.values())
     trained = {n: s for n, s in torch_shapes(shared, 98).items() if "running" not in n}
@@ -173,7 +183,7 @@ def relative_error(ours, theirs):
 
 
 @pytest.mark.slow
-def test_outputs_are_those_of_the_public_code(shared):
+def test_outputs_match_those_of_the_public_code(shared):
     graphdef, params, batch_stats = w18_weights(68)
     tensors = torch_shapes(shared, 68)
 
@@ -184,7 +194,7 @@ def test_outputs_are_those_of_the_public_code(shared):
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def forward(params, batch_stats, images):
-        hrnet = merge_weights(graphdef, params, batch_stats).heatmap_model
+        hrnet = FunctionalModel(graphdef, params, batch_stats).merge().heatmap_model
         logits, concat = hrnet(images, train=False)
         head = jax.nn.relu(hrnet.head_bn(hrnet.head_conv(concat), train=False))
         return logits[:, ::2, ::2], concat[:, ::8, ::8], head[:, ::8, ::8]

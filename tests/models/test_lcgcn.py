@@ -9,27 +9,19 @@ from flax import nnx
 from lcgcn_jax import losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.heatmaps import DECODERS
-from lcgcn_jax.models import connectivity, lcgcn, registry
-from lcgcn_jax.models.layers import NORMS
-from lcgcn_jax.models.lcgcn import GraphConfig, GraphHead, LCGCNOutput, normalize_images
+from lcgcn_jax.models import registry
+from lcgcn_jax.models.config import GraphConfig, choices_of
+from lcgcn_jax.models.graph_head import GraphHead
+from lcgcn_jax.models.interfaces import GraphFeatures
+from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
 from lcgcn_jax.models.registry import create_model, register_heatmap_model
 from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weights
 
 B, K, SIZE = 2, 5, 32
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(B, SIZE, SIZE, 3)), jnp.float32)
 NARROW = {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]}
-CHOICES = {
-    "connectivity": connectivity.KINDS,
-    "diagonal": connectivity.DIAGONALS,
-    "message": lcgcn.MESSAGES,
-    "output": lcgcn.OUTPUTS,
-    "sampling": lcgcn.SAMPLINGS,
-    "positions": lcgcn.POSITIONS,
-    "shape_features": lcgcn.SHAPE_FEATURES,
-    "activation": lcgcn.ACTIVATIONS,
-    "norm": NORMS,
-    "mlp_output": lcgcn.MLP_OUTPUTS,
-}
+CHOICES = choices_of(GraphConfig)
+VISIBILITY_FIELDS = {"edge_inputs", "gate"}  # tests/models/test_visibility.py
 
 
 def config_of(decode="argmax", **graph):
@@ -51,11 +43,20 @@ def run(model, **train):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    # The first: all defaults.
-    [("connectivity", GraphConfig.connectivity), ("refinements", 2), ("shape_refiner", True)]
-    + [(f, v) for f, values in CHOICES.items() for v in values if v != getattr(GraphConfig, f)],
+    [
+        ("connectivity", GraphConfig.connectivity),  # all defaults
+        ("refinements", 2),
+        ("shape_refiner", True),
+        ("authors_conventions", True),
+    ]
+    + [
+        (field, value)
+        for field in CHOICES.keys() - VISIBILITY_FIELDS
+        for value in CHOICES[field]
+        if value != getattr(GraphConfig, field)
+    ],
 )
-def test_every_option_gives_landmarks_and_edges(toy, field, value):
+def test_every_option_outputs_landmarks_and_edges(toy, field, value):
     @nnx.jit
     def create_and_run():
         model = create_model(config_of("soft", **{field: value}), K, rngs=nnx.Rngs(0))
@@ -77,55 +78,54 @@ def test_every_option_gives_landmarks_and_edges(toy, field, value):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
 
 
-def test_a_graph_is_chosen_by_name_and_an_older_config_without_one_is_the_papers(toy):
+def test_graph_has_a_name_whose_default_is_lcgcn(toy):
     sizes = {"width": 8, "blocks": 1, "fine_steps": 2}
     dag = make(config_of() | {"graph": {"name": "dag", **sizes}})
     assert run(dag).stages.shape == (B, 3, K, 2)
     assert isinstance(make(config_of()).graph, GraphHead)
     assert isinstance(make(config_of(name="lcgcn")).graph, GraphHead)
-    with pytest.raises(InputError, match=r"no graph 'cascade'; there are lcgcn, dag"):
+    with pytest.raises(InputError, match=r"no graph 'cascade'; available: lcgcn, dag"):
         make(config_of(name="cascade"))
     with pytest.raises(InputError, match=r"model\.graph: unknown field 'message'"):
         make(config_of() | {"graph": {"name": "dag", "message": "paper"}})
 
 
-def test_the_options_tested_are_all_there_are():
-    free = {"embedding_widths", "class_widths", "edge_widths", "gcn_widths", "pair_width"}
-    free |= {"refinements", "shape_refiner"}
-    free |= {"edge_inputs", "gate", "visibility_gradient"}  # tests/models/test_visibility.py
-    assert {f.name for f in dataclasses.fields(GraphConfig)} - free == set(CHOICES)
-
-
 @pytest.mark.parametrize("field", CHOICES)
-def test_values_that_are_not_there_are_refused_by_name(toy, field):
+def test_unknown_choices_are_an_error(toy, field):
     with pytest.raises(InputError, match=rf"model\.graph\.{field}: 'other' is not available"):
         create_model(config_of(**{field: "other"}), K, rngs=nnx.Rngs(0))
 
 
-def test_the_last_block_must_give_coordinates():
+def test_named_graph_configs():
+    assert GraphConfig.paper() == GraphConfig()
+    assert GraphConfig.authors().authors_conventions
+    assert GraphConfig.best().uses_offset_votes
+
+
+def test_last_gcn_width_other_than_2_is_an_error():
     with pytest.raises(ValueError, match="gcn_widths"):
         GraphConfig(gcn_widths=(8, 3))
 
 
 @pytest.mark.parametrize("decode", DECODERS)
-def test_a_residual_graph_starts_at_the_heatmap_landmarks(toy, decode):
+def test_initial_output_of_residual_graph_is_the_heatmap_landmarks(toy, decode):
     output = run(make(config_of(decode, output="residual")))
     np.testing.assert_allclose(output.landmarks, output.heatmap_landmarks, atol=1e-5)
     assert np.ptp(output.landmarks) > 1
 
 
-@pytest.mark.parametrize("output", lcgcn.OUTPUTS)
-def test_coordinates_are_parts_of_the_crop_from_its_edge(toy, output):
-    model = make(config_of(output=output))
+@pytest.mark.parametrize("graph_output", CHOICES["output"])
+def test_graph_coordinates_are_fractions_of_the_crop(toy, graph_output):
+    model = make(config_of(output=graph_output))
     last = model.graph.blocks[-1]
-    for param in (last.own, last.neighbor, last.shape):
+    for param in (last.node, last.neighbor, last.shape):
         param.set_value(jnp.zeros_like(param[...]))
     last.bias.set_value(jnp.array([0.25, 0.5]))
-    said = run(model)
-    # From the edge of the crop, at -0.5, or from the heatmap's landmarks.
-    start = -0.5 if output == "absolute" else np.asarray(said.heatmap_landmarks)
+    output = run(model)
+    # Relative to the edge of the crop, at -0.5, or to the heatmap landmarks.
+    start = -0.5 if graph_output == "absolute" else np.asarray(output.heatmap_landmarks)
     expected = np.broadcast_to(start + np.array([0.25, 0.5]) * SIZE, (B, K, 2))
-    np.testing.assert_allclose(said.landmarks, expected, atol=1e-4)
+    np.testing.assert_allclose(output.landmarks, expected, atol=1e-4)
 
 
 def test_heatmap_landmarks_are_the_peaks_in_crop_pixels(toy):
@@ -136,76 +136,78 @@ def test_heatmap_landmarks_are_the_peaks_in_crop_pixels(toy):
     np.testing.assert_allclose(output.confidence, jax.nn.sigmoid(flat.max(axis=1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("origin", [0, 2.5])
-def test_the_origin_moves_the_peaks_and_not_what_lies_at_them(toy, origin):
+@pytest.mark.parametrize("offset", [0, 2.5])
+def test_heatmap_offset_translates_landmarks_only(toy, offset):
     config = config_of("dark", output="residual", sampling="bilinear")
-    model, moved = make(config), make(config | {"heatmap_offset": origin})
-    assert (model.heatmap_offset, moved.heatmap_offset) == (1.5, origin)
-    plain, other = run(model), run(moved)
+    model, translated = make(config), make(config | {"heatmap_offset": offset})
+    assert (model.heatmap_offset, translated.heatmap_offset) == (1.5, offset)
+    plain, other = run(model), run(translated)
     np.testing.assert_allclose(
-        other.heatmap_landmarks, plain.heatmap_landmarks + (origin - 1.5), atol=1e-5
+        other.heatmap_landmarks, plain.heatmap_landmarks + (offset - 1.5), atol=1e-5
     )
-    np.testing.assert_allclose(other.landmarks, plain.landmarks + (origin - 1.5), atol=1e-5)
+    np.testing.assert_allclose(other.landmarks, plain.landmarks + (offset - 1.5), atol=1e-5)
     np.testing.assert_array_equal(other.edges, plain.edges)
 
 
-@pytest.mark.parametrize("origin", ["corner", True, float("nan"), [1.5, 1.5]])
-def test_an_origin_that_is_no_number_is_refused(toy, origin):
-    with pytest.raises(InputError, match=r"model\.heatmap_offset: .* is no place in pixels"):
-        create_model(config_of() | {"heatmap_offset": origin}, K, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("offset", ["corner", True, float("nan"), [1.5, 1.5]])
+def test_heatmap_offset_other_than_a_number_is_an_error(toy, offset):
+    with pytest.raises(InputError, match=r"model\.heatmap_offset: .* is not a number of pixels"):
+        create_model(config_of() | {"heatmap_offset": offset}, K, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("origin", [None, 2.0])
-def test_corner_positions_are_cells_in_and_pixels_out(toy, monkeypatch, origin):
-    """Over the side of the map and of the crop, wherever the cells lie."""
-    model = make(config_of(positions="corner") | {"heatmap_offset": origin})
-    seen = []
-    monkeypatch.setattr(
-        GraphHead,
-        "__call__",
-        lambda self, positions, *_, **__: (seen.append(positions), (positions[:, None] / 2, None))[
-            1
-        ],
-    )
+@pytest.mark.parametrize("offset", [None, 2.0])
+def test_coordinates_in_the_authors_conventions(toy, monkeypatch, offset):
+    """Inputs are heatmap pixels over the side of the heatmap, outputs pixels over the side of the crop."""
+    model = make(config_of(authors_conventions=True) | {"heatmap_offset": offset})
+    inputs = []
+
+    def half(self, positions, *_, **__):
+        inputs.append(positions)
+        return positions[:, None] / 2, None
+
+    monkeypatch.setattr(GraphHead, "__call__", half)
     output = model(IMAGES)
-    cells = (output.heatmap_landmarks - model.heatmap_offset) / 4
-    np.testing.assert_allclose(seen[0], cells / (SIZE // 4), atol=1e-6)
-    np.testing.assert_allclose(output.landmarks, 4 * cells / 2, atol=1e-5)
+    pixels = (output.heatmap_landmarks - model.heatmap_offset) / 4
+    np.testing.assert_allclose(inputs[0], pixels / (SIZE // 4), atol=1e-6)
+    np.testing.assert_allclose(output.landmarks, 4 * pixels / 2, atol=1e-5)
 
 
-def test_corner_positions_have_no_residual():
-    with pytest.raises(ValueError, match="'corner' is for absolute coordinates"):
-        GraphConfig(positions="corner", output="residual")
+def test_authors_conventions_with_residual_output_are_an_error():
+    with pytest.raises(ValueError, match="needs absolute coordinates"):
+        GraphConfig(authors_conventions=True, output="residual")
 
 
-def test_without_a_graph_the_landmarks_are_the_heatmaps(toy):
+def test_landmarks_without_graph_are_the_heatmap_landmarks(toy):
     output = run(make(config_of() | {"graph": None}))
     assert output.edges is None
     np.testing.assert_array_equal(output.landmarks, output.heatmap_landmarks)
 
 
-def test_images_are_judged_one_by_one_in_evaluation(toy):
+def test_images_do_not_depend_on_each_other_in_evaluation(toy):
     model = make(config_of("dark"))
-    alone = nnx.jit(lambda model: model(IMAGES[1:]))(model)
-    np.testing.assert_allclose(run(model).landmarks[1:], alone.landmarks, rtol=1e-4, atol=1e-4)
+    single = nnx.jit(lambda model: model(IMAGES[1:]))(model)
+    np.testing.assert_allclose(run(model).landmarks[1:], single.landmarks, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", connectivity.KINDS)
-def test_the_order_of_the_landmarks_matters_only_to_learned_edges(kind):
+@pytest.mark.parametrize("kind", CHOICES["connectivity"])
+def test_order_of_landmarks_matters_only_with_learned_edges(kind):
     config = GraphConfig(connectivity=kind, norm="none")
     head = nnx.jit(lambda: GraphHead(config, K, 6, bn_momentum=0.9, rngs=nnx.Rngs(0)))()
-    if kind == "learned_static":  # they start uniform
+    if kind == "learned_static":  # the initial edges are uniform
         head.connectivity.logits.set_value(jnp.eye(K) + jnp.arange(K, dtype=jnp.float32)[None])
     rng, order = np.random.default_rng(1), np.array([3, 0, 4, 1, 2])
     inputs = [rng.uniform(size=(B, K, *rest)).astype(np.float32) for rest in ((2,), (), (6,))]
-    plain, _ = head(*map(jnp.asarray, inputs), train=False)
-    moved, _ = head(*(jnp.asarray(x[:, order]) for x in inputs), train=False)
-    same = np.allclose(plain[:, :, order], moved, atol=1e-5)
-    assert same == (kind in ("uniform", "self_only"))
+
+    def run_head(order):
+        positions, confidence, points = (jnp.asarray(x[:, order]) for x in inputs)
+        return head(positions, confidence, GraphFeatures(points=points), train=False)[0]
+
+    is_equal = np.allclose(run_head(np.arange(K))[:, :, order], run_head(order), atol=1e-5)
+    assert is_equal == (kind in ("uniform", "self_only"))
 
 
 def coordinate_gradients(model, **train):
-    """Gradients of the coordinate loss by parameter, and the batch statistics after the step."""
+    """Names of trained parameters, updated statistics, all parameters and all statistics."""
     graphdef, params, batch_stats = split_weights(model)
 
     @jax.jit
@@ -219,35 +221,35 @@ def coordinate_gradients(model, **train):
 
         return jax.grad(loss, has_aux=True)(params)
 
-    gradients, after = gradients_of(params)
-    touched = {name for name, gradient in gradients.items() if np.any(gradient)}
-    updated = {name for name in after if not np.array_equal(after[name], batch_stats[name])}
-    return touched, updated, gradients.keys(), after.keys()
+    gradients, new_stats = gradients_of(params)
+    trained = {name for name, gradient in gradients.items() if np.any(gradient)}
+    updated = {name for name in new_stats if not np.array_equal(new_stats[name], batch_stats[name])}
+    return trained, updated, gradients.keys(), new_stats.keys()
 
 
-def part(names, of):
-    return {name for name in names if name.startswith(f"{of}.")}
+def part(names, prefix):
+    return {name for name in names if name.startswith(f"{prefix}.")}
 
 
-def test_a_frozen_heatmap_model_gets_no_gradient_and_keeps_its_statistics(toy):
+def test_frozen_heatmap_model_has_no_gradient_and_keeps_its_statistics(toy):
     model = make(config_of("soft"))
-    touched, updated, _, stats = coordinate_gradients(model, train_graph=True)
-    assert not part(touched, "heatmap_model")
-    assert part(touched, "graph")
+    trained, updated, _, stats = coordinate_gradients(model, train_graph=True)
+    assert not part(trained, "heatmap_model")
+    assert part(trained, "graph")
     assert updated == part(stats, "graph")
 
 
-def test_trained_jointly_the_coordinates_reach_the_heatmap_model(toy):
+def test_joint_training_trains_the_heatmap_model_by_coordinates(toy):
     model = make(config_of("soft"))
-    touched, updated, params, stats = coordinate_gradients(
+    trained, updated, params, stats = coordinate_gradients(
         model, train_heatmap=True, train_graph=True
     )
-    assert part(params, "heatmap_model.first") <= touched
+    assert part(params, "heatmap_model.first") <= trained
     assert updated == stats
 
 
 @pytest.mark.parametrize("level", [0, 100, 255])
-def test_images_are_normalized_by_imagenet_mean_and_deviation(level):
+def test_images_are_normalized_by_imagenet_mean_and_std(level):
     pixel = normalize_images(jnp.full((1, 1, 1, 3), level, jnp.uint8))[0, 0, 0]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(pixel, (level / 255 - mean) / std, rtol=1e-5)
@@ -264,22 +266,25 @@ def test_images_are_normalized_by_imagenet_mean_and_deviation(level):
         ),
         ({"heatmap": {"name": "toy", "widths": 4}}, r"model\.heatmap: .*'widths'.*'width'"),
         ({"heatmap": {"name": "hrnet", "archs": "w18"}}, r"model\.heatmap: .*'archs'.*'arch'"),
-        ({"heatmap": {"name": "hrnet", "arch": "w19"}}, r"unknown HRNet 'w19'; use one of w18"),
+        (
+            {"heatmap": {"name": "hrnet", "arch": "w19"}},
+            r"arch: 'w19' is not available; use one of w18",
+        ),
         ({"graph": {"conectivity": "uniform"}}, r"model\.graph: .*did you mean 'connectivity'"),
     ],
 )
-def test_mistakes_in_a_configuration_are_named(toy, change, message):
+def test_invalid_configuration_is_an_error(toy, change, message):
     with pytest.raises(InputError, match=message):
         create_model(config_of() | change, K, rngs=nnx.Rngs(0))
 
 
-def test_a_registered_model_gets_its_options(toy):
+def test_registered_model_receives_its_options(toy):
     model = make(config_of() | {"heatmap": {"name": "toy", "width": 12}})
     assert isinstance(model.heatmap_model, toy)
     assert model.heatmap_model.first.conv.kernel.shape == (3, 3, 3, 12)
 
 
-def test_a_function_can_be_registered(toy):
+def test_function_can_be_registered(toy):
     def wide_toy(num_landmarks, *, factor=2, bn_momentum, dtype, rngs):
         return toy(num_landmarks, width=8 * factor, bn_momentum=bn_momentum, dtype=dtype, rngs=rngs)
 
@@ -288,7 +293,7 @@ def test_a_function_can_be_registered(toy):
     assert model.heatmap_model.first.conv.kernel.shape == (3, 3, 3, 24)
 
 
-def test_a_name_is_registered_once(toy):
+def test_registering_a_name_twice_is_an_error(toy):
     with pytest.raises(ValueError, match="'toy'"):
         register_heatmap_model("toy", toy)
     assert registry._HEATMAP_MODELS["toy"] is toy

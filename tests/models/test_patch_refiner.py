@@ -5,21 +5,22 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.heatmaps import sample
-from lcgcn_jax.models.lcgcn import GraphConfig, GraphHead
-from lcgcn_jax.models.patch_refiner import SIDE, PatchRefiner
+from lcgcn_jax.models.config import GraphConfig, PatchRefinerConfig
+from lcgcn_jax.models.graph_head import GraphHead
+from lcgcn_jax.models.patch_refiner import PatchRefiner
 
 B, K, C, HH, HW = 2, 5, 6, 12, 16
 RNG = np.random.default_rng(0)
 MAPS = jnp.asarray(RNG.normal(size=(B, HH, HW, C)), jnp.float32)
-HEAT = jnp.asarray(RNG.uniform(size=(B, HH, HW, K)), jnp.float32)
+HEATMAPS = jnp.asarray(RNG.uniform(size=(B, HH, HW, K)), jnp.float32)
 POSITIONS = jnp.asarray(RNG.uniform(0.3, 0.7, size=(B, K, 2)), jnp.float32)
-CELLS = POSITIONS * jnp.array([[[HW, HH]]], jnp.float32) - 0.5
+PIXELS = POSITIONS * jnp.array([[[HW, HH]]], jnp.float32) - 0.5
 CONFIDENCE = jnp.asarray(RNG.uniform(0.2, 1.0, size=(B, K)), jnp.float32)
 EDGES = jax.nn.softmax(jnp.asarray(RNG.normal(size=(B, K, K)), jnp.float32), axis=-1)
 
 
-def stirred(model):
-    """A model away from its start, where nothing moves."""
+def randomize(model):
+    """Set all parameters to random values; the output weights start at 0."""
     for weight in jax.tree.leaves(
         nnx.state(model, nnx.Param), is_leaf=lambda x: isinstance(x, nnx.Param)
     ):
@@ -28,75 +29,74 @@ def stirred(model):
 
 
 def make():
-    return stirred(PatchRefiner(K, C, rngs=nnx.Rngs(0)))
+    return randomize(PatchRefiner(K, C, rngs=nnx.Rngs(0)))
 
 
-def run(refiner, positions=POSITIONS, edges=EDGES, maps=MAPS, heat=HEAT):
-    return refiner(positions, jnp.log(CONFIDENCE), edges, maps, heat)
+def run(refiner, positions=POSITIONS, edges=EDGES, maps=MAPS, heatmaps=HEATMAPS):
+    return refiner(positions, jnp.log(CONFIDENCE), edges, maps, heatmaps)
 
 
-def test_starts_where_the_last_turn_ended():
+def test_initial_refiner_is_the_identity():
     fresh = PatchRefiner(K, C, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(run(fresh), POSITIONS)
 
 
-def test_is_its_equations_loop_by_loop():
+def test_refiner_matches_a_loop_over_landmarks():
     refiner = make()
-    found = np.asarray(run(refiner))
+    refined = np.asarray(run(refiner))
     size = np.array([HW, HH])
     for b in range(B):
-        cells = np.asarray(POSITIONS[b]) * size - 0.5
+        pixels = np.asarray(POSITIONS[b]) * size - 0.5
         nodes = []
         for i in range(K):
             offsets = [(dx, dy) for dy in range(-2, 3) for dx in range(-2, 3)]
-            around = jnp.asarray(cells[i] + np.array(offsets), jnp.float32)[None]
-            window = sample(MAPS[b : b + 1], around, bilinear=True)[0] @ refiner.project[...]
-            own = sample(HEAT[b : b + 1], around, bilinear=True)[0, :, i]
+            window = jnp.asarray(pixels[i] + np.array(offsets), jnp.float32)[None]
+            features = sample(MAPS[b : b + 1], window, bilinear=True)[0] @ refiner.project[...]
+            patch = sample(HEATMAPS[b : b + 1], window, bilinear=True)[0, :, i]
             node = jnp.concatenate(
-                [window.ravel(), own, jnp.log(CONFIDENCE[b, i : i + 1]), refiner.classes[...][i]]
+                [
+                    features.ravel(),
+                    patch,
+                    jnp.log(CONFIDENCE[b, i : i + 1]),
+                    refiner.classes[...][i],
+                ]
             )
             nodes.append(jax.nn.relu(node @ refiner.embedding[...]))
         nodes = np.array(nodes)
-        for conv, end in ((refiner.hidden, jax.nn.relu), (refiner.displacement, lambda x: x)):
-            after = []
+        for conv, activate in ((refiner.hidden, jax.nn.relu), (refiner.displacement, jnp.asarray)):
+            outputs = []
             for i in range(K):
-                heard = 0
+                total = 0
                 for j in range(K):
                     offset = np.asarray(POSITIONS[b, i] - POSITIONS[b, j]) * size
-                    said = nodes[j] @ conv.neighbor[...] + offset @ conv.shape[...]
-                    heard = heard + EDGES[b, i, j] * said
-                after.append(end(nodes[i] @ conv.own[...] + conv.bias[...] + heard))
-            nodes = np.array(after)
-        np.testing.assert_allclose(found[b], POSITIONS[b] + nodes / size, atol=2e-5)
+                    message = nodes[j] @ conv.neighbor[...] + offset @ conv.shape[...]
+                    total = total + EDGES[b, i, j] * message
+                outputs.append(activate(nodes[i] @ conv.node[...] + conv.bias[...] + total))
+            nodes = np.array(outputs)
+        np.testing.assert_allclose(refined[b], POSITIONS[b] + nodes / size, atol=2e-5)
 
 
-def read_by(function, *args):
-    """Cells that a gradient reaches, rows and columns."""
-    gradient = jax.grad(lambda *a: (function(*a) ** 2).sum())(*args)
-    return np.asarray(gradient != 0).any(axis=-1)
-
-
-def test_only_the_window_is_read_and_of_the_heat_only_its_own():
+def test_only_the_patch_and_only_the_heatmap_of_the_landmark_have_an_effect():
     refiner = make()
-    alone = jnp.eye(K)[None].repeat(B, axis=0)
+    self_only = jnp.eye(K)[None].repeat(B, axis=0)
 
-    def first(maps, heat):
-        return run(refiner, edges=alone, maps=maps, heat=heat)[:, :1]
+    def energy(maps, heatmaps):
+        refined = run(refiner, edges=self_only, maps=maps, heatmaps=heatmaps)
+        return (refined[:, :1] ** 2).sum()
 
-    read = read_by(lambda maps: first(maps, HEAT), MAPS)
-    rows, columns = np.nonzero(read[0])
-    assert np.ptp(rows) <= SIDE
-    assert np.ptp(columns) <= SIDE
+    gradients = jax.grad(energy, argnums=(0, 1))(MAPS, HEATMAPS)
+    rows, columns = np.nonzero(np.asarray(gradients[0][0] != 0).any(axis=-1))
+    assert np.ptp(rows) <= PatchRefinerConfig().side
+    assert np.ptp(columns) <= PatchRefinerConfig().side
     x, y = np.asarray(POSITIONS[0, 0]) * [HW, HH] - 0.5
     assert abs(rows.mean() - y) < 1
     assert abs(columns.mean() - x) < 1
-    heat = jax.grad(lambda heat: (first(MAPS, heat) ** 2).sum())(HEAT)
-    assert np.abs(heat[..., 0]).max() > 0
-    np.testing.assert_array_equal(heat[..., 1:], 0)
+    assert np.abs(gradients[1][..., 0]).max() > 0
+    np.testing.assert_array_equal(gradients[1][..., 1:], 0)
 
 
 @pytest.mark.slow
-def test_turns_read_again_where_the_last_one_ended():
+def test_each_stage_samples_at_the_landmarks_of_the_previous_one():
     config = GraphConfig(
         output="residual",
         sampling="bilinear",
@@ -105,29 +105,29 @@ def test_turns_read_again_where_the_last_one_ended():
         embedding_widths=(7, 3),
         gcn_widths=(6, 2),
     )
-    head = stirred(GraphHead(config, K, C, bn_momentum=0.9, rngs=nnx.Rngs(0)))
+    head = randomize(GraphHead(config, K, C, bn_momentum=0.9, rngs=nnx.Rngs(0)))
 
     def run_head(maps):
-        features = head.read(maps, HEAT, CELLS)
+        features = head.select_features(maps, HEATMAPS, PIXELS)
         return head(POSITIONS, CONFIDENCE, features, train=False)[0]
 
     stages = run_head(MAPS)
     assert stages.shape == (B, 3, K, 2)
-    moved = np.abs(np.diff(stages, axis=1)).min(axis=(0, 2, 3))
-    assert (moved > 0).all()
+    displacements = np.abs(np.diff(stages, axis=1)).min(axis=(0, 2, 3))
+    assert (displacements > 0).all()
     graphdef, params, rest = nnx.split(head, nnx.Param, ...)
 
-    def gradient_of(turn):
+    def trained_by(stage):
         def total(p):
             model = nnx.merge(graphdef, p, rest)
-            features = model.read(MAPS, HEAT, CELLS)
-            return (model(POSITIONS, CONFIDENCE, features, train=False)[0][:, turn] ** 2).sum()
+            features = model.select_features(MAPS, HEATMAPS, PIXELS)
+            return (model(POSITIONS, CONFIDENCE, features, train=False)[0][:, stage] ** 2).sum()
 
         flat = nnx.to_flat_state(jax.grad(total)(params))
         return {path[:2] for path, value in flat if np.abs(value[...]).max() > 0}
 
-    # Each turn is held to the truth by itself: no gradient goes back into where it began to look.
-    assert ("refinements", 0) in gradient_of(1)
-    assert ("refinements", 1) not in gradient_of(1)
-    assert ("refinements", 1) in gradient_of(2)
-    assert ("refinements", 0) not in gradient_of(2)
+    # Patch positions are constants, so the loss of a stage does not train the previous one.
+    assert ("refinements", 0) in trained_by(1)
+    assert ("refinements", 1) not in trained_by(1)
+    assert ("refinements", 1) in trained_by(2)
+    assert ("refinements", 0) not in trained_by(2)

@@ -1,4 +1,4 @@
-"""Visibility head: with every graph, in edges and gates, and off by default."""
+"""Visibility head: with every graph, in edge weights and gates, and off by default."""
 
 import dataclasses
 
@@ -10,11 +10,12 @@ from flax import nnx
 
 from lcgcn_jax import losses
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.interop.torch_weights import AUTHORS_GRAPH, export_weights
+from lcgcn_jax.interop.torch_weights import export_weights
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models import connectivity
+from lcgcn_jax.models.config import GraphConfig, VisibilityConfig, choices_of
 from lcgcn_jax.models.registry import create_model
-from lcgcn_jax.models.visibility import HEADS, log_probabilities
+from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import merge_weights, split_weights
 
 B, K, SIZE = 2, 5, 32
@@ -25,12 +26,12 @@ LOGIT = jnp.asarray(3 * RNG.normal(size=(B, K)), jnp.float32)
 NARROW = {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]}
 GRAPHS = {
     "paper": {},
-    "refinements": {"refinements": 1, "message": "offsets"},
+    "refinements": {"refinements": 1, "message": "offset_votes"},
     "static": {"connectivity": "learned_static", "gate": "visibility"},
     "uniform": {"connectivity": "uniform", "gate": "visibility"},
     "self_only": {"connectivity": "self_only", "gate": "visibility"},
     "edges": {"edge_inputs": "visibility"},
-    "edges and gate": {"edge_inputs": "both", "gate": "visibility", "message": "offsets"},
+    "edges and gate": {"edge_inputs": "both", "gate": "visibility", "message": "offset_votes"},
     "cascade": {"name": "dag", "width": 8, "blocks": 1, "fine_steps": 2},
 }
 
@@ -50,11 +51,11 @@ def make(config):
     return nnx.jit(lambda: create_model(config, K, rngs=nnx.Rngs(0)))()
 
 
-@pytest.mark.parametrize("head", [head for head in HEADS if head != "none"])
+@pytest.mark.parametrize("head", choices_of(VisibilityConfig)["head"][1:])
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_every_graph_has_probabilities(toy, graph, head):
+def test_every_graph_outputs_probabilities(toy, graph, head):
     if head == "local" and graph not in ("paper", "cascade"):
-        pytest.skip("the graph does not see which head it is")
+        pytest.skip("the graph does not depend on the kind of head")
     model = make(config_of(head, **GRAPHS[graph]))
 
     @nnx.jit
@@ -72,11 +73,11 @@ def test_every_graph_has_probabilities(toy, graph, head):
         np.testing.assert_allclose(output.edges.sum(axis=-1), 1.0, rtol=1e-4)
     for name in ("visibility", "landmarks", "edges", "heatmap_std"):
         np.testing.assert_allclose(getattr(whole, name), getattr(refined, name), atol=1e-4)
-    # All start near the prior.
+    # Initial probabilities are near the prior.
     np.testing.assert_allclose(whole.visibility, 0.88, atol=0.03)
 
 
-def test_the_probabilities_of_the_classes():
+def test_class_probabilities_match_the_binary_decisions():
     logits = jnp.asarray(RNG.normal(size=(B, K, 2)), jnp.float32)
     p = np.exp(log_probabilities(logits))
     np.testing.assert_allclose(p.sum(axis=-1), 1.0, rtol=1e-5)
@@ -86,10 +87,10 @@ def test_the_probabilities_of_the_classes():
     )
 
 
-def test_off_by_default_and_without_an_effect_on_the_rest(toy):
+def test_head_is_off_by_default_and_does_not_change_other_outputs(toy):
     config = config_of()
-    without = {name: value for name, value in config.items() if name != "visibility"}
-    plain, off, on = (make(c) for c in (without, config_of("none"), config))
+    no_field = {name: value for name, value in config.items() if name != "visibility"}
+    plain, off, on = (make(c) for c in (no_field, config_of("none"), config))
     weights = [split_weights(model)[1] for model in (plain, off, on)]
     assert weights[0].keys() == weights[1].keys()
     assert not any(name.startswith("visibility") for name in weights[0])
@@ -110,8 +111,8 @@ def test_off_by_default_and_without_an_effect_on_the_rest(toy):
         np.testing.assert_allclose(*(getattr(o, name) for o in outputs), atol=1e-5)
 
 
-@pytest.mark.parametrize("inputs", connectivity.EDGE_INPUTS)
-def test_edges_depend_on_what_they_are_given(inputs):
+@pytest.mark.parametrize("inputs", choices_of(GraphConfig)["edge_inputs"])
+def test_edges_depend_only_on_their_inputs(inputs):
     edges = connectivity.PerImageEdges(
         K, class_widths=(4, 2), edge_widths=(6,), diagonal="learned", norm="none", inputs=inputs,
         bn_momentum=0.9, rngs=nnx.Rngs(0),
@@ -125,7 +126,7 @@ def test_edges_depend_on_what_they_are_given(inputs):
     assert changes(CONFIDENCE, -LOGIT) == (inputs != "confidence")
 
 
-def test_the_gate_scales_messages_by_the_visibility_of_their_sender():
+def test_gate_scales_messages_by_the_visibility_of_the_source():
     edges = jax.nn.softmax(jnp.asarray(RNG.normal(size=(B, K, K)), jnp.float32))
     gated = np.asarray(connectivity.VisibilityGate()(edges, LOGIT))
     weights = np.asarray(edges, np.float64) * (1 / (1 + np.exp(-np.asarray(LOGIT))))[:, None, :]
@@ -134,10 +135,10 @@ def test_the_gate_scales_messages_by_the_visibility_of_their_sender():
     np.testing.assert_allclose(hidden, edges, rtol=1e-4)
 
 
-@pytest.mark.parametrize("through", [False, True])
-def test_the_coordinate_loss_trains_the_head_only_where_it_may(toy, through):
+@pytest.mark.parametrize("visibility_gradient", [False, True])
+def test_coordinate_loss_trains_the_head_only_with_visibility_gradient(toy, visibility_gradient):
     config = config_of(
-        edge_inputs="both", gate="visibility", norm="none", visibility_gradient=through
+        edge_inputs="both", gate="visibility", norm="none", visibility_gradient=visibility_gradient
     )
     graphdef, params, stats = split_weights(make(config))
 
@@ -150,12 +151,12 @@ def test_the_coordinate_loss_trains_the_head_only_where_it_may(toy, through):
         return jax.grad(loss)(params)
 
     gradients = gradient(params)
-    moved = any(np.any(g) for name, g in gradients.items() if name.startswith("visibility."))
-    assert moved == through
+    has_gradient = any(np.any(g) for name, g in gradients.items() if name.startswith("visibility."))
+    assert has_gradient == visibility_gradient
     assert np.any(gradients["graph.gate.exponent"])
 
 
-def test_the_visibility_loss_trains_features_and_no_heatmap(toy):
+def test_visibility_loss_trains_features_but_not_heatmaps(toy):
     graphdef, params, stats = split_weights(make(config_of()))
 
     @jax.jit
@@ -174,7 +175,7 @@ def test_the_visibility_loss_trains_features_and_no_heatmap(toy):
     }
     gradients = gradient(params)
     assert np.any(gradients["visibility.visual.kernel"])
-    # Of the toy's last convolution, the first 6 channels are features and the others logits.
+    # In the last convolution of the toy model, the first 6 channels are features, the others logits.
     last = np.asarray(gradients["heatmap_model.second.bn.bias"])
     assert last[:6].any()
     assert not last[6:].any()
@@ -201,27 +202,28 @@ def test_the_visibility_loss_trains_features_and_no_heatmap(toy):
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(toy, change, message):
+def test_incompatible_options_are_a_one_line_error(toy, change, message):
     with pytest.raises(InputError, match=message) as error:
         create_model(config_of() | change, K, rngs=nnx.Rngs(0))
     assert "\n" not in str(error.value)
 
 
-def test_a_bundle_without_its_graph_is_without_the_head(toy, random_bundle):
+def test_bundle_without_graph_has_no_visibility_head(toy, random_bundle):
     scheme = LandmarkScheme.from_dict({"name": "five", "num_landmarks": K})
     bundle = random_bundle(config_of(), scheme, SIZE)
     assert bundle.has_visibility
-    alone = bundle.without_graph()
-    assert not alone.has_visibility
-    assert set(alone.create()[1]) == {n for n in alone.weights if n in bundle.create()[1]}
-    assert not dataclasses.replace(bundle, model=alone.model).has_visibility
+    heatmap_only = bundle.without_graph()
+    assert not heatmap_only.has_visibility
+    params = bundle.create().params
+    assert set(heatmap_only.create().params) == {n for n in heatmap_only.weights if n in params}
+    assert not dataclasses.replace(bundle, model=heatmap_only.model).has_visibility
 
 
-def test_the_authors_code_has_no_visibility_head(random_bundle):
+def test_visibility_head_cannot_be_exported_to_the_authors_code(random_bundle):
     scheme = LandmarkScheme.from_dict({"name": "five", "num_landmarks": K})
     model = config_of() | {
         "heatmap": {"name": "hrnet", "arch": "tiny"},
-        "graph": dataclasses.asdict(AUTHORS_GRAPH),
+        "graph": dataclasses.asdict(GraphConfig.authors()),
     }
     bundle = random_bundle(model, scheme, SIZE)
     with pytest.raises(InputError, match=r"a visibility head.*--heatmap-only"):

@@ -12,19 +12,19 @@ WEIGHTS = {
 }
 
 
-def test_vector_is_in_the_order_of_the_names():
+def test_vector_is_sorted_by_name():
     np.testing.assert_array_equal(to_vector(WEIGHTS), [7, 8, 0, 1, 2, 3, 4, 5, 9])
 
 
-def test_weights_come_back_from_their_vector():
+def test_vector_round_trip():
     shapes = jax.eval_shape(lambda: WEIGHTS)
-    again = from_vector(np.asarray(to_vector(WEIGHTS)), shapes)
-    assert again.keys() == WEIGHTS.keys()
+    weights = from_vector(np.asarray(to_vector(WEIGHTS)), shapes)
+    assert weights.keys() == WEIGHTS.keys()
     for name, value in WEIGHTS.items():
-        np.testing.assert_array_equal(again[name], value)
+        np.testing.assert_array_equal(weights[name], value)
 
 
 @pytest.mark.parametrize("length", [8, 10])
-def test_vector_of_another_length_is_refused(length):
-    with pytest.raises(ValueError, match=f"{length} numbers for weights of 9"):
+def test_vector_of_wrong_length_is_an_error(length):
+    with pytest.raises(ValueError, match=f"{length} numbers into weights with 9"):
         from_vector(np.zeros(length), WEIGHTS)

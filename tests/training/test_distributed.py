@@ -41,7 +41,11 @@ def free_port():
 
 def start(config_file, workdir, count):
     """Starts `lcgcn train` as `count` processes of one device each."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     command = [sys.executable, "-m", "lcgcn_jax", "train", "--config", str(config_file)]
     command += ["--workdir", str(workdir)]
     if count > 1:
@@ -81,12 +85,9 @@ def single_process_run(config_file, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 1)])
-def test_run_resumes_with_another_number_of_processes(
-    config_file, single_process_run, tmp_path, first, then
-):
+def test_run_resumes_with_another_number_of_processes(config_file, single_process_run, tmp_path):
     workdir = tmp_path / "run"
-    processes = start(config_file, workdir, first)
+    processes = start(config_file, workdir, 2)
     wait_for_step(workdir, 2, processes)
     processes[-1].send_signal(signal.SIGTERM)  # all processes stop at the same step
     out = finish(processes, codes=(0, 143))
@@ -95,7 +96,7 @@ def test_run_resumes_with_another_number_of_processes(
         assert {process.returncode for process in processes} == {143}
         assert f"stopped by SIGTERM; {workdir}: saved at step {stopped}" in out[0][1]
         assert not any(str(workdir) in text for text, _ in out[1:])
-        finish(start(config_file, workdir, then))
+        finish(start(config_file, workdir, 4))
     rows, expected = read_metrics(workdir), read_metrics(single_process_run)
     assert [row.keys() for row in rows] == [row.keys() for row in expected]
     for row, other in zip(rows, expected, strict=True):

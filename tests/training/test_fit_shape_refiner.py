@@ -7,6 +7,7 @@ from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.face_errors import split_errors
 from lcgcn_jax.inference.model import LandmarkModel
+from lcgcn_jax.landmarks import WFLW98
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.training.fit_shape_refiner import fit_shape_refiner, solve
 from lcgcn_jax.training.sharding import make_mesh
@@ -72,8 +73,8 @@ def test_command_writes_a_bundle(run, synthetic98, tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
-def test_model_without_the_graph_is_rejected(run, synthetic98):
-    bundle = load_bundle(run).without_graph()
+def test_model_without_the_graph_is_rejected(random_bundle, tiny_config, synthetic98):
+    bundle = random_bundle(tiny_config.model.to_dict(), WFLW98, 32).without_graph()
     with pytest.raises(InputError, match="'lcgcn'"):
         fit_shape_refiner(
             bundle,

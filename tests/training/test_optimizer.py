@@ -18,7 +18,7 @@ CONFIG = OptimizerConfig(
 PARAMS = {
     "heatmap_model.conv.kernel": jnp.full((2, 2), 3.0),
     "heatmap_model.bn.scale": jnp.full((2,), 3.0),
-    "graph.blocks.0.own": jnp.full((2, 3), 3.0),
+    "graph.blocks.0.node": jnp.full((2, 3), 3.0),
     "graph.blocks.0.bias": jnp.full((3,), 3.0),
 }
 
@@ -90,7 +90,7 @@ def test_weight_decay_applies_only_to_matrices():
     expected = {
         "heatmap_model.conv.kernel": -1e-4 * 0.1 * 3,
         "heatmap_model.bn.scale": 0.0,
-        "graph.blocks.0.own": -1e-3 * 0.1 * 3,
+        "graph.blocks.0.node": -1e-3 * 0.1 * 3,
         "graph.blocks.0.bias": 0.0,
     }
     assert {name: step.item() for name, step in steps.items()} == pytest.approx(expected, rel=1e-4)

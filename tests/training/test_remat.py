@@ -24,9 +24,9 @@ class OneBlock(nnx.Module):
 
     stride, feature_channels = 4, 8
 
-    def __init__(self, num_landmarks, *, bn_momentum, dtype, rngs):
+    def __init__(self, num_landmarks, *, bn_momentum, dtype, rngs, remat=False):
         make = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
-        self.remat = False
+        self.remat = remat
         self.stem = ConvBN(3, 8, 3, stride=4, **make)
         self.block = BasicBlock(8, **make)
         self.out = Conv(8, num_landmarks, 1, use_bias=True, dtype=dtype, rngs=rngs)
@@ -41,7 +41,7 @@ class OneBlock(nnx.Module):
     "heatmap",
     [
         {"name": "one_block"},
-        pytest.param({"name": "hrnet", "arch": "w18-small-v1"}, marks=pytest.mark.slow),
+        pytest.param({"name": "hrnet", "arch": "tiny"}, marks=pytest.mark.slow),
         pytest.param({"name": "hourglass", "stacks": 1, "width": 16}, marks=pytest.mark.slow),
     ],
     ids=lambda heatmap: heatmap["name"],

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "use a constant offset for a pose if the distances from the model scatter more than this "
     )
     text += "many times as much as on frontal faces"
-    add(parser, "--max-spread", type=number(float, 0, above=True), default=1.5, help=text)
+    ratio = number(float, 0, above=True)
+    add(parser, "--max-spread", dest="max_ratio", type=ratio, default=1.5, help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         image_size=model.image_size,
         batch_size=args.batch_size,
         min_count=args.min_count,
-        max_spread=args.max_spread,
+        max_ratio=args.max_ratio,
     )
     print(fit)
     write_json(args.out, fit.offsets.to_dict())

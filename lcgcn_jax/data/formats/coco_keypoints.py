@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from lcgcn_jax.data.annotations import marked_missing
 from lcgcn_jax.data.formats.csv_tables import refuse_normalizer
-from lcgcn_jax.data.formats.parsing import parse_size, read_json
+from lcgcn_jax.data.formats.parsing import parse_size, read_json, to_float
 from lcgcn_jax.data.raw_faces import ABSENT, Entry, RawFace
 from lcgcn_jax.errors import InputError, did_you_mean
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -352,6 +352,6 @@ def _box(values: Any) -> Float[np.ndarray, "4"] | None:
 def _numbers(values: Any) -> Float[np.ndarray, "n"]:
     """Convert a list to numbers; null becomes NaN."""
     try:
-        return np.array([ABSENT if v is None else float(v) for v in values], np.float64)
+        return np.array([ABSENT if v is None else to_float(v) for v in values], np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("keypoints or bbox is not a list of numbers") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lcgcn_jax.data.formats.parsing import to_float
 from lcgcn_jax.data.raw_faces import ABSENT, SPLITS, UNSTATED, Entry, RawFace
 from lcgcn_jax.errors import InputError, did_you_mean
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -159,7 +160,10 @@ class _RowReader:
                 raise ValueError(_missing_column(name, self._header))
         if scheme.normalizer != "given" and "normalizer" in self._columns:
             refuse_normalizer(scheme)
-        self._points = [[columns.find(name) for name in pair] for pair in self._names]
+        self._points = [
+            [index for name in pair if (index := columns.find(name)) is not None]
+            for pair in self._names
+        ]
         if unknown:
             texts = ", ".join(repr(self._header[i]) for i in unknown[:5])
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
@@ -250,9 +254,7 @@ class _RowReader:
         if self._decimal_comma and re.fullmatch(r"[-+]?\d*,\d+", text):
             text = text.replace(",", ".")
         try:
-            if "_" in text:  # Python reads 1_2 as 12
-                raise ValueError
-            value = float(text)
+            value = to_float(text)
         except ValueError:
             raise ValueError(f"{self._header[index]}: {cells[index]!r} is not a number") from None
         if not math.isfinite(value):
@@ -305,7 +307,11 @@ def _point_columns(
 
 def _missing_column(name: str, header: Sequence[str]) -> str:
     named = [column for column in header if column]
-    if len(named) <= 1:
+    if not named:
+        return "the file is empty"
+    if any("\0" in column for column in named):
+        return "not a CSV in UTF-8: the header has NUL bytes; save it as CSV UTF-8"
+    if len(named) == 1:
         return f"no column {name!r}; the columns have to be separated by commas, semicolons or tabs"
     if name == "image" and (
         other := next((column for column in named if _IMAGE_NAME.match(_plain(column))), None)

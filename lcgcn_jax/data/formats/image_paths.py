@@ -1,13 +1,16 @@
 """Lookup of the images of an annotation file that was written on another machine or in another folder."""
 
+import functools
+import itertools
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from lcgcn_jax.data.annotations import is_system_file, lies_within
+from lcgcn_jax.data.annotations import fold_name, is_system_file, lies_within
 from lcgcn_jax.image_io import IMAGE_SUFFIXES
 
 
@@ -15,8 +18,9 @@ class ImageFinder:
     """Images below a folder, by the paths that a labeling tool wrote.
 
     A path is looked up in this order: relative to `folder`; with backslashes as separators; with `%20`
-    and similar escapes decoded; without its leading folders, one after the other; and by the file name
-    only, anywhere below `folder`. Two different paths never match the same image unless both are exact.
+    and similar escapes decoded, in both Unicode normal forms; without its leading folders, one after the
+    other; and by the file name only, anywhere below `folder`, at last in any case. Two different paths never
+    match the same image unless both are exact.
 
     Args:
       folder: the folder of the images. Images outside of it are never returned.
@@ -34,7 +38,6 @@ class ImageFinder:
         self.folder = folder.absolute()
         self._stored_name = stored_name
         self._original_name = original_name
-        self._by_name: dict[str, list[Path]] | None = None
         self._matches: dict[Path, tuple[str, bool]] = {}
 
     def find(
@@ -92,34 +95,42 @@ class ImageFinder:
                     return path
         return None
 
+    @functools.cached_property
+    def _index(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+        """Images by stored name, and by name in any case."""
+        by_name, by_folded_name = defaultdict(list), defaultdict(list)
+        for path in _images_below(self.folder):
+            for name in (path.name, path.stem):  # in CVAT, frames of a video have no suffix
+                by_name[self._stored_name(name)].append(path)
+                by_folded_name[fold_name(name)].append(path)
+        return by_name, by_folded_name
+
     def _find_name(self, text: str, names: Iterable[str]) -> Path:
-        if self._by_name is None:
-            self._by_name = defaultdict(list)
-            for path in _images_below(self.folder):
-                self._by_name[self._stored_name(path.name)].append(path)
-                # In CVAT, frames of a video have no suffix.
-                self._by_name[self._stored_name(path.stem)].append(path)
+        by_name, by_folded_name = self._index
         exported = [_basename(text), *names]
-        for name in (*exported, *map(self._original_name, exported)):
-            for form in _forms(name):
-                candidates = self._by_name.get(form) or self._by_name.get(
-                    self._stored_name(form), []
-                )
-                if len(candidates) == 1:
-                    return candidates[0]
-                if candidates:
-                    first, second, *_ = (p.relative_to(self.folder).as_posix() for p in candidates)
-                    raise ValueError(
-                        f"the image {name!r} is {first!r} or {second!r} in {self.folder.name}/; "
-                        "--src must be the folder that the paths of the file start from"
-                    )
+        originals = map(self._original_name, exported)
+        forms = [form for name in (*exported, *originals) for form in _forms(name)]
+        exact = (by_name.get(form) or by_name.get(self._stored_name(form)) for form in forms)
+        folded = (by_folded_name.get(fold_name(form)) for form in forms)
+        candidates = next(filter(None, itertools.chain(exact, folded)), [])
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            first, second, *_ = (p.relative_to(self.folder).as_posix() for p in candidates)
+            raise ValueError(
+                f"the image {_basename(text)!r} is {first!r} or {second!r} in {self.folder.name}/; "
+                "--src must be the folder that the paths of the file start from"
+            )
         raise ValueError(f"no image {text!r} in {self.folder.name}/ or below")
 
 
 def _forms(text: str) -> Iterator[str]:
     """Variants of a path, the original one first."""
     slashed = re.sub(r"^[A-Za-z]:(?=[\\/])", "", text).replace("\\", "/")
-    yield from dict.fromkeys((text, slashed, unquote(text), unquote(slashed)))
+    forms = (text, slashed, unquote(text), unquote(slashed))
+    # macOS writes the decomposed form of accented letters.
+    normalized = (unicodedata.normalize(name, form) for name in ("NFC", "NFD") for form in forms)
+    yield from dict.fromkeys((*forms, *normalized))
 
 
 def _plain_parts(path: str) -> list[str]:

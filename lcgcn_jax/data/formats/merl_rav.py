@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int8
 
-from lcgcn_jax.data.annotations import AnnotationList, BadRecord, FaceAnnotation, Visibility
+from lcgcn_jax.data.annotations import (
+    AnnotationList,
+    BadRecord,
+    FaceAnnotation,
+    Visibility,
+    fold_name,
+)
 from lcgcn_jax.data.formats.pts import (
     image_of,
     list_folder,
@@ -70,7 +76,7 @@ def _read_face(
     require_file_inside(src, path)
     points, visibility = decode_signs(read_pts(path, IBUG68.num_landmarks))
     # Faces of one image may be numbered: `image00042_1.pts` next to `image00042.jpg`.
-    has_image = images.get(path.stem.lower())
+    has_image = images.get(fold_name(path.stem))
     image_path = image_of(path if has_image else path.with_stem(source_image_of(path.stem)), images)
     require_file_inside(src, image_path)
     return FaceAnnotation(

@@ -54,6 +54,17 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not JSON in UTF-8: {reason}; export the file again") from error
 
 
+def to_float(value: Any) -> float:
+    """Convert text or a number like `float`, but reject underscores: `float` reads 1_2 as 12.
+
+    Raises:
+      TypeError, ValueError, OverflowError: as `float`.
+    """
+    if isinstance(value, str) and "_" in value:
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
 def parse_number(value: Any, what: str) -> float:
     """Convert a value of a file to a finite number.
 
@@ -65,7 +76,7 @@ def parse_number(value: Any, what: str) -> float:
       ValueError: it is not a finite number.
     """
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool) else to_float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

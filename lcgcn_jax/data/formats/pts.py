@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from lcgcn_jax.data.annotations import archives, is_system_file, lies_within
+from lcgcn_jax.data.annotations import archives, fold_name, is_system_file, lies_within
+from lcgcn_jax.data.formats.parsing import to_float
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.image_io import IMAGE_SUFFIXES
 
@@ -47,7 +48,7 @@ def read_pts(path: Path, num_landmarks: int) -> Float[np.ndarray, "k 2"]:
     if malformed := next((line for line in lines if len(line) != 2), None):
         raise ValueError(f"{' '.join(malformed)!r} is not a point: expected x and y on each line")
     try:
-        points = np.array(lines, np.float64)
+        points = np.array([list(map(to_float, line)) for line in lines], np.float64)
     except ValueError as error:
         raise ValueError("a coordinate is not a number") from error
     if not np.isfinite(points).all():
@@ -84,7 +85,7 @@ def format_pts(landmarks: Float[np.ndarray, "k 2"], *, header: bool = True) -> s
 
 
 def list_folder(src: Path, folder: str) -> tuple[list[Path], dict[str, list[Path]]]:
-    """List the `.pts` files of a subset, and its other files by stem in lower case.
+    """List the `.pts` files of a subset, and its other files by `fold_name` of their stem.
 
     Both are empty if the folder does not exist. Names of folders and file endings match in any case.
 
@@ -97,7 +98,7 @@ def list_folder(src: Path, folder: str) -> tuple[list[Path], dict[str, list[Path
         if path.suffix.lower() == ".pts":
             points_files.append(path)
         else:
-            images[path.stem.lower()].append(path)
+            images[fold_name(path.stem)].append(path)
     return points_files, images
 
 
@@ -158,7 +159,7 @@ def image_of(points_file: Path, images: Mapping[str, Sequence[Path]]) -> Path:
     Raises:
       ValueError: no image, or more than one.
     """
-    candidates = images.get(points_file.stem.lower(), ())
+    candidates = images.get(fold_name(points_file.stem), ())
     matches = [path for path in candidates if path.suffix.lower() in IMAGE_SUFFIXES]
     # On a case-sensitive file system, names may differ only in case.
     matches = [path for path in matches if path.stem == points_file.stem] or matches

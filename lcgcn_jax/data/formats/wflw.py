@@ -1,5 +1,6 @@
 """Reader of WFLW's official layout: lists of faces with 98 points, a box and six attributes."""
 
+import codecs
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lcgcn_jax.data.annotations import (
     marked_missing,
     note_of_missing_points,
 )
+from lcgcn_jax.data.formats.parsing import to_float
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import WFLW98
 
@@ -51,7 +53,8 @@ def read(src: Path) -> AnnotationList:
         raise InputError(f"{src}: no WFLW here; expected {IMAGES}/ and {LISTS}/*.txt{hint}")
     faces, bad = [], []
     for split, path in lists.items():
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        for number, line in enumerate(content.splitlines(), start=1):
             if not line.strip():
                 continue
             try:
@@ -73,7 +76,7 @@ def _read_face(images: Path, split: str, number: int, line: bytes) -> FaceAnnota
     if len(fields) != _NUM_FIELDS:
         raise ValueError(f"{len(fields)} fields, expected {_NUM_FIELDS}")
     try:
-        numbers = np.array(fields[:-1], np.float64)
+        numbers = np.array(list(map(to_float, fields[:-1])))
     except ValueError as error:
         raise ValueError(f"not {_NUM_FIELDS - 1} numbers and an image path") from error
     if not np.isfinite(numbers).all():

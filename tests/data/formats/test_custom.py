@@ -136,7 +136,7 @@ def test_hrnet_facial_lists_are_read(images):
         ({"x_tip": "1e999"}, "leave the cell of a missing number empty"),
         (without(*NAMES), "no point has a location"),
         ({"x1": 3}, "the box [5.0, 6.0, 3.0, 50.0] has no extent"),
-        ({"x1": ""}, "has no extent"),
+        ({"x1": ""}, "the box [5.0, 6.0, nan, 50.0] has a missing or infinite number"),
         ({"split": "val"}, "the split 'val' is none of train, validation, test"),
         ({"split": ""}, "the split is empty"),
         ({"normalizer": -2}, "the normalizer -2 is not a positive"),
@@ -162,7 +162,9 @@ def test_csv_row_with_too_few_fields_is_listed(images):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column 'image'"),
+        ("", "the file is empty"),
+        (" \n\n", "the file is empty"),
+        ("i\0m\0a\0g\0e\0", "NUL bytes; save it as CSV UTF-8"),
         ("image,x_left,y_left\n", "no column 'x_right'"),
         ("image,x_0,y_0,x_1,y_1,x_2,y_2\n", "no column 'x_3'"),
         ("image,image\n", "two columns are named 'image'"),
@@ -285,6 +287,7 @@ def test_coco_keypoints_are_matched_by_name(images):
         ({"keypoints": keypoints_of()[:-1]}, "11 numbers"),
         ({"keypoints": [1, "2"]}, None),
         ({"keypoints": [1, "b"]}, "not a list of numbers"),
+        ({"keypoints": [1, "1_2"]}, "not a list of numbers"),
         ({"keypoints": [10**400]}, "not a list of numbers"),
         ({"keypoints": 5}, "not a list of numbers"),
         ({"keypoints": keypoints_of(visibility=(2, 2, 3, 2))}, "none of 0, 1 and 2"),

@@ -22,9 +22,14 @@ from lcgcn_jax.data.formats.image_paths import ImageFinder
         ("b.jpg", "one/b.jpg"),
         ("batch/two/p.jpg", "two/p.jpg"),
         ("one/b", "one/b.jpg"),
+        ("ONE/B.JPG", "one/b.jpg"),
+        ("one/\u00e9.jpg", "one/e\u0301.jpg"),
+        ("two/e\u0301.jpg", "two/\u00e9.jpg"),
     ],
 )
 def test_path_of_another_machine_is_matched(images, text, expected):
+    for name in ("one/e\u0301.jpg", "two/\u00e9.jpg"):  # decomposed and composed
+        shutil.copy(images / "a.jpg", images / name)
     assert ImageFinder(images).find(text) == images / expected
 
 
@@ -55,6 +60,13 @@ def test_folder_of_the_annotation_file_has_priority(images):
 def test_missing_or_ambiguous_image_raises(images, text, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         ImageFinder(images).find(text)
+
+
+def test_same_case_has_priority(images):
+    shutil.copy(images / "a.jpg", images / "two/B.jpg")
+    assert ImageFinder(images).find("b.jpg") == images / "one/b.jpg"
+    with pytest.raises(ValueError, match=r"'one/b\.jpg' or 'two/B\.jpg'"):
+        ImageFinder(images).find("B.JPG")
 
 
 def test_two_paths_cannot_match_one_image(images):

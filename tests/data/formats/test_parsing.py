@@ -71,7 +71,7 @@ def test_unreadable_files_raise(tmp_path):
 def test_parse_number_and_size():
     assert parse_number("1.5", "x") == 1.5
     assert parse_number(2, "x") == 2
-    for value in (None, "", "a", "nan", "inf", True, [], 10**400):
+    for value in (None, "", "a", "1_2", "nan", "inf", True, [], 10**400):
         with pytest.raises(ValueError, match="x is"):
             parse_number(value, "x")
     assert parse_size("640", 480.0) == (640, 480)

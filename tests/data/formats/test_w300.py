@@ -78,6 +78,7 @@ def test_pts_dialects_give_the_same_landmarks(tmp_path, text):
         (BARE.replace(str(POINTS[3, 0]), "-inf"), "NaN or infinite"),
         (BARE.replace(str(POINTS[3, 0]), "nose"), "not a number"),
         (BARE.replace(str(POINTS[3, 0]), "1 2"), "is not a point"),
+        (BARE.replace(str(POINTS[3, 0]), "1_2"), "not a number"),
         ("\n".join(["12"] * 68), "is not a point"),
         (b"\xff\xfe\x80" + BARE.encode(), "UTF-8"),
     ],
@@ -119,11 +120,12 @@ def test_pts_suffix_matches_in_any_case(tmp_path, suffix):
 
 
 def test_image_names_match_in_any_case(tmp_path):
-    write_face(tmp_path / "afw", "A_1", suffix="")
-    write_face(tmp_path / "afw", "a_1")
-    (tmp_path / "afw/a_1.pts").unlink()
-    (face,) = w300.read(tmp_path).faces
-    assert face.name == "afw/a_1.jpg"
+    for points, image in (("A_1", "a_1"), ("\u00e9_1", "e\u0301_1")):  # composed and decomposed
+        write_face(tmp_path / "afw", points, suffix="")
+        write_face(tmp_path / "afw", image)
+        (tmp_path / f"afw/{image}.pts").unlink()
+    faces = w300.read(tmp_path).faces
+    assert [face.name for face in faces] == ["afw/a_1.jpg", "afw/e\u0301_1.jpg"]
 
 
 def test_folder_names_match_in_any_case(tmp_path):
@@ -284,6 +286,7 @@ def test_folder_without_subsets_raises(tmp_path):
         w300.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_real_300w_faces_are_read(shared):
     annotations = w300.read(shared / "data/300w")
     subsets = [face.subset for face in annotations.faces]
@@ -296,6 +299,7 @@ def test_real_300w_faces_are_read(shared):
     assert "3 LFPW training images are left out" in note
 
 
+@pytest.mark.slow
 def test_landmarks_of_cropped_and_full_size_images_agree(shared):
     cut = {face.name.split(".")[0]: face for face in w300.read(shared / "data/300w").faces}
     full = w300.read(shared / "data/300w_fullsize").faces

@@ -44,6 +44,7 @@ def test_line_becomes_a_face(tmp_path):
         (line_of(np.full_like(POINTS, np.nan)), "NaN or infinite"),
         (line_of(box="4 5 inf 57"), "NaN or infinite"),
         (line_of(box="4 5 four 57"), "not 206 numbers"),
+        (line_of(box="4 5 5_6 57"), "not 206 numbers"),
         (line_of(box="56 5 4 57"), "no extent"),
         (line_of(attributes="0 2 0 0 0 0"), "neither 0 nor 1"),
         (line_of(image="7--Cheering/missing.jpg"), "no image"),
@@ -81,6 +82,11 @@ def test_folder_without_the_layout_raises(tmp_path, made):
         (tmp_path / wflw.IMAGES).mkdir()
     with pytest.raises(InputError, match=r"no WFLW here; expected WFLW_images/"):
         wflw.read(tmp_path)
+
+
+def test_byte_order_mark_is_ignored(tmp_path):
+    write_tree(tmp_path, [b"\xef\xbb\xbf" + line_of().encode()])
+    assert len(wflw.read(tmp_path).faces) == 1
 
 
 def test_real_wflw_faces_are_read(shared):

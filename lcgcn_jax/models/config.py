@@ -1,0 +1,271 @@
+"""Typed configurations of the models.
+
+Each class holds the options of one part of a model. A choice among names is a `Literal` type.
+`registry.create_model` parses plain mappings, and `check_choices` validates all choices.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lcgcn_jax.heatmaps import Activation, Decoder
+
+HRNetArch = Literal["w18", "w32", "w48", "w18-small-v1", "w18-small-v2", "tiny"]
+Features = Literal["concat", "head"]
+Connectivity = Literal["learned_per_image", "learned_static", "uniform", "self_only"]
+Diagonal = Literal["learned", "zero"]
+EdgeInputs = Literal["confidence", "visibility", "both"]
+Gate = Literal["none", "visibility"]
+Message = Literal["paper", "pair_vector", "offset_votes"]
+GraphOutput = Literal["absolute", "residual"]
+Sampling = Literal["nearest", "bilinear"]
+Norm = Literal["batch", "layer", "none"]
+VisibilityMethod = Literal["none", "local", "attention"]
+
+
+def choices_of(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
+    """Name of each `Literal` field of a dataclass -> its allowed values."""
+    hints = typing.get_type_hints(config_class)
+    return {
+        field.name: typing.get_args(hints[field.name])
+        for field in dataclasses.fields(config_class)
+        if typing.get_origin(hints[field.name]) is Literal
+    }
+
+
+def check_choices(config_class: type[Any], options: Mapping[str, Any], name: str) -> None:
+    """Validate options before they are passed to a configuration class.
+
+    Args:
+      config_class: dataclass whose `Literal` fields are checked.
+      options: values by field.
+      name: name in a config file, such as `model.graph`.
+
+    Raises:
+      ValueError: a value is not one of the choices of its field.
+    """
+    for field, choices in choices_of(config_class).items():
+        if field in options and options[field] not in choices:
+            raise ValueError(
+                f"{name}.{field}: {options[field]!r} is not available; use one of {', '.join(choices)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class HRNetConfig:
+    """Options of `hrnet.HRNet`.
+
+    Attributes:
+      arch: a key of `hrnet.ARCHS`.
+      features: output features, `concat`: the four branches at stride 4 (270 channels for w18), or `head`:
+        the same after the 1x1 convolution, BatchNorm and ReLU of the head.
+      activation: activation that the logits are trained for.
+    """
+
+    arch: HRNetArch
+    features: Features = "concat"
+    activation: Activation = "sigmoid"
+
+
+@dataclasses.dataclass(frozen=True)
+class HourglassConfig:
+    """Options of `hourglass.StackedHourglass`.
+
+    Attributes:
+      stacks: number of hourglasses; 8 in the paper.
+      width: number of channels, an even number; 256 in the paper.
+      activation: activation that the logits are trained for.
+    """
+
+    stacks: int = 2
+    width: int = 128
+    activation: Activation = "sigmoid"
+
+    def __post_init__(self):
+        if self.stacks < 1 or self.width < 2 or self.width % 2:
+            raise ValueError(
+                "model.heatmap: an hourglass needs at least 1 stack and an even width, but got stacks "
+                f"{self.stacks} and width {self.width}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphConfig:
+    """Options of the graph head. The defaults are the choices of the paper.
+
+    Attributes:
+      connectivity: source of the edge weights: `learned_per_image` (the paper), `learned_static` (Li et
+        al. 2020), `uniform` or `self_only`.
+      diagonal: weight of the edge from a node to itself: `learned`, or `zero`, whose logit is 0 (the
+        authors' code).
+      message: content of the messages. `paper`: `h_j (+) q_ij`. `pair_vector`: also a learned vector for
+        each pair of landmarks (`gcn.PairVectors`). `offset_votes`: `gcn.OffsetVoting` replaces the initial
+        landmarks before the first block; the log confidences and the displacements by the votes become
+        node features, the edges are predicted from log confidences, and each landmark starts with about
+        half of its edge weight on itself.
+      pair_width: length of the pair vectors.
+      output: `absolute` coordinates (the paper), or `residual` to the initial landmarks.
+      sampling: `nearest` or `bilinear` sampling of the features. The initial landmarks of the paper are
+        heatmap pixels, where both are equal.
+      norm: normalization in the MLPs: `batch` (the authors' code), `layer` or `none`.
+      authors_conventions: differences between the authors' code and the paper, for importing their
+        weights. Coordinates: a landmark at heatmap pixel u of hw enters as u / hw and leaves as x / s,
+        where s is the side of the crop; otherwise a landmark at crop pixel x is (x + 0.5) / s in both
+        directions. Only the first and the last block receive q_ij. There is no ReLU between the blocks.
+        f_i is taken after a ReLU, and the edge logits after a ReLU and a norm.
+      embedding_widths: widths of the MLP from the visual feature to f_i.
+      class_widths: widths of the MLP from a pair of classes to l_ij.
+      edge_widths: hidden widths of the MLP from confidences and l_ij to the logit of an edge.
+      edge_inputs: inputs of that MLP for the two landmarks: `confidence` (the paper), the logits of
+        `visibility`, or `both`. The last two need a visibility head and the connectivity
+        `learned_per_image`.
+      gate: `none`, or `visibility`, which scales each message by the visibility of its source
+        (`connectivity.VisibilityGate`), for every connectivity. It needs a visibility head.
+      visibility_gradient: whether the coordinate loss trains the visibility head through edges and gate.
+      gcn_widths: node width after each block; the last is 2.
+      refinements: number of patch refinement stages after the graph (`patch_refiner.PatchRefiner`).
+      shape_refiner: whether a linear shape refinement is the last stage (`gcn.ShapeRefiner`).
+    """
+
+    connectivity: Connectivity = "learned_per_image"
+    diagonal: Diagonal = "learned"
+    message: Message = "paper"
+    pair_width: int = 8
+    output: GraphOutput = "absolute"
+    sampling: Sampling = "nearest"
+    norm: Norm = "batch"
+    authors_conventions: bool = False
+    embedding_widths: tuple[int, ...] = (512, 128, 32, 8)
+    class_widths: tuple[int, ...] = (32, 1)
+    edge_widths: tuple[int, ...] = (4,)
+    edge_inputs: EdgeInputs = "confidence"
+    gate: Gate = "none"
+    visibility_gradient: bool = False
+    gcn_widths: tuple[int, ...] = (64, 16, 2)
+    refinements: int = 0
+    shape_refiner: bool = False
+
+    @classmethod
+    def paper(cls) -> "GraphConfig":
+        """The graph head of the paper."""
+        return cls()
+
+    @classmethod
+    def authors(cls) -> "GraphConfig":
+        """The graph head in the code of the paper's authors."""
+        return cls(diagonal="zero", authors_conventions=True)
+
+    @classmethod
+    def best(cls) -> "GraphConfig":
+        """The graph head with the lowest error on 300W (docs/research/results.md)."""
+        return cls(message="offset_votes", output="residual", sampling="bilinear", refinements=2)
+
+    def __post_init__(self):
+        if self.message == "offset_votes" and self.diagonal != "learned":
+            raise ValueError(
+                "model.graph.diagonal: the message 'offset_votes' needs a learned diagonal; set it to "
+                "'learned'"
+            )
+        if self.edge_inputs != "confidence" and self.connectivity != "learned_per_image":
+            raise ValueError(
+                f"model.graph.edge_inputs: {self.edge_inputs!r} needs the connectivity "
+                f"'learned_per_image', not {self.connectivity!r}; model.graph.gate works with any"
+            )
+        if self.authors_conventions and self.output == "residual":
+            raise ValueError(
+                "model.graph.authors_conventions: needs absolute coordinates, because input and output "
+                "coordinates are defined differently; set model.graph.output to 'absolute'"
+            )
+        if self.gcn_widths[-1] != 2:
+            raise ValueError(
+                "model.graph.gcn_widths: the last block outputs coordinates; set the last width to 2"
+            )
+
+    @property
+    def uses_offset_votes(self) -> bool:
+        """Whether `gcn.OffsetVoting` replaces the initial landmarks."""
+        return self.message == "offset_votes"
+
+    @property
+    def reads_visibility(self) -> bool:
+        """Whether the graph depends on the visibility head."""
+        return self.edge_inputs != "confidence" or self.gate != "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class CascadeConfig:
+    """Options of `cascade.MeanShapeCascade`.
+
+    Attributes:
+      width: number of node channels.
+      blocks: number of residual graph convolutions in each of the two stages.
+      fine_steps: number of times the fine stage is applied, with shared weights.
+    """
+
+    width: int = 128
+    blocks: int = 3
+    fine_steps: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchRefinerConfig:
+    """Size of `patch_refiner.PatchRefiner`. It is fixed: no field of a config file changes it.
+
+    Attributes:
+      side: side of the square patch around each landmark, in heatmap pixels.
+      channels: number of feature channels in a patch.
+      class_width: length of the learned vector of each landmark.
+      widths: node widths before and after the first graph convolution.
+    """
+
+    side: int = 5
+    channels: int = 32
+    class_width: int = 16
+    widths: tuple[int, int] = (128, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisibilityConfig:
+    """Options of `visibility.VisibilityHead`.
+
+    Attributes:
+      head: `none`: no head; `local`: each landmark is classified from its features; `attention`: also
+        from the features of all other landmarks.
+      width: number of node channels.
+    """
+
+    head: VisibilityMethod = "none"
+    width: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Options of `lcgcn.LCGCN` apart from its heatmap model.
+
+    Attributes:
+      decode: decoding of the heatmaps (`heatmaps.decode`); `argmax` in the paper.
+      graph: options of the graph head or of the cascade; None: only the heatmap model.
+      bn_momentum: decay of the running statistics of BatchNorm.
+      heatmap_offset: input pixel, in x and in y, at the center of heatmap pixel (0, 0); None: heatmap
+        pixels cover the input evenly (`geometry.centered_offset`).
+      visibility: options of the visibility head, which needs a graph.
+    """
+
+    decode: Decoder
+    graph: GraphConfig | CascadeConfig | None
+    bn_momentum: float = 0.99
+    heatmap_offset: float | None = None
+    visibility: VisibilityConfig = VisibilityConfig()
+
+    def __post_init__(self):
+        head = self.visibility.head
+        if head != "none" and self.graph is None:
+            raise ValueError(
+                f"model.visibility.head: {head!r} needs a graph, and model.graph is None; set it to 'none'"
+            )
+        if isinstance(self.graph, GraphConfig) and self.graph.reads_visibility and head == "none":
+            raise ValueError(
+                f"model.graph: edge_inputs {self.graph.edge_inputs!r} with gate {self.graph.gate!r} needs a "
+                "visibility head; set model.visibility.head to 'attention'"
+            )

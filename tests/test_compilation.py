@@ -46,7 +46,7 @@ def made(name):
         "visible": rng.random((BATCH, K)) < 0.9,
     }
     state = step.init_state(*init_weights(config, K))
-    return step.graphdef, step.function, state, batch
+    return step.model.graphdef, step.function, state, batch
 
 
 @functools.cache

@@ -37,7 +37,7 @@ def step_and_predict(device, heatmap, graph):
             )
             for name, leaf in sorted(part.items())
         }
-        for part in (step.params, step.batch_stats)
+        for part in step.model[1:]
     )
     batch = {
         "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
@@ -46,7 +46,7 @@ def step_and_predict(device, heatmap, graph):
     }
     # Before the step, to which the state's arrays are donated.
     params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
-    predict = sharding.compile_predict_step(make_predict_step(step.graphdef), mesh)
+    predict = sharding.compile_predict_step(make_predict_step(step.model.graphdef), mesh)
     output = jax.tree.map(
         np.asarray, predict(params, batch_stats, sharding.put_batch(batch["image"], mesh))
     )

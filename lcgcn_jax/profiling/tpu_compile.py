@@ -174,11 +174,11 @@ def lower_train_step(
         "landmarks": jax.ShapeDtypeStruct((batch_size, num_landmarks, 2), jnp.float32),
         "visible": jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.bool_),
     }
-    if step.abstract_model().visibility is not None:
+    if step.model.merge().visibility is not None:
         batch["visibility"] = jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.int8)
     if train.cache:
-        detect = make_detect_step(step.graphdef)
-        batch["graph_inputs"] = jax.eval_shape(detect, step.params, step.batch_stats, images)
+        detect = make_detect_step(step.model.graphdef)
+        batch["graph_inputs"] = jax.eval_shape(detect, *step.model[1:], images)
     else:
         batch["image"] = images
     return step.compiled.lower(step.abstract_state(), batch)

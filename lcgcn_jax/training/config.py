@@ -1,6 +1,7 @@
 """Config files as `ml_collections.ConfigDict`: defaults, recipes, files, and command-line overrides."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -14,6 +15,7 @@ import yaml
 
 from lcgcn_jax import compat
 from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.config_types import EPOCHS, Config
 

@@ -50,7 +50,7 @@ def _default_heatmap_model() -> dict[str, Any]:
 
 
 def _default_graph() -> dict[str, Any]:
-    return {"name": "lcgcn", **dataclasses.asdict(GraphConfig())}
+    return {"name": "lcgcn", **dataclasses.asdict(GraphConfig.paper())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ModelConfig:
       decode: landmark decoding, one of `heatmaps.DECODERS`.
       graph: `name` and options of a graph, `lcgcn` or `dag`; null: heatmap model only.
       visibility: options of the head that predicts which landmarks are visible (see
-        `models.visibility.VisibilityConfig`); `head` `none`: no head. It trains with the graph, on faces with
+        `models.config.VisibilityConfig`); `head` `none`: no head. It trains with the graph, on faces with
         visibility labels, such as those of MERL-RAV.
       bn_momentum: fraction of the running statistics of BatchNorm that is kept per step.
     """

@@ -68,12 +68,12 @@ def fit_shape_refiner(
         model = functional.merge()
         output = model(normalize_images(images))
         size = images.shape[2]
-        frame, upright = model.graph.shape_refiner.to_canonical(
+        transform, landmarks = model.graph.shape_refiner.to_canonical(
             (output.landmarks + 0.5) / size, output.confidence
         )
-        square = (frame[:, :, 0] ** 2).sum(axis=-1)[:, None, None]
+        square = (transform[:, :, 0] ** 2).sum(axis=-1)[:, None, None]
         errors = (truth - output.landmarks) / size
-        return upright, jnp.einsum("bxd,bix->bid", frame, errors) / square
+        return landmarks, jnp.einsum("bxd,bix->bid", transform, errors) / square
 
     rows = []
     batches = view_batches(

@@ -184,7 +184,7 @@ def make_train_step(
       graphdef: structure of the model.
       optimizer: optimizer of the trained parameters.
       trained: names of the parameters that train.
-      config: uses `data.image_size`, `loss`, and of `train` the fields `mode`, `ema_decay` and `remat`.
+      config: uses `data.image_size`, `loss`, `train.mode` and `train.ema_decay`.
     """
     groups = TRAINED[config.train.mode]
     image_size, ema_decay = config.data.image_size, config.train.ema_decay

@@ -10,9 +10,9 @@ from flax import nnx
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import abstract_weights
-from lcgcn_jax.models.lcgcn import LCGCN
+from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.registry import create_model
-from lcgcn_jax.models.weights import Weights, merge_weights, split_weights
+from lcgcn_jax.models.weights import Weights, split_weights
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_checks import check_image_size
 from lcgcn_jax.training.config_types import Config
@@ -32,9 +32,7 @@ class TrainStep:
 
     Attributes:
       mesh: devices to train on.
-      graphdef: structure of the model.
-      params: shapes and types of the parameters.
-      batch_stats: shapes and types of the batch statistics.
+      model: structure of the model, with shapes and types instead of weights.
       trained: names of the parameters that train.
       optimizer: optimizer of these parameters.
       schedules: learning rate of each parameter group that trains.
@@ -44,19 +42,13 @@ class TrainStep:
     """
 
     mesh: jax.sharding.Mesh
-    graphdef: nnx.GraphDef
-    params: Weights
-    batch_stats: Weights
+    model: FunctionalModel
     trained: frozenset[str]
     optimizer: optax.GradientTransformation
     schedules: dict[str, optax.Schedule]
     with_ema: bool
     function: Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
     compiled: Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
-
-    def abstract_model(self) -> LCGCN:
-        """The model without arrays, for its attributes."""
-        return merge_weights(self.graphdef, self.params, self.batch_stats)
 
     def init_state(self, params: Weights, batch_stats: Weights) -> TrainState:
         """State before the first step, on the mesh."""
@@ -69,7 +61,7 @@ class TrainStep:
         where = sharding.replicated(self.mesh)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            jax.eval_shape(self._create_state, self.params, self.batch_stats),
+            jax.eval_shape(self._create_state, self.model.params, self.model.batch_stats),
         )
 
     def _create_state(self, params: Weights, batch_stats: Weights) -> TrainState:
@@ -99,22 +91,18 @@ def build_train_step(
     train = config.train
     sharding.check_batch_size(train.batch_size, mesh)
     dtype = compute_dtype(train.dtype, mesh.devices.flat[0].platform)
-    graphdef, params, batch_stats = abstract_weights(
-        config.model.to_dict(), num_landmarks, dtype, remat=train.remat
-    )
-    model = merge_weights(graphdef, params, batch_stats)
+    abstract = abstract_weights(config.model.to_dict(), num_landmarks, dtype, remat=train.remat)
+    model = abstract.merge()
     check_activation(config.loss, model.activation)
     check_image_size(config.data.image_size, model.heatmap_model.stride)
-    trained, schedules = trained_names(train.mode, params), {}
+    trained, schedules = trained_names(train.mode, abstract.params), {}
     if optimizer is None:
         assert train.steps is not None, "call resolve_steps first"
         optimizer, schedules = make_optimizer(config.optimizer, train.mode, train.steps)
-    function = make_train_step(graphdef, optimizer, trained, config)
+    function = make_train_step(abstract.graphdef, optimizer, trained, config)
     return TrainStep(
         mesh,
-        graphdef,
-        params,
-        batch_stats,
+        abstract,
         trained,
         optimizer,
         schedules,

@@ -144,12 +144,12 @@ class Trainer:
         self._predict_step, self._refine_step, self._detect_step = (
             sharding.compile_predict_step(function, self.mesh)
             for function in (
-                make_predict_step(step.graphdef),
-                make_refine_step(step.graphdef, config.data.image_size),
-                make_detect_step(step.graphdef),
+                make_predict_step(step.model.graphdef),
+                make_refine_step(step.model.graphdef, config.data.image_size),
+                make_detect_step(step.model.graphdef),
             )
         )
-        self._has_visibility = step.abstract_model().visibility is not None
+        self._has_visibility = step.model.merge().visibility is not None
         if self._has_visibility:
             raise_on_all_processes(
                 lambda: require_visibility_labels(self.mixture, config.data.train_split)
@@ -324,7 +324,7 @@ class Trainer:
             shape = jnp.asarray(mean_shape(self.dataset, config.data.train_split), jnp.float32)
             batch_stats |= dict.fromkeys(names, shape)
         if config.init_from:
-            model = step.abstract_model()
+            model = step.model.merge()
             params, batch_stats, self.start_message = raise_on_all_processes(
                 lambda: load_pretrained_weights(config, scheme, model, params, batch_stats)
             )

@@ -22,7 +22,7 @@ ARCH = "tiny"
 @pytest.fixture(scope="module")
 def bundle():
     """Tiny HRNet with the authors' graph head and random weights."""
-    fields = {"diagonal", "positions", "shape_features", "activation", "mlp_output"}
+    fields = {"diagonal", "authors_conventions"}
     model = {
         "heatmap": {"name": "hrnet", "arch": ARCH, "features": "concat"},
         "decode": "argmax",

@@ -164,7 +164,7 @@ def test_override_of_data_sources():
 def test_missing_fields_of_an_older_version_get_their_defaults():
     new = default_config().to_dict()
     old = default_config().to_dict()
-    del old["model"]["heatmap_offset"], old["model"]["graph"]["positions"]
+    del old["model"]["heatmap_offset"], old["model"]["graph"]["norm"]
     assert not differences(fill_in(old, new), new)
     new["model"]["heatmap_offset"], new["train"]["steps"] = 0.0, 7
     assert differences(fill_in(old, new), new) == [

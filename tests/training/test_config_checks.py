@@ -162,7 +162,7 @@ def test_missing_and_unknown_fields_are_refused(config):
     )
     with config.unlocked():
         config.train.keeep = 2
-    assert refusal(config) == "config train.keeep: unknown field; did you mean train.keep?"
+    assert refusal(config) == "config train.keeep: unknown field; did you mean 'train.keep'?"
 
 
 @pytest.mark.parametrize(

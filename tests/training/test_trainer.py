@@ -186,7 +186,7 @@ def test_run_of_an_older_version_resumes(tiny_config, run_of_two, tmp_path):
     shutil.copytree(run_of_two.workdir, tmp_path / "run")
     file = tmp_path / "run" / "config.json"
     config = json.loads(file.read_text())
-    del config["model"]["heatmap_offset"], config["model"]["graph"]["positions"]
+    del config["model"]["heatmap_offset"], config["model"]["graph"]["norm"]
     file.write_text(json.dumps(config))
     assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare().step == 2
 

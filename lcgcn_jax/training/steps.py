@@ -94,6 +94,7 @@ def total_loss(
     if "heatmap" in groups:
         name = config["heatmap"]
         logits = output.heatmap_logits
+        assert logits is not None, "the heatmap stage trains"
         hh, hw = logits.shape[1:3]
         cells = input_to_heatmap(landmarks, size / hw, heatmap_offset)
         # The focal loss takes a peak of exactly 1 as its positive; the others take the point as it is.

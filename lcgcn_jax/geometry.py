@@ -5,7 +5,7 @@ A point is (x, y) in pixels, and the center of the top-left pixel is (0, 0), as 
 points of another. A box is (x0, y0, x1, y1).
 """
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -15,12 +15,7 @@ Affine = Float[np.ndarray, "2 3"]
 Homography = Float[np.ndarray, "3 3"]
 Box = Float[np.ndarray, "4"]
 Points = Float[np.ndarray, "*b 2"]
-if TYPE_CHECKING:  # the data package, which uses this module, does not import JAX
-    import jax
-
-    AnyPoints = TypeVar("AnyPoints", np.ndarray, jax.Array)
-else:
-    AnyPoints = TypeVar("AnyPoints")
+AnyPoints = TypeVar("AnyPoints", bound=Any)  # NumPy or JAX; the data package does not import JAX
 
 CROP_SCALE = 1.25
 """Side of a face crop, relative to the longer side of the face box."""

@@ -4,7 +4,8 @@ Heatmaps are `[b hh hw k]`. Points are (x, y) in heatmap pixels, and the center 
 `geometry.input_to_heatmap` and `heatmap_to_input` convert between heatmap pixels and input pixels.
 """
 
-# pyright: reportUnknownMemberType=false  (types of JAX functions are partially unknown)
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import functools
 from typing import Literal, get_args
 

@@ -3,7 +3,8 @@
 Landmarks that are not visible (without a location) do not count, whatever their target holds, NaN included.
 """
 
-# pyright: reportUnknownMemberType=false  (types of JAX functions are partially unknown)
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 from collections.abc import Sequence
 
 import jax

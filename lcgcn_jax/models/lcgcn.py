@@ -1,6 +1,7 @@
 """LCGCN: a heatmap model, and a graph that refines its landmarks (IEEE Access 2022)."""
 
-# pyright: reportUnknownMemberType=false  (types of JAX functions are partially unknown)
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import dataclasses
 
 import jax

@@ -13,7 +13,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -69,7 +69,9 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
 def heatmap_model_factory(config: Mapping[str, Any]) -> HeatmapModelFactory | None:
     """Factory of the heatmap model of a configuration; None if it is not registered."""
     heatmap: Any = config.get("heatmap")
-    name: Any = dict(heatmap).get("name") if isinstance(heatmap, Mapping) else None
+    if not isinstance(heatmap, Mapping):
+        return None
+    name = cast("Mapping[str, Any]", heatmap).get("name")
     return _HEATMAP_MODELS.get(name) if isinstance(name, str) else None
 
 
@@ -204,4 +206,7 @@ def _heatmap_offset(value: Any) -> float | None:
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
+    return {
+        name: tuple(cast("list[Any]", value)) if isinstance(value, list | tuple) else value
+        for name, value in fields.items()
+    }

@@ -96,6 +96,7 @@ def total_loss(
     if "heatmap" in groups:
         name = config["heatmap"]
         logits = output.heatmap_logits
+        assert logits is not None, "the heatmap stage trains"
         hh, hw = logits.shape[1:3]
         points = input_to_heatmap(landmarks, size / hw, heatmap_offset)
         # The focal loss needs a pixel with a target of exactly 1; the others take the position itself.

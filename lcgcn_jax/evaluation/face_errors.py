@@ -188,10 +188,9 @@ def errors_of(outputs: Iterable[tuple[LCGCNOutput, Batch]], scheme: LandmarkSche
         columns = {name: gather_rows(values) for name, values in columns.items()}
     is_face = columns.pop("is_face")
     order = np.argsort(columns.pop("record")[is_face])
-    columns = {"graph": None, "heatmap_std": None} | {
-        name: values[is_face][order] for name, values in columns.items()
-    }
-    errors = SplitErrors(**columns)
+    fields: dict[str, Any] = {"graph": None, "heatmap_std": None}
+    fields |= {name: values[is_face][order] for name, values in columns.items()}
+    errors = SplitErrors(**fields)
     if not errors.measured.any():
         raise InputError(
             f"no face can be measured: NME is in percent of {scheme.normalizer_text}, and no face has it; "

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lcgcn_jax.cache import cache_folder
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.image_arrays import ImageInput, rgb_image
 
 MODEL_FILE = "face_detection_yunet_2023mar.onnx"
@@ -363,4 +363,4 @@ def _root_cause(error: BaseException) -> str:
     """Message of the first error of a chain: the last one repeats the whole chain of urllib3."""
     while cause := error.__cause__ or error.__context__:
         error = cause
-    return one_line(error)
+    return " ".join(str(error).split())

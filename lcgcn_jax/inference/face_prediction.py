@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from lcgcn_jax.inference import robust_crops
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.image_inputs import BoxedImage
 from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 
@@ -28,13 +27,13 @@ class FacePredictor:
     """Predicts the faces of images with known face boxes.
 
     Attributes:
-      predict_crops: function from uint8 RGB crops `[b s s 3]` to their output.
+      predict_crops: function from uint8 RGB crops `[b s s 3]` to an `LCGCNOutput` of NumPy arrays.
       scheme: meaning of the landmarks.
       image_size: side s of the crops, in pixels.
       calibration: model of the predicted errors; without it, no face is tried again.
     """
 
-    predict_crops: Callable[[np.ndarray], LCGCNOutput]
+    predict_crops: Callable[[np.ndarray], Any]
     scheme: LandmarkScheme
     image_size: int
     calibration: UncertaintyModel | None

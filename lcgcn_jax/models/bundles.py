@@ -71,7 +71,7 @@ class Bundle:
         """Create the model with the weights of the bundle."""
         abstract = abstract_weights(self.model, self.scheme.num_landmarks, dtype)
 
-        def take(names):
+        def select(names):
             return {name: jax.device_put(self.weights[name]) for name in names}
 
         return FunctionalModel(

@@ -52,13 +52,6 @@ def test_landmarks_move_with_the_image(model):
     np.testing.assert_allclose(moved.landmarks, face.landmarks + np.array([30, 20]), atol=0.05)
 
 
-def test_faces_can_be_compared_and_hashed(model):
-    faces = model.predict(np.zeros((60, 60, 3), np.uint8), [(10, 10, 40, 40)] * 2)
-    assert faces[0] != faces[1]
-    assert faces.index(faces[1]) == 1
-    assert len(set(faces)) == 2
-
-
 def test_empty_list_of_boxes_has_no_faces(model):
     assert model.predict(np.zeros((20, 20, 3), np.uint8), []) == []
 

@@ -10,6 +10,7 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.training.checkpoints import latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.config import load_config
+from lcgcn_jax.training.config_types import Config
 from lcgcn_jax.training.run_lock import RunLock
 
 
@@ -137,7 +138,7 @@ def test_damaged_checkpoint_is_a_one_line_error(error_line, run, synthetic98):
 def test_locked_workdir_can_be_evaluated_but_not_trained_in(error_line, run, synthetic98, tmp_path):
     config = load_config("demo:small")
     config.data.dir, config.train.keep = str(synthetic98), 1
-    lock = RunLock(run, config, open_dataset(synthetic98))
+    lock = RunLock(run, Config.from_dict(config.to_dict()), open_dataset(synthetic98))
     error = error_line(
         "train", "--config", "demo:small", "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1",

@@ -135,7 +135,7 @@ class LandmarkScheme:
         indices = {name: (i,) for i, name in enumerate(self.names)} | self.parts
         if text not in indices:
             raise InputError(
-                f"landmark {text!r}: no landmark or part of {self.name}{did_you_mean(text, found)}; "
+                f"landmark {text!r}: no landmark or part of {self.name}{did_you_mean(text, indices)}; "
                 f"the landmarks also go by index, 0 to {k - 1}"
             )
         return indices[text]

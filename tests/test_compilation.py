@@ -29,15 +29,15 @@ in_each = pytest.mark.parametrize("name", ["toy", pytest.param("hrnet", marks=py
 
 
 @functools.cache
-def made(name):
-    """Training of a heatmap model, with its graph if any, by plain gradient descent: step, state, batch."""
+def training_of(name):
+    """Graph definition, training step with gradient descent, state and batch of a model."""
     options = MODELS[name]
     config = Config(
         data=DataConfig(image_size=SIZE),
         model=ModelConfig(**options),
         train=TrainConfig(mode="heatmap_only" if "graph" in options else "joint", batch_size=BATCH),
     )
-    # Plain gradient descent, so that parameters move by their gradients; Adam would hide their size.
+    # SGD updates by the gradient itself; Adam would hide its magnitude.
     step = build_train_step(config, K, make_mesh(1), optimizer=optax.sgd(1.0))
     rng = np.random.default_rng(0)
     batch = {

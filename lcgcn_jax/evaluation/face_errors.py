@@ -104,7 +104,7 @@ class SplitErrors:
 
           A metric is None if it has only one class. The result is None without a visibility head or labels.
         """
-        if self.visibility is None:
+        if self.visibility is None or self.visibility_labels is None:
             return None
         labels = self.visibility_labels[faces]
         known = labels >= 0

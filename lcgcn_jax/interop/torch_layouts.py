@@ -123,7 +123,14 @@ class Layout:
 
 HRNET_FACE = Layout("HRNet-Facial-Landmark-Detection", "", ("head.0", "head.1", "head.3"), 2.5)
 MMPOSE_0 = Layout(
-    "mmpose 0.x", "backbone.", tuple(f"keypoint_head.final_layer.{i}" for i in (0, 1, 3)), 0.0
+    "mmpose 0.x",
+    "backbone.",
+    (
+        "keypoint_head.final_layer.0",
+        "keypoint_head.final_layer.1",
+        "keypoint_head.final_layer.3",
+    ),
+    0.0,
 )
 MMPOSE_1 = Layout(
     "mmpose 1.x", "backbone.", ("head.conv_layers.0", "head.conv_layers.1", "head.final_layer"), 0.0

@@ -320,5 +320,7 @@ def _fill_in(old: Mapping, new: Mapping, default: Mapping) -> dict[str, Any]:
     filled = {key: default[key] for key in missing}
     for key, value in old.items():
         nested = (value, new.get(key), default.get(key))
-        filled[key] = _fill_in(*nested) if all(isinstance(n, Mapping) for n in nested) else value
+        if all(isinstance(n, Mapping) for n in nested):
+            value = _fill_in(value, new[key], default[key])
+        filled[key] = value
     return filled

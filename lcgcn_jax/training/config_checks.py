@@ -425,8 +425,9 @@ def check_image_size(image_size: int, stride: int) -> None:
 def _check(name: str, value: Any, constraint: Constraint) -> None:
     if constraint.accepts(value):
         return
-    is_choice = isinstance(constraint, Choice) and isinstance(value, str)
-    hint = did_you_mean(value, constraint.names) if is_choice else ""
+    hint = ""
+    if isinstance(constraint, Choice) and isinstance(value, str):
+        hint = did_you_mean(value, constraint.names)
     raise InputError(f"config {name}: got {value!r}; expected {constraint}{hint}")
 
 

@@ -60,7 +60,7 @@ def draw_contours(
     radius: float,
 ) -> None:
     """Draw the contours of a scheme in place, with one color per contour, between located landmarks."""
-    is_located = np.isfinite(landmarks).all(axis=1)
+    is_located = np.all(np.isfinite(landmarks), axis=1)
     fixed = fixed_point(np.where(is_located[:, None], landmarks, 0.0))
     thickness = max(1, round(radius * 0.6))
     for contour, color in zip(scheme.contours, colors, strict=True):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.interop.torch_layouts import AUTHORS_OFFSET, HRNET_FACE, MMPOSE_0, MMPOSE_1
+from lcgcn_jax.models.config import ModelConfig
 from lcgcn_jax.models.lcgcn import LCGCN
 
 SIDE, CROP = 64, 256
@@ -37,9 +38,8 @@ def read(centers, sigma, offset, decode):
     model = LCGCN(
         ConstantHeatmapModel(jnp.asarray(heatmaps)),
         len(centers),
-        ModelConfig(decode, graph=None, heatmap_offset=origin),
+        ModelConfig(decode, graph=None, heatmap_offset=offset),
         rngs=nnx.Rngs(0),
-        heatmap_offset=offset,
     )
     return np.asarray(model(jnp.zeros((1, CROP, CROP, 3))).landmarks[0])
 

@@ -6,6 +6,8 @@ import pytest
 
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.interrupts import Interrupted
+from lcgcn_jax.landmarks import WFLW98
+from lcgcn_jax.models.bundles import save_bundle
 from lcgcn_jax.training import ablation
 from lcgcn_jax.training.ablation import (
     PAIRS,
@@ -76,7 +78,9 @@ def test_errors_of_a_row_equal_those_of_its_model(frozen_config, tmp_path):
         np.testing.assert_allclose(errors_of_row["heatmap"][kind], errors.heatmap, rtol=1e-4)
 
 
-def test_variant_config_resets_varied_fields_to_the_paper(tiny_config):
+def test_variant_config_resets_varied_fields_to_the_paper(tiny_config, random_bundle, tmp_path):
+    save_bundle(tmp_path, random_bundle(tiny_config.model.to_dict(), WFLW98, 32), "")
+    tiny_config.init_from = str(tmp_path)
     tiny_config.model.graph.message = "offset_votes"
     tiny_config.model.graph.norm = "layer"
     paper = variant_config(tiny_config, ROWS["paper"], 3)

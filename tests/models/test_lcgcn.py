@@ -51,7 +51,7 @@ def run(model, **train):
     ]
     + [
         (field, value)
-        for field in CHOICES.keys() - VISIBILITY_FIELDS
+        for field in sorted(CHOICES.keys() - VISIBILITY_FIELDS)
         for value in CHOICES[field]
         if value != getattr(GraphConfig, field)
     ],

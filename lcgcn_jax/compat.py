@@ -58,9 +58,10 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: the graph has some conventions of the paper and some of the authors' code.
     """
     fields = _CONFIG_FIELDS | (_DAG_FIELDS if config.get("name") == "dag" else {})
+    # Former names last: a config file that sets one also has the default of the current name.
     upgraded = {
         fields.get(name, name): upgrade_config(value) if isinstance(value, Mapping) else value
-        for name, value in config.items()
+        for name, value in sorted(config.items(), key=lambda item: item[0] in fields)
     }
     graph = upgraded.get("graph")
     if isinstance(graph, dict) and graph.get("name") != "dag":

@@ -8,6 +8,8 @@ from safetensors.numpy import load_file
 
 from lcgcn_jax import compat
 from lcgcn_jax.models.bundles import CONFIG, SHIPPED, WEIGHTS, abstract_weights, load_bundle
+from lcgcn_jax.training.config import load_config
+from lcgcn_jax.training.config_checks import check_config
 
 FORMER = SHIPPED / "w300-lcgcn-small"
 
@@ -126,3 +128,24 @@ def test_checkpoint_with_some_former_names_is_described():
     current = compat.upgrade_weights(saved)
     assert set(current) == {"graph.offset_voting.correction", "graph.blocks.0.node"}
     assert compat.downgrade_weights(current, saved) == saved
+
+
+def test_config_file_with_former_names_is_upgraded(tmp_path):
+    path = tmp_path / "former.py"
+    path.write_text(
+        """
+from lcgcn_jax.training.config import default_config
+
+def get_config():
+    config = default_config()
+    config.model.graph.message = "offsets"
+    config.data.augment.darkness = 0.2
+    config.init_parts = "whole"
+    return config
+"""
+    )
+    config = load_config(str(path))
+    check_config(config)
+    assert config.model.graph.message == "offset_votes"
+    assert config.data.augment.low_light == 0.2
+    assert config.init_scope == "whole"

@@ -23,13 +23,12 @@ def predict_faces(
     Raises:
       InputError: the split has at most `skip` faces.
     """
+    num_faces = len(dataset.source(split))
+    if skip >= num_faces:
+        raise InputError(f"{dataset.path}: {split} has only {num_faces} faces; skip fewer")
     batches = eval_batches(dataset, split, image_size=model.image_size, batch_size=skip + count)
     batch = next(iter(batches))
     rows = np.flatnonzero(batch["mask"])[skip:]
-    if not len(rows):
-        raise InputError(
-            f"{dataset.path}: {split} has only {batch['mask'].sum()} faces; skip fewer"
-        )
     faces = {name: values[rows] for name, values in batch.items()}
     return faces, model.predict_crops(faces["image"])
 

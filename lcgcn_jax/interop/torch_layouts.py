@@ -162,7 +162,7 @@ def heatmap_keys(names: Iterable[str], layout: Layout) -> dict[str, str]:
 
 def graph_keys(names: Iterable[str]) -> dict[str, str]:
     """Map the names of the graph head's weights to their keys, with `w1` in two parts (`split_w1`)."""
-    parts = {"own": "w2", "neighbor": "w1 (nodes)", "shape": "w1 (offsets)"}
+    parts = {"node": "w2", "neighbor": "w1 (nodes)", "shape": "w1 (offsets)"}
     keys = {}
     for name in names:
         block = re.fullmatch(r"graph\.blocks\.(\d+)\.(\w+)", name)

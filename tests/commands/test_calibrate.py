@@ -233,7 +233,7 @@ def test_several_datasets_with_offsets(plain, case, error_line, tmp_path, capsys
     offsets = AnnotationOffsets(scheme.name, frame, np.full(frame.shape, 0.1), {})
     file.write_text(json.dumps(offsets.to_dict()))
     words = ["calibrate", "--model", plain, "--split", "test", "--data", case.data, *BATCH]
-    assert "give each folder once" in error_line(
+    assert "give each dataset folder only once" in error_line(
         *words, "--data", case.data, "--out", tmp_path / "a"
     )
     assert f"--offsets {more}: no such --data" in error_line(

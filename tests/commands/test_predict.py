@@ -46,7 +46,7 @@ def test_json_and_overlay_are_in_image_pixels(small_run, photo, tmp_path):
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ("400,30,500,170", "its center is outside the "),
+        ("400,30,500,170", "the center of the box is outside the "),
         ("100,30,200", "a box is four numbers"),
         ("a,b,c,d", "a box is four numbers"),
         ("nan,30,200,170", "a box is four numbers"),

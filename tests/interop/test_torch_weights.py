@@ -12,6 +12,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.interop import torch_weights
 from lcgcn_jax.interop.torch_weights import export_weights, import_weights
 from lcgcn_jax.landmarks import IBUG68, WFLW98
+from lcgcn_jax.models.interfaces import GraphFeatures
 from lcgcn_jax.models.weights import merge_weights
 
 
@@ -70,7 +71,8 @@ def head_inputs(parity):
 def our_head(result, inputs):
     graphdef, params, batch_stats = result.bundle.create()
     head = merge_weights(graphdef, params, batch_stats).graph
-    coordinates, edges = head(*(jnp.asarray(x)[None] for x in inputs), train=False)
+    positions, confidence, features = (jnp.asarray(x)[None] for x in inputs)
+    coordinates, edges = head(positions, confidence, GraphFeatures(points=features), train=False)
     return np.asarray(edges[0]), np.asarray(coordinates[0, 0])
 
 

@@ -36,7 +36,11 @@ def modules_of(model: FunctionalModel, kind: type) -> list[nnx.Module]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("heatmap", HEATMAP_MODELS, ids=lambda heatmap: heatmap["name"])
-@pytest.mark.parametrize("graph", [{"message": "offset_votes"}, {"authors_conventions": True}])
+@pytest.mark.parametrize(
+    "graph",
+    [{"message": "offset_votes"}, {"authors_conventions": True, "diagonal": "zero"}],
+    ids=["offset votes", "authors"],
+)
 def test_folded_model_has_equal_outputs(toy, random_bundle, heatmap, graph):
     model = random_bundle(config_of(heatmap, **graph), SCHEME, 64).create()
     plain, folded = outputs(model), outputs(fold_batch_norm(*model))

@@ -92,7 +92,7 @@ def test_weights_are_float32_with_bfloat16_computation():
     ("options", "message"),
     [
         ({"arch": "w19"}, r"'w19'.*w18-small-v1"),
-        ({"features": "tail"}, r"'tail'.*'concat'"),
+        ({"features": "tail"}, r"'tail'.*concat"),
         ({"activation": "tanh"}, r"'tanh'.*linear"),
     ],
 )

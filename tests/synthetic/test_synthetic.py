@@ -199,7 +199,7 @@ def test_write_300w_layout(tmp_path):
     for path in out.rglob("*.pts"):
         lines = path.read_text().split("\n")[:-1]
         if "lfpw" in path.parts:
-            assert lines[:3] == ["version: 1", "n_points:  68", "{"]
+            assert lines[:3] == ["version: 1", "n_points: 68", "{"]
             assert lines[-1] == "}"
             lines = lines[3:-1]
         points = np.array([line.split() for line in lines], float)

@@ -225,6 +225,7 @@ def test_dataset_with_another_scheme_is_an_error(error_line, small_run, syntheti
     assert "68 points (ibug68), but the checkpoint was trained for 98 (wflw98)" in error
 
 
+@pytest.mark.slow
 def test_several_datasets_with_offsets(plain, case, error_line, tmp_path, capsys):
     more, file = tmp_path / "more", tmp_path / "offsets.json"
     shutil.copytree(case.data, more)

@@ -1,4 +1,4 @@
-"""Training in several processes: initialization, common errors, common stop after a signal."""
+"""Training in several processes: initialization, shared errors, coordinated stop after a signal."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ def initialize_distributed(
     *,
     automatic: bool = False,
 ) -> None:
-    """Connects this process to the others, before JAX computes anything.
+    """Connect this process to the others, before JAX computes anything.
 
     Args:
       coordinator: `HOST:PORT` of process 0, which all processes can reach.
@@ -31,7 +31,7 @@ def initialize_distributed(
       automatic: let JAX detect the other arguments, on Cloud TPU, under Slurm and under Open MPI.
 
     Raises:
-      InputError: the arguments do not fit each other, cannot be detected, or the other processes cannot be
+      InputError: the arguments contradict each other, cannot be detected, or the other processes cannot be
         reached.
     """
     if not automatic:
@@ -74,7 +74,7 @@ def is_primary_process() -> bool:
 
 
 def raise_on_all_processes(function: Callable[[], T]) -> T:
-    """Calls a function in every process; an InputError in one of them is raised in all.
+    """Call a function in every process; an InputError in one of them is raised in all.
 
     Otherwise the other processes would wait for the failed one.
 
@@ -100,8 +100,8 @@ _MAX_MESSAGE = 4096  # bytes
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-    """Concatenates the rows of all processes, equally many from each, by process index: `[p * n ...]`."""
-    # As bytes, since JAX would round float64 and has no text.
+    """Concatenate n rows from each of the p processes, ordered by process index: `[p * n ...]`."""
+    # As bytes, because JAX would round float64 and has no string dtype.
     raw = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
     gathered = np.ascontiguousarray(multihost_utils.process_allgather(raw, tiled=True))
     return gathered.view(rows.dtype).reshape(-1, *rows.shape[1:])
@@ -109,7 +109,7 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def preemption_guard() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Records SIGTERM, SIGINT and SIGHUP within the block instead of ending the process.
+    """Record SIGTERM, SIGINT and SIGHUP within the block instead of ending the process.
 
     Yields:
       A function of the step with the same result in all processes: the signal to stop for after this step, or

@@ -38,7 +38,7 @@ IMAGE_SUFFIXES = (
 """Suffixes of supported image files, in lower case."""
 
 MAX_PIXELS = 1 << 28
-"""Maximum number of pixels, e.g. 16,384 x 16,384; such an image takes 0.8 GB of memory."""
+"""Maximum number of pixels, such as 16,384 x 16,384; such an image takes 0.8 GB of memory."""
 
 # Opened by the class of the format: `PIL.Image.open` has a lower limit than `MAX_PIXELS`, and warns.
 _READERS = (

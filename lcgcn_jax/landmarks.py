@@ -26,7 +26,7 @@ class Contour:
     """Named polyline through landmarks, for drawing and for grouping landmarks by part of the face.
 
     Attributes:
-      name: part of the face, e.g. `left_eye`. Left and right are those of the viewer.
+      name: part of the face, such as `left_eye`. Left and right are those of the viewer.
       indices: landmarks along the line.
       closed: whether the last landmark is connected to the first.
     """

@@ -14,7 +14,7 @@ Measures a config with fresh weights, after warm-up: medians and quartiles.
 
 The bound (roofline) is the minimum time for the arithmetic and memory traffic
 of a program on one device, as counted by XLA, at the peak rates of a large
-matrix product and copy. Programs in the caches of a CPU can be faster.
+matrix product and copy. Programs that fit into CPU caches can be faster.
 
 Example: lcgcn bench --config configs/w300_lcgcn.py:small --only forward,graph
 """
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--batch-size", default=None)
     text = "benchmarks to run, separated by commas (default: all)"
     add(parser, "--only", metavar="NAME,...", help=text)
-    text = "integers: worker processes of the input pipeline; 0: only threads"
+    text = "numbers of worker processes of the input pipeline; 0: threads only"
     add(parser, "--workers", metavar="N,...", type=integers, default="0,1,2", help=text)
     add_count(parser, "--repetitions", 10, "measurements of each benchmark")
     add(parser, "--json", "--overwrite")

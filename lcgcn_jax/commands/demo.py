@@ -17,7 +17,7 @@ from lcgcn_jax.training.metric_writer import print_validation
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--out", default=Path("runs/demo"), help="output folder")
-    parser.add_argument("--config", default="demo", help="config to train (%(default)s)")
+    parser.add_argument("--config", default="demo", help="config to train (default: %(default)s)")
     add_count(parser, "--faces", 1800, "number of training faces")
     add_count(parser, "--test-faces", 200, "number of test faces")
 

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=text,
     )
     text = "divide errors by the distance between the outer eye corners or the pupils, or by the "
-    text += "square root of the area of the true landmarks' box (default: as the dataset says)"
+    text += "square root of the area of the true landmarks' box (default: that of the dataset)"
     add(parser, "--normalizer", choices=EVALUATION_NORMALIZERS, help=text)
     text = "remove the annotation offsets in FILE ('lcgcn research fit-offsets') from the landmarks"
     add(parser, "--offsets", type=Path, metavar="FILE", help=text)

@@ -55,7 +55,7 @@ def add(parser: "argparse._ActionsContainer", *options: str, **fields: Any) -> N
     for option in options:
         arguments = _SHARED.get(option, {}) | fields
         if arguments.get("default") is not None:
-            arguments["help"] += " (%(default)s)"
+            arguments["help"] += " (default: %(default)s)"
             arguments.pop("required", None)
         parser.add_argument(option, **arguments)
     if "--config" in options:

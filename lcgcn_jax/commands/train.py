@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--accept-changes", text)
     group = parser.add_argument_group(
         "multiple processes",
-        "Run the same command in each process, with a workdir that all can reach. The\nprocesses "
-        "share the batch. A run can resume with another number of processes.",
+        "Run the same command in each process, with a workdir on a shared disk. The\nprocesses "
+        "share the batch. A run can resume with a different number of processes.",
     )
     text = "find the processes automatically (TPU slice, Slurm, Open MPI)"
     add_flag(group, "--distributed", text)

@@ -136,7 +136,7 @@ class AnnotationOffsets:
 
 
 def read_offsets(path: Path | str, scheme: LandmarkScheme) -> AnnotationOffsets:
-    """Read a file written by `lcgcn fit-offsets`.
+    """Read a file written by `lcgcn research fit-offsets`.
 
     Args:
       path: the file.

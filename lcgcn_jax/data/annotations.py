@@ -39,8 +39,8 @@ class FaceAnnotation:
     """One annotated face.
 
     Attributes:
-      name: unique and stable, relative to the folder of the dataset, e.g. `helen/trainset/100032540_1.jpg`.
-      subset: part of the dataset, e.g. `helen/train`; `""` without parts.
+      name: unique and stable name, relative to the dataset folder, such as `helen/trainset/100032540_1.jpg`.
+      subset: part of the dataset, such as `helen/train`; `""` without parts.
       split: one of `SPLITS`. If no face of a list is in validation, a part of train becomes validation.
       group: the image or person, as far as file names identify it; validation keeps a group together.
       image_path: the image.
@@ -100,7 +100,7 @@ class AnnotationList:
     """Annotated faces of a dataset.
 
     Attributes:
-      kind: the layout, e.g. `300w`.
+      kind: layout of the source, such as `300w`.
       scheme: the landmarks.
       attribute_names: names of the attributes of faces.
       faces: the usable faces, in a fixed order.

@@ -5,7 +5,7 @@ stay `visible`: their coordinates are known, and the coordinate losses use them;
 
 `visible` states whether a landmark has a location; the labels `visibility` (`annotations.Visibility`) state
 whether it can be seen. Labeled landmarks under an artificial occluder become externally occluded. The label
-of a landmark outside the crop becomes unknown, since nothing in the crop shows it.
+of a landmark outside the crop becomes unknown, because the crop does not show it.
 
 Every option that is off draws no random numbers, so that new options leave the views of older
 configurations unchanged.
@@ -24,8 +24,8 @@ from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.landmarks import LandmarkScheme
 
 DISTRIBUTIONS = ("uniform", "normal")
-"""How rotation, zoom and shift are drawn between their limits. `normal`: half the distance from the middle to
-a limit is the standard deviation, and values beyond the limits are set to them."""
+"""Distributions of rotation, zoom and shift between their limits. The standard deviation of `normal` is half
+the distance from the middle to a limit, and values beyond the limits are clipped."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -37,30 +37,30 @@ class AugmentConfig(CorruptionConfig):
     The corruptions are the fields of `CorruptionConfig`.
 
     Attributes:
-      distribution: how rotation, zoom and shift are drawn, one of `DISTRIBUTIONS`.
-      rotation: largest rotation in both directions, in degrees.
-      zoom: smallest and largest factor on the size of the face.
-      shift: largest translation, as a fraction of the crop's side.
-      shear: largest horizontal shear in both directions, in degrees.
-      aspect: largest change of the aspect ratio; 0.2: width over height times 1/1.2 to 1.2 (log-uniform).
-      perspective: largest move of each corner of the crop along x and y, as a fraction of its side.
+      distribution: distribution of rotation, zoom and shift, one of `DISTRIBUTIONS`.
+      rotation: maximum rotation in both directions, in degrees.
+      zoom: minimum and maximum factor on the size of the face.
+      shift: maximum translation, as a fraction of the crop's side.
+      shear: maximum horizontal shear in both directions, in degrees.
+      aspect: maximum change of the aspect ratio; 0.2: width over height times 1/1.2 to 1.2 (log-uniform).
+      perspective: maximum shift of each corner of the crop along x and y, as a fraction of its side.
       mirror: probability of mirroring.
       flip_bias: horizontal bias of the annotations to the right, as a fraction of the crop's side. It is
         relative to their mirror image, and mirrored faces keep it.
-      brightness: largest relative change of brightness.
-      contrast: largest relative change of contrast around the mean of the crop.
-      saturation: largest relative change of saturation.
-      gamma: largest change of the exponent of a gamma curve: 1 - gamma to 1 + gamma.
+      brightness: maximum relative change of brightness.
+      contrast: maximum relative change of contrast around the mean of the crop.
+      saturation: maximum relative change of saturation.
+      gamma: maximum change of the exponent of a gamma curve: 1 - gamma to 1 + gamma.
       gray: probability of a crop without color.
       motion_blur: probability of a motion blur in a random direction.
-      motion_blur_length: smallest and largest length of the motion, as a fraction of the crop's side.
-      noise_blend: probability of blending the crop with an image of random noise of a random scale.
-      noise_blend_weight: smallest and largest weight of that image.
+      motion_blur_length: minimum and maximum length of the motion, as a fraction of the crop's side.
+      noise_blend: probability of blending the crop with colored noise of a random scale.
+      noise_blend_weight: minimum and maximum weight of that image.
       jpeg: probability of JPEG artifacts.
-      jpeg_quality: smallest and largest JPEG quality, 1 to 100.
-      border: what training crops show outside the image, one of `geometry.BORDERS`. Evaluation and prediction
-        always show black. For tight crops of faces, whose contours touch the border of the image, `reflect`
-        or `blur` keeps a model from taking the black edge for the contour.
+      jpeg_quality: minimum and maximum JPEG quality, 1 to 100.
+      border: content of training crops outside the image, one of `geometry.BORDERS`. Evaluation and
+        prediction always show black. For tight crops of faces, whose contours touch the border of the image, `reflect`
+        or `blur` prevents the model from learning the black edge as the contour.
     """
 
     distribution: str = "uniform"
@@ -106,14 +106,14 @@ def augment_face(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """A random crop of a face for training.
+    """Crop a face with random augmentation for training.
 
     Args:
       record: an element of a `FaceSource`.
-      scheme: the scheme of the data, for the mirror permutation.
+      scheme: landmark scheme, for the mirror permutation.
       size: side of the crop, in pixels.
-      config: what is varied, and how much.
-      rng: the only source of randomness.
+      config: options.
+      rng: random generator.
 
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
@@ -149,7 +149,7 @@ def augment_face(
 
 
 def _draw(low: float, high: float, config: AugmentConfig, rng: np.random.Generator) -> float:
-    """A number between two limits, from the distribution of the configuration."""
+    """Draw a number between two limits from the distribution of the configuration."""
     if config.distribution == "uniform":
         return rng.uniform(low, high)
     return float(np.clip(rng.normal((low + high) / 2, (high - low) / 4), low, high))
@@ -189,7 +189,7 @@ def _random_perspective(
 
 
 def jitter_colors(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Varies the colors of a crop.
+    """Vary the colors of a crop.
 
     Brightness, contrast and saturation are one affine map of the colors; a gamma curve and gray follow.
     """
@@ -211,7 +211,7 @@ def jitter_colors(image: Image, config: AugmentConfig, rng: np.random.Generator)
 
 
 def reduce_quality(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Applies motion blur, noise blending and JPEG artifacts, each with its probability."""
+    """Apply motion blur, noise blending and JPEG artifacts, each with its probability."""
     if config.motion_blur and rng.random() < config.motion_blur:
         length = len(image) * rng.uniform(*config.motion_blur_length)
         image = motion_blur(image, length, rng.uniform(0, np.pi))
@@ -223,7 +223,7 @@ def reduce_quality(image: Image, config: AugmentConfig, rng: np.random.Generator
 
 
 def motion_blur(image: Image, length: float, direction: float) -> Image:
-    """Averages an image along a line.
+    """Average an image along a line.
 
     Args:
       image: the image.
@@ -241,12 +241,12 @@ def motion_blur(image: Image, length: float, direction: float) -> Image:
 
 
 def blend_with_noise(image: Image, weight: float, rng: np.random.Generator) -> Image:
-    """Blends an image with random colors, of a random size between a pixel and a quarter of the image.
+    """Blend an image with colored noise, with a random grain of 1 px to a quarter of the image.
 
     Args:
       image: the image.
       weight: weight of the noise, 0..1.
-      rng: the source of randomness.
+      rng: random generator.
     """
     size = len(image)
     side = round(np.exp(rng.uniform(np.log(4), np.log(size))))
@@ -256,7 +256,7 @@ def blend_with_noise(image: Image, weight: float, rng: np.random.Generator) -> I
 
 
 def compress_jpeg(image: Image, quality: float) -> Image:
-    """Encodes and decodes an image as JPEG.
+    """Encode an image as JPEG, and decode it.
 
     Args:
       image: the image.

@@ -26,8 +26,8 @@ class FaceSource(Sequence[dict[str, Any]]):
 
     An element is a record of `encoding.encode_face`: NumPy arrays, text as `str`, and `image` as the
     encoded bytes. In datasets of earlier versions, a missing `normalizer` becomes NaN, and missing
-    `visibility` becomes -1 (unknown). Pickling stores only the path:
-    worker processes open their own files.
+    `visibility` becomes -1 (unknown). Pickling stores only the path, so worker processes open their own
+    files.
 
     Args:
       path: folder of the records.
@@ -99,9 +99,9 @@ class FaceDataset:
     """Prepared dataset.
 
     Attributes:
-      path: its folder.
-      name: the layout of its source, e.g. `300w`.
-      scheme: the landmarks.
+      path: folder of the dataset.
+      name: layout of the source, for example `300w`.
+      scheme: landmark scheme.
       attribute_names: names of the columns of `attributes`.
       num_faces: number of faces in each split.
       subsets: number of faces in each subset.
@@ -161,7 +161,7 @@ class FaceDataset:
         """Copy of the dataset that removes annotation offsets from its landmarks.
 
         Args:
-          offsets_file: a file written by `lcgcn fit-offsets`.
+          offsets_file: a file written by `lcgcn research fit-offsets`.
 
         Raises:
           InputError: the file cannot be used for this dataset.
@@ -197,11 +197,11 @@ def open_dataset(path: Path | str) -> FaceDataset:
 
 
 def require_scheme(dataset: FaceDataset, expected: LandmarkScheme) -> None:
-    """Check that a dataset has the landmarks that a checkpoint was trained for.
+    """Check that a dataset has the landmarks that a model was trained for.
 
     Args:
       dataset: the dataset.
-      expected: the scheme of the checkpoint.
+      expected: landmark scheme of the model.
 
     Raises:
       InputError: the schemes differ.

@@ -50,7 +50,7 @@ any case, and have the form NAME_x. Other columns are ignored. Coordinates are
 pixels. Paths may contain backslashes, or be absolute paths of files below --src.
 
 Lists of HRNet-Facial (image_name, scale, center_w, center_h, original_0_x, ...)
-can be read, too.""",
+are also supported.""",
         "points.csv",
     ),
     "coco": CustomFormat(
@@ -196,7 +196,7 @@ def _check_outside(source: Path, out: Path, option: str) -> None:
 
 
 def format_report(report: PrepareReport, out: Path) -> str:
-    """Format the outcome of a preparation for the screen."""
+    """Format the outcome of a preparation as text."""
     subsets = {name: count for name, count in report.subsets.items() if name}
     total = f"{report.kind}: {sum(report.num_faces.values()):,} faces"
     lines = [f"{total}: {_format_counts(subsets)}" if subsets else total]

@@ -51,7 +51,7 @@ class RawFace:
       box_form: a key of `BOX_FORMS`.
       normalizer: normalizing distance of NME, in pixels, or NaN.
       split: the split, or `UNSTATED`.
-      group: e.g. the person, or empty.
+      group: for example the person, or empty.
       subset: a part of the dataset, or empty.
       stated_size: width and height of the image as stated in the file, or None.
       attributes: values of the attributes of the dataset.

@@ -15,7 +15,7 @@ def compare_box_maps(
     """Fit box maps on one split, and compare them with `BOX_MAP` on another.
 
     Returns:
-      A report for the screen: detected faces, errors of the crops, and the fitted coefficients.
+      A report as text: detected faces, errors of the crops, and the fitted coefficients.
 
     Raises:
       InputError: there is no such split, or no face of it is detected.

@@ -177,7 +177,7 @@ def summarize(
       corruption: corruption of the crops.
       flip_test: whether mirror images were averaged.
       normalizer: normalizer in place of that of the scheme.
-      calibration: model of the predicted errors, to be evaluated.
+      calibration: uncertainty model to evaluate.
     """
     masks = subset_masks(dataset, split)
     subsets = {name: errors.summary(faces) for name, faces in masks.items()}

@@ -1,4 +1,4 @@
-"""Tables of evaluation results for the screen."""
+"""Text tables of evaluation results."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -92,7 +92,7 @@ class _ImageJob:
 
 
 class BatchPredictor:
-    """Predicts landmarks for files, and writes their results.
+    """Predictor of landmarks for files, which writes the results.
 
     Args:
       model: the model.

@@ -21,14 +21,14 @@ class Face:
         without a graph.
       predicted_error_percent: predicted error of each of `landmarks`, in percent of the normalizing distance
         (`LandmarkScheme.normalizer`: the distance between the outer eye corners for 68 and 98 landmarks).
-        It is about 90 for all landmarks if the model has failed on the face, for example because the box
-        contains no face. None for a model without predicted errors (`lcgcn research calibrate`).
-      visibility: probability that each landmark is visible, i.e. neither occluded by another object nor by
+        It is about 90 for the outer landmarks if the model has failed on the face, for example because the
+        box contains no face. None for a model without predicted errors (`lcgcn research calibrate`).
+      visibility: probability that each landmark is visible: occluded neither by another object nor by
         the face; None for a model without a visibility head.
       score: score of the face detector, in 0..1; None for a box from the caller.
       predicted_error: predicted error of each of `landmarks`, in pixels of the image; None if
         `predicted_error_percent` is None, and for a scheme with the normalizer `given`.
-      scheme: meaning of the landmarks.
+      scheme: landmark scheme.
     """
 
     box: Float[np.ndarray, "4"]

@@ -154,8 +154,9 @@ def crop_errors(
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
     """Errors of the crops around predicted boxes.
 
-    Returns: Offset of the center, as a fraction of the longer side of the true box, and logarithm of the
-      ratio of the longer sides, which determine the side of the crop.
+    Returns:
+      Offset of the center, as a fraction of the longer side of the true box, and logarithm of the ratio of
+      the longer sides, which determine the side of the crop.
     """
     center, size = _center_and_size(boxes)
     true_center, true_size = _center_and_size(true)

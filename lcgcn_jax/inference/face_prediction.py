@@ -24,13 +24,13 @@ class _Crop(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FacePredictor:
-    """Predicts the faces of images with known face boxes.
+    """Predictor of the faces in images with known face boxes.
 
     Attributes:
       predict_crops: function from uint8 RGB crops `[b s s 3]` to an `LCGCNOutput` of NumPy arrays.
-      scheme: meaning of the landmarks.
+      scheme: landmark scheme.
       image_size: side s of the crops, in pixels.
-      calibration: model of the predicted errors; without it, no face is tried again.
+      calibration: uncertainty model; without it, uncertain faces are not retried.
     """
 
     predict_crops: Callable[[np.ndarray], Any]
@@ -39,7 +39,7 @@ class FacePredictor:
     calibration: UncertaintyModel | None
 
     def predict(self, images: Sequence[BoxedImage]) -> list[list[Face]]:
-        """Predict the faces of each image, one per box, in common batches."""
+        """Predict the faces of each image, one per box, in shared batches."""
         crops = [
             _Crop(image, i, geometry.crop_transform(box, self.image_size))
             for image in images

@@ -81,10 +81,10 @@ class LandmarkModel:
     were forked after it started, so there each prediction raises a `RuntimeError`.
 
     Attributes:
-      scheme: meaning of the landmarks.
+      scheme: landmark scheme.
       config: configuration of the model.
       image_size: side s of its crops, in pixels.
-      calibration: model of the predicted errors; None for a model that is not calibrated.
+      calibration: uncertainty model, which predicts errors; None for a model that is not calibrated.
       flip_bias: horizontal bias of all landmarks (`models.bundles.Bundle`).
     """
 
@@ -179,7 +179,7 @@ class LandmarkModel:
         Args:
           module: the network, as `create_model` or `module` returns it.
           config: its configuration, as in `LandmarkModel.config`, or the field `model` of a config.
-          scheme: meaning of its landmarks.
+          scheme: landmark scheme.
           image_size: side of the crops that it was trained on, in pixels.
           detector_model: as in `load_model`.
 
@@ -278,7 +278,7 @@ class LandmarkModel:
         images: Iterable[ImageInput],
         boxes: Iterable[Iterable[BoxInput] | None] | None = None,
     ) -> list[list[Face]]:
-        """Predict the landmarks of the faces in several images, in common batches.
+        """Predict the landmarks of the faces in several images, in shared batches.
 
         Args:
           images: images of any sizes, as in `predict`.
@@ -338,7 +338,7 @@ class LandmarkModel:
         return BoxedImage(pixels, checked, [None] * len(checked))
 
     def predict_boxed(self, images: Sequence[BoxedImage]) -> list[list[Face]]:
-        """Predict the landmarks of the faces in images with known face boxes, in common batches.
+        """Predict the landmarks of the faces in images with known face boxes, in shared batches.
 
         Args:
           images: images that `boxed_image` returned.

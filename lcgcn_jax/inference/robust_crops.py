@@ -21,8 +21,8 @@ RETRY_ANGLES = (90.0, 180.0, 270.0)
 # faces with an error above 40 %, 95 % were above 0.75; noise was above 0.83.
 _UNCERTAIN = 0.5  # above this value, other crops are tried
 _FAILED = (0.62, 0.8)  # the failure weight increases from 0 to 1 in this interval
-# Maximum upper end of that range, as a multiple of its lower end. A calibration that was fitted on
-# profiles, too, covers larger errors than those it predicts for upside-down faces. With 9, it identifies
+# Maximum upper end of that range, as a multiple of its lower end. A calibration that was also fitted on
+# profiles covers larger errors than those it predicts for upside-down faces. With 9, it identifies
 # all 84 faces rotated by 90 and 180 degrees that a calibration of easy faces identifies, and no upright
 # 300W validation face.
 _MAX_RANGE = 9.0
@@ -36,7 +36,7 @@ def is_uncertain(percent: PerLandmark, calibration: UncertaintyModel) -> bool:
 
     Args:
       percent: error of each landmark by the calibration, in percent.
-      calibration: model of the predicted errors.
+      calibration: uncertainty model.
     """
     return _fraction_of_range(percent, calibration) > _UNCERTAIN
 
@@ -62,11 +62,12 @@ def final_errors(
     Args:
       percent: error of each landmark by the calibration, in percent of the normalizing distance.
       landmarks: in pixels.
-      scheme: meaning of the landmarks.
-      calibration: model of the predicted errors.
+      scheme: landmark scheme.
+      calibration: uncertainty model.
 
-    Returns: Predicted errors in percent and in pixels, never below those of the calibration; in pixels,
-      None if the landmarks do not determine the normalizing distance (normalizer `given`).
+    Returns:
+      Predicted errors in percent and in pixels, never below those of the calibration; in pixels, None if the
+      landmarks do not determine the normalizing distance (normalizer `given`).
     """
     center_distance = np.linalg.norm(landmarks - landmarks.mean(axis=0), axis=1)
     all_visible = np.ones(len(landmarks), bool)
@@ -92,7 +93,7 @@ def roll(landmarks: Landmarks, scheme: LandmarkScheme, near: float) -> float:
 
     Args:
       landmarks: in pixels.
-      scheme: meaning of the landmarks; without mirror pairs, the result is `near`.
+      scheme: landmark scheme; without mirror pairs, the result is `near`.
       near: rough value of the angle, less than 90 degrees off.
     """
     pairs = [(i, j) for i, j in enumerate(scheme.mirror) if i < j]
@@ -100,7 +101,7 @@ def roll(landmarks: Landmarks, scheme: LandmarkScheme, near: float) -> float:
         return near
     first, second = np.array(pairs).T
     across = landmarks[second] - landmarks[first]
-    # The scheme does not tell which landmark of a pair is the left one.
+    # The scheme does not define which landmark of a pair is the left one.
     direction = np.array([np.cos(np.radians(near)), np.sin(np.radians(near))])
     across = across * np.where(across @ direction < 0, -1.0, 1.0)[:, None]
     x, y = across.sum(axis=0)

@@ -27,7 +27,7 @@ SPEED_CUTOFF = 1.0
 
 
 class FaceTracker:
-    """Assigns track numbers to the faces of a video by greedy matching of boxes, largest IoU first."""
+    """Tracker of the faces of a video, by greedy matching of boxes, largest IoU first."""
 
     def __init__(self):
         self._boxes: dict[int, Box] = {}

@@ -132,7 +132,7 @@ def _increasing(frames: Iterable[Frame], step: float) -> Iterator[Frame]:
 
 
 class VideoWriter(contextlib.AbstractContextManager):
-    """Writes RGB frames of one size to an MP4 file (MPEG-4 part 2) at a constant rate.
+    """Writer of RGB frames of one size to an MP4 file (MPEG-4 part 2) at a constant rate.
 
     The codec requires even sizes: an odd width or height is increased by replicating the last pixel.
     """

@@ -2,7 +2,7 @@
 
 model.safetensors   parameters and batch statistics by flat name
 config.json         format version, model configuration, crop size, landmark scheme and, if it was fitted, the
-                    model of the predicted error
+                    uncertainty model
 README.md           model card
 """
 
@@ -55,7 +55,7 @@ class Bundle:
       scheme: landmark scheme.
       image_size: side of the crops in training, in pixels.
       weights: parameters and batch statistics by flat name.
-      calibration: model of the predicted error; None if it was not fitted.
+      calibration: uncertainty model, which predicts errors; None if it was not fitted.
       flip_bias: horizontal bias of the training annotations relative to their mirror image, as a fraction of
         the side of the crop (`data.augment.AugmentConfig`).
     """
@@ -171,7 +171,7 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
 
 
 def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:
-    """Write the model of the predicted error into an existing bundle.
+    """Write the uncertainty model into an existing bundle.
 
     Raises:
       OSError: the file cannot be written.

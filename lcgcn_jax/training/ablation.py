@@ -112,7 +112,7 @@ def run_ablation(
     seeds: int,
     overridden: Collection[str] = (),
 ) -> dict[str, VariantErrors]:
-    """Trains and evaluates rows of the table; finished ones are read from `out`.
+    """Train and evaluate rows of the table; finished ones are read from `out`.
 
     Args:
       config: configuration of a frozen training with `train.cache`, on the heatmap model of `init_from`.

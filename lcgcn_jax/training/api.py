@@ -29,7 +29,7 @@ def create_model(
     num_landmarks: int | None = None,
     seed: int = 0,
 ) -> nnx.Module:
-    """Creates a network with random weights.
+    """Create a network with random weights.
 
     It maps normalized float crops `[b s s 3]` to an `LCGCNOutput` with coordinates in crop pixels. Mean
     shapes, which some graphs need, are zero until a training run sets them from its data.
@@ -74,7 +74,7 @@ def train(
     accept_changes: bool = False,
     on_validation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Path:
-    """Trains a model, or resumes the run in a folder from its last checkpoint.
+    """Train a model, or resume the run in a folder from its last checkpoint.
 
     All devices of this process are used. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first.
 
@@ -107,7 +107,7 @@ def train(
 
 
 def write_curves(workdir: Path) -> None:
-    """Plots the training curves of a run to `CURVES` in its workdir.
+    """Plot the training curves of a run to `CURVES` in its workdir.
 
     Raises:
       InputError: the file cannot be written.

@@ -4,9 +4,9 @@ A checkpoint is an Orbax checkpoint, `WORKDIR/checkpoints/STEP`, with the checks
 `checksums.json`. It is written to a partial folder and renamed once it is complete.
 
 Orbax's own `training.Checkpointer` cannot replace this protocol (measured with orbax-checkpoint 0.12): it
-takes an empty or truncated folder for the latest checkpoint, since it looks at names only; one flipped byte
-in a data file loads other numbers without an error, since it stores no checksums; and it offers no step
-between writing and its rename, where checksums would have to be added.
+treats an empty or truncated folder as the latest checkpoint, because it checks only names. It stores no
+checksums, so a flipped byte in a data file loads wrong numbers without an error. It also has no hook between
+writing and renaming, where checksums could be added.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int):
         self._folder = workdir / CHECKPOINTS
         self._keep = max(keep, 1)
-        # Stored, since other processes may look before the primary process has renamed a new one.
+        # Stored, because other processes may read it before the primary process has renamed a new one.
         path = latest_checkpoint(workdir)
         self._latest = None if path is None else int(path.name)
         self._remove_partials()
@@ -72,7 +72,7 @@ class Checkpoints:
         return self._latest
 
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
-        """Saves the state and the progress of the run (plain types).
+        """Save the state and the progress of the run (plain types).
 
         Raises:
           InputError: the checkpoint cannot be written; earlier ones stay.
@@ -96,7 +96,7 @@ class Checkpoints:
         self._latest = step
 
     def load(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Loads the latest checkpoint.
+        """Load the latest checkpoint.
 
         Args:
           like: shapes, types and shardings of the state.
@@ -124,7 +124,7 @@ class Checkpoints:
         return TrainState(**state), loaded["progress"]
 
     def _commit(self, partial: Path, step: int) -> None:
-        """Renames a complete partial folder, and removes the oldest checkpoints."""
+        """Rename a complete partial folder, and remove the oldest checkpoints."""
         path = self._folder / str(step)
         if path.exists():  # damaged, or the run would have resumed from it
             self._remove(path)
@@ -203,7 +203,7 @@ def _total(sums: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def _verify_checksums(path: Path) -> None:
-    """Compares the files of a checkpoint with its checksums, if it has any.
+    """Compare the files of a checkpoint with its checksums, if it has any.
 
     Raises:
       InputError: a file has changed; the message names the first one.
@@ -241,7 +241,7 @@ def _load(path: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
 
 
 def read_checkpoint(path: Path) -> Bundle:
-    """Reads the model in a checkpoint, with the weights to evaluate: the moving average if it has one.
+    """Read the model in a checkpoint, with the weights to evaluate: the moving average if it has one.
 
     Neither the data nor the devices of the training are needed.
 
@@ -249,7 +249,7 @@ def read_checkpoint(path: Path) -> Bundle:
       path: `WORKDIR/checkpoints/STEP`; the workdir has the configuration.
 
     Raises:
-      InputError: the configuration or the checkpoint cannot be read, or they do not fit each other.
+      InputError: the configuration or the checkpoint cannot be read, or they do not match.
     """
     config_file = path.parents[1] / RUN_CONFIG
     try:
@@ -267,7 +267,7 @@ def read_checkpoint(path: Path) -> Bundle:
 
 
 def _read_evaluated(path: Path, like: Weights) -> dict[str, np.ndarray]:
-    """Reads only the weights to evaluate, as NumPy arrays, which need no device."""
+    """Read only the weights to evaluate, as NumPy arrays, which need no device."""
     metadata = _state_metadata(path)
     fields = ("ema",) if metadata.get("ema") else ("params", "batch_stats")
     abstract = {

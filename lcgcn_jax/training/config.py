@@ -24,12 +24,12 @@ RUN_CONFIG = "config.json"
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """All fields of `config_types.Config` with the defaults of the paper, for a config file to change."""
+    """All fields of `config_types.Config` with the choices of the paper. Config files change them."""
     return ml_collections.ConfigDict(Config().to_dict())
 
 
 def reduce_for_cpu(config: ml_collections.ConfigDict, *, epochs: int | float) -> None:
-    """Reduces a full-size configuration to one for two CPU cores, trained from scratch at 128 px.
+    """Reduce a full-size configuration to one for two CPU cores, trained from scratch at 128 px.
 
     Sets HRNet-W18-small-v1 (another heatmap model stays), batch 16, a higher learning rate with warm-up and
     cosine decay, and a moving average of the weights. Since a pixel of the 32 x 32 heatmaps covers 4 pixels,
@@ -61,7 +61,7 @@ def _use_subpixel_decoding(config: ml_collections.ConfigDict) -> None:
 
 
 def use_best_recipe(config: ml_collections.ConfigDict) -> None:
-    """Applies the settings with the lowest error on 300W (docs/research/results.md).
+    """Apply the settings with the lowest error on 300W (docs/research/results.md).
 
     Sub-pixel decoding, offset voting, two patch refinement stages, a coordinate loss with a large gradient in
     the heatmap model, and corruptions of the training faces.
@@ -83,7 +83,7 @@ def use_best_recipe(config: ml_collections.ConfigDict) -> None:
 
 
 def train_from_scratch(config: ml_collections.ConfigDict, *, epochs: int | float) -> None:
-    """Sets a schedule for a full-size model without pretrained weights, on an accelerator.
+    """Set a schedule for a full-size model without pretrained weights, on an accelerator.
 
     Batch 64, 1e-3 with warm-up and cosine decay, a moving average of the weights.
 
@@ -102,14 +102,14 @@ def train_from_scratch(config: ml_collections.ConfigDict, *, epochs: int | float
 def set_epochs(
     config: ml_collections.ConfigDict, epochs: int | float, *, eval_every: int | float
 ) -> None:
-    """Sets the length of the training, with a validation and a checkpoint every `eval_every` epochs."""
+    """Set the length of the training, with a validation and a checkpoint every `eval_every` epochs."""
     config.train.epochs = epochs
     config.train.eval_every_epochs = config.train.checkpoint_every_epochs = eval_every
     config.train.update(dict.fromkeys(EPOCHS))
 
 
 def freeze_heatmap_model(config: ml_collections.ConfigDict, *, init_from: str) -> None:
-    """Sets up the paper's ablation: only the graph trains, on a trained heatmap model.
+    """Set up the paper's ablation: only the graph trains, on a trained heatmap model.
 
     Learning rate 1e-3 for 2 epochs, then 1e-4 for 30, on cached features of 8 views of each face.
 
@@ -129,7 +129,7 @@ def freeze_heatmap_model(config: ml_collections.ConfigDict, *, init_from: str) -
 
 
 def parse_argument(argument: str | None, known: Iterable[str]) -> set[str]:
-    """Parses the words after the colon of `--config file.py:word,word`.
+    """Parse the words after the colon of `--config file.py:word,word`.
 
     Raises:
       InputError: a word is not among the known ones.
@@ -140,11 +140,11 @@ def parse_argument(argument: str | None, known: Iterable[str]) -> set[str]:
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """Reads a config file.
+    """Read a config file.
 
     Args:
       spec: a file, or the name of a config of the project (`demo`); after a colon the argument of its
-        `get_config`, e.g. `configs/w300_lcgcn.py:small`.
+        `get_config`, as in `configs/w300_lcgcn.py:small`.
 
     Raises:
       InputError: the file does not exist, has no `get_config`, or sets unknown fields.
@@ -211,7 +211,7 @@ def _find_config(name: str) -> Path:
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
-    """Sets fields by their dotted names, from the text of the command line.
+    """Set fields by their dotted names, from the text of the command line.
 
     A length in epochs replaces a length in steps that the config file sets (`EPOCHS`).
 
@@ -239,7 +239,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
 
 
 def _parse_value(name: str, text: str, old: Any) -> Any:
-    """Parses the text of a field in the type of its old value."""
+    """Parse the text of a field in the type of its old value."""
     if name == "data.sources":  # [[a, 1], [b, 2]]
         pairs = _parse_yaml(name, text) or []
         if not isinstance(pairs, list):
@@ -276,7 +276,7 @@ _PREFIX = "--config."
 
 
 def parse_overrides(words: list[str]) -> dict[str, str]:
-    """Parses `--config.a.b=v` and `--config.a.b v` to `{"a.b": "v"}`.
+    """Parse `--config.a.b=v` and `--config.a.b v` to `{"a.b": "v"}`.
 
     Raises:
       InputError: another argument is among them, or a value is missing.
@@ -314,7 +314,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def fill_in(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds to the configuration of an older version, at their defaults, the fields of `new` that it lacks."""
+    """Add the fields of `new` that an older configuration lacks, with their default values."""
     return _fill_in(old, new, json.loads(to_json(Config())))
 
 

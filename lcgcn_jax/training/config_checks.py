@@ -89,7 +89,7 @@ class Numbers:
 
     Attributes:
       item: range of each number.
-      length: how many numbers; None: any from `shortest`.
+      length: number of items; None: any number of at least `shortest`.
       shortest: smallest length.
       ordered: `""`; `ascending`, each above the previous one; or `low_high`, none below the previous one.
       last: required last number.
@@ -143,7 +143,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text."""
+    """A string."""
 
     may_be_empty: bool = False
 

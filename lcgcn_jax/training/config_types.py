@@ -1,7 +1,7 @@
 """Typed configuration of a training run.
 
-`training.config.default_config` gives the same fields as an `ml_collections.ConfigDict`, for config files and
-the command line to change; `training.config_checks` has the range of every field.
+`training.config.default_config` returns the same fields as an `ml_collections.ConfigDict`, which config files
+and the command line change. `training.config_checks` defines the range of every field.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class DataConfig:
       sources: folders to train on instead of `dir`, as `((dir, weight), ...)`. The faces of a batch are drawn
         in proportion to the weights, and an epoch has as many faces as all folders together. A source can
         also be `(dir, weight, offsets)`, with a file as in `offsets`.
-      offsets: file of `lcgcn fit-offsets`, whose annotation offsets are removed from the landmarks of `dir`
-        before augmentation; empty: none.
+      offsets: file of `lcgcn research fit-offsets`. Its annotation offsets are removed from the landmarks of
+        `dir` before augmentation; empty: none.
       train_split: split to train on.
       validation_split: split to validate on.
       image_size: side of the face crops, in pixels.
@@ -222,7 +222,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
-        """Creates a configuration from nested mappings that `config_checks.check_config` accepts."""
+        """Create a configuration from nested mappings that `config_checks.check_config` accepts."""
         return _from_dict(cls, fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def resolve_steps(
     previous: Mapping[str, Any] | None = None,
     overridden: Collection[str] = (),
 ) -> Config:
-    """Sets the number of steps in every field of `EPOCHS`.
+    """Set the number of steps in every field of `EPOCHS`.
 
     Args:
       config: configuration; a number of steps in it stays unchanged.

@@ -18,7 +18,7 @@ from lcgcn_jax.data.pipeline import Batch, TrainIterator, eval_batches, view_bat
 from lcgcn_jax.models.lcgcn import GraphInputs
 
 Detect = Callable[[np.ndarray], GraphInputs]
-"""Maps uint8 crops `[b s s 3]` to the inputs of the graph, in NumPy."""
+"""Function from uint8 crops `[b s s 3]` to the inputs of the graph, as NumPy arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +125,10 @@ class CachedBatches(grain.DatasetIterator[dict[str, Any]]):
         return self._order.get_state()
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Restores a position that `get_state` returned."""
+        """Restore a position that `get_state` returned."""
         self._order.set_state(state)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """End the threads."""
         self._order.close()
         super().close()

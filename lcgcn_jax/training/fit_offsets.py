@@ -101,7 +101,7 @@ def fit_annotation_offsets(
     min_count: int = 30,
     max_ratio: float = 1.5,
 ) -> OffsetFit:
-    """Fits the offsets of a dataset on its training faces; see `fit_offsets`.
+    """Fit the offsets of a dataset on its training faces; see `fit_offsets`.
 
     Args:
       predict: model of the annotation style to correct to, not trained on this dataset.
@@ -160,14 +160,14 @@ def fit_offsets(
     max_ratio: float = 1.5,
     provenance: Mapping[str, Any] | None = None,
 ) -> OffsetFit:
-    """Fits the offsets between annotated and predicted landmarks.
+    """Fit the offsets between annotated and predicted landmarks.
 
     The offset of a landmark is the median over the faces of its group and the mirror images of the faces of
     the mirrored group (`right` for `left`), so mirrored groups have mirrored offsets. The horizontal bias
     relative to mirror images is added to it if it exceeds three standard errors.
 
     A landmark with fewer than `min_count` faces gets the offset of the main group: the largest group that is
-    its own mirror image, or all faces. A group in which the distances scatter more than `max_ratio` times as
+    its own mirror image, or all faces. A group in which the distances vary more than `max_ratio` times as
     much as in the main group gets a constant offset, the main group's median: the model fails on these faces,
     and its errors are not an annotation style.
 
@@ -299,7 +299,7 @@ def _median(values: Float[np.ndarray, "n *d"]) -> Float[np.ndarray, "*d"]:
 
 
 def _mirrored_name(name: str, names: Sequence[str]) -> str:
-    """The group of mirrored faces: `left` and `right` in a name exchanged, if there is such a group."""
+    """Group of the mirrored faces: the name with `left` and `right` swapped, if that group exists."""
     exchanged = name.replace("left", "\0").replace("right", "left").replace("\0", "right")
     return exchanged if exchanged in names else name
 

@@ -37,7 +37,7 @@ def fit_shape_refiner(
     ridge: float,
     batch_size: int = 16,
 ) -> Bundle:
-    """Adds a linear shape refinement after the last stage of a model's graph.
+    """Add a linear shape refinement after the last stage of a model's graph.
 
     Per landmark it is an L1 regression with an L2 penalty (ridge) from the deviations of all landmarks to the
     error, fitted by iteratively reweighted least squares to `views` augmented views of each face.
@@ -107,7 +107,7 @@ def solve(
     *,
     ridge: float,
 ) -> tuple[Float[np.ndarray, "k k 2 2"], Float[np.ndarray, "k 2"]]:
-    """Fits matrices M and offsets b of `gcn.ShapeRefiner`: `errors_i ~ b_i + sum_j M_ij deviations_j`.
+    """Fit matrices M and offsets b of `gcn.ShapeRefiner`: `errors_i ~ b_i + sum_j M_ij deviations_j`.
 
     Args:
       deviations: landmarks minus the mean shape, in the canonical frame.

@@ -21,15 +21,15 @@ BOARD = "tensorboard"
 
 
 class MetricWriter:
-    """Appends metrics to `metrics.jsonl` and to a TensorBoard event file, without delay.
+    """Writer of metrics to `metrics.jsonl` and a TensorBoard event file; each write is flushed.
 
     `tensorboardX.SummaryWriter` passes events to a thread. Its `flush` does not wait for that thread, so a
     kill loses events; and on a full disk the thread ends, and the training blocks on its queue.
 
     Args:
       workdir: folder of the run.
-      step: step that the run resumes from. Later metrics, of a run that was killed, are dropped, since they
-        are logged again.
+      step: step that the run resumes from. Later metrics of a killed run are dropped, because they are
+        logged again.
 
     Raises:
       InputError: the folder cannot be written.
@@ -50,7 +50,7 @@ class MetricWriter:
             self._board.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs values by name, e.g. `train/loss`.
+        """Log values by name, such as `train/loss`.
 
         Raises:
           InputError: they cannot be written.
@@ -64,7 +64,7 @@ class MetricWriter:
             self._board.flush()
 
     def close(self) -> None:
-        """Closes the files. Errors are ignored, since `write` has flushed everything or raised."""
+        """Close the files. Errors are ignored, because `write` has flushed everything or raised."""
         for file in (self._file, self._board):
             with contextlib.suppress(OSError):
                 file.close()
@@ -74,7 +74,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, int | float]]:
-    """Reads the rows of `metrics.jsonl` of a run; skips an incomplete last line after a kill."""
+    """Read the rows of `metrics.jsonl` of a run, without an incomplete last line of a killed run."""
     rows = []
     path = workdir / LOG
     if path.is_file():

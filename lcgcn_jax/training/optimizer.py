@@ -69,7 +69,7 @@ def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
 def make_optimizer(
     config: OptimizerConfig, mode: str, steps: int
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """Creates the optimizer of the trained parameters, and the learning rate of each group for the log.
+    """Create the optimizer of the trained parameters, and the learning rate of each group for the log.
 
     Args:
       config: hyperparameters.

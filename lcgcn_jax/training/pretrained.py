@@ -51,7 +51,7 @@ def load_pretrained_weights(
     params: Weights,
     batch_stats: Weights,
 ) -> tuple[Weights, Weights, str]:
-    """Replaces random weights by those of `config.init_from`.
+    """Replace random weights with those of `config.init_from`.
 
     Args:
       config: configuration.
@@ -136,7 +136,7 @@ def _has_part(weights: Mapping[str, Any], prefix: str) -> bool:
 
 
 def read_source(path: Path, config: Config) -> Source:
-    """Reads pretrained weights.
+    """Read pretrained weights.
 
     Args:
       path: a bundle; a training workdir (its best model, or, before its first validation, its latest
@@ -181,7 +181,7 @@ def _config_differences(source: Source, config: Config) -> str:
 
 
 def _heatmap_differences(path: Path, source: Source, model: LCGCN, mode: str) -> str:
-    """Differences in the meaning of the heatmaps, which the training has to overcome.
+    """Differences between the heatmap definitions, which training has to overcome.
 
     Raises:
       InputError: there are some, and the heatmaps do not train.

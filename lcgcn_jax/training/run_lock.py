@@ -38,8 +38,8 @@ _NUM_SHOWN = 3  # changed files in a message
 class RunLock:
     """Exclusive lock on a workdir, checked against the configuration and data of its run.
 
-    Only the primary process looks at the folder and writes to it. The lock belongs to the operating system,
-    so a process that is killed leaves none behind.
+    Only the primary process reads the folder and writes to it. The lock belongs to the operating system, so
+    a killed process leaves none.
 
     Args:
       workdir: folder of the run, created if it does not exist; unchanged if the run is rejected.
@@ -89,7 +89,7 @@ class RunLock:
             ) from error
 
     def write_config(self) -> None:
-        """Writes an accepted configuration and accepted data, and keeps the former files under a number.
+        """Write an accepted configuration and accepted data, and keep the former files under a number.
 
         Called when the run can be resumed with them.
 
@@ -104,7 +104,7 @@ class RunLock:
         self._accepted = {}
 
     def close(self) -> None:
-        """Unlocks the folder."""
+        """Unlock the folder."""
         self._unlock()
 
     def _start_or_compare(
@@ -145,13 +145,13 @@ class RunLock:
 
 @contextlib.contextmanager
 def needs_writing(path: Path) -> Iterator[None]:
-    """Reports a failure to write a file or folder of a run in one line.
+    """Report a failure to write a file or folder of a run in one line.
 
     Args:
       path: file or folder, for the message.
 
     Raises:
-      InputError: the disk is full, the folder is read-only, and the like.
+      InputError: the path cannot be written, for example because the disk is full.
     """
     try:
         yield
@@ -182,7 +182,7 @@ def _has_other_content(workdir: Path) -> bool:
 
 
 def _lock(workdir: Path) -> int:
-    """Locks the folder for as long as the returned file descriptor is open."""
+    """Lock the folder for as long as the returned file descriptor is open."""
     # Child processes do not inherit the descriptor, so the lock ends with this process.
     descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -219,7 +219,7 @@ def _data_checksums(dataset: FaceDataset) -> dict[str, dict[str, Any]]:
 def _compare_offsets(
     workdir: Path, config: Config, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    """Compares the files of annotation offsets with those that a run was started with.
+    """Compare the files of annotation offsets with those that a run was started with.
 
     Raises:
       InputError: a file has changed; the message names the first one.
@@ -247,7 +247,7 @@ def _changed_files(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def read_run_config(workdir: Path) -> dict[str, Any] | None:
-    """Reads the configuration of a run; None if the folder has no run.
+    """Read the configuration of a run; None if the folder has no run.
 
     Raises:
       InputError: the file is damaged or cannot be read.

@@ -1,6 +1,7 @@
 """Placement of arrays: the state is replicated on every device, batches are split over the devices.
 
-Only this module uses meshes. The same code runs on one device, several devices and several hosts.
+Only this module creates meshes and shardings. The same code runs on one device, several devices, and several
+hosts.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ def by_batch(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Checks that a global batch can be split evenly over the devices.
+    """Check that a global batch can be split evenly over the devices.
 
     Raises:
       InputError: it cannot; the message has the next larger size that can.
@@ -57,7 +58,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
-    """Puts this process's part of a batch on its devices, as part of the global batch."""
+    """Put this process's part of a batch on its devices, as part of the global batch."""
     sharding = by_batch(mesh)
     return jax.tree.map(
         lambda value: jax.make_array_from_process_local_data(sharding, value), batch
@@ -65,7 +66,7 @@ def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
 
 
 def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
-    """Jits `step(state, batch)` with a replicated, donated state and a batch split over `data`."""
+    """Jit `step(state, batch)` with a replicated, donated state and a batch split over `data`."""
     return jax.jit(
         step,
         in_shardings=(replicated(mesh), by_batch(mesh)),
@@ -76,7 +77,7 @@ def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
 
 
 def compile_predict_step(step: Callable, mesh: Mesh) -> Callable:
-    """Jits `step(params, batch_stats, inputs)` with results on every device, readable by every host."""
+    """Jit `step(params, batch_stats, inputs)` with results on every device, readable by every host."""
     whole = replicated(mesh)
     return jax.jit(
         step,

@@ -24,8 +24,8 @@ class TrainState:
       params: all parameters, trained or not, float32.
       batch_stats: running statistics of the BatchNorms, float32.
       opt_state: optimizer state of the trained parameters.
-      ema: moving average of `params` and `batch_stats` as one vector (`weights.to_vector`), since a program
-        with a kernel per array is slow to compile; None without a moving average.
+      ema: moving average of `params` and `batch_stats` as one vector (`weights.to_vector`), because a
+        program with a kernel per array is slow to compile; None without a moving average.
     """
 
     step: Int[Array, ""]
@@ -39,7 +39,7 @@ class TrainState:
         """Parameters and batch statistics to evaluate: the moving average if there is one."""
         if self.ema is None:
             return self.params, self.batch_stats
-        # Split on the host, since a program with so many slices would have to be compiled.
+        # Split on the host, because a program with so many slices is slow to compile.
         average = {
             name: jax.make_array_from_process_local_data(self.ema.sharding, value)
             for name, value in from_vector(

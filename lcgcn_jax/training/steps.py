@@ -34,18 +34,18 @@ COORDINATE_LOSSES = {
     "normalized_l2": losses.normalized_l2,
 }
 
-_FRAME = 256  # px; the side of the crops in whose pixels Wing's and smooth L1's constants are
+_FRAME = 256  # side in px of the crops for which the constants of Wing and smooth L1 are defined
 
 
 def check_activation(loss: LossConfig, activation: str) -> None:
-    """Checks that the heatmap loss fits the activation of the heatmap model.
+    """Check that the heatmap loss is compatible with the activation of the heatmap model.
 
     Args:
       loss: the losses.
       activation: one of `heatmaps.ACTIVATIONS`.
 
     Raises:
-      InputError: it does not fit.
+      InputError: they are not compatible.
     """
     if loss.heatmap in ("focal", "bce") and activation != "sigmoid":
         raise InputError(
@@ -82,7 +82,7 @@ def total_loss(
         `visibility_class_weights`.
       groups: the groups that train.
       size: side of the crops. Coordinate losses are computed in pixels of a 256 px crop, for which the
-        constants of Wing and smooth L1 are made, and divided by 256: their gradients are equal for large
+        constants of Wing and smooth L1 are defined, and divided by 256: their gradients are equal for large
         errors, and the L1 is in fractions of the crop, like the coordinates of the graph.
       activation: the model's, one of `heatmaps.ACTIVATIONS`.
       heatmap_offset: the model's; None as in `geometry.input_to_heatmap`.
@@ -140,7 +140,7 @@ def heatmap_coordinate_loss(
 ) -> Float[Array, ""]:
     """Coordinate loss of the heatmap stage, on the means of whole heatmaps.
 
-    Landmarks outside the heatmap do not count, since no mean can reach them.
+    Landmarks outside the heatmap do not count, because no mean can reach them.
 
     Args:
       logits: heatmaps before the activation.
@@ -173,7 +173,7 @@ def make_train_step(
     trained: frozenset[str],
     config: Config,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
-    """Makes the pure function `train_step(state, batch) -> (state, scalars)`.
+    """Make the pure function `train_step(state, batch) -> (state, scalars)`.
 
     A batch has `image` uint8 [b s s 3] with s = `data.image_size`, `landmarks` float32 [b k 2] in crop
     pixels, `visible` bool [b k], and for a model with a visibility head `visibility` int8 [b k], the labels
@@ -250,7 +250,7 @@ def _norm(weights: Weights) -> Float[Array, ""]:
 def make_detect_step(
     graphdef: nnx.GraphDef,
 ) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], GraphInputs]:
-    """Makes the pure function `detect_step(params, batch_stats, images) -> GraphInputs`."""
+    """Make the pure function `detect_step(params, batch_stats, images) -> GraphInputs`."""
 
     def detect_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
         return FunctionalModel(graphdef, params, batch_stats).detect(images)
@@ -261,7 +261,7 @@ def make_detect_step(
 def make_refine_step(
     graphdef: nnx.GraphDef, image_size: int
 ) -> Callable[[Weights, Weights, GraphInputs], LCGCNOutput]:
-    """Makes the pure function `refine_step(params, batch_stats, graph_inputs) -> LCGCNOutput`."""
+    """Make the pure function `refine_step(params, batch_stats, graph_inputs) -> LCGCNOutput`."""
 
     def refine_step(params: Weights, batch_stats: Weights, graph_inputs: GraphInputs):
         return FunctionalModel(graphdef, params, batch_stats).refine(graph_inputs, image_size)
@@ -272,7 +272,7 @@ def make_refine_step(
 def make_predict_step(
     graphdef: nnx.GraphDef,
 ) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], LCGCNOutput]:
-    """Makes the pure function `predict_step(params, batch_stats, images) -> LCGCNOutput`."""
+    """Make the pure function `predict_step(params, batch_stats, images) -> LCGCNOutput`."""
 
     def predict_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
         return FunctionalModel(graphdef, params, batch_stats).predict(images)

@@ -15,7 +15,7 @@ _FIXES = {
 
 
 def open_train_data(config: Config) -> tuple[FaceDataset, FaceMixture]:
-    """Opens `data.dir`, and the mixture of datasets to train on: `data.sources`, or `data.dir`.
+    """Open `data.dir`, and the mixture of datasets to train on: `data.sources`, or `data.dir`.
 
     Raises:
       InputError: a folder cannot be read, or lacks a split or the landmark scheme of the config.
@@ -32,7 +32,7 @@ def open_train_data(config: Config) -> tuple[FaceDataset, FaceMixture]:
 
 
 def require_visibility_labels(mixture: FaceMixture, split: str) -> None:
-    """Checks that some face of a split has visibility labels.
+    """Check that some face of a split has visibility labels.
 
     Raises:
       InputError: no face has.
@@ -50,7 +50,7 @@ def require_visibility_labels(mixture: FaceMixture, split: str) -> None:
 def _open_folder(
     config: Config, folder: str, split_fields: tuple[str, ...], offsets: str = ""
 ) -> FaceDataset:
-    """Opens a dataset, with the annotation offsets of the file `offsets` removed if there is one."""
+    """Open a dataset, with the annotation offsets of the file `offsets` removed if there is one."""
     try:
         dataset = open_dataset(folder)
     except OSError as error:

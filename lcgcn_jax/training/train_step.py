@@ -77,16 +77,16 @@ def build_train_step(
     *,
     optimizer: optax.GradientTransformation | None = None,
 ) -> TrainStep:
-    """Builds the training step of a configuration; no array is created.
+    """Build the training step of a configuration; no array is created.
 
     Args:
-      config: configuration; its `train.steps` are set, if only for the schedule of the learning rate.
+      config: configuration; `train.steps` is set, because the learning rate schedule needs it.
       num_landmarks: number of landmarks k.
       mesh: devices to train on.
       optimizer: replaces the optimizer of the configuration, for tests.
 
     Raises:
-      InputError: fields of the configuration do not fit each other, or the batch does not fit the mesh.
+      InputError: fields of the configuration contradict each other, or the batch size does not fit the mesh.
     """
     train = config.train
     sharding.check_batch_size(train.batch_size, mesh)

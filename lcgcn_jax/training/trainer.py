@@ -54,7 +54,7 @@ class Trainer:
     """One training run.
 
     The constructor only checks the configuration. `prepare`, which `run` calls, opens the data, locks the
-    workdir and restores the state; the attributes below exist after it.
+    workdir, and restores the state. Most of the attributes below exist only after it.
 
     Args:
       config: fields as in `config_types.Config`.
@@ -116,7 +116,7 @@ class Trainer:
         self._lock: RunLock | None = None
 
     def prepare(self) -> "Trainer":
-        """Opens the data and the workdir, builds the training step and restores the state, once.
+        """Open the data and the workdir, build the training step, and restore the state, once.
 
         Raises:
           InputError: the data or the workdir cannot be used. A workdir that did not exist is not created.
@@ -158,7 +158,7 @@ class Trainer:
         # --------------------------------------- Restore ---------------------------------------
 
         # 1. The workdir has checkpoints: resume from the latest that is complete. If all of them are damaged,
-        #    raise, since starting again would overwrite a run that can perhaps be repaired.
+        #    raise, because starting again would overwrite a run that can perhaps be repaired.
         # 2. The workdir has none, and `init_from` is set: start from pretrained weights.
         # 3. Otherwise: start from random weights.
         # Cases 2 and 3 come before the lock, so that an error leaves no folder behind.
@@ -195,7 +195,7 @@ class Trainer:
         return self
 
     def run(self, *, on_validation: Callable[[int, dict[str, float]], None] | None = None) -> bool:
-        """Trains up to `config.train.steps`.
+        """Train up to `config.train.steps`.
 
         Args:
           on_validation: called after each validation with the step and the metrics.
@@ -283,7 +283,7 @@ class Trainer:
         return int(self.state.step)
 
     def predict(self, images: np.ndarray) -> LCGCNOutput:
-        """Predicts this process's part of a batch of crops, with the weights to evaluate."""
+        """Predict this process's part of a batch of crops, with the weights to evaluate."""
         params, batch_stats = self.state.evaluated
         batch = sharding.put_batch(images, self.mesh)
         output = self._predict_step(params, batch_stats, batch)
@@ -356,7 +356,7 @@ class Trainer:
     def _create_feature_cache(self) -> FeatureCache:
         if self.feature_cache is not None:
             return self.feature_cache
-        # Copies, since the training step donates the arrays of the state.
+        # Copies, because the training step donates the arrays of the state.
         frozen = jax.tree.map(jnp.copy, (self.state.params, self.state.batch_stats))
 
         def detect(images: np.ndarray) -> GraphInputs:
@@ -424,7 +424,7 @@ class Trainer:
     def _require_finite(self, result: _StepResult | None) -> None:
         if result is None:
             return
-        # All three, since a ReLU can hide a NaN from the loss (`compilation.compiler_options`).
+        # All three, because a ReLU can hide a NaN from the loss (`compilation.compiler_options`).
         for name in ("loss", "gradient_norm", "parameter_norm"):
             value = float(result.scalars[name])
             if not math.isfinite(value):

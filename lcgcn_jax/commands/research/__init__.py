@@ -1,6 +1,6 @@
 """Run research tools: ablations, fits, calibration, TPU compilation.
 
-'lcgcn NAME' without 'research' works, too.
+'lcgcn NAME' without 'research' also works.
 
 Example: lcgcn research calibrate --model runs/small --data data/w300
 """

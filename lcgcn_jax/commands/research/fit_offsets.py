@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "minimum number of faces to fit the offset of a landmark for a pose, including mirror "
     text += "images of the opposite pose; otherwise that of frontal faces is used"
     add_count(parser, "--min-count", 30, text)
-    text = (
-        "use a constant offset for a pose if the distances from the model scatter more than this "
-    )
+    text = "use a constant offset for a pose if the distances from the model vary more than this "
     text += "many times as much as on frontal faces"
     ratio = number(float, 0, above=True)
     add(parser, "--max-spread", dest="max_ratio", type=ratio, default=1.5, help=text)

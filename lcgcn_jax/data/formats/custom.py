@@ -30,7 +30,7 @@ def read_csv(
     - `x_NAME` and `y_NAME` for each landmark, or `x_0` and `y_0`, counting from 0.
     - `x0`, `y0`, `x1`, `y1` (optional): face box; the cells may be empty.
     - `split` (optional): one of `SPLITS`.
-    - `group` (optional): e.g. the person; validation keeps a group together. Default: the image.
+    - `group` (optional): for example the person; validation keeps a group together. Default: the image.
     - `subset` (optional): a part of the dataset that is evaluated separately.
     - `normalizer`: pixels; required if the normalizer of the scheme is `given`.
 

@@ -210,7 +210,7 @@ def _image_location(data: Mapping[str, Any]) -> str:
 
 
 def _path_of_location(location: str) -> str:
-    """Path in a URL, e.g. `a/b.jpg` in `/data/local-files/?d=a/b.jpg` and `s3://bucket/a/b.jpg`."""
+    """Path in a URL, such as `a/b.jpg` in `/data/local-files/?d=a/b.jpg` and `s3://bucket/a/b.jpg`."""
     path, _, query = location.partition("?")
     parts = (part.partition("=") for part in query.split("&"))
     parameters = {key: value for key, _, value in parts}

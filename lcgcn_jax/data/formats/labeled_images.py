@@ -129,7 +129,7 @@ def to_annotations(
     """Convert the content of annotation files to annotated faces.
 
     Args:
-      kind: the format, e.g. `cvat`.
+      kind: file format, such as `cvat`.
       files: the content, by split.
       finder: the images.
       scheme: the landmarks.

@@ -59,8 +59,8 @@ class AugmentConfig(CorruptionConfig):
       jpeg: probability of JPEG artifacts.
       jpeg_quality: minimum and maximum JPEG quality, 1 to 100.
       border: content of training crops outside the image, one of `geometry.BORDERS`. Evaluation and
-        prediction always show black. For tight crops of faces, whose contours touch the border of the image, `reflect`
-        or `blur` prevents the model from learning the black edge as the contour.
+        prediction always show black. For tight crops of faces, whose contours touch the border of the image,
+        `reflect` or `blur` prevents the model from learning the black edge as the contour.
     """
 
     distribution: str = "uniform"

@@ -7,6 +7,8 @@ still work.
 from collections.abc import Mapping
 from typing import Any
 
+from lcgcn_jax.errors import InputError
+
 _CONFIG_FIELDS = {
     "calibration": "uncertainty",
     "darkness": "low_light",
@@ -55,7 +57,7 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the configuration of a bundle or run, including nested fields, to current names.
 
     Raises:
-      ValueError: the graph has some conventions of the paper and some of the authors' code.
+      InputError: the graph has some conventions of the paper and some of the authors' code.
     """
     fields = _CONFIG_FIELDS | (_DAG_FIELDS if config.get("name") == "dag" else {})
     # Former names last: a config file that sets one also has the default of the current name.
@@ -75,14 +77,19 @@ def _upgrade_graph(graph: dict[str, Any]) -> dict[str, Any]:
     if "message" in graph:
         upgraded["message"] = _MESSAGES.get(graph["message"], graph["message"])
     if conventions:
-        conventions = _PAPER_CONVENTIONS | conventions
-        if conventions not in (_PAPER_CONVENTIONS, _AUTHORS_CONVENTIONS):
-            raise ValueError(
-                f"model.graph: {conventions} mixes conventions of the paper and of its authors' code, which "
-                "this version does not support; use version 0.1"
-            )
-        upgraded["authors_conventions"] = conventions == _AUTHORS_CONVENTIONS
+        upgraded["authors_conventions"] = _are_of_the_authors(conventions)
     return upgraded
+
+
+def _are_of_the_authors(conventions: Mapping[str, str]) -> bool:
+    """Whether former fields of the graph are those of the authors' code; missing ones are the paper's."""
+    conventions = _PAPER_CONVENTIONS | conventions
+    if conventions not in (_PAPER_CONVENTIONS, _AUTHORS_CONVENTIONS):
+        raise InputError(
+            f"model.graph: {conventions} mixes conventions of the paper and of its authors' code, which "
+            "this version does not support; use version 0.1"
+        )
+    return conventions == _AUTHORS_CONVENTIONS
 
 
 def upgrade_weights(tree: Any) -> Any:
@@ -133,7 +140,11 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 
 
 def upgrade_overrides(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Convert command-line overrides of configuration fields (`a.b.c`: text) to current names."""
+    """Convert command-line overrides of configuration fields (`a.b.c`: text) to current names.
+
+    Raises:
+      InputError: as in `upgrade_config`.
+    """
     upgraded = {
         ".".join((_CONFIG_FIELDS | _DAG_FIELDS).get(part, part) for part in name.split(".")): text
         for name, text in overrides.items()
@@ -141,6 +152,11 @@ def upgrade_overrides(overrides: Mapping[str, str]) -> dict[str, str]:
     if _MESSAGE_FIELD in upgraded:
         message = upgraded[_MESSAGE_FIELD]
         upgraded[_MESSAGE_FIELD] = _MESSAGES.get(message, message)
+    names = {f"model.graph.{name}": name for name in _PAPER_CONVENTIONS}
+    conventions = {names[name]: upgraded.pop(name) for name in names.keys() & upgraded.keys()}
+    if conventions:
+        is_of_the_authors = _are_of_the_authors(conventions)
+        upgraded["model.graph.authors_conventions"] = str(is_of_the_authors).lower()
     return upgraded
 
 

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
-from lcgcn_jax import compat
+from lcgcn_jax import compat, create_model
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import CONFIG, SHIPPED, WEIGHTS, abstract_weights, load_bundle
-from lcgcn_jax.training.config import load_config
+from lcgcn_jax.training.config import default_config, load_config
 from lcgcn_jax.training.config_checks import check_config
 
 FORMER = SHIPPED / "w300-lcgcn-small"
@@ -113,8 +115,28 @@ def test_former_conventions_of_the_graph_are_one_field(former, is_authors):
     }
 
 
+def test_former_conventions_on_the_command_line_are_one_field():
+    authors = {"positions": "corner", "shape_features": "first_last", "activation": "none"}
+    authors = {f"model.graph.{name}": value for name, value in authors.items()}
+    upgraded = compat.upgrade_overrides(authors | {"model.graph.mlp_output": "activated"})
+    assert upgraded == {"model.graph.authors_conventions": "true"}
+    upgraded = compat.upgrade_overrides({"model.graph.positions": "center", "seed": "1"})
+    assert upgraded == {"model.graph.authors_conventions": "false", "seed": "1"}
+    with pytest.raises(InputError, match="mixes conventions"):
+        compat.upgrade_overrides(authors)
+
+
+def test_create_model_takes_a_former_configuration():
+    config = default_config().model.to_dict()
+    del config["graph"]["authors_conventions"]
+    config["graph"] |= {"positions": "center", "message": "offsets"}
+    config["heatmap"]["arch"] = "tiny"
+    model = nnx.eval_shape(lambda: create_model(config, num_landmarks=5))
+    assert model.graph.offset_voting is not None
+
+
 def test_mixed_conventions_are_an_error():
-    with pytest.raises(ValueError, match="mixes conventions"):
+    with pytest.raises(InputError, match="mixes conventions"):
         compat.upgrade_config({"graph": PAPER | {"activation": "none"}})
 
 

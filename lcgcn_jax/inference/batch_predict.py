@@ -121,7 +121,7 @@ class BatchPredictor:
         smooth: bool = False,
     ):
         if draw_edges and model.config["graph"] is None:
-            raise InputError("the model has no graph; leave out --draw-edges")
+            raise InputError("--draw-edges: the model has no graph; leave out the option")
         self._model, self._files, self._box_source = model, files, box_source
         if box_source is None:
             _ = model.detector  # raises an error before the first image, not for each

@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError, require_absent
@@ -187,8 +188,8 @@ class LandmarkModel:
           InputError: the weights of the module do not match the configuration, or are not finite.
         """
         weights = {name: np.asarray(value) for name, value in all_weights(module).items()}
-        model_config = (
-            config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+        model_config = compat.upgrade_config(
+            config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
         )
         _, params, batch_stats = abstract_weights(model_config, scheme.num_landmarks)
         check_weights(Path("module"), weights, params | batch_stats)

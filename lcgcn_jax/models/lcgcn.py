@@ -65,6 +65,11 @@ class LCGCN(nnx.Module):
         self.activation: heatmaps.Activation = (
             heatmap_model.activation if isinstance(heatmap_model, HasActivation) else "sigmoid"
         )
+        if self.activation not in heatmaps.ACTIVATIONS:
+            raise ValueError(
+                f"the heatmap model has the activation {self.activation!r}; use one of "
+                f"{', '.join(heatmaps.ACTIVATIONS)}"
+            )
         self.decode: heatmaps.Decoder = config.decode
         self.heatmap_offset = (
             centered_offset(heatmap_model.stride)

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 from flax import nnx
 
-from lcgcn_jax import visualize
+from lcgcn_jax import compat, visualize
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError
@@ -61,7 +61,8 @@ def _model_config(source: Any) -> tuple[dict[str, Any], int | None]:
             bundle = load_bundle(source)
             return dict(bundle.model), bundle.scheme.num_landmarks
         source = load_config(str(source))
-    fields = source.to_dict() if isinstance(source, ml_collections.ConfigDict) else dict(source)
+    fields = source.to_dict() if isinstance(source, ml_collections.ConfigDict) else source
+    fields = compat.upgrade_config(fields)
     if "model" not in fields:
         return fields, None
     return fields["model"], get_scheme(fields["scheme"]).num_landmarks

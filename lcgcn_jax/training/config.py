@@ -172,10 +172,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
         raise InputError(
             f"{path}: get_config has to return a ConfigDict, not {type(config).__name__}"
         )
-    try:
-        return ml_collections.ConfigDict(compat.upgrade_config(config.to_dict())).lock()
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+    return ml_collections.ConfigDict(compat.upgrade_config(config.to_dict())).lock()
 
 
 def _with_line(error: Exception, path: Path) -> str:

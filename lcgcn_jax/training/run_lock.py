@@ -295,11 +295,11 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("has no fields")
-        return compat.upgrade_config(content)
     except ValueError as error:
         raise InputError(
             f"{path}: damaged: {one_line(error)}; restore a copy of it, or give another --workdir"
         ) from error
+    return compat.upgrade_config(content)
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ from lcgcn_jax.visualize.faces import (
     encode_image,
     enlarge,
     label,
-    plot_image,
     save_image,
     stage_comparison,
 )
@@ -24,7 +23,6 @@ __all__ = [
     "plot_curves",
     "plot_edge_matrices",
     "plot_edges",
-    "plot_image",
     "save_image",
     "stage_comparison",
 ]

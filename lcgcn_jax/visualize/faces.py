@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from matplotlib.figure import Figure
 
 from lcgcn_jax.atomic_io import write_all
 from lcgcn_jax.geometry import Points
@@ -21,7 +20,6 @@ TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
 
 SHIFT = 4  # fractional bits of OpenCV's drawing coordinates: 1/16 pixel
-_FIGURE_WIDTH = 10.0  # inches
 
 
 def draw_landmarks(
@@ -169,17 +167,6 @@ def stage_comparison(
         strips.append(np.full_like(strips[0], 255))
     pairs = zip(strips[::2], strips[1::2], strict=True)
     return np.concatenate([np.concatenate(pair, axis=1) for pair in pairs])
-
-
-def plot_image(image: Image, title: str) -> Figure:
-    """Show an image with a title as a figure of the same aspect ratio, for a notebook."""
-    height, width = image.shape[:2]
-    figure = Figure(figsize=(_FIGURE_WIDTH, _FIGURE_WIDTH * height / width), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(image)
-    axes.set_title(title)
-    axes.set_axis_off()
-    return figure
 
 
 def save_image(path: Path, image: Image) -> None:

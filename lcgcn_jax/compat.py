@@ -83,7 +83,7 @@ def _upgrade_graph(graph: dict[str, Any]) -> dict[str, Any]:
 
 def _are_of_the_authors(conventions: Mapping[str, str]) -> bool:
     """Whether former fields of the graph are those of the authors' code; missing ones are the paper's."""
-    conventions = _PAPER_CONVENTIONS | conventions
+    conventions = {**_PAPER_CONVENTIONS, **conventions}
     if conventions not in (_PAPER_CONVENTIONS, _AUTHORS_CONVENTIONS):
         raise InputError(
             f"model.graph: {conventions} mixes conventions of the paper and of its authors' code, which "

@@ -284,6 +284,15 @@ def test_registered_model_receives_its_options(toy):
     assert model.heatmap_model.first.conv.kernel.shape == (3, 3, 3, 12)
 
 
+def test_unknown_activation_of_a_registered_model_is_an_error(toy, monkeypatch):
+    class Tanh(toy):
+        activation = "tanh"
+
+    monkeypatch.setitem(registry._HEATMAP_MODELS, "tanh", Tanh)
+    with pytest.raises(InputError, match="has the activation 'tanh'; use one of sigmoid, linear"):
+        make(config_of() | {"heatmap": {"name": "tanh"}})
+
+
 def test_function_can_be_registered(toy):
     def wide_toy(num_landmarks, *, factor=2, bn_momentum, dtype, rngs):
         return toy(num_landmarks, width=8 * factor, bn_momentum=bn_momentum, dtype=dtype, rngs=rngs)

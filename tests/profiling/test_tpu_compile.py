@@ -19,11 +19,22 @@ from lcgcn_jax.profiling.tpu_compile import (
     least_seconds,
     tpu_devices,
 )
+from lcgcn_jax.training.config import load_config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu (the TPU compiler) is not installed: pip install 'lcgcn-jax[tpu]'",
 )
+
+
+@pytest.fixture
+def tiny_config():
+    """The paper's configuration at 32 px with the tiny heatmap model."""
+    config = load_config("w300_lcgcn")
+    config.model.heatmap.arch = "tiny"
+    config.data.image_size = 32
+    return config
+
 
 # Shortened output of libtpu 0.0.52.
 HLO = """

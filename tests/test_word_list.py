@@ -13,19 +13,19 @@ ROOT = Path(__file__).parents[1]
 
 # In docstrings, comments, messages, help texts and documentation.
 PHRASES = {
-    r"mend(s|ed|ing)?": "fix, correct",
+    r"mends?|mended|mending": "fix, correct",
     r"told|said": "reported, described",
     r"what (is|was|it) sa(id|ys)": "the message",
     r"go(es|ing)? on": "resume, continue",
     r"begin(s|ning)? (anew|with)": "restart, start with",
-    r"for want of": "because there is no",
+    r"for\s+want\s+of": "because there is no",
     r"st(and|ands|ood|anding) (in|under|beside|behind|there|for)": "is in, is below, replaces",
     r"that (is|are) there": "existing",
     r"as (it|they) (is|are)": "unchanged",
     r"of (its|their|your|his|our) own": "its, separate, custom",
     r"surest": "most confident",
-    r"whose like": "similar to which",
-    r"nothing but": "only",
+    r"whose\s+like": "similar to which",
+    r"nothing\s+but": "only",
     r"all the same": "identical, still",
     r"in the place of": "instead of",
     r"photographs?": "image",

@@ -305,6 +305,16 @@ def custom29(make_once, synthetic98, custom_landmarks_page) -> Path:
     return make_once("custom29", lambda out: records.prepare(annotations, out))
 
 
+@contextlib.contextmanager
+def _one_device():
+    """Trains on one of the simulated devices, for which programs compile faster."""
+    from lcgcn_jax.training import sharding
+
+    with pytest.MonkeyPatch.context() as patch, _fast_compilation():
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
+        yield
+
+
 @pytest.fixture(scope="session")
 def journey(make_once) -> Path:
     """Output of `lcgcn demo` (data, a run of the tiny HRNet, evaluation, plots) and of `lcgcn train`.
@@ -312,27 +322,14 @@ def journey(make_once) -> Path:
     The second command resumes the finished run.
     """
     from lcgcn_jax.commands.main import main
-    from lcgcn_jax.training import sharding
 
     def fill(folder):
         folder.mkdir()
         demo, config = folder / "demo", ["--config", "demo:small"]
         faces = ["--faces", "40", "--test-faces", "24"]
-        train = [
-            "train",
-            *config,
-            "--workdir",
-            demo / "train",
-            f"--config.data.dir={demo / 'data'}",
-        ]
-        one_device = functools.partial(sharding.make_mesh, 1)  # compiles faster than eight
-        with (
-            (folder / "stdout").open("w") as out,
-            contextlib.redirect_stdout(out),
-            pytest.MonkeyPatch.context() as patch,
-            _fast_compilation(),
-        ):
-            patch.setattr(sharding, "make_mesh", one_device)
+        data = f"--config.data.dir={demo / 'data'}"
+        train = ["train", *config, "--workdir", demo / "train", data]
+        with (folder / "stdout").open("w") as out, contextlib.redirect_stdout(out), _one_device():
             for command in (["demo", "--out", demo, *config, *faces], train):
                 assert main([str(word) for word in command]) == 0
 
@@ -340,12 +337,37 @@ def journey(make_once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_run(journey) -> Path:
-    """Workdir of a run of the config `demo:small`, trained on the same faces as in `synthetic98`.
+def uses_toy(request) -> bool:
+    """Whether `small_run` is a run of the toy model: in unit tests, whose processes all know it."""
+    return "not slow" in request.config.option.markexpr
+
+
+@pytest.fixture(scope="session")
+def small_config(uses_toy) -> str:
+    """Config of `small_run`."""
+    return str(Path(__file__).parent / "toy_demo.py") if uses_toy else "demo:small"
+
+
+@pytest.fixture(scope="session")
+def small_run(request, uses_toy, small_config, make_once, synthetic98) -> Path:
+    """Workdir of a run of two steps on the faces in `synthetic98`, or on the same faces.
 
     Tests that write to it use a copy.
     """
-    return journey / "demo" / "train"
+    if not uses_toy:
+        return request.getfixturevalue("journey") / "demo" / "train"
+    from lcgcn_jax.models import registry
+    from lcgcn_jax.training.api import train
+    from lcgcn_jax.training.config import load_config
+
+    def fill(folder):
+        config = load_config(small_config)
+        config.data.dir = str(synthetic98)
+        with _one_device():
+            train(config, folder)
+
+    registry.register_heatmap_model("toy", toy_model())
+    return make_once("toy_run", fill)
 
 
 @pytest.fixture
@@ -390,6 +412,7 @@ def toy(monkeypatch):
     from lcgcn_jax.models import registry
 
     monkeypatch.setattr(registry, "_HEATMAP_MODELS", dict(registry._HEATMAP_MODELS))
+    registry._HEATMAP_MODELS.pop("toy", None)  # registered by `small_run`
     registry.register_heatmap_model("toy", toy_model())
     return toy_model()
 

@@ -1,8 +1,10 @@
 import json
 
 import cv2
+import pytest
 
 
+@pytest.mark.slow
 def test_demo_runs_the_whole_pipeline(journey):
     out = journey / "demo"
     result = json.loads((out / "eval.json").read_text())

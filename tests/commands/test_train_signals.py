@@ -25,7 +25,12 @@ def get_config():
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_signal_saves_a_checkpoint(toy, synthetic98, tmp_path, monkeypatch, capsys, number, code):
     (tmp_path / "config.py").write_text(CONFIG)

@@ -58,7 +58,7 @@ def test_weights_and_epochs_of_each_dataset(datasets):
     assert sorted(second[:small]) == list(range(large, large + small))
 
 
-@pytest.mark.parametrize("at", [1, 3, 7])
+@pytest.mark.parametrize("at", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7))])
 def test_mixture_resumes_at_any_batch(datasets, at):
     mixture = FaceMixture(datasets, (0.6, 0.4))
     whole = take(train_iterator(mixture, SPLIT, **SETTINGS), 10)

@@ -46,7 +46,7 @@ def read(centers, sigma, offset, decode):
 
 def uniform_points():
     """Points with uniformly distributed positions within their heatmap pixels."""
-    positions = 40 + (np.arange(640) + 0.5) / 4
+    positions = 40 + (np.arange(160) + 0.5)
     return np.stack([positions, np.random.default_rng(0).permutation(positions)], axis=-1)
 
 

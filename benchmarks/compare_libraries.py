@@ -1,13 +1,13 @@
-"""Speed of HRNet in JAX and in PyTorch, with the same weights on the same device.
+"""Speed of HRNet in JAX, PyTorch, onnxruntime and OpenVINO, with the same weights on the same device.
 
-    python benchmarks/against_torch.py --json against_torch.json
+    python benchmarks/compare_libraries.py --json compare_libraries.json
 
-requires `pip install '.[torch]'` (on a GPU, a CUDA build of PyTorch and '.[cuda]'). With '.[onnx]', it also
-measures the ONNX export with onnxruntime on a CPU. Measurements are interleaved, so that other load affects
-all of them equally. A ratio above 1 means that JAX is faster. On a busy machine, compare the CPU time of one
-core:
+requires `pip install '.[torch]'` (on a GPU, a CUDA build of PyTorch and '.[cuda]'); `torch.compile` also
+requires a C++ compiler. With '.[onnx]' and `pip install openvino`, it measures the ONNX export with
+onnxruntime and OpenVINO on a CPU. Measurements are interleaved, so that other load affects all of them
+equally. A ratio above 1 means that JAX is faster. On a busy machine, compare the CPU time of one core:
 
-    taskset -c 0 python benchmarks/against_torch.py --clock cpu --only inference
+    taskset -c 0 python benchmarks/compare_libraries.py --clock cpu --only inference
 """
 
 import argparse
@@ -45,19 +45,22 @@ from lcgcn_jax.models.bundles import Bundle
 from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weights
+from lcgcn_jax.profiling.roofline import Cost, Peaks, measure_peaks
 from lcgcn_jax.profiling.timing import Timing, format_seconds, measure
 
 try:
     import torch
     from torch_hrnet import TorchHRNet
 except ImportError:
-    sys.exit("against_torch: PyTorch is not installed: pip install '.[torch]'")
+    sys.exit("compare_libraries: PyTorch is not installed: pip install '.[torch]'")
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TASKS = ("inference", "training")
+NETWORK, SERVING = "network", "bytes to landmarks"
 # Relative to the range of the outputs: float32 sums differ in order; TF32 has a mantissa of 10 bits.
 TOLERANCES = {"cpu": 1e-4, "cuda": 1e-2}
 LEARNING_RATE = 1e-4
+_SUFFIX = f", {SERVING}"
 
 
 def main() -> None:
@@ -83,10 +86,10 @@ def main() -> None:
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu != torch.cuda.is_available():
         sys.exit(
-            "against_torch: only one of JAX and PyTorch can use the GPU; set CUDA_VISIBLE_DEVICES="
+            "compare_libraries: only one of JAX and PyTorch can use the GPU; set CUDA_VISIBLE_DEVICES="
         )
     if on_gpu and args.clock == "cpu":
-        sys.exit("against_torch: --clock cpu does not measure a GPU; leave out --clock")
+        sys.exit("compare_libraries: --clock cpu does not measure a GPU; leave out --clock")
     # The defaults of JAX: TF32 if available, and the fastest cuDNN algorithm.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
@@ -109,12 +112,43 @@ def main() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Functions to compare, by name, on the same `batch` faces; all return the same if `equal`."""
+    """Functions to compare, by name, on the same `batch` faces; all return the same if `equal`.
+
+    `jax` is the JAX program, for its roofline bound.
+    """
 
     name: str
     batch: int
     runs: dict[str, Callable]
+    jax: "JaxProgram"
     equal: bool
+
+
+class JaxProgram:
+    """A function with fixed arguments, compiled at the first call."""
+
+    def __init__(self, function: Callable, *args: Any, **options: Any):
+        self._jitted = jax.jit(function, compiler_options=compiler_options(), **options)
+        self._args = args
+
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        return self._jitted.lower(*self._args).compile()
+
+    def __call__(self) -> Any:
+        return self.compiled(*self._args)
+
+
+class TrainingStep(JaxProgram):
+    """A step `function(state, x, y) -> state`; every call continues with the new state."""
+
+    def __init__(self, function: Callable, *args: Any):
+        super().__init__(function, *args, donate_argnums=0)
+
+    def __call__(self) -> Any:
+        state = super().__call__()
+        self._args = (state, *self._args[1:])
+        return state
 
 
 def warm_up(tasks: Iterable[Task]) -> None:
@@ -154,7 +188,8 @@ class Comparison:
     def conditions(self) -> dict[str, Any]:
         """Conditions of the measurement."""
         args = self._args
-        libraries = ["jax", "jaxlib", "flax", "torch", "onnxruntime"]
+        libraries = ["jax", "jaxlib", "flax", "torch", "onnxruntime", "openvino"]
+        peaks = dataclasses.asdict(self.peaks)
         return {
             "network": f"HRNet {args.arch}, {args.image_size} px, {IBUG68.num_landmarks} landmarks",
             "device": jax.devices()[0].device_kind,
@@ -163,44 +198,50 @@ class Comparison:
             "clock": args.clock,
             "repetitions": args.repetitions,
             "versions": {name: _version(name) for name in libraries},
+            "peaks": peaks,
         }
+
+    @functools.cached_property
+    def peaks(self) -> Peaks:
+        """Peak rates of the device, measured in this run."""
+        return measure_peaks(jnp.float32)
 
     def inference(self, batch: int) -> Task:
         """Inference from normalized crops to logits; on a CPU also from bytes to landmarks, with ONNX."""
         images = _normal((batch, self._args.image_size, self._args.image_size, 3), 0)
-        runs = {"jax float32": self._jax_inference(images, jnp.float32)}
-        runs["torch eager float32"] = self._torch_inference(images)
-        runs["torch eager float32, channels_last"] = self._torch_inference(
-            images, channels_last=True
-        )
+        program = self._jax_inference(images, jnp.float32)
+        runs: dict[str, Callable] = {"jax float32": program}
+        runs |= self._torch_runs(functools.partial(self._torch_inference, images))
         if self._device == "cuda":
-            half = {"channels_last": True, "autocast": True}
             runs["jax bfloat16"] = self._jax_inference(images, jnp.bfloat16)
-            runs["torch autocast, channels_last"] = self._torch_inference(images, **half)
-            runs["torch compile, autocast, channels_last"] = self._torch_inference(
-                images, **half, compiled=True
-            )
         else:
             runs |= self._serving(batch)
-        return Task(f"inference, batch {batch}", batch, runs, equal=True)
+        return Task(f"inference, batch {batch}", batch, runs, program, equal=True)
 
     def training(self, batch: int) -> Task:
         """Training steps: Adam on the squared error of the logits, with BatchNorm in training mode."""
         args, k = self._args, IBUG68.num_landmarks
         images = _normal((batch, args.image_size, args.image_size, 3), 0)
         targets = _normal((batch, args.image_size // 4, args.image_size // 4, k), 1)
+        program = self._jax_training(images, targets, jnp.float32)
+        runs: dict[str, Callable] = {"jax float32": program}
+        runs |= self._torch_runs(functools.partial(self._torch_training, images, targets))
+        if self._device == "cuda":
+            runs["jax bfloat16"] = self._jax_training(images, targets, jnp.bfloat16)
+        return Task(f"training, batch {batch}", batch, runs, program, equal=False)
+
+    def _torch_runs(self, create: Callable[..., Callable]) -> dict[str, Callable]:
+        """Variants of PyTorch; `create` takes the options `channels_last`, `autocast` and `compiled`."""
         runs = {
-            "jax float32": self._jax_training(images, targets, jnp.float32),
-            "torch eager float32": self._torch_training(images, targets),
+            "torch eager float32": create(),
+            "torch eager float32, channels_last": create(channels_last=True),
+            "torch compile float32, channels_last": create(channels_last=True, compiled=True),
         }
         if self._device == "cuda":
             half = {"channels_last": True, "autocast": True}
-            runs["jax bfloat16"] = self._jax_training(images, targets, jnp.bfloat16)
-            runs["torch autocast, channels_last"] = self._torch_training(images, targets, **half)
-            runs["torch compile, autocast, channels_last"] = self._torch_training(
-                images, targets, **half, compiled=True
-            )
-        return Task(f"training, batch {batch}", batch, runs, equal=False)
+            runs["torch autocast, channels_last"] = create(**half)
+            runs["torch compile, autocast, channels_last"] = create(**half, compiled=True)
+        return runs
 
     def measure(self, task: Task) -> dict[str, Any]:
         """Measure the functions of a task interleaved, and compute the ratios to JAX."""
@@ -208,48 +249,49 @@ class Comparison:
             self._require_equal(task.runs["jax float32"](), task.runs["torch eager float32"]())
         args = self._args
         times = measure(task.runs, repetitions=args.repetitions, clock=CLOCKS[args.clock])
+        roofline, limit = Cost.of(task.jax.compiled).roofline(self.peaks)
+        ratios = _ratios(times)
         return {
             "task": task.name,
             "batch": task.batch,
+            "roofline": {"seconds": roofline, "limit": limit},
             "seconds": {
                 name: {"median": t.median, "quartiles": list(t.quartiles)}
                 for name, t in times.items()
             },
-            "torch_over_jax": _ratios(times),
+            "over_jax": ratios,
+            "best": {
+                kind: min(names, key=ratios.__getitem__)
+                for kind in (NETWORK, SERVING)
+                if (names := [name for name in ratios if _kind(name) == kind])
+            },
         }
 
-    def _jax_inference(self, images: np.ndarray, dtype: jnp.dtype) -> Callable:
+    def _jax_inference(self, images: np.ndarray, dtype: jnp.dtype) -> JaxProgram:
         weights = fold_batch_norm(*self._bundle.create(dtype))
-        run = jax.jit(
-            lambda x: merge_weights(*weights).heatmap_model(x, train=False)[0],
-            compiler_options=compiler_options(),
+        return JaxProgram(
+            lambda x: merge_weights(*weights).heatmap_model(x, train=False)[0], jnp.asarray(images)
         )
-        return functools.partial(run, jnp.asarray(images))
 
     def _serving(self, batch: int) -> dict[str, Callable]:
-        """Functions from bytes to landmarks: this package and its ONNX export; empty without '.[onnx]'."""
-        try:
-            import onnxruntime
-
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "face.onnx"
-                write_onnx(path, self._bundle)
-                options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads = torch.get_num_threads()
-                session = onnxruntime.InferenceSession(
-                    path, options, providers=["CPUExecutionProvider"]
-                )
-        except (ImportError, InputError) as error:
-            print(f"onnxruntime is not measured: {error}", file=sys.stderr)
-            return {}
-        size = self._args.image_size
+        """Functions from bytes to landmarks: this package, and its ONNX export in other libraries."""
+        size, threads = self._args.image_size, torch.get_num_threads()
         crops = np.random.default_rng(2).integers(0, 256, (batch, size, size, 3), np.uint8)
-        return {
-            "jax, bytes to landmarks": functools.partial(
-                LandmarkModel(self._bundle).predict_crops, crops
-            ),
-            "onnxruntime, bytes to landmarks": functools.partial(session.run, None, {INPUT: crops}),
-        }
+        model = LandmarkModel(self._bundle)
+        runs: dict[str, Callable] = {f"jax{_SUFFIX}": functools.partial(model.predict_crops, crops)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "face.onnx"
+            try:
+                write_onnx(path, self._bundle)
+            except InputError as error:
+                print(f"the ONNX export is not measured: {error}", file=sys.stderr)
+                return runs
+            for name, load in (("onnxruntime", load_onnxruntime), ("openvino", load_openvino)):
+                try:
+                    runs[f"{name}{_SUFFIX}"] = functools.partial(load(path, threads), crops)
+                except ImportError as error:
+                    print(f"{name} is not measured: {error}", file=sys.stderr)
+        return runs
 
     def _torch_model(self, *, channels_last: bool, compiled: bool) -> "torch.nn.Module":
         model = TorchHRNet(ARCHS[self._args.arch], IBUG68.num_landmarks)
@@ -305,7 +347,9 @@ class Comparison:
 
         return step
 
-    def _jax_training(self, images: np.ndarray, targets: np.ndarray, dtype: jnp.dtype) -> Callable:
+    def _jax_training(
+        self, images: np.ndarray, targets: np.ndarray, dtype: jnp.dtype
+    ) -> TrainingStep:
         graphdef, params, batch_stats = self._bundle.create(dtype)
         optimizer = optax.adam(LEARNING_RATE)
 
@@ -314,7 +358,6 @@ class Comparison:
             logits, _ = model.heatmap_model(x, train=True)
             return jnp.square(logits.astype(jnp.float32) - y).mean(), batch_stats_of(model)
 
-        @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
         def step(state, x, y):
             params, batch_stats, opt_state = state
             gradients, batch_stats = jax.grad(loss_of, has_aux=True)(params, batch_stats, x, y)
@@ -322,14 +365,7 @@ class Comparison:
             return optax.apply_updates(params, updates), batch_stats, opt_state
 
         state = (params, batch_stats, optimizer.init(params))
-        x, y = jnp.asarray(images), jnp.asarray(targets)
-
-        def run():
-            nonlocal state
-            state = step(state, x, y)
-            return state
-
-        return run
+        return TrainingStep(step, state, jnp.asarray(images), jnp.asarray(targets))
 
     def _autocast(self, enabled: bool):
         return torch.autocast(self._device, torch.bfloat16, enabled=enabled)
@@ -343,16 +379,39 @@ class Comparison:
         difference = np.abs(ours - theirs.permute(0, 2, 3, 1).cpu().numpy()).max() / np.ptp(ours)
         if difference > TOLERANCES[self._device]:
             sys.exit(
-                f"against_torch: the outputs of the networks differ by {difference:.1e} of their range"
+                f"compare_libraries: the outputs of the networks differ by {difference:.1e} of their range"
             )
+
+
+def load_onnxruntime(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+    """Load an ONNX graph into onnxruntime; returns the function of the crops."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda crops: session.run(None, {INPUT: crops})
+
+
+def load_openvino(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+    """Load an ONNX graph into OpenVINO, in float32; returns the function of the crops."""
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.compile_model(path, "CPU", options).create_infer_request()
+    return lambda crops: request.infer([crops])
+
+
+def _kind(name: str) -> str:
+    return SERVING if name.endswith(_SUFFIX) else NETWORK
 
 
 def _ratios(times: dict[str, Timing]) -> dict[str, float]:
     """Ratios of the median times to that of JAX with the same dtype and task."""
 
     def reference(name):
-        if "bytes" in name:
-            return "jax, bytes to landmarks"
+        if _kind(name) == SERVING:
+            return f"jax{_SUFFIX}"
         return "jax bfloat16" if "autocast" in name else "jax float32"
 
     return {
@@ -367,11 +426,18 @@ def format_result(result: dict[str, Any]) -> str:
     lines = [f"\n{result['task']:40}{'median':>10}{'quartiles':>22}{'over JAX':>10}"]
     for name, seconds in result["seconds"].items():
         low, high = (format_seconds(value) for value in seconds["quartiles"])
-        ratio = result["torch_over_jax"].get(name)
+        ratio = result["over_jax"].get(name)
         lines.append(
             f"{name:40}{format_seconds(seconds['median']):>10}{f'{low} - {high}':>22}"
             + (f"{ratio:10.2f}" if ratio is not None else "")
         )
+    roofline = result["roofline"]
+    lines.append(
+        f"roofline bound of jax float32: {format_seconds(roofline['seconds'])}, from its "
+        + roofline["limit"]
+    )
+    for kind, name in result["best"].items():
+        lines.append(f"best of the others, {kind}: {name}, {result['over_jax'][name]:.2f}")
     return "\n".join(lines)
 
 

@@ -337,31 +337,29 @@ def journey(make_once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def uses_toy(request) -> bool:
-    """Whether `small_run` is a run of the toy model: in unit tests, whose processes all know it."""
-    return "not slow" in request.config.option.markexpr
+def hrnet_run(journey) -> Path:
+    """Workdir of a run of the config `demo:small`, for tests that start processes."""
+    return journey / "demo" / "train"
 
 
 @pytest.fixture(scope="session")
-def small_config(uses_toy) -> str:
+def small_run_config() -> str:
     """Config of `small_run`."""
-    return str(Path(__file__).parent / "toy_demo.py") if uses_toy else "demo:small"
+    return str(Path(__file__).parent / "toy_demo.py")
 
 
 @pytest.fixture(scope="session")
-def small_run(request, uses_toy, small_config, make_once, synthetic98) -> Path:
-    """Workdir of a run of two steps on the faces in `synthetic98`, or on the same faces.
+def small_run(small_run_config, make_once, synthetic98) -> Path:
+    """Workdir of a run of two steps of the toy model, on the faces in `synthetic98`.
 
-    Tests that write to it use a copy.
+    Tests that write to it use a copy. Other processes do not know the model.
     """
-    if not uses_toy:
-        return request.getfixturevalue("journey") / "demo" / "train"
     from lcgcn_jax.models import registry
     from lcgcn_jax.training.api import train
     from lcgcn_jax.training.config import load_config
 
     def fill(folder):
-        config = load_config(small_config)
+        config = load_config(small_run_config)
         config.data.dir = str(synthetic98)
         with _one_device():
             train(config, folder)

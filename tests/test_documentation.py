@@ -202,7 +202,7 @@ def test_video_example(run_example, folder, capsys):
 
 
 @pytest.mark.slow
-def test_fine_tuning_example(run_example, small_run, synthetic98, tmp_path, capsys):
+def test_fine_tuning_example(run_example, hrnet_run, synthetic98, tmp_path, capsys):
     from lcgcn_jax.data.dataset import open_dataset
 
     images = tmp_path / "images"
@@ -218,7 +218,7 @@ def test_fine_tuning_example(run_example, small_run, synthetic98, tmp_path, caps
     with jax_defaults():
         run_example(
             "finetune.py", images, tmp_path / "landmarks.csv", tmp_path / "tuned",
-            "--model", small_run, "--steps", "2",
+            "--model", hrnet_run, "--steps", "2",
         )  # fmt: skip
     assert "step 1: mean error" in capsys.readouterr().out
     assert lc.load_model(tmp_path / "tuned").image_size == 64
@@ -244,10 +244,10 @@ def test_custom_heatmap_model_example(run_example, synthetic98, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_export_example(run_example, small_run, tmp_path, capsys):
+def test_export_example(run_example, hrnet_run, tmp_path, capsys):
     for package in ("jax2onnx", "onnxruntime"):
         pytest.importorskip(package)
-    run_example("export_onnx.py", tmp_path / "face.onnx", "--model", small_run)
+    run_example("export_onnx.py", tmp_path / "face.onnx", "--model", hrnet_run)
     assert "landmarks (2, 98, 2)" in capsys.readouterr().out
 
 

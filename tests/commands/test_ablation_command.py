@@ -8,10 +8,12 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 @pytest.mark.slow
-def test_second_run_only_writes_the_table(small_run, synthetic98, tmp_path, capsys):
+def test_second_run_only_writes_the_table(
+    small_run, small_run_config, synthetic98, tmp_path, capsys
+):
     arguments = [
         "ablation", "--model", str(small_run), "--out", str(tmp_path / "table3"),
-        "--rows", "paper,subpixel", "--seeds", "1", "--config", "demo:small",
+        "--rows", "paper,subpixel", "--seeds", "1", "--config", small_run_config,
         f"--config.data.dir={synthetic98}", "--config.train.mode=frozen",
         "--config.train.cache=true", "--config.data.views=1", "--config.train.steps=1",
     ]  # fmt: skip

@@ -31,18 +31,22 @@ def test_run_writes_all_files_to_its_folder(small_run):
     assert figures >= {"validation/heatmap_nme", "validation/graph_nme", "learning_rate/graph"}
 
 
-def test_finished_run_is_not_changed(run, small_config, synthetic98, capsys):
+def test_finished_run_is_not_changed(run, small_run_config, synthetic98, capsys):
     before = (run / "best" / "model.safetensors").read_bytes()
     overrides = [f"--config.data.dir={synthetic98}", "--config.train.keep", "1"]
-    assert main(["train", "--config", small_config, "--workdir", str(run), *overrides]) == 0
+    assert main(["train", "--config", small_run_config, "--workdir", str(run), *overrides]) == 0
     assert "resuming from step 2" in capsys.readouterr().out
     assert (run / "best" / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_pretrained_weights_are_reported(small_run, synthetic98, tmp_path, capsys):
+def test_pretrained_weights_are_reported(
+    small_run, small_run_config, synthetic98, tmp_path, capsys
+):
     overrides = [f"--config.data.dir={synthetic98}", f"--config.init_from={small_run}"]
-    code = main(["train", "--config", "demo:small", "--workdir", str(tmp_path / "run"), *overrides])
+    code = main(
+        ["train", "--config", small_run_config, "--workdir", str(tmp_path / "run"), *overrides]
+    )
     assert code == 0
     assert f"run: starts with the heatmap model of {small_run}\n" in capsys.readouterr().out
 
@@ -91,19 +95,19 @@ def test_invalid_configuration_is_an_error(error_line, synthetic98, tmp_path, ar
     assert not (tmp_path / "run").exists()
 
 
-def test_workdir_of_another_run_is_an_error(error_line, run, small_config, synthetic98):
+def test_workdir_of_another_run_is_an_error(error_line, run, small_run_config, synthetic98):
     error = error_line(
-        "train", "--config", small_config, "--workdir", run,
+        "train", "--config", small_run_config, "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1", "--config.seed=5",
     )  # fmt: skip
     assert "another config (seed: 0 -> 5)" in error
 
 
 @pytest.mark.slow
-def test_diverging_training_is_a_one_line_error(run, small_config, synthetic98, capsys):
+def test_diverging_training_is_a_one_line_error(run, small_run_config, synthetic98, capsys):
     """A run that resumes with another config diverges; its checkpoint is unchanged."""
     code = main(
-        ["train", "--config", small_config, "--workdir", str(run), "--accept-changes",
+        ["train", "--config", small_run_config, "--workdir", str(run), "--accept-changes",
          f"--config.data.dir={synthetic98}", "--config.train.keep=1", "--config.train.steps=4",
          "--config.optimizer.learning_rate.heatmap=1e38", "--config.optimizer.warmup_steps=0",
          "--config.optimizer.schedule=constant"]
@@ -121,13 +125,13 @@ def test_diverging_training_is_a_one_line_error(run, small_config, synthetic98, 
 OLD_AND_NEW = ("config.1.json", "config.json")
 
 
-def test_damaged_checkpoint_is_a_one_line_error(error_line, run, small_config, synthetic98):
+def test_damaged_checkpoint_is_a_one_line_error(error_line, run, small_run_config, synthetic98):
     largest = max((run / "checkpoints").rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     error = error_line(
-        "train", "--config", small_config, "--workdir", run,
+        "train", "--config", small_run_config, "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1",
     )  # fmt: skip
     assert f"{run}/checkpoints/2: not a checkpoint, or damaged: " in error
@@ -136,13 +140,13 @@ def test_damaged_checkpoint_is_a_one_line_error(error_line, run, small_config, s
 
 
 def test_locked_workdir_can_be_evaluated_but_not_trained_in(
-    error_line, run, small_config, synthetic98, tmp_path
+    error_line, run, small_run_config, synthetic98, tmp_path
 ):
-    config = load_config(small_config)
+    config = load_config(small_run_config)
     config.data.dir, config.train.keep = str(synthetic98), 1
     lock = RunLock(run, Config.from_dict(config.to_dict()), open_dataset(synthetic98))
     error = error_line(
-        "train", "--config", small_config, "--workdir", run,
+        "train", "--config", small_run_config, "--workdir", run,
         f"--config.data.dir={synthetic98}", "--config.train.keep=1",
     )  # fmt: skip
     assert f"{run}: process {os.getpid()} on " in error

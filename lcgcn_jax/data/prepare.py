@@ -125,7 +125,7 @@ def prepare(
       overwrite: whether a dataset in this folder may be replaced.
       stored_pixels: whether the annotations refer to the images without their EXIF orientation.
       **options: options of an official reader; for custom landmarks `annotations` (`parse_annotations`,
-        or `parse_folders` for LabelMe), `scheme` (name or file) and `count_from` (0 or 1).
+        or `parse_folders` for LabelMe), `scheme` (name or file) and `count_from` (0, 0.5 or 1).
 
     Raises:
       InputError: the data cannot be used; nothing was written.
@@ -141,7 +141,13 @@ def prepare(
 
 
 def _read_custom(
-    layout: str, src: Path, out: Path, *, annotations: Sequence[str], scheme: str, count_from: int
+    layout: str,
+    src: Path,
+    out: Path,
+    *,
+    annotations: Sequence[str],
+    scheme: str,
+    count_from: int | float,
 ) -> AnnotationList:
     landmark_scheme = get_scheme(scheme)
     files = (parse_folders if layout == "labelme" else parse_annotations)(annotations)

@@ -34,9 +34,9 @@ def fit_shape_model(
       num_modes: number of modes `m`.
 
     Returns:
-      Mean shape, centered at 0, and modes of the faces and their mirror images, each scaled by its standard deviation. Coordinates are those of
-      `curves`: x to the viewer's right, y down, z towards the viewer, in halves of the distance between
-      the ears.
+      Mean shape, centered at 0, and modes of the faces and their mirror images, each scaled by its standard
+      deviation. Coordinates are those of `curves`: x to the viewer's right, y down, z towards the viewer,
+      in halves of the distance between the ears.
     """
     shapes = np.stack([_shape(_FIRST_SEED + i) for i in range(num_faces)])
     mirror = np.array(IBUG68.mirror)[FIRST_LANDMARK:] - FIRST_LANDMARK

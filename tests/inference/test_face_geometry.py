@@ -68,7 +68,10 @@ def test_head_pose_is_continuous_over_the_yaw(pitch, roll):
     yaws = np.arange(-45, 46, 7.5)
     poses = [synthetic(7, yaw=yaw, pitch=pitch, roll=roll)[0] for yaw in yaws]
     errors = wrapped(
-        [np.array(face_of(p).head_pose()) - (y, pitch, roll) for p, y in zip(poses, yaws)]
+        [
+            np.array(face_of(p).head_pose()) - (y, pitch, roll)
+            for p, y in zip(poses, yaws, strict=True)
+        ]
     )
     assert np.abs(errors).max() < 5
     assert np.abs(np.diff(errors, axis=0)).max() < 2.5
@@ -101,7 +104,7 @@ def test_head_pose_with_missing_landmarks():
     points[42:48] = np.nan
     assert np.abs(np.array(face_of(points).head_pose()) - angles).max() < 8
     points[20:] = np.nan
-    with pytest.raises(InputError, match="needs 8 landmarks besides the jaw .* there are 3"):
+    with pytest.raises(InputError, match=r"needs 8 landmarks besides the jaw .* there are 3"):
         face_of(points).head_pose()
     with pytest.raises(InputError, match="the landmarks of the face coincide"):
         face_of(np.ones((68, 2))).head_pose()
@@ -213,7 +216,7 @@ def test_openness_of_a_known_shape_and_a_custom_scheme():
     six = np.array([[0, 0], [2, -1], [4, 0], [2, 1], [2, 3], [2, 6.0]])
     assert face_geometry._aspect_ratio(six, CUSTOM, "left_eye") == 0.5
     face = face_of(six, CUSTOM)
-    with pytest.raises(InputError, match="contour 'right_eye' .* which the scheme six lacks"):
+    with pytest.raises(InputError, match=r"contour 'right_eye' .* which the scheme six lacks"):
         face.eye_openness()
     with pytest.raises(InputError, match="needs the scheme ibug68 or wflw98, not six"):
         face.head_pose()

@@ -38,6 +38,12 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "FILE",
         "help": "ONNX file of the YuNet face detector (default: downloaded once from the OpenCV zoo)",
     },
+    "--count-from": {
+        "type": float,
+        "choices": (0, 0.5, 1),
+        "default": 0,
+        "help": "coordinate of the center of the first pixel; 0.5 if the corner of the image is 0",
+    },
     "--config": {
         "required": True,
         "metavar": "FILE[:ARGUMENT]",

@@ -2,9 +2,14 @@
 
 Coordinates are pixels of the upright image, with its EXIF orientation applied;
 the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
+Those for labeling tools count from --count-from, as 'lcgcn prepare' reads them.
 
   image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png;
-          with --format jsonl, one line of OUT/predictions.jsonl
+          with --format jsonl, one line of OUT/predictions.jsonl; with coco, cvat
+          and label-studio, files of all images for correction in a labeling
+          tool: OUT/coco.json, OUT/cvat.xml with the labels of a task in
+          OUT/cvat_labels.json, or OUT/label_studio.json with the config of a
+          project in OUT/label_studio_config.xml
   video   OUT/NAME.jsonl with one line per frame and its time stamp, and the
           annotated OUT/NAME.mp4 at a constant frame rate
 
@@ -23,6 +28,7 @@ Examples:
   lcgcn predict photo.jpg --model runs/small --box 120,80,260,240
   lcgcn predict holiday/ 'party/*.jpg' --format csv --out landmarks
   lcgcn predict clip.mp4 --smooth
+  lcgcn predict faces/ --format cvat --no-overlay --out labels
   lcgcn predict faces/ --format jsonl --no-overlay --shard 1/8 --skip-existing
 """
 
@@ -58,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--stored-pixels", "ignore the EXIF orientation of images")
     add(parser, "--out", default=Path("predictions"), help="folder of the results")
     add(parser, "--format", choices=FORMATS, default="json", help="format of the landmarks")
+    add_flag(parser, "--geometry", "JSON: add head pose, eye openness and mouth openness")
+    add(parser, "--count-from")
     add_flag(parser, "--draw-edges", "draw the strongest edges of the graph")
     add_flag(parser, "--smooth", "videos: smooth the landmarks (One Euro filter)")
     text = "videos: frames per second, if the rate in the file is wrong"
@@ -75,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.smooth or args.fps) and not any(file.is_video for file in inputs.files):
         raise InputError("--smooth and --fps apply to videos, but no input is a video")
     files = ResultFiles(
-        args.out, args.format, args.overwrite, not args.no_overlay, args.skip_existing, shard
-    )
+        args.out, args.format, args.overwrite, not args.no_overlay, args.skip_existing, shard,
+        geometry=args.geometry, count_from=args.count_from,
+    )  # fmt: skip
     selected = shard.select(inputs.files)
     files.check(selected)
     box_source, warnings = None, [inputs.describe_unread()]

@@ -128,7 +128,8 @@ class BatchPredictor:
       smooth: smooth the landmarks of videos over time.
 
     Raises:
-      InputError: `draw_edges` for a model without a graph, or the face detector cannot be loaded.
+      InputError: `draw_edges` for a model without a graph, the face detector cannot be loaded, or the
+        results cannot hold the scheme of the model.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class BatchPredictor:
         if draw_edges and model.config["graph"] is None:
             raise InputError("--draw-edges: the model has no graph; leave out the option")
         self._model, self._files, self._box_source = model, files, box_source
+        files.check_scheme(model.scheme)
         if box_source is None:
             _ = model.detector  # raises an error before the first image, not for each
         self._draw_faces, self._draw_edges = draw, draw_edges
@@ -182,7 +184,8 @@ class BatchPredictor:
             stop.saved = "; ".join(parts)
             raise
         finally:
-            self._files.close()
+            with _writing(self._files.folder):
+                self._files.close()
         if summary.failures and len(summary.failures) == len(inputs):
             others = f"; {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
             raise InputError(f"{summary.failures[0]}{others}")
@@ -336,7 +339,9 @@ class BatchPredictor:
                         for frame, faces, tracks in self._predict_frames(video):
                             overlay = self._draw(frame.pixels, faces)
                             number = len(times)
-                            line = results.describe_frame(number, frame.time, faces, tracks)
+                            line = results.describe_frame(
+                                number, frame.time, faces, tracks, geometry=self._files.geometry
+                            )
                             with deferred():  # a frame is in both files or in none
                                 json_lines.write(json.dumps(line) + "\n")
                                 writer.write(overlay)

@@ -13,10 +13,13 @@ import cv2
 import numpy as np
 
 from lcgcn_jax.atomic_io import write_all
+from lcgcn_jax.data.formats.pre_annotations import check_text
 from lcgcn_jax.data.formats.pts import format_pts
 from lcgcn_jax.errors import InputError, require_absent
-from lcgcn_jax.inference import results
+from lcgcn_jax.inference import annotation_files, results
+from lcgcn_jax.inference.annotation_files import AnnotationFiles
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.face_geometry import require_geometry
 from lcgcn_jax.inference.json_lines import JsonLines
 from lcgcn_jax.inference.large_jobs import WHOLE_JOB, Shard, is_intact
 from lcgcn_jax.inference.sources import InputFile
@@ -24,9 +27,11 @@ from lcgcn_jax.interrupts import deferred
 from lcgcn_jax.landmarks import LandmarkScheme
 
 FORMATS = {"json": (".json",), "csv": (".csv",), "pts": (), "jsonl": ()}
+FORMATS |= dict.fromkeys(annotation_files.FORMATS, ())
 """Format -> suffixes of the single landmark file of an image.
 
-Files in `.pts` format are written per face, and JSON lines are one file for all images.
+Files in `.pts` format are written per face. JSON lines and annotations for labeling tools are one file for
+all images.
 """
 
 _MAX_NAME_BYTES = 225  # file systems take 255, and a name is longer while its file is written
@@ -42,7 +47,9 @@ class ResultFiles:
       overwrite: whether existing results may be replaced.
       overlays: whether the overlays of images are written.
       skip_existing: keep the complete results of an earlier job, and replace incomplete ones.
-      shard: part of a job; the JSON lines of each part have their own file.
+      shard: part of a job; the JSON lines and annotations of each part have their own file.
+      geometry: whether JSON has the head pose, and the openness of the eyes and the mouth.
+      count_from: coordinate of the center of the first pixel in annotation files.
     """
 
     folder: Path
@@ -51,6 +58,8 @@ class ResultFiles:
     overlays: bool = True
     skip_existing: bool = False
     shard: Shard = WHOLE_JOB
+    geometry: bool = False
+    count_from: int | float = 0
 
     @functools.cached_property
     def lines(self) -> JsonLines | None:
@@ -59,6 +68,13 @@ class ResultFiles:
             return None
         path = self.folder / f"predictions{self.shard.suffix}.jsonl"
         return JsonLines(path, resume=self.skip_existing)
+
+    @functools.cached_property
+    def annotations(self) -> AnnotationFiles | None:
+        """Annotation files for labeling tools; None for another format."""
+        if self.format not in annotation_files.FORMATS:
+            return None
+        return AnnotationFiles(self.folder, self.format, self.shard.suffix, self.count_from)
 
     @functools.cached_property
     def _earlier_pts(self) -> dict[Path, list[Path]]:
@@ -70,9 +86,15 @@ class ResultFiles:
         return files
 
     def close(self) -> None:
-        """Close the file of JSON lines."""
+        """Close the file of JSON lines, or write the annotation files.
+
+        Raises:
+          OSError: the annotation files cannot be written.
+        """
         if self.lines is not None:
             self.lines.close()
+        if self.annotations is not None:
+            self.annotations.write()
 
     def paths(self, file: InputFile) -> list[Path]:
         """Result files of an input, without `.pts` files and JSON lines of images; the overlay is last."""
@@ -115,6 +137,20 @@ class ResultFiles:
                 "--skip-existing: .pts files alone do not show which images are finished; leave out "
                 "--no-overlay, or choose another --format"
             )
+        if self.geometry and self.format not in ("json", "jsonl"):
+            raise InputError("--geometry needs --format json or jsonl; change one of them")
+        if self.annotations is None and self.count_from:
+            names = ", ".join(annotation_files.FORMATS)
+            raise InputError(f"--count-from applies to --format {names}; leave it out")
+        if self.annotations is not None:
+            if self.skip_existing:
+                raise InputError(
+                    "--skip-existing: annotation files are written as a whole; leave it out, or choose "
+                    "another --format"
+                )
+            annotation_files.check_names(files)
+            for path in self.annotations.paths:
+                require_absent(path, overwrite=self.overwrite)
         if self.lines is None:
             return
         require_absent(self.lines.path, overwrite=self.overwrite or self.skip_existing)
@@ -122,6 +158,18 @@ class ResultFiles:
             raise InputError(
                 f"{self.lines.path}: is also the file of a video; choose another --out"
             )
+
+    def check_scheme(self, scheme: LandmarkScheme) -> None:
+        """Check that the results can hold landmarks of a scheme.
+
+        Raises:
+          InputError: the scheme allows no geometry, or an annotation file cannot hold a name.
+        """
+        if self.geometry:
+            require_geometry(scheme)
+        if self.annotations is not None:
+            for name in scheme.names:
+                check_text(name)
 
     def is_finished(self, file: InputFile, num_landmarks: int) -> bool:
         """Whether an earlier job has written complete results for an input, with `skip_existing`."""
@@ -146,8 +194,12 @@ class ResultFiles:
         name = self.folder / file.name
         contents: dict[Path, bytes] = {}
         height, width = pixels.shape[:2]
-        result = results.describe_image(file.path, width, height, faces, scheme)
-        if self.lines is not None:
+        result = results.describe_image(
+            file.path, width, height, faces, scheme, geometry=self.geometry
+        )
+        if self.annotations is not None:
+            self.annotations.add(file, width, height, faces, scheme)
+        elif self.lines is not None:
             contents[self.lines.path] = json.dumps(result).encode("utf-8")
         elif self.format == "json":
             contents[name.with_name(name.name + ".json")] = json.dumps(result).encode() + b"\n"
@@ -175,6 +227,9 @@ class ResultFiles:
         for path in self._earlier_pts.get(self.folder / file.name, []):
             if path not in contents:
                 path.unlink()
+        if self.annotations is not None:
+            self.annotations.finish(file)
+            return [*contents, self.annotations.paths[0]]
         return list(contents)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.face_geometry import describe_geometry
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -23,8 +24,8 @@ CSV_COLUMNS = [
 ]  # fmt: skip
 
 
-def describe_face(face: Face) -> dict[str, Any]:
-    """Convert a face to plain types for JSON.
+def describe_face(face: Face, *, geometry: bool = False) -> dict[str, Any]:
+    """Convert a face to plain types for JSON; `geometry` adds `describe_geometry`.
 
     `expected_error` (percent) and `predicted_error` (pixels) are left out if the model is not calibrated,
     and `visibility` if it has no visibility head.
@@ -42,11 +43,19 @@ def describe_face(face: Face) -> dict[str, Any]:
         fields["visibility"] = np.round(face.visibility.astype(float), 4).tolist()
     if face.predicted_error is not None:
         fields["predicted_error"] = np.round(face.predicted_error, 3).tolist()
+    if geometry and face.scheme is not None:
+        fields["geometry"] = describe_geometry(face.landmarks, face.scheme)
     return fields
 
 
 def describe_image(
-    path: Path, width: int, height: int, faces: Iterable[Face], scheme: LandmarkScheme
+    path: Path,
+    width: int,
+    height: int,
+    faces: Iterable[Face],
+    scheme: LandmarkScheme,
+    *,
+    geometry: bool = False,
 ) -> dict[str, Any]:
     """JSON content for an image; tools outside the project read its keys."""
     return {
@@ -54,19 +63,24 @@ def describe_image(
         "width": width,
         "height": height,
         "scheme": scheme.name,
-        "faces": [describe_face(face) for face in faces],
+        "faces": [describe_face(face, geometry=geometry) for face in faces],
     }
 
 
 def describe_frame(
-    number: int, time: float, faces: Iterable[Face], tracks: Iterable[int]
+    number: int,
+    time: float,
+    faces: Iterable[Face],
+    tracks: Iterable[int],
+    *,
+    geometry: bool = False,
 ) -> dict[str, Any]:
     """JSON content for a frame of a video; `track` identifies a face over the frames."""
     return {
         "frame": number,
         "time": round(time, 6),
         "faces": [
-            {"track": track, **describe_face(face)}
+            {"track": track, **describe_face(face, geometry=geometry)}
             for face, track in zip(faces, tracks, strict=True)
         ],
     }

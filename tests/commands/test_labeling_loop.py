@@ -17,7 +17,7 @@ from lcgcn_jax.landmarks import LandmarkScheme
 
 FIELDS = {
     "name": "five",
-    "names": ["eye left", "eye_right", "nose & tip", "mund_links_ü", "5"],
+    "names": ["eye left", "eye_right", "nose & tip", "mund_links_ü", "mund rechts"],
     "mirror_pairs": [[0, 1], [3, 4]],
     "contours": [{"name": "mouth", "indices": [3, 4]}],
 }
@@ -68,7 +68,7 @@ def folder(tmp_path):
         exif[0x0112] = orientation
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
         PIL.Image.fromarray(noise).save(path, **({"exif": exif} if orientation > 1 else {}))
-        boxes[name] = [[3.3 + 15.21 * i, 5, 25 + 15.21 * i, 30.7] for i in range(num_faces)]
+        boxes[name] = [[3.3 + 10.21 * i, 5, 25 + 10.21 * i, 30.7] for i in range(num_faces)]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     (tmp_path / "five.json").write_text(json.dumps(FIELDS))
     return tmp_path
@@ -88,16 +88,17 @@ def run(folder, capsys):
 
 
 def prepare(folder, format, file, *options, src="images"):
-    """Faces of `lcgcn prepare`: (image, number of the face) -> record."""
+    """Faces of `lcgcn prepare`: (image, number of the face from the left) -> record."""
     out = folder / "dataset"
     words = ["prepare", format, "--src", folder / src, "--annotations", f"test={file}"]
     words += ["--scheme", folder / "five.json", "--out", out, "--overwrite", *options]
     assert main([str(word) for word in words]) == 0
-    faces, counts = {}, {}
-    for record in open_dataset(out).source("test"):
+    records = list(open_dataset(out).source("test"))
+    records.sort(key=lambda record: record["landmarks"][0, 0] + record["to_source"][0, 2])
+    faces = {}
+    for record in records:
         name = record["group"]
-        faces[name, counts.setdefault(name, 0)] = record
-        counts[name] += 1
+        faces[name, sum(name == other for other, _ in faces)] = record
     return faces
 
 
@@ -138,8 +139,7 @@ def saved_by_tool(file, format):
         ET.ElementTree(root).write(file)
     else:
         content = json.loads(file.read_text())
-        content["annotations"] = content["annotations"][::-1]
-        content["annotations"].sort(key=lambda annotation: annotation["image_id"])
+        content["annotations"].reverse()
         file.write_text(json.dumps(content))
 
 
@@ -173,9 +173,8 @@ def test_round_trip_without_corrections(model, folder, run, format, options):
         if format == "cvat":
             assert np.isnan(box).all()
         else:
-            height, width = PIL.Image.open(folder / "images" / name).size[::-1]
-            if IMAGES[name][1] >= 5:
-                height, width = width, height
+            size, orientation, _ = IMAGES[name]
+            width, height = size[::-1] if orientation >= 5 else size
             kept = np.minimum(boxes[name][i], np.tile([width, height], 2))
             np.testing.assert_allclose(box, kept, atol=0.51)
 
@@ -193,7 +192,10 @@ def correct(file, format):
         return
     content = json.loads(file.read_text())
     if format == "coco":
-        content["annotations"][0]["keypoints"][:9] = [7, 8, 2, 50, 8, 1, 0, 0, 0]
+        ids = {image["file_name"]: image["id"] for image in content["images"]}
+        face = next(a for a in content["annotations"] if a["image_id"] == ids["a.jpg"])
+        face["keypoints"][:2] = [7, 8]
+        face["keypoints"][5:9] = [1, 0, 0, 0]
     else:
         task = next(t for t in content if t["data"]["image"].endswith("images/a.jpg"))
         regions = task["predictions"][0]["result"]
@@ -291,9 +293,10 @@ def test_unknown_visibility(model, folder, run):
 
 def test_points_outside_the_image_in_label_studio(model, folder, run):
     """Label Studio rejects an import with locations outside the image."""
-    (folder / "boxes.json").write_text('{"a.jpg": [[-20, 20, 80, 110]]}')
-    file = run("label-studio", code=1) / FILES["label-studio"]
-    regions = json.loads(file.read_text())[0]["predictions"][0]["result"]
+    boxes = dict.fromkeys(IMAGES, []) | {"a.jpg": [[-10, 10, 75, 100]]}
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    tasks = json.loads((run("label-studio") / FILES["label-studio"]).read_text())
+    (regions,) = filter(None, (task["predictions"][0]["result"] for task in tasks))
     box = regions[0]["value"]
     assert (box["x"], box["y"] + box["height"]) == (0, 100)
     values = [region["value"][axis] for region in regions for axis in "xy"]
@@ -302,9 +305,9 @@ def test_points_outside_the_image_in_label_studio(model, folder, run):
 
 
 def test_options_that_do_not_fit(model, folder, run, capsys):
-    out = run("cvat")
+    out = run("cvat", "--no-overlay")
     for format, options, message in (
-        ("cvat", (), f"{out / 'cvat.xml'}: already exists"),
+        ("cvat", ("--no-overlay",), f"{out / 'cvat.xml'}: already exists"),
         ("cvat", ("--skip-existing",), "--skip-existing: annotation files are written as a whole"),
         ("csv", ("--geometry",), "--geometry needs --format json or jsonl"),
         ("json", ("--geometry",), "--geometry: the scheme five is neither ibug68 nor wflw98"),
@@ -316,7 +319,7 @@ def test_options_that_do_not_fit(model, folder, run, capsys):
     ):
         run(format, *options, code=2)
         assert message in capsys.readouterr().err
-    run("cvat", "--overwrite")
+    run("cvat", "--no-overlay", "--overwrite")
     (folder / "images/a\x01b.jpg").write_bytes((folder / "images/a.jpg").read_bytes())
     run("coco", code=2)
     assert "cannot hold the character '\\x01'" in capsys.readouterr().err

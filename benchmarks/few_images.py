@@ -85,11 +85,14 @@ def run(out: Path, count: int, init: str, args: argparse.Namespace) -> float:
 
 
 def main() -> None:
+    """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the data and runs")
-    parser.add_argument("--counts", type=int, nargs="+", default=[20, 50, 200], help="(%(default)s)")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[20, 50, 200], help="(%(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=300, help="steps of 8 faces (%(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of the crops (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")

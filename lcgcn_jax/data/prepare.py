@@ -58,8 +58,8 @@ are also supported.""",
         custom.read_coco,
         """\
 Read COCO keypoints JSON; each annotation with labeled keypoints is a face. A
-keypoint of visibility 0, or at (0, 0) or (-1, -1), is missing. bbox (x, y,
-width, height) is the face box. The field `normalizer` is the distance by which
+keypoint of visibility 0, or at (0, 0) or (-1, -1), is missing; 1 is occluded and
+2 visible. bbox (x, y, width, height) is the face box. The field `normalizer` is the distance by which
 NME divides, if the scheme has `normalizer: given`. Keypoints are matched by the
 names of their category, or by order. Crowds are skipped, and so are categories
 other than the one that names the landmarks.""",
@@ -90,7 +90,8 @@ and boxes without parts are skipped.""",
         """\
 Read the exports JSON and JSON-MIN with key points (KeyPointLabels). The key
 points of a task are one face. For several faces, each is a box
-(RectangleLabels) with its key points as children or inside.""",
+(RectangleLabels) with its key points as children or inside. The file of 'lcgcn
+predict --format label-studio' is read as well, with a note.""",
         "project.json",
     ),
     "labelme": CustomFormat(

@@ -293,7 +293,7 @@ def test_unknown_visibility(model, folder, run):
 
 def test_points_outside_the_image_in_label_studio(model, folder, run):
     """Label Studio rejects an import with locations outside the image."""
-    boxes = dict.fromkeys(IMAGES, []) | {"a.jpg": [[-10, 10, 75, 100]]}
+    boxes = {name: [] for name in IMAGES} | {"a.jpg": [[-10, 10, 75, 100]]}
     (folder / "boxes.json").write_text(json.dumps(boxes))
     tasks = json.loads((run("label-studio") / FILES["label-studio"]).read_text())
     (regions,) = filter(None, (task["predictions"][0]["result"] for task in tasks))

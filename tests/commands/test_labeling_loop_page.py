@@ -1,4 +1,4 @@
-"""The commands of docs/tutorials/labeling-loop.md, with fewer faces and a shorter training of a tiny model."""
+"""The commands of docs/tutorials/labeling-loop.md, with fewer faces and steps, and a tiny model."""
 
 import contextlib
 import json

@@ -7,6 +7,7 @@ the corner of the first pixel at (0, 0), and this package has its center there: 
 import functools
 import json
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -54,7 +55,8 @@ def read(
     """Read CVAT XML files.
 
     A face is a skeleton, or the points (each with the label of a landmark) of an image or of one
-    `group_id`, or one points shape with all landmarks in order. A point with `outside` is missing.
+    `group_id`, or one points shape with all landmarks in order. A box in the `group_id` of a single skeleton
+    is its face box. A point with `outside` is missing.
     The subsets Train, Validation and Test of a project are splits, unless `files` states the split.
 
     The arguments are those of `custom.read_csv`.
@@ -83,13 +85,17 @@ def _read_image(
     image_name: str, image: ET.Element, *, finder: ImageFinder, scheme: LandmarkScheme
 ) -> LabeledImage:
     points, boxes = [], []
+    num_skeletons = Counter(shape.get("group_id", "0") for shape in image.iterfind("skeleton"))
     for number, shape in enumerate(image):
         group_id = shape.get("group_id", "0")
         group = None if group_id == "0" else ("group", group_id)
         match shape.tag:
             case "skeleton":
+                # A box in the same group is the face box, unless the group has several faces.
+                is_alone = group is not None and num_skeletons[group_id] == 1
+                face = group if is_alone else ("skeleton", number)
                 for element in shape.iterfind("points"):
-                    points += _read_points(element, ("skeleton", number), scheme)
+                    points += _read_points(element, face, scheme)
             case "points":
                 points += _read_points(shape, group, scheme, face=("points", number))
             case "box":

@@ -122,6 +122,7 @@ class ResultFiles:
                     raise InputError(f"{path}: is one of the inputs; choose another --out")
                 require_absent(path, overwrite=self.overwrite or self.skip_existing)
         self._check_options(files)
+        self._check_annotations(files)
         parents = (self.folder, *self.folder.absolute().parents)
         existing = next(path for path in parents if os.path.exists(path))
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -137,20 +138,13 @@ class ResultFiles:
                 "--skip-existing: .pts files alone do not show which images are finished; leave out "
                 "--no-overlay, or choose another --format"
             )
-        if self.geometry and self.format not in ("json", "jsonl"):
-            raise InputError("--geometry needs --format json or jsonl; change one of them")
-        if self.annotations is None and self.count_from:
-            names = ", ".join(annotation_files.FORMATS)
-            raise InputError(f"--count-from applies to --format {names}; leave it out")
-        if self.annotations is not None:
-            if self.skip_existing:
-                raise InputError(
-                    "--skip-existing: annotation files are written as a whole; leave it out, or choose "
-                    "another --format"
-                )
-            annotation_files.check_names(files)
-            for path in self.annotations.paths:
-                require_absent(path, overwrite=self.overwrite)
+        folders = {(file.path.parent, (self.folder / file.name).parent) for file in files}
+        is_repeated = self.skip_existing or self.shard.count > 1
+        if is_repeated and self.overlays and any(map(_are_same, folders)):
+            raise InputError(
+                f"{self.folder}: is the folder of the inputs, so the next process would read the overlays as "
+                "inputs; choose another --out, or give --no-overlay"
+            )
         if self.lines is None:
             return
         require_absent(self.lines.path, overwrite=self.overwrite or self.skip_existing)
@@ -158,6 +152,23 @@ class ResultFiles:
             raise InputError(
                 f"{self.lines.path}: is also the file of a video; choose another --out"
             )
+
+    def _check_annotations(self, files: Sequence[InputFile]) -> None:
+        if self.geometry and self.format not in ("json", "jsonl"):
+            raise InputError("--geometry needs --format json or jsonl; change one of them")
+        if self.annotations is None and self.count_from:
+            names = ", ".join(annotation_files.FORMATS)
+            raise InputError(f"--count-from applies to --format {names}; leave it out")
+        if self.annotations is None:
+            return
+        if self.skip_existing:
+            raise InputError(
+                "--skip-existing: annotation files are written as a whole; leave it out, or choose "
+                "another --format"
+            )
+        annotation_files.check_names(files)
+        for path in self.annotations.paths:
+            require_absent(path, overwrite=self.overwrite)
 
     def check_scheme(self, scheme: LandmarkScheme) -> None:
         """Check that the results can hold landmarks of a scheme.
@@ -231,6 +242,11 @@ class ResultFiles:
             self.annotations.finish(file)
             return [*contents, self.annotations.paths[0]]
         return list(contents)
+
+
+def _are_same(folders: tuple[Path, Path]) -> bool:
+    first, second = map(os.path.realpath, folders)
+    return first == second
 
 
 def rename_interrupted(partials: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:

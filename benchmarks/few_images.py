@@ -75,7 +75,7 @@ def run(out: Path, count: int, init: str, args: argparse.Namespace) -> float:
         config.seed = args.seed
         config.train.batch_size = 8
         config.train.steps = args.steps
-        config.train.eval_every = config.train.checkpoint_every = max(1, args.steps // 4)
+        config.train.eval_every = config.train.checkpoint_every = max(1, args.steps // 2)
         config.train.ema_decay = 0.95
         config.optimizer.warmup_steps = 10
         best = train(config, out / f"run_{result.stem}")

@@ -1,7 +1,7 @@
 """Reader of LabelMe's JSON, one file per image: point shapes.
 
-LabelMe shows images upright (EXIF orientation applied). Coordinates are used unchanged: pixels that
-count from 0.
+LabelMe shows images upright (EXIF orientation applied). By default, coordinates are used unchanged: pixels
+that count from 0. LabelMe has the corner of the first pixel at (0, 0): see `pre_annotations`.
 """
 
 import glob

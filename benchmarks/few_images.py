@@ -4,7 +4,7 @@
 
 Draws synthetic faces, and labels 13 of their 98 landmarks as a custom scheme. For each number of training
 images, trains the same model twice for the same number of steps: with the backbone of `w300-lcgcn-small`,
-which was trained on photographs with 68 landmarks, and from random weights. Prints a Markdown table of the
+which was trained on real faces with 68 landmarks, and from random weights. Prints a Markdown table of the
 test NME, and writes it to OUT/table.md. Finished runs are not repeated.
 """
 

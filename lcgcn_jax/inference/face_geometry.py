@@ -109,9 +109,9 @@ def align_transform(
     source = np.stack([_mean_point(landmarks, scheme, name) for name in template])
     # A point is a complex number, and a scaled rotation is a complex factor.
     z, w = (points[:, 0] + 1j * points[:, 1] for points in (source, target))
-    spread = z - z.mean()
-    norm = np.vdot(spread, spread).real
-    factor = np.vdot(spread, w - w.mean()) / norm if norm > 0 else 0
+    centered = z - z.mean()
+    norm = np.vdot(centered, centered).real
+    factor = np.vdot(centered, w - w.mean()) / norm if norm > 0 else 0
     if not abs(factor) > 0:
         raise InputError("the landmarks or the points of the template coincide: no alignment")
     shift = w.mean() - factor * z.mean()

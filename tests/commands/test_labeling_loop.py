@@ -175,8 +175,8 @@ def test_round_trip_without_corrections(model, folder, run, format, options):
         else:
             size, orientation, _ = IMAGES[name]
             width, height = size[::-1] if orientation >= 5 else size
-            kept = np.minimum(boxes[name][i], np.tile([width, height], 2))
-            np.testing.assert_allclose(box, kept, atol=0.51)
+            clipped = np.minimum(boxes[name][i], np.tile([width, height], 2))
+            np.testing.assert_allclose(box, clipped, atol=0.51)
 
 
 def correct(file, format):

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from lcgcn_jax import geometry
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference import face_geometry
+from lcgcn_jax.inference import face_geometry, results
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.face_geometry import ARCFACE_TEMPLATE
 from lcgcn_jax.landmarks import IBUG68, SCHEMES, WFLW98, LandmarkScheme
@@ -236,6 +237,14 @@ def test_geometry_for_json():
     assert result["eye_openness"] is None
     nothing = {"head_pose": None, "eye_openness": None, "mouth_openness": None}
     assert face_geometry.describe_geometry(np.zeros((6, 2)), CUSTOM) == nothing
+    face = face_of(synthetic(2)[0])
+    image = results.describe_image(Path("a.jpg"), 192, 192, [face], IBUG68, geometry=True)
+    frame = results.describe_frame(0, 0.0, [face], [1], geometry=True)
+    for described in (image["faces"][0], frame["faces"][0]):
+        assert described["geometry"]["head_pose"]["yaw"] == pytest.approx(
+            face.head_pose().yaw, abs=0.01
+        )
+    assert "geometry" not in results.describe_face(face)
     for scheme in (IBUG68, WFLW98):
         face_geometry.require_geometry(scheme)
     with pytest.raises(InputError, match="--geometry: the scheme six is neither"):

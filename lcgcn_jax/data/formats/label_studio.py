@@ -290,7 +290,7 @@ def format_tasks(images: Sequence[PredictedImage], scheme: LandmarkScheme) -> st
             for region in _predicted_regions(image, face, f"face{number}", scheme)
         ]
         scores = [face.score for face in image.faces if face.score is not None]
-        prediction = {"model_version": "lcgcn_jax", "result": result}
+        prediction: dict[str, Any] = {"model_version": "lcgcn_jax", "result": result}
         if scores:
             prediction["score"] = round(min(scores), 4)
         tasks.append(
@@ -306,14 +306,14 @@ def _predicted_regions(
     image: PredictedImage, face: PredictedFace, name: str, scheme: LandmarkScheme
 ) -> Iterator[dict[str, Any]]:
     size = np.array([image.width, image.height])
-    fields = {"to_name": _IMAGE, "original_width": image.width, "original_height": image.height}
-    fields["image_rotation"] = 0
+    fields: dict[str, Any] = {"to_name": _IMAGE, "image_rotation": 0}
+    fields |= {"original_width": image.width, "original_height": image.height}
 
     def percent(points: np.ndarray) -> list[list[float]]:
         return np.round(np.clip(points / size * 100, 0, 100), 6).tolist()
 
     (x0, y0), (x1, y1) = percent(face.box.reshape(2, 2))
-    box = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "rotation": 0}
+    box: dict[str, Any] = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "rotation": 0}
     yield fields | {
         "id": name,
         "from_name": _BOXES,

@@ -129,7 +129,7 @@ def _coco_fields(face: PredictedFace) -> dict[str, object]:
         keypoints += (x, y, v)
     x0, y0, x1, y1 = np.round(face.box, _DECIMALS).tolist()
     width, height = round(x1 - x0, _DECIMALS), round(y1 - y0, _DECIMALS)
-    fields = {
+    fields: dict[str, object] = {
         "keypoints": keypoints,
         "num_keypoints": int(face.located.sum()),
         "bbox": [x0, y0, width, height],

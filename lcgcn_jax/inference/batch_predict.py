@@ -18,7 +18,8 @@ from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
-from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
+from lcgcn_jax.inference.face_detector import MIN_SCORE
+from lcgcn_jax.inference.image_inputs import BOX_FORMATS, BoxedImage, BoxInput, is_full_batch
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.result_files import ResultFiles, rename_interrupted
 from lcgcn_jax.inference.sources import InputFile
@@ -42,8 +43,8 @@ def whole_image_box(path: Path, image: np.ndarray) -> Sequence[BoxInput]:
     return [box_of_crop(image.shape[1], image.shape[0])]
 
 
-def parse_box(text: str) -> list[float]:
-    """Parse a face box, `x0,y0,x1,y1`.
+def parse_box(text: str, box_format: str = "xyxy") -> list[float]:
+    """Parse a face box, for example `x0,y0,x1,y1`.
 
     Raises:
       InputError: the text is not four numbers.
@@ -53,7 +54,7 @@ def parse_box(text: str) -> list[float]:
     except ValueError:
         box = []
     if len(box) != 4:
-        raise InputError(f"--box {text}: a box is four numbers x0,y0,x1,y1 in pixels")
+        raise InputError(f"--box {text}: a box is four numbers {BOX_FORMATS[box_format]} in pixels")
     return box
 
 
@@ -103,6 +104,9 @@ class BatchPredictor:
       upright: apply the EXIF orientation of images.
       frames_per_second: frame rate of videos; None for that of the file.
       smooth: smooth the landmarks of videos over time.
+      box_format: format of the boxes of `box_source`, one of `image_inputs.BOX_FORMATS`.
+      min_score: minimum score of a detected face.
+      min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 
     Raises:
       InputError: `draw_edges` for a model without a graph, or the face detector cannot be loaded.
@@ -119,6 +123,9 @@ class BatchPredictor:
         upright: bool = True,
         frames_per_second: float | None = None,
         smooth: bool = False,
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
     ):
         if draw_edges and model.config["graph"] is None:
             raise InputError("--draw-edges: the model has no graph; leave out the option")
@@ -126,6 +133,8 @@ class BatchPredictor:
         if box_source is None:
             _ = model.detector  # raises an error before the first image, not for each
         self._draw_faces, self._draw_edges = draw, draw_edges
+        self._box_options = {"box_format": box_format, "min_score": min_score}
+        self._min_confidence = min_confidence
         self._upright, self._frames_per_second, self._smooth = upright, frames_per_second, smooth
 
     def run(self, inputs: Sequence[InputFile]) -> PredictionSummary:
@@ -174,10 +183,13 @@ class BatchPredictor:
 
     def _find_boxes(self, path: Path, pixels: np.ndarray) -> BoxedImage:
         boxes = None if self._box_source is None else self._box_source(path, pixels)
-        return self._model.boxed_image(pixels, boxes, name=path)
+        return self._model.boxed_image(pixels, boxes, name=path, **self._box_options)
+
+    def _predict(self, images: Sequence[BoxedImage]) -> list[list[Face]]:
+        return self._model.predict_boxed(images, min_confidence=self._min_confidence)
 
     def _predict_images(self, jobs: Sequence[_ImageJob]) -> None:
-        predictions = self._model.predict_boxed([job.image for job in jobs])
+        predictions = self._predict([job.image for job in jobs])
         for job, faces in zip(jobs, predictions, strict=True):
             pixels = job.image.pixels
             overlay = self._draw(pixels, faces)
@@ -202,6 +214,7 @@ class BatchPredictor:
             sides=[_side(face.box) for face in faces],
             edges=[face.edges for face in faces] if self._draw_edges else None,
             visibility=[face.visibility for face in faces],
+            reliable=[face.reliable for face in faces],
         )
 
     def _predict_video(self, file: InputFile) -> None:
@@ -225,7 +238,9 @@ class BatchPredictor:
                         for frame, faces, tracks in self._predict_frames(video):
                             overlay = self._draw(frame.pixels, faces)
                             number = len(times)
-                            line = results.describe_frame(number, frame.time, faces, tracks)
+                            line = results.describe_frame(
+                                number, frame.time, faces, tracks, self._model.scheme
+                            )
                             with deferred():  # a frame is in both files or in none
                                 json_lines.write(json.dumps(line) + "\n")
                                 writer.write(overlay)
@@ -254,7 +269,7 @@ class BatchPredictor:
         filters: dict[int, OneEuroFilter] = collections.defaultdict(OneEuroFilter)
         while frames := list(itertools.islice(video.frames, _FRAMES_PER_BATCH)):
             images = [self._find_boxes(video.path, frame.pixels) for frame in frames]
-            predictions = self._model.predict_boxed(images)
+            predictions = self._predict(images)
             for frame, faces in zip(frames, predictions, strict=True):
                 tracks = tracker.update(np.array([face.box for face in faces]).reshape(-1, 4))
                 if self._smooth:

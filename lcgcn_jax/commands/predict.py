@@ -29,16 +29,14 @@ from pathlib import Path
 
 from lcgcn_jax import visualize
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_flag, fraction, number
+from lcgcn_jax.commands.options import add, add_face_options, add_flag, number
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.inference import batch_predict
 from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
-from lcgcn_jax.inference.image_inputs import BOX_FORMATS
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.inference.result_files import FORMATS, ResultFiles
 from lcgcn_jax.inference.results import BoxFile
 from lcgcn_jax.inference.sources import find_inputs
-from lcgcn_jax.landmarks import SCHEMES
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
 
 
@@ -53,14 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     boxes.add_argument("--boxes", type=Path, metavar="FILE", help="file of face boxes, see above")
     add_flag(boxes, "--whole-image", "each image is the crop of one face")
     add(boxes, "--detector-model")
-    text = "format of the boxes, for example xywh for x,y,width,height"
-    add(parser, "--box-format", choices=BOX_FORMATS, default="xyxy", help=text)
-    text = "minimum score of a detected face"
-    add(parser, "--min-score", type=fraction, default=MIN_SCORE, metavar="SCORE", help=text)
-    text = "leave out faces whose landmarks have a lower mean confidence"
-    add(parser, "--min-confidence", type=fraction, default=0.0, metavar="VALUE", help=text)
-    text = "scheme of the landmarks: ibug68 converts those of a model with the 98 of WFLW"
-    add(parser, "--scheme", choices=SCHEMES, help=text)
+    add_face_options(parser)
     add_flag(parser, "--stored-pixels", "ignore the EXIF orientation of images")
     add(parser, "--out", default=Path("predictions"), help="folder of the results")
     add(parser, "--format", choices=FORMATS, default="json", help="format of the landmarks")
@@ -78,8 +69,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--box needs a single input, got {len(inputs.files)}; use --boxes")
     if (args.smooth or args.fps) and not any(file.is_video for file in inputs.files):
         raise InputError("--smooth and --fps apply to videos, but no input is a video")
-    if args.box_format != "xyxy" and args.box is None and args.boxes is None:
-        raise InputError("--box-format applies to --box and --boxes, but there is none")
+    has_boxes = args.box is not None or args.boxes is not None
+    if args.box_format != "xyxy" and not has_boxes:
+        raise InputError("--box-format applies to --box and --boxes; give one of them")
+    if args.min_score is not None and (has_boxes or args.whole_image):
+        raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
     files = ResultFiles(args.out, args.format, args.overwrite)
     files.check(inputs.files)
     box_source, warnings = None, [inputs.describe_unread()]
@@ -106,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             frames_per_second=args.fps,
             smooth=args.smooth,
             box_format=args.box_format,
-            min_score=args.min_score,
+            min_score=MIN_SCORE if args.min_score is None else args.min_score,
             min_confidence=args.min_confidence,
         )
         summary = predictor.run(inputs.files)

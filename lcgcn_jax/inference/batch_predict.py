@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import replacing_all
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.geometry import Box, box_of_crop
+from lcgcn_jax.geometry import BOX_FORMATS, Box, box_of_crop
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.face_detector import MIN_SCORE
-from lcgcn_jax.inference.image_inputs import BOX_FORMATS, BoxedImage, BoxInput, is_full_batch
+from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.result_files import ResultFiles, rename_interrupted
 from lcgcn_jax.inference.sources import InputFile
@@ -104,7 +104,7 @@ class BatchPredictor:
       upright: apply the EXIF orientation of images.
       frames_per_second: frame rate of videos; None for that of the file.
       smooth: smooth the landmarks of videos over time.
-      box_format: format of the boxes of `box_source`, one of `image_inputs.BOX_FORMATS`.
+      box_format: format of the boxes of `box_source`, one of `geometry.BOX_FORMATS`.
       min_score: minimum score of a detected face.
       min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 

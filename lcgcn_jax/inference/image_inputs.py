@@ -15,10 +15,7 @@ from lcgcn_jax.errors import InputError, choose, one_line
 from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path
 
 BoxInput = Any
-"""A face box: four numbers of any sequence type, in pixels, in one of `BOX_FORMATS`."""
-
-BOX_FORMATS = {"xyxy": "x0,y0,x1,y1", "xywh": "x,y,width,height"}
-"""Format of a face box -> its four numbers; x and y are those of the top-left corner."""
+"""A face box: four numbers of any sequence type, in pixels, in one of `geometry.BOX_FORMATS`."""
 
 _BATCH_FACES = 32  # largest batch of a model on an accelerator
 _BATCH_PIXELS = 50_000_000
@@ -63,15 +60,15 @@ def check_boxes(
       width: width of the image.
       height: height of the image.
       name: name of the image, for the error message.
-      box_format: one of `BOX_FORMATS`.
+      box_format: one of `geometry.BOX_FORMATS`.
 
     Raises:
       InputError: a value is not a box, or is not a possible face box in the image (`geometry.check_box`).
     """
-    choose("box_format", box_format, BOX_FORMATS)
+    choose("box_format", box_format, geometry.BOX_FORMATS)
     boxes = as_list(f"{name}: boxes", boxes)
     if boxes and all(isinstance(v, int | float) or getattr(v, "ndim", 1) == 0 for v in boxes):
-        form = BOX_FORMATS[box_format].replace(",", ", ")
+        form = geometry.BOX_FORMATS[box_format].replace(",", ", ")
         raise InputError(
             f"{name}: boxes: {describe_value(boxes)}; give a list of boxes, [({form}), ...]"
         )
@@ -85,7 +82,7 @@ def _check_box(
         values = np.asarray(box if hasattr(box, "shape") else list(box))
     except (TypeError, ValueError):
         values = np.asarray(None)
-    numbers = f"a box is four numbers {BOX_FORMATS[box_format]} in pixels"
+    numbers = f"a box is four numbers {geometry.BOX_FORMATS[box_format]} in pixels"
     if isinstance(box, str) or values.dtype.kind not in "iuf" or values.ndim != 1:
         raise InputError(f"{name}: box {describe_value(box)}: {numbers}")
     values = values.astype(np.float64)

@@ -93,3 +93,12 @@ def add_face_options(parser: argparse.ArgumentParser) -> None:
 def add_count(parser: argparse.ArgumentParser, option: str, default: int, help: str) -> None:
     """Add an option with a positive integer."""
     add(parser, option, type=number(int, 1), default=default, help=help)
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lcgcn predict` for large jobs."""
+    text = "predict only the part I of N, for one of N processes, for example 1/8 to 8/8"
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help=text)
+    text = "continue an interrupted job: keep complete results, and replace damaged ones"
+    add_flag(parser, "--skip-existing", text)
+    add_flag(parser, "--no-overlay", "write no overlays of images")

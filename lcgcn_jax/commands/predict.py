@@ -3,7 +3,8 @@
 Coordinates are pixels of the upright image, with its EXIF orientation applied;
 the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
 
-  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png
+  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png;
+          with --format jsonl, one line of OUT/predictions.jsonl
   video   OUT/NAME.jsonl with one line per frame and its time stamp, and the
           annotated OUT/NAME.mp4 at a constant frame rate
 
@@ -14,30 +15,34 @@ empty cells. With --box-format xywh, the numbers are x, y, width and height, and
 the header is image,x,y,width,height.
 
 Unusable files are listed at the end, and the exit code is 1. Ctrl-C keeps the
-finished images, and the finished frames of a video in NAME.interrupted.*.
+finished images, and the finished frames of a video in NAME.interrupted.*; the
+same command with --skip-existing continues. --shard divides a job among
+processes, which have to be started with the same inputs.
 
 Examples:
   lcgcn predict photo.jpg
   lcgcn predict photo.jpg --model runs/small --box 120,80,260,240
   lcgcn predict holiday/ 'party/*.jpg' --format csv --out landmarks
   lcgcn predict clip.mp4 --smooth
+  lcgcn predict faces/ --format jsonl --no-overlay --shard 1/8 --skip-existing
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from lcgcn_jax import visualize
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_face_options, add_flag, number
+from lcgcn_jax.commands.options import add, add_face_options, add_flag, add_job_options, number
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.inference import batch_predict
 from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
+from lcgcn_jax.inference.large_jobs import Shard
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.inference.result_files import FORMATS, ResultFiles
 from lcgcn_jax.inference.results import BoxFile
 from lcgcn_jax.inference.sources import find_inputs
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
+from lcgcn_jax.visualize.overlays import draw_faces
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--smooth", "videos: smooth the landmarks (One Euro filter)")
     text = "videos: frames per second, if the rate in the file is wrong"
     add(parser, "--fps", type=number(float, 0, above=True), metavar="RATE", help=text)
+    add_job_options(parser)
     add(parser, "--overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict and write; returns 1 if an input was skipped or no face was found at all, else 0."""
-    inputs = find_inputs(args.inputs)
+    shard = Shard.parse(args.shard)
+    inputs = find_inputs(args.inputs, args.out)
     if args.box is not None and len(inputs.files) > 1:
         raise InputError(f"--box needs a single input, got {len(inputs.files)}; use --boxes")
     if (args.smooth or args.fps) and not any(file.is_video for file in inputs.files):
@@ -74,8 +81,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--box-format applies to --box and --boxes; give one of them")
     if args.min_score is not None and (has_boxes or args.whole_image):
         raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
-    files = ResultFiles(args.out, args.format, args.overwrite)
-    files.check(inputs.files)
+    files = ResultFiles(
+        args.out, args.format, args.overwrite, not args.no_overlay, args.skip_existing, shard
+    )
+    selected = shard.select(inputs.files)
+    files.check(selected)
     box_source, warnings = None, [inputs.describe_unread()]
     if args.box is not None:
         boxes = [batch_predict.parse_box(text, args.box_format) for text in args.box]
@@ -94,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             model,
             files,
             box_source,
-            draw=visualize.draw_faces,
+            draw=draw_faces,
             draw_edges=args.draw_edges,
             upright=not args.stored_pixels,
             frames_per_second=args.fps,
@@ -103,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
             min_score=MIN_SCORE if args.min_score is None else args.min_score,
             min_confidence=args.min_confidence,
         )
-        summary = predictor.run(inputs.files)
+        summary = predictor.run(selected)
     for warning in filter(None, [*summary.warnings, *warnings]):
         print(printable(warning), file=sys.stderr)
     return summary.exit_code

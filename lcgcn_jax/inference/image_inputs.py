@@ -1,17 +1,15 @@
-"""Checked inputs of a model: images with their face boxes, and normalized crops."""
+"""Checked inputs of a model: images with their face boxes."""
 
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import UInt8
 
 from lcgcn_jax import geometry
-from lcgcn_jax.errors import InputError, choose, one_line
+from lcgcn_jax.errors import InputError, choose
 from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path
 
 BoxInput = Any
@@ -136,29 +134,3 @@ def as_list(name: str, values: Any) -> list:
         return list(values)
     except TypeError as error:
         raise InputError(f"{name}: {describe_value(values)}; give a list") from error
-
-
-def normalized_crops(images: Any, size: int) -> Float[Array, "b size size 3"]:
-    """Convert normalized crops to a float32 array on the device.
-
-    Args:
-      images: floating-point array `[b size size 3]` (`models.lcgcn.normalize_images`).
-      size: side of the crops of the model, in pixels.
-
-    Raises:
-      InputError: the images have another type or shape.
-    """
-    expected = f"normalized floating-point crops [b {size} {size} 3]"
-    try:
-        array = images if isinstance(images, jax.Array) else np.asarray(images)
-    except Exception as error:  # array conversions of other libraries raise errors of any type
-        raise InputError(
-            f"images: {type(images).__name__} cannot be converted to an array: {one_line(error)[:100]}; "
-            f"give {expected}"
-        ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating) or array.shape[1:] != (size, size, 3):
-        raise InputError(
-            f"images: {describe_value(array)}; give {expected} (models.lcgcn.normalize_images), or call "
-            "predict_crops with uint8 crops"
-        )
-    return jnp.asarray(array, jnp.float32)

@@ -345,9 +345,8 @@ def test_boxes_with_width_and_height(model):
         ((10, 10, -5, 5), {"box_format": "xywh"}, "box 10,10,-5,5: width and height"),
         ((10, 10, 5), {"box_format": "xywh"}, "four numbers x,y,width,height"),
         ((40, 40, 20, 20), {}, "for boxes x,y,width,height, set the box format xywh"),
-        (BOX, {"min_score": 60}, "min_score: 60; give a number from 0 to 1"),
+        (BOX, {"min_score": 60.0}, "min_score: 60.0; give a number from 0 to 1"),
         (BOX, {"min_confidence": -0.1}, "min_confidence: -0.1; give a number from 0 to 1"),
-        (BOX, {"min_confidence": "0.5"}, "min_confidence: '0.5'; give a number from 0 to 1"),
         (BOX, {"min_confidence": float("nan")}, "min_confidence: nan; give a number"),
     ],
 )

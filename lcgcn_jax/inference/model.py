@@ -245,19 +245,17 @@ class LandmarkModel:
     ) -> list[Face]:
         """Predict the landmarks of the faces in an image.
 
-        Faces in any rotation, and faces that do not fill their box, are predicted a second time from an
-        upright crop around their landmarks (`face_prediction.FacePredictor`).
+        Rotated or badly framed faces are predicted again from better crops (`FacePredictor`).
 
         Args:
           image: path of an image file; RGB `uint8` `[h w 3]` (`cv2.imread` returns BGR: pass
             `image[..., ::-1]`); or a grayscale or RGBA array or PIL image, which are converted as the same
             image in a file is (`image_arrays`).
-          boxes: face boxes in pixels, tight around the face from chin to brows like the bounding box of the
-            landmarks. By default the boxes of the face detector, by descending score.
+          boxes: face boxes in pixels, from chin to brows like the bounding box of the landmarks. By default
+            the boxes of the face detector, by descending score.
           box_format: `xyxy` for boxes (x0, y0, x1, y1), or `xywh` for (x, y, width, height).
           min_score: minimum score of a detected face, in 0..1.
-          min_confidence: minimum mean confidence of the landmarks of a face, in 0..1. Faces with a lower one
-            are left out, also those in boxes of the caller.
+          min_confidence: minimum mean confidence of the landmarks of a face, also in a box of the caller.
 
         Returns:
           One face per box, in order, unless `min_confidence` is set.
@@ -389,9 +387,8 @@ def load_model(
         model is loaded).
       detector_model: YuNet's ONNX file, for images without boxes. By default it is downloaded from the
         OpenCV zoo to the cache folder at the first use.
-      scheme: `ibug68` for the 68 landmarks of 300W from a model with the 98 landmarks of WFLW
-        (`LandmarkScheme.to_ibug68`). All outputs have these landmarks; the edges are those between them,
-        so that the weights of a row add up to less than 1. By default the scheme of the model.
+      scheme: `ibug68` for the 68 landmarks of 300W from a model with the 98 of WFLW. All outputs have these
+        landmarks, and the edges between them, whose rows sum to less than 1. By default that of the model.
 
     Raises:
       InputError: there is no such model, its files are damaged, or it has no conversion to the scheme.

@@ -28,10 +28,10 @@ class Face:
       score: score of the face detector, in 0..1; None for a box from the caller.
       predicted_error: predicted error of each of `landmarks`, in pixels of the image; None if
         `predicted_error_percent` is None, and for a scheme with the normalizer `given`.
+      scheme: landmark scheme.
       reliable: False if the predicted error is so large that the box probably contains no face or the
         model has failed on it (`robust_crops.is_reliable`); None for a model without predicted errors.
       crop: affine from the image to the crop in which the landmarks were predicted.
-      scheme: landmark scheme.
     """
 
     box: Float[np.ndarray, "4"]
@@ -43,9 +43,9 @@ class Face:
     visibility: Float[np.ndarray, "k"] | None = None
     score: float | None = None
     predicted_error: Float[np.ndarray, "k"] | None = None
+    scheme: LandmarkScheme | None = dataclasses.field(default=None, repr=False)
     reliable: bool | None = None
     crop: Float[np.ndarray, "2 3"] | None = dataclasses.field(default=None, repr=False)
-    scheme: LandmarkScheme | None = dataclasses.field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:

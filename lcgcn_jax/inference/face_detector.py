@@ -118,29 +118,36 @@ class FaceDetector:
         # Not reused after an error, which may leave it in an invalid state.
         self._idle.append(network)
 
-    def detect(self, image: ImageInput, *, min_score: float = MIN_SCORE) -> Detections:
+    def detect(
+        self, image: ImageInput, *, min_score: float = MIN_SCORE, quarter_turns: int = 0
+    ) -> Detections:
         """Detect the faces in an RGB image of any size.
 
         Args:
           image: the image.
           min_score: minimum score of a detection.
+          quarter_turns: number of clockwise rotations of the image by 90 degrees before the detection; the
+            result is in pixels of the rotated image.
 
         Raises:
           InputError: `image_arrays.rgb_image` cannot convert the image.
         """
         image = rgb_image(image)
         height, width = image.shape[:2]
+        full_size = np.array([height, width] if quarter_turns % 2 else [width, height])
         scales = [min(1.0, side / max(height, width)) for side in SIDES]
         detections = []
         for scale in dict.fromkeys(scales):
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            resized = np.ascontiguousarray(np.rot90(resized, -quarter_turns))
+            size = (resized.shape[1], resized.shape[0])
             with self._network() as network:
                 network.setInputSize(size)
                 network.setScoreThreshold(min_score)
                 rows = network.detect(cv2.cvtColor(resized, cv2.COLOR_RGB2BGR))[1]
             if rows is not None:
-                detections.append(_from_yunet(rows, np.array([width, height]) / size))
+                detections.append(_from_yunet(rows, full_size / size))
         return _suppress_overlapping(Detections.concatenate(detections), min_score)
 
     def face_boxes(self, image: ImageInput) -> Boxes:
@@ -163,8 +170,8 @@ class FaceDetector:
     def find_faces(self, image: ImageInput, *, min_score: float = MIN_SCORE) -> DetectedFaces:
         """Find the faces in an RGB image, in any rotation.
 
-        If no face is detected with certainty, the image is also rotated by 90, 180 and 270 degrees, and of
-        the detections of the same face, that with the highest score is used.
+        If no face is detected with certainty, the image is also rotated by 90, 180 and 270 degrees. The
+        detections in the rotation with the highest score are used, and certain ones in other rotations.
 
         Faces whose center is outside the image are left out. If a box covers most of another, only the one
         with the higher score is returned: in large images, some detections are a face with the chest below
@@ -187,6 +194,9 @@ class FaceDetector:
             faces = DetectedFaces(*map(np.concatenate, zip(*fields, strict=True)))
             heads = np.concatenate([heads for _, heads in parts])
             rows = np.argsort(-faces.scores, kind="stable")
+            # Most images have one upright direction, and others have more false detections.
+            is_best = faces.rotations[rows] == faces.rotations[rows[:1]]
+            rows = rows[is_best | (faces.scores[rows] >= _CERTAIN)]
             # Detections in other rotations have other boxes of landmarks, but similar boxes of the head.
             rows = rows[_suppress_nested(heads[rows], _MAX_SHARED)]
         height, width = image.shape[:2]
@@ -199,7 +209,7 @@ class FaceDetector:
         self, image: RGB, quarter_turns: int, min_score: float
     ) -> tuple[DetectedFaces, Boxes]:
         """Faces in the image rotated clockwise, and the boxes of the detector, in pixels of the image."""
-        detections = self.detect(np.rot90(image, -quarter_turns), min_score=min_score)
+        detections = self.detect(image, min_score=min_score, quarter_turns=quarter_turns)
         boxes = BOX_MAP(detections)
         # For a detection unlike those of the fit, the linear map may return a negative size.
         rows = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)

@@ -163,15 +163,19 @@ def _draw_dashed(
             )
 
 
-def _dashes(points: Float[np.ndarray, "n 2"], length: float) -> list[Float[np.ndarray, "2 2"]]:
-    """Ends of dashes of a length in pixels along a line, with gaps of that length."""
+def _dashes(points: Float[np.ndarray, "n 2"], length: float) -> list[Float[np.ndarray, "_m 2"]]:
+    """Dashes of a length in pixels along a line, with gaps of that length."""
     points = points[np.isfinite(points).all(axis=1)]
     distance = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)))
     if len(points) < 2 or distance[-1] > _MAX_DASHES * length:
         return []
-    starts = np.arange(0.0, distance[-1], 2 * length)
-    ends = np.stack([starts, np.minimum(starts + length, distance[-1])], axis=1)
-    return list(np.stack([np.interp(ends, distance, points[:, i]) for i in (0, 1)], axis=-1))
+    dashes = []
+    for start in np.arange(0.0, distance[-1], 2 * length):
+        end = min(start + length, distance[-1])
+        corners = distance[(distance > start) & (distance < end)]
+        at = np.concatenate([[start], corners, [end]])
+        dashes.append(np.stack([np.interp(at, distance, points[:, i]) for i in (0, 1)], axis=1))
+    return dashes
 
 
 def _draw_edges(

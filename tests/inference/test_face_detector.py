@@ -123,7 +123,7 @@ def test_faces_outside_the_image_and_negative_boxes_are_left_out(detector, monke
     """The center of the second box is outside the image, and the third box has a negative width."""
     boxes = np.array([[10.0, 10, 50, 60], [-50, 10, -10, 60], [90, 10, 60, 40]])
     detections = Detections(boxes, np.zeros((3, 5, 2)), np.array([0.9, 0.8, 0.7]))
-    monkeypatch.setattr(detector, "detect", lambda image, min_score: detections)
+    monkeypatch.setattr(detector, "detect", lambda image, **_: detections)
     monkeypatch.setattr(face_detector, "BOX_MAP", lambda detections: detections.boxes)
     selected, scores = detector.scored_boxes(np.zeros((80, 100, 3), np.uint8))
     np.testing.assert_array_equal(selected, boxes[:1])

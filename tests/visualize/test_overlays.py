@@ -123,7 +123,7 @@ def test_face_that_is_not_reliable_is_dashed(scheme):
 
 def test_dashes_follow_a_line():
     corner = np.array([[0.0, 0], [10, 0], [10, 10]])
-    expected = [[[0, 0], [4, 0]], [[8, 0], [10, 2]], [[10, 6], [10, 10]]]
-    np.testing.assert_allclose(overlays._dashes(corner, 4.0), expected)
+    expected = [[[0, 0], [4, 0]], [[8, 0], [10, 0], [10, 2]], [[10, 6], [10, 10]]]
+    assert [dash.tolist() for dash in overlays._dashes(corner, 4.0)] == expected
     assert overlays._dashes(np.full((3, 2), np.nan), 4.0) == []
     assert overlays._dashes(np.array([[0, 0], [1e9, 0]]), 4.0) == []

@@ -81,6 +81,7 @@ class FacePredictor:
                 predicted_error_percent=None if error is None else error[i],
                 visibility=None if output.visibility is None else output.visibility[i],
                 score=crop.image.scores[crop.index],
+                crop=crop.affine,
                 scheme=self.scheme,
             )
             for i, crop in enumerate(crops)

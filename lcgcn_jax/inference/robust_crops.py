@@ -126,3 +126,32 @@ def upright_crop(landmarks: Landmarks, degrees: float, size: int) -> geometry.Af
     if not np.isfinite(box).all() or (box[2:] - box[:2]).max() < 1:
         return None
     return geometry.compose(geometry.crop_transform(box, size), upright)
+
+
+def crop_around(
+    landmarks: Landmarks,
+    scheme: LandmarkScheme,
+    size: int,
+    crop: geometry.Affine | None = None,
+) -> geometry.Affine | None:
+    """Affine from an image to a crop around landmarks, in which the face is upright.
+
+    The crop of the next frame of a video, for example, is that around the landmarks in the previous one.
+
+    Args:
+      landmarks: in pixels of the image.
+      scheme: landmark scheme; without mirror pairs, the face keeps its rotation in `crop`.
+      size: side of the crop, in pixels.
+      crop: affine to the crop in which the landmarks were predicted (`Face.crop`), where the face is
+        rotated by less than 90 degrees; None if this holds for the image.
+
+    Returns:
+      The affine; None if the landmarks are less than a pixel apart, or not finite.
+    """
+    near = 0.0 if crop is None else -rotation_of(crop)
+    return upright_crop(landmarks, roll(landmarks, scheme, near), size)
+
+
+def rotation_of(affine: geometry.Affine) -> float:
+    """Clockwise rotation of a similarity transform, in degrees."""
+    return float(np.degrees(np.arctan2(affine[1, 0], affine[0, 0])))

@@ -1,4 +1,4 @@
-"""Predict landmarks of the faces in images and videos.
+"""Predict landmarks of the faces in images, videos, cameras and streams.
 
 Coordinates are pixels of the upright image, with its EXIF orientation applied;
 the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
@@ -6,6 +6,11 @@ the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
   image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png
   video   OUT/NAME.jsonl with one line per frame and its time stamp, and the
           annotated OUT/NAME.mp4 at a constant frame rate
+  stream  camera:N, rtsp://... or http(s)://... of a video: as a video, until
+          it ends, --max-frames or Ctrl-C; NAME is cameraN or HOST_PATH
+
+In videos, a face is followed from its landmarks in the previous frame. The face
+detector runs every --detect-every frames, and when a face is lost.
 
 OpenCV's YuNet detects the faces, unless you give boxes. A file of boxes
 (--boxes) is JSON, {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the
@@ -20,6 +25,7 @@ Examples:
   lcgcn predict photo.jpg --model runs/small --box 120,80,260,240
   lcgcn predict holiday/ 'party/*.jpg' --format csv --out landmarks
   lcgcn predict clip.mp4 --smooth
+  lcgcn predict camera:0 --max-frames 250
 """
 
 import argparse
@@ -36,12 +42,14 @@ from lcgcn_jax.inference.model import load
 from lcgcn_jax.inference.result_files import FORMATS, ResultFiles
 from lcgcn_jax.inference.results import BoxFile
 from lcgcn_jax.inference.sources import find_inputs
+from lcgcn_jax.inference.tracking import DETECT_EVERY
+from lcgcn_jax.inference.video_predict import VideoOptions
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, or quoted pattern"
+        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, quoted pattern, or stream"
     )
     add(parser, "--model", default=DEFAULT_MODEL)
     boxes = parser.add_mutually_exclusive_group()
@@ -57,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--smooth", "videos: smooth the landmarks (One Euro filter)")
     text = "videos: frames per second, if the rate in the file is wrong"
     add(parser, "--fps", type=number(float, 0, above=True), metavar="RATE", help=text)
+    text = "videos: maximum number of frames from one face detection to the next"
+    every = number(int, 1)
+    add(parser, "--detect-every", type=every, default=DETECT_EVERY, metavar="N", help=text)
+    add(parser, "--max-frames", type=every, metavar="N", help="videos: stop after N frames")
     add(parser, "--overwrite")
 
 
@@ -65,8 +77,11 @@ def run(args: argparse.Namespace) -> int:
     inputs = find_inputs(args.inputs)
     if args.box is not None and len(inputs.files) > 1:
         raise InputError(f"--box needs a single input, got {len(inputs.files)}; use --boxes")
-    if (args.smooth or args.fps) and not any(file.is_video for file in inputs.files):
-        raise InputError("--smooth and --fps apply to videos, but no input is a video")
+    video = VideoOptions(args.fps, args.smooth, args.detect_every, args.max_frames)
+    if video != VideoOptions() and not any(file.is_video for file in inputs.files):
+        raise InputError(
+            "--smooth, --fps, --detect-every and --max-frames apply to videos, but no input is a video"
+        )
     files = ResultFiles(args.out, args.format, args.overwrite)
     files.check(inputs.files)
     box_source, warnings = None, [inputs.describe_unread()]
@@ -90,8 +105,7 @@ def run(args: argparse.Namespace) -> int:
             draw=visualize.draw_faces,
             draw_edges=args.draw_edges,
             upright=not args.stored_pixels,
-            frames_per_second=args.fps,
-            smooth=args.smooth,
+            video=video,
         )
         summary = predictor.run(inputs.files)
     for warning in filter(None, [*summary.warnings, *warnings]):

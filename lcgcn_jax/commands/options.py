@@ -20,6 +20,14 @@ def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable
     return parse
 
 
+def fraction(text: str) -> float:
+    """Type of an option with a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} has to be from 0 to 1")
+    return value
+
+
 def integers(text: str) -> tuple[int, ...]:
     """Type of an option with integers of at least 0, separated by commas."""
     return tuple(number(int, 0)(part) for part in text.split(","))

@@ -6,19 +6,18 @@ the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
   image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png
   video   OUT/NAME.jsonl with one line per frame and its time stamp, and the
           annotated OUT/NAME.mp4 at a constant frame rate
-  stream  camera:N, rtsp://... or http(s)://... of a video: as a video, until
-          it ends, --max-frames or Ctrl-C; NAME is cameraN or HOST_PATH
+  stream  (camera:N, rtsp://..., http://...) as a video, until --max-frames
 
-In videos, a face is followed from its landmarks in the previous frame. The face
-detector runs every --detect-every frames, and when a face is lost.
-
-OpenCV's YuNet detects the faces, unless you give boxes. A file of boxes
+OpenCV's YuNet detects the faces, unless you give boxes; in videos, every
+--detect-every frames and when a face is lost. A file of boxes
 (--boxes) is JSON, {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the
 header image,x0,y0,x1,y1. An image without a face has an empty list or four
-empty cells.
+empty cells. With --box-format xywh, the numbers are x, y, width and height, and
+the header is image,x,y,width,height.
 
 Unusable files are listed at the end, and the exit code is 1. Ctrl-C keeps the
-finished images, and the finished frames of a video in NAME.interrupted.*.
+finished images, and the finished frames of a video in NAME.interrupted.* and of
+a stream in its usual files.
 
 Examples:
   lcgcn predict photo.jpg
@@ -34,16 +33,18 @@ from pathlib import Path
 
 from lcgcn_jax import visualize
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_flag, number
+from lcgcn_jax.commands.options import add, add_flag, fraction
+from lcgcn_jax.commands.video_options import add_video_options, video_options
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.inference import batch_predict
-from lcgcn_jax.inference.face_detector import quiet_opencv
+from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
+from lcgcn_jax.inference.image_inputs import BOX_FORMATS
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.inference.result_files import FORMATS, ResultFiles
 from lcgcn_jax.inference.results import BoxFile
 from lcgcn_jax.inference.sources import find_inputs
-from lcgcn_jax.inference.tracking import DETECT_EVERY
 from lcgcn_jax.inference.video_predict import VideoOptions
+from lcgcn_jax.landmarks import SCHEMES
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
 
 
@@ -58,17 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     boxes.add_argument("--boxes", type=Path, metavar="FILE", help="file of face boxes, see above")
     add_flag(boxes, "--whole-image", "each image is the crop of one face")
     add(boxes, "--detector-model")
+    text = "format of the boxes, for example xywh for x,y,width,height"
+    add(parser, "--box-format", choices=BOX_FORMATS, default="xyxy", help=text)
+    text = "minimum score of a detected face"
+    add(parser, "--min-score", type=fraction, default=MIN_SCORE, metavar="SCORE", help=text)
+    text = "leave out faces whose landmarks have a lower mean confidence"
+    add(parser, "--min-confidence", type=fraction, default=0.0, metavar="VALUE", help=text)
+    text = "scheme of the landmarks: ibug68 converts those of a model with the 98 of WFLW"
+    add(parser, "--scheme", choices=SCHEMES, help=text)
     add_flag(parser, "--stored-pixels", "ignore the EXIF orientation of images")
     add(parser, "--out", default=Path("predictions"), help="folder of the results")
     add(parser, "--format", choices=FORMATS, default="json", help="format of the landmarks")
     add_flag(parser, "--draw-edges", "draw the strongest edges of the graph")
-    add_flag(parser, "--smooth", "videos: smooth the landmarks (One Euro filter)")
-    text = "videos: frames per second, if the rate in the file is wrong"
-    add(parser, "--fps", type=number(float, 0, above=True), metavar="RATE", help=text)
-    text = "videos: maximum number of frames from one face detection to the next"
-    every = number(int, 1)
-    add(parser, "--detect-every", type=every, default=DETECT_EVERY, metavar="N", help=text)
-    add(parser, "--max-frames", type=every, metavar="N", help="videos: stop after N frames")
+    add_video_options(parser)
     add(parser, "--overwrite")
 
 
@@ -77,19 +80,20 @@ def run(args: argparse.Namespace) -> int:
     inputs = find_inputs(args.inputs)
     if args.box is not None and len(inputs.files) > 1:
         raise InputError(f"--box needs a single input, got {len(inputs.files)}; use --boxes")
-    video = VideoOptions(args.fps, args.smooth, args.detect_every, args.max_frames)
+    video = video_options(args)
     if video != VideoOptions() and not any(file.is_video for file in inputs.files):
-        raise InputError(
-            "--smooth, --fps, --detect-every and --max-frames apply to videos, but no input is a video"
-        )
+        names = "--smooth, --fps, --detect-every and --max-frames"
+        raise InputError(f"{names} apply to videos, but no input is a video")
+    if args.box_format != "xyxy" and args.box is None and args.boxes is None:
+        raise InputError("--box-format applies to --box and --boxes, but there is none")
     files = ResultFiles(args.out, args.format, args.overwrite)
     files.check(inputs.files)
     box_source, warnings = None, [inputs.describe_unread()]
     if args.box is not None:
-        boxes = [batch_predict.parse_box(text) for text in args.box]
+        boxes = [batch_predict.parse_box(text, args.box_format) for text in args.box]
         box_source = batch_predict.boxes_from(lambda path: boxes)
     elif args.boxes is not None:
-        box_file = BoxFile(args.boxes)
+        box_file = BoxFile(args.boxes, args.box_format)
         box_file.assign(inputs.files)
         box_source = batch_predict.boxes_from(box_file.of)
         warnings.append(box_file.describe_unused())
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         box_source = batch_predict.whole_image_box
     with quiet_opencv():
         use_compilation_cache()
-        model = load(args.model, detector_model=args.detector_model)
+        model = load(args.model, detector_model=args.detector_model, scheme=args.scheme)
         predictor = batch_predict.BatchPredictor(
             model,
             files,
@@ -106,6 +110,9 @@ def run(args: argparse.Namespace) -> int:
             draw_edges=args.draw_edges,
             upright=not args.stored_pixels,
             video=video,
+            box_format=args.box_format,
+            min_score=args.min_score,
+            min_confidence=args.min_confidence,
         )
         summary = predictor.run(inputs.files)
     for warning in filter(None, [*summary.warnings, *warnings]):

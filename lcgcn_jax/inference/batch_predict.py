@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.geometry import Box, box_of_crop
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.face import Face
-from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
+from lcgcn_jax.inference.face_detector import MIN_SCORE
+from lcgcn_jax.inference.image_inputs import BOX_FORMATS, BoxedImage, BoxInput, is_full_batch
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.result_files import ResultFiles
 from lcgcn_jax.inference.sources import InputFile
+from lcgcn_jax.inference.tracking import FaceTracker
 from lcgcn_jax.inference.video import varies
 from lcgcn_jax.inference.video_predict import VideoOptions, VideoPredictor
 from lcgcn_jax.interrupts import Interrupted, received
@@ -35,8 +36,8 @@ def whole_image_box(path: Path, image: np.ndarray) -> Sequence[BoxInput]:
     return [box_of_crop(image.shape[1], image.shape[0])]
 
 
-def parse_box(text: str) -> list[float]:
-    """Parse a face box, `x0,y0,x1,y1`.
+def parse_box(text: str, box_format: str = "xyxy") -> list[float]:
+    """Parse a face box, for example `x0,y0,x1,y1`.
 
     Raises:
       InputError: the text is not four numbers.
@@ -46,7 +47,7 @@ def parse_box(text: str) -> list[float]:
     except ValueError:
         box = []
     if len(box) != 4:
-        raise InputError(f"--box {text}: a box is four numbers x0,y0,x1,y1 in pixels")
+        raise InputError(f"--box {text}: a box is four numbers {BOX_FORMATS[box_format]} in pixels")
     return box
 
 
@@ -95,6 +96,9 @@ class BatchPredictor:
       draw_edges: draw the strongest edges of the graph.
       upright: apply the EXIF orientation of images.
       video: options for videos.
+      box_format: format of the boxes of `box_source`, one of `image_inputs.BOX_FORMATS`.
+      min_score: minimum score of a detected face.
+      min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 
     Raises:
       InputError: `draw_edges` for a model without a graph, or the face detector cannot be loaded.
@@ -110,6 +114,9 @@ class BatchPredictor:
         draw_edges: bool = False,
         upright: bool = True,
         video: VideoOptions | None = None,
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
     ):
         if draw_edges and model.config["graph"] is None:
             raise InputError("--draw-edges: the model has no graph; leave out the option")
@@ -117,6 +124,8 @@ class BatchPredictor:
         if box_source is None:
             _ = model.detector  # raises an error before the first image, not for each
         self._draw_faces, self._draw_edges = draw, draw_edges
+        self._box_format, self._min_score = box_format, min_score
+        self._min_confidence = min_confidence
         self._upright, self._video = upright, video or VideoOptions()
 
     def run(self, inputs: Sequence[InputFile]) -> PredictionSummary:
@@ -165,10 +174,13 @@ class BatchPredictor:
 
     def _find_boxes(self, path: Path, pixels: np.ndarray) -> BoxedImage:
         boxes = None if self._box_source is None else self._box_source(path, pixels)
-        return self._model.boxed_image(pixels, boxes, name=path)
+        return self._model.boxed_image(
+            pixels, boxes, name=path, box_format=self._box_format, min_score=self._min_score
+        )
 
     def _predict_images(self, jobs: Sequence[_ImageJob]) -> None:
-        predictions = self._model.predict_boxed([job.image for job in jobs])
+        images = [job.image for job in jobs]
+        predictions = self._model.predict_boxed(images, min_confidence=self._min_confidence)
         for job, faces in zip(jobs, predictions, strict=True):
             pixels = job.image.pixels
             overlay = self._draw(pixels, faces)
@@ -193,17 +205,30 @@ class BatchPredictor:
             sides=[_side(face.box) for face in faces],
             edges=[face.edges for face in faces] if self._draw_edges else None,
             visibility=[face.visibility for face in faces],
+            reliable=[face.reliable for face in faces],
         )
 
     def _predict_video(self, file: InputFile) -> None:
-        outputs, box_source = self._files.paths(file), self._box_source
-        boxes_of = None if box_source is None else functools.partial(box_source, file.path)
-        predictor = VideoPredictor(self._model, self._video, self._draw, boxes_of)
+        outputs, is_detecting = self._files.paths(file), self._box_source is None
+
+        def boxes_of(pixels: np.ndarray) -> Sequence[BoxInput]:
+            return self._find_boxes(file.path, pixels).boxes
+
+        tracker = FaceTracker(
+            self._model,
+            detect_every=self._video.detect_every,
+            smooth=self._video.smooth,
+            min_score=self._min_score,
+            min_confidence=self._min_confidence,
+        )
+        predictor = VideoPredictor(
+            tracker, self._video, self._draw, None if is_detecting else boxes_of
+        )
         with _writing(self._files.folder):
             summary = predictor.predict(file, outputs)
         count = len(summary.times)
         text = f"{count} frames, {summary.num_faces} faces, {count / summary.seconds:.1f} frames per second"
-        if boxes_of is None:
+        if is_detecting:
             text += f", face detector in {summary.num_detections} frames"
         self._finish(file, summary.num_faces, text, outputs)
         if varies(summary.times):

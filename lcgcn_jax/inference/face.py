@@ -28,6 +28,8 @@ class Face:
       score: score of the face detector, in 0..1; None for a box from the caller.
       predicted_error: predicted error of each of `landmarks`, in pixels of the image; None if
         `predicted_error_percent` is None, and for a scheme with the normalizer `given`.
+      reliable: False if the predicted error is so large that the box probably contains no face or the
+        model has failed on it (`robust_crops.is_reliable`); None for a model without predicted errors.
       track: number of the face in a video (`LandmarkModel.track`); None for an image.
       crop: affine from the image to the crop in which the landmarks were predicted.
       scheme: landmark scheme.
@@ -42,6 +44,7 @@ class Face:
     visibility: Float[np.ndarray, "k"] | None = None
     score: float | None = None
     predicted_error: Float[np.ndarray, "k"] | None = None
+    reliable: bool | None = None
     track: int | None = None
     crop: Float[np.ndarray, "2 3"] | None = dataclasses.field(default=None, repr=False)
     scheme: LandmarkScheme | None = dataclasses.field(default=None, repr=False)

@@ -16,6 +16,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import Box, box_overlaps
 from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path, rgb_image
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.face_detector import MIN_SCORE
 from lcgcn_jax.inference.face_prediction import FacePredictor
 from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput
 from lcgcn_jax.inference.robust_crops import crop_around, is_uncertain
@@ -43,6 +44,7 @@ DEFAULT_RATE = 25.0
 # Seconds for which a tracked face may remain undetected, as a rotated or an occluded face often is.
 _MAX_UNDETECTED = 2.0
 _MAX_STEP = 5.0  # seconds from one frame to the next over which tracks last
+_MAX_WAIT = 4  # frames from one detection to the next while a face is missing or doubtful
 _MIN_OVERLAP = 0.4  # IoU of a tracked face and its detection
 _ANY_OVERLAP = (
     0.1  # IoU above which a tracked face has probably lost the landmarks of the detected face
@@ -108,16 +110,23 @@ class FaceTracker:
     """Tracker of the faces of one video, frame by frame.
 
     The landmarks of a face are predicted in an upright crop around its landmarks in the previous frame,
-    moved by their velocity. The face detector runs every `detect_every` frames, and when there is no face, a
-    prediction is doubtful, a track is lost, or the time since the last frame is long. Only the detector finds
-    new faces. A face that was missing for at most a second keeps its track.
+    moved by their velocity. The face detector runs every `detect_every` frames, and when a prediction is
+    doubtful, a track is lost, or the time since the last frame is long. Only the detector finds new faces,
+    within `detect_every` frames. A face that was missing for at most a second keeps its track.
 
     Attributes:
+      model: the model.
       num_detections: number of frames in which the detector ran.
     """
 
     def __init__(
-        self, model: "LandmarkModel", *, detect_every: int = DETECT_EVERY, smooth: bool = False
+        self,
+        model: "LandmarkModel",
+        *,
+        detect_every: int = DETECT_EVERY,
+        smooth: bool = False,
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
     ):
         """Set up the tracker.
 
@@ -125,6 +134,8 @@ class FaceTracker:
           model: the model.
           detect_every: maximum number of frames from one run of the face detector to the next.
           smooth: smooth the landmarks over time (One Euro filter).
+          min_score: minimum score of a detected face, in 0..1.
+          min_confidence: minimum mean confidence of the landmarks of a face, in 0..1.
 
         Raises:
           InputError: `detect_every` is less than 1.
@@ -132,7 +143,8 @@ class FaceTracker:
         if detect_every < 1:
             raise InputError(f"detect_every: {detect_every} has to be at least 1")
         self.num_detections = 0
-        self._model, self._detect_every, self._smooth = model, detect_every, smooth
+        self.model, self._detect_every, self._smooth = model, detect_every, smooth
+        self._min_score, self._min_confidence = min_score, min_confidence
         self._tracks: list[_TrackedFace] = []
         self._next_number = 0
         self._time: float | None = None
@@ -165,9 +177,11 @@ class FaceTracker:
         if boxes is None:
             candidates = self._follow_and_detect(pixels)
         else:
-            boxed = self._model.boxed_image(pixels, boxes, name="frame")
-            candidates = [_Candidate(face, True) for face in self._model.predict_boxed([boxed])[0]]
-        return self._update_tracks(candidates)
+            boxed = self.model.boxed_image(pixels, boxes, name="frame")
+            candidates = [_Candidate(face, True) for face in self.model.predict_boxed([boxed])[0]]
+        return self._update_tracks(
+            [c for c in candidates if c.face.confidence.mean() >= self._min_confidence]
+        )
 
     def _advance(self, time: float | None) -> None:
         """Move all tracks to the time of the next frame, and end those whose face is missing for long."""
@@ -194,7 +208,7 @@ class FaceTracker:
             return [_Candidate(f.face, False) for f in followed]
         self._frames_since_detection = 0
         self.num_detections += 1
-        return self._detect(self._model.boxed_image(pixels), followed)
+        return self._detect(self.model.boxed_image(pixels, min_score=self._min_score), followed)
 
     def _follow(self, pixels: Pixels, live: Sequence[_TrackedFace]) -> list[_FollowedFace]:
         """Predict tracked faces around their expected landmarks; without those that are lost."""
@@ -202,14 +216,14 @@ class FaceTracker:
         targets, boxes, crops = [], [], []
         for tracked in live:
             landmarks, face = tracked.track.landmarks(), tracked.track.face
-            crop = crop_around(landmarks, self._model.scheme, self._model.image_size, face.crop)
+            crop = crop_around(landmarks, self.model.scheme, self.model.image_size, face.crop)
             x, y = landmarks.mean(axis=0)
             if crop is not None and 0 <= x < width and 0 <= y < height:
                 targets.append(tracked)
                 boxes.append(landmark_box(landmarks))
                 crops.append(crop)
         scores = [tracked.track.face.score for tracked in targets]
-        faces = self._predictor.predict_in_crops(BoxedImage(pixels, boxes, scores), crops)
+        faces = self._predictor.follow(BoxedImage(pixels, boxes, scores, crops))
         followed: list[_FollowedFace] = []
         for tracked, face in zip(targets, faces, strict=True):
             # Of two tracks on one face, one has lost its face; `assign` decides which one.
@@ -231,8 +245,12 @@ class FaceTracker:
                 face = dataclasses.replace(face, score=detections.scores[row])
                 candidates.append(_Candidate(face, True))
                 remaining.remove(row)
-        scores = [detections.scores[row] for row in remaining]
-        image = BoxedImage(detections.pixels, list(boxes[remaining]), scores)
+        image = BoxedImage(
+            detections.pixels,
+            list(boxes[remaining]),
+            [detections.scores[row] for row in remaining],
+            None if detections.crops is None else [detections.crops[row] for row in remaining],
+        )
         candidates += [_Candidate(face, True) for face in self._predictor.predict([image])[0]]
         for (tracked, face, is_doubtful), row in zip(followed, matches, strict=True):
             overlap = box_overlaps(face.box, boxes[remaining]).max(initial=0.0)
@@ -244,7 +262,7 @@ class FaceTracker:
     def _is_doubtful(self, face: Face, tracked: _TrackedFace) -> bool:
         if _has_uncertain_position(tracked):
             return True
-        calibration, percent = self._model.calibration, face.predicted_error_percent
+        calibration, percent = self.model.calibration, face.predicted_error_percent
         if calibration is not None and percent is not None:
             return is_uncertain(percent, calibration)
         return bool(face.confidence.mean() < _MIN_CONFIDENCE * tracked.confidence)
@@ -254,16 +272,18 @@ class FaceTracker:
     ) -> bool:
         """Whether the detector has to run in this frame.
 
-        While a face remains missing or doubtful, the number of frames between detections doubles.
+        While there is no face, or one remains missing or doubtful, it runs in the next frame, two frames
+        later, and then every four frames.
         """
-        if not followed or len(followed) < len(live):
+        if len(followed) < len(live):
             self._search_wait = 1
             return True
         if any(_has_uncertain_position(tracked) for tracked in live):
             return True
-        is_searching = len(live) < len(self._tracks) or any(f.is_doubtful for f in followed)
+        is_complete = live and len(live) == len(self._tracks)
+        is_searching = not is_complete or any(f.is_doubtful for f in followed)
         if is_searching and self._frames_since_detection >= self._search_wait:
-            self._search_wait = min(2 * self._search_wait, self._detect_every)
+            self._search_wait = min(2 * self._search_wait, _MAX_WAIT)
             return True
         if not is_searching:
             self._search_wait = 1
@@ -298,7 +318,7 @@ class FaceTracker:
 
     @functools.cached_property
     def _predictor(self) -> FacePredictor:
-        model = self._model
+        model = self.model
         return FacePredictor(self._predict_crops, model.scheme, model.image_size, model.calibration)
 
     def _predict_crops(self, crops: UInt8[np.ndarray, "b s s 3"]) -> LCGCNOutput:
@@ -308,8 +328,8 @@ class FaceTracker:
         of its compilation.
         """
         if jax.default_backend() != "cpu":
-            return self._model.predict_crops(crops)
-        outputs = [self._model.predict_crops(crops[i : i + 1]) for i in range(len(crops))]
+            return self.model.predict_crops(crops)
+        outputs = [self.model.predict_crops(crops[i : i + 1]) for i in range(len(crops))]
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 

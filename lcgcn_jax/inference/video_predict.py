@@ -19,7 +19,6 @@ from lcgcn_jax.atomic_io import replacing_all
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.image_inputs import BoxInput
-from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.result_files import rename_interrupted
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker
@@ -67,13 +66,13 @@ class VideoPredictor:
     """Predictor of the faces in a video, which writes the results.
 
     Attributes:
-      model: the model.
+      tracker: tracker of the faces.
       options: options for videos.
       draw: function that draws faces on a frame.
       boxes_of: function that returns the face boxes of each frame; None: faces are detected and followed.
     """
 
-    model: LandmarkModel
+    tracker: FaceTracker
     options: VideoOptions
     draw: Callable[[np.ndarray, Sequence[Face]], np.ndarray]
     boxes_of: Callable[[np.ndarray], Sequence[BoxInput]] | None = None
@@ -88,8 +87,8 @@ class VideoPredictor:
         """
         summary = VideoSummary()
         if file.stream is not None:  # a live source does not wait for the compilation
-            size = self.model.image_size
-            self.model.predict_crops(np.zeros((1, size, size, 3), np.uint8))
+            size = self.tracker.model.image_size
+            self.tracker.model.predict_crops(np.zeros((1, size, size, 3), np.uint8))
         source = file.path if file.stream is None else file.stream
         options, interruption = self.options, None
         with open_video(source, frames_per_second=options.frames_per_second) as video:
@@ -127,7 +126,7 @@ class VideoPredictor:
             tqdm(total=min(limits, default=None), desc=Path(label).name, unit="frame") as bar,
             OrderedWorker() as worker,
         ):
-            for frame in itertools.islice(video.frames, options.max_frames):
+            for frame in itertools.islice(video.frames, max_frames):
                 boxes = None if self.boxes_of is None else self.boxes_of(frame.pixels)
                 faces = tracker.update(frame.pixels, frame.time, boxes)
                 worker.submit(self._write_frame, frame, faces, summary, json_lines, writer)
@@ -144,8 +143,8 @@ class VideoPredictor:
         writer: VideoWriter,
     ) -> None:
         """Write one frame to both files; runs in the thread that writes."""
-        tracks = [face.track for face in faces]
-        line = results.describe_frame(len(summary.times), frame.time, faces, tracks)
+        tracks, scheme = [face.track for face in faces], self.tracker.model.scheme
+        line = results.describe_frame(len(summary.times), frame.time, faces, tracks, scheme)
         overlay = self.draw(frame.pixels, faces)
         json_lines.write(json.dumps(line) + "\n")
         writer.write(overlay)

@@ -328,13 +328,12 @@ def test_value_that_is_no_list_is_an_error_of_one_line(values):
         image_inputs.as_list("images", values)
 
 
-def test_uncertain_face_is_tried_again_in_rotated_crops(bundle, monkeypatch):
-    """The landmarks with the lowest predicted error of four orientations and an upright crop are returned."""
+def test_uncertain_face_is_tried_again_in_other_crops(bundle, monkeypatch):
+    """The landmarks with the lowest predicted error of all crops are returned."""
     calibration = UncertaintyModel(
         1.0, 0.0, np.zeros(3), np.array([-9.0, 0.0]), np.array([1.0, 10.0]), fitted_on={}
     )
     calibrated = LandmarkModel(dataclasses.replace(bundle, calibration=calibration))
-    (first,) = LandmarkModel(bundle).predict(IMAGE, [BOX])
     candidates = []
     predict_faces = face_prediction.FacePredictor._predict_faces
 
@@ -345,13 +344,15 @@ def test_uncertain_face_is_tried_again_in_rotated_crops(bundle, monkeypatch):
 
     monkeypatch.setattr(face_prediction.FacePredictor, "_predict_faces", record_candidates)
     monkeypatch.setattr(face_prediction.robust_crops, "is_uncertain", lambda *args: False)
+    monkeypatch.setattr(face_prediction.robust_crops, "is_off", lambda *args: False)
+    (first,) = LandmarkModel(bundle).predict(IMAGE, [BOX])
     (certain,) = calibrated.predict(IMAGE, [BOX])
     np.testing.assert_array_equal(certain.landmarks, first.landmarks)
-    assert len(candidates) == 1
+    assert len(candidates) == 2
     candidates.clear()
     monkeypatch.setattr(face_prediction.robust_crops, "is_uncertain", lambda *args: True)
     (face,) = calibrated.predict(IMAGE, [BOX])
-    assert 4 <= len(candidates) <= 5
+    assert 5 <= len(candidates) <= 6
     best = min(candidates, key=lambda candidate: candidate.predicted_error_percent.mean())
     np.testing.assert_array_equal(face.landmarks, best.landmarks)
     np.testing.assert_array_equal(face.box, BOX)

@@ -11,8 +11,7 @@ frame rate matters.
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.optimize
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lcgcn_jax.geometry import Box
 from lcgcn_jax.inference.face import Face
@@ -111,12 +110,23 @@ def assign(tracks: Sequence[Track], faces: Sequence[Face]) -> list[int | None]:
     """
     costs = np.array([[track.cost(face) for face in faces] for track in tracks])
     costs = costs.reshape(len(tracks), len(faces))
-    rows, columns = scipy.optimize.linear_sum_assignment(np.minimum(costs, _IMPOSSIBLE))
     result: list[int | None] = [None] * len(faces)
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        if np.isfinite(costs[row, column]):
-            result[column] = row
+    for row, column in optimal_pairs(costs, np.isfinite(costs)):
+        result[column] = row
     return result
+
+
+def optimal_pairs(
+    costs: Float[np.ndarray, "m n"], is_possible: Bool[np.ndarray, "m n"]
+) -> list[tuple[int, int]]:
+    """Rows and columns of the largest number of possible pairs with the smallest total cost.
+
+    A row and a column are in at most one pair (Hungarian algorithm). Costs are below 1e6.
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only videos need it
+
+    pairs = zip(*linear_sum_assignment(np.where(is_possible, costs, _IMPOSSIBLE)), strict=True)
+    return [(int(row), int(column)) for row, column in pairs if is_possible[row, column]]
 
 
 def is_same(first: Landmarks, second: Landmarks) -> bool:

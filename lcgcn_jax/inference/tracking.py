@@ -7,9 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
-import scipy.optimize
 from jaxtyping import Float, UInt8
 
 from lcgcn_jax.errors import InputError
@@ -27,13 +25,14 @@ from lcgcn_jax.inference.track_matching import (
     assign,
     is_same,
     landmark_box,
+    optimal_pairs,
     side_of,
 )
 from lcgcn_jax.inference.video import open_video
-from lcgcn_jax.models.lcgcn import LCGCNOutput
 
 if TYPE_CHECKING:
     from lcgcn_jax.inference.model import LandmarkModel
+    from lcgcn_jax.models.lcgcn import LCGCNOutput
 
 DETECT_EVERY = 10
 """Default number of frames from one run of the face detector to the next, while all faces are tracked."""
@@ -321,12 +320,14 @@ class FaceTracker:
         model = self.model
         return FacePredictor(self._predict_crops, model.scheme, model.image_size, model.calibration)
 
-    def _predict_crops(self, crops: UInt8[np.ndarray, "b s s 3"]) -> LCGCNOutput:
+    def _predict_crops(self, crops: UInt8[np.ndarray, "b s s 3"]) -> "LCGCNOutput":
         """Run the model; on a CPU with one crop at a time.
 
         Larger batches are 10 % faster there, but each new batch size would stop a live video for the seconds
         of its compilation.
         """
+        import jax
+
         if jax.default_backend() != "cpu":
             return self.model.predict_crops(crops)
         outputs = [self.model.predict_crops(crops[i : i + 1]) for i in range(len(crops))]
@@ -370,11 +371,9 @@ def _match_boxes(boxes: Float[np.ndarray, "n 4"], tracked_boxes: Sequence[Box]) 
     """Index of the detected box of each tracked face; None if it was not detected."""
     overlaps = np.array([box_overlaps(box, boxes) for box in tracked_boxes])
     overlaps = overlaps.reshape(len(tracked_boxes), len(boxes))
-    rows, columns = scipy.optimize.linear_sum_assignment(overlaps, maximize=True)
     matches: list[int | None] = [None] * len(tracked_boxes)
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        if overlaps[row, column] >= _MIN_OVERLAP:
-            matches[row] = column
+    for row, column in optimal_pairs(-overlaps, overlaps >= _MIN_OVERLAP):
+        matches[row] = column
     return matches
 
 

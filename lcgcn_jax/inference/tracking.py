@@ -111,7 +111,8 @@ class FaceTracker:
     The landmarks of a face are predicted in an upright crop around its landmarks in the previous frame,
     moved by their velocity. The face detector runs every `detect_every` frames, and when a prediction is
     doubtful, a track is lost, or the time since the last frame is long. Only the detector finds new faces,
-    within `detect_every` frames. A face that was missing for at most a second keeps its track.
+    within `detect_every` frames, and a track starts when its landmarks are reliable (`Face.reliable`). A face
+    that was missing for at most a second keeps its track.
 
     Attributes:
       model: the model.
@@ -298,7 +299,7 @@ class FaceTracker:
             if row is not None:
                 tracked = self._tracks[row]
                 tracked.track.update(face)
-            elif is_detected:
+            elif is_detected and (face.reliable is not False or face.score is None):
                 tracked = _TrackedFace(Track(self._next_number, face, self._time))
                 self._next_number += 1
                 self._tracks.append(tracked)

@@ -93,9 +93,19 @@ class World(LandmarkModel):
                 points = points + self.rng.normal(0, 0.5, (68, 2))
             else:
                 points, confidence = center + 60 * self.rng.normal(0, 0.3, (68, 2)), 0.1
+            is_reliable = None if confidence > 0.5 else False
             confidences = np.full(68, confidence, np.float32)
             faces.append(
-                Face(box, points, confidences, points, score=score, crop=affine, scheme=IBUG68)
+                Face(
+                    box,
+                    points,
+                    confidences,
+                    points,
+                    score=score,
+                    reliable=is_reliable,
+                    crop=affine,
+                    scheme=IBUG68,
+                )
             )
         return faces
 
@@ -230,6 +240,16 @@ def test_face_that_the_detector_misses_is_followed():
         counts.append(len(tracker.update(np.zeros((HEIGHT, WIDTH, 3), np.uint8))))
         world.persons[0].detectable = False
     assert counts == [1] * 50 + [0] * 30, "for two seconds"
+
+
+def test_detection_without_a_reliable_face_starts_no_track(monkeypatch):
+    world = World()
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    box = np.array([300.0, 300, 400, 400])
+    monkeypatch.setattr(world, "boxed_image", lambda *_, **__: BoxedImage(frame, [box], [0.7]))
+    tracker = FaceTracker(world)
+    tracker._predictor = world
+    assert tracker.update(frame) == []
 
 
 def test_detector_runs_less_often_for_a_face_that_remains_missing():

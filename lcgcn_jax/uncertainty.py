@@ -73,9 +73,13 @@ class UncertaintyModel:
         score = inputs @ np.array([self.peak_weight, self.std_weight]) + self.offsets
         return np.interp(score, self.scores, self.errors)
 
-    def take(self, indices: Sequence[int]) -> "UncertaintyModel":
-        """Select landmarks."""
-        return dataclasses.replace(self, offsets=self.offsets[list(indices)])
+    def take(self, indices: Sequence[int] | None) -> "UncertaintyModel":
+        """Select landmarks; None selects all."""
+        return (
+            self
+            if indices is None
+            else dataclasses.replace(self, offsets=self.offsets[list(indices)])
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types for JSON; `from_dict` is the inverse."""

@@ -3,7 +3,8 @@
 Coordinates are pixels of the upright image, with its EXIF orientation applied;
 the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
 
-  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png
+  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png;
+          with --format jsonl, one line of OUT/predictions.jsonl
   video   OUT/NAME.jsonl with one line per frame and its time stamp, and the
           annotated OUT/NAME.mp4 at a constant frame rate
   stream  (camera:N, rtsp://..., http://...) as a video, until --max-frames
@@ -16,8 +17,9 @@ empty cells. With --box-format xywh, the numbers are x, y, width and height, and
 the header is image,x,y,width,height.
 
 Unusable files are listed at the end, and the exit code is 1. Ctrl-C keeps the
-finished images, and the finished frames of a video in NAME.interrupted.* and of
-a stream in its usual files.
+finished images, the frames of a stream in its usual files, and those of another
+video in NAME.interrupted.*. The same command with --skip-existing continues.
+--shard divides a job among processes, which have to get the same inputs.
 
 Examples:
   lcgcn predict photo.jpg
@@ -25,27 +27,26 @@ Examples:
   lcgcn predict holiday/ 'party/*.jpg' --format csv --out landmarks
   lcgcn predict clip.mp4 --smooth
   lcgcn predict camera:0 --max-frames 250
+  lcgcn predict faces/ --format jsonl --no-overlay --shard 1/8 --skip-existing
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from lcgcn_jax import visualize
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_flag, fraction
+from lcgcn_jax.commands.options import add, add_face_options, add_flag, add_job_options
 from lcgcn_jax.commands.video_options import add_video_options, video_options
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.inference import batch_predict
 from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
-from lcgcn_jax.inference.image_inputs import BOX_FORMATS
+from lcgcn_jax.inference.large_jobs import Shard
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.inference.result_files import FORMATS, ResultFiles
 from lcgcn_jax.inference.results import BoxFile
 from lcgcn_jax.inference.sources import find_inputs
-from lcgcn_jax.inference.video_predict import VideoOptions
-from lcgcn_jax.landmarks import SCHEMES
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
+from lcgcn_jax.visualize.overlays import draw_faces
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,35 +60,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     boxes.add_argument("--boxes", type=Path, metavar="FILE", help="file of face boxes, see above")
     add_flag(boxes, "--whole-image", "each image is the crop of one face")
     add(boxes, "--detector-model")
-    text = "format of the boxes, for example xywh for x,y,width,height"
-    add(parser, "--box-format", choices=BOX_FORMATS, default="xyxy", help=text)
-    text = "minimum score of a detected face"
-    add(parser, "--min-score", type=fraction, default=MIN_SCORE, metavar="SCORE", help=text)
-    text = "leave out faces whose landmarks have a lower mean confidence"
-    add(parser, "--min-confidence", type=fraction, default=0.0, metavar="VALUE", help=text)
-    text = "scheme of the landmarks: ibug68 converts those of a model with the 98 of WFLW"
-    add(parser, "--scheme", choices=SCHEMES, help=text)
+    add_face_options(parser)
     add_flag(parser, "--stored-pixels", "ignore the EXIF orientation of images")
     add(parser, "--out", default=Path("predictions"), help="folder of the results")
     add(parser, "--format", choices=FORMATS, default="json", help="format of the landmarks")
     add_flag(parser, "--draw-edges", "draw the strongest edges of the graph")
     add_video_options(parser)
+    add_job_options(parser)
     add(parser, "--overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict and write; returns 1 if an input was skipped or no face was found at all, else 0."""
-    inputs = find_inputs(args.inputs)
+    shard = Shard.parse(args.shard)
+    inputs = find_inputs(args.inputs, args.out)
     if args.box is not None and len(inputs.files) > 1:
         raise InputError(f"--box needs a single input, got {len(inputs.files)}; use --boxes")
-    video = video_options(args)
-    if video != VideoOptions() and not any(file.is_video for file in inputs.files):
-        names = "--smooth, --fps, --detect-every and --max-frames"
-        raise InputError(f"{names} apply to videos, but no input is a video")
-    if args.box_format != "xyxy" and args.box is None and args.boxes is None:
-        raise InputError("--box-format applies to --box and --boxes, but there is none")
-    files = ResultFiles(args.out, args.format, args.overwrite)
-    files.check(inputs.files)
+    video = video_options(args, inputs.files)
+    has_boxes = args.box is not None or args.boxes is not None
+    if args.box_format != "xyxy" and not has_boxes:
+        raise InputError("--box-format applies to --box and --boxes; give one of them")
+    if args.min_score is not None and (has_boxes or args.whole_image):
+        raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
+    files = ResultFiles(
+        args.out, args.format, args.overwrite, not args.no_overlay, args.skip_existing, shard
+    )
+    selected = shard.select(inputs.files)
+    files.check(selected)
     box_source, warnings = None, [inputs.describe_unread()]
     if args.box is not None:
         boxes = [batch_predict.parse_box(text, args.box_format) for text in args.box]
@@ -106,15 +105,15 @@ def run(args: argparse.Namespace) -> int:
             model,
             files,
             box_source,
-            draw=visualize.draw_faces,
+            draw=draw_faces,
             draw_edges=args.draw_edges,
             upright=not args.stored_pixels,
             video=video,
             box_format=args.box_format,
-            min_score=args.min_score,
+            min_score=MIN_SCORE if args.min_score is None else args.min_score,
             min_confidence=args.min_confidence,
         )
-        summary = predictor.run(inputs.files)
+        summary = predictor.run(selected)
     for warning in filter(None, [*summary.warnings, *warnings]):
         print(printable(warning), file=sys.stderr)
     return summary.exit_code

@@ -1,29 +1,38 @@
 """Prediction for many image and video files, with results on disk."""
 
+import collections
 import contextlib
 import dataclasses
+import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.geometry import Box, box_of_crop
+from lcgcn_jax.geometry import BOX_FORMATS, Box, box_of_crop
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.face_detector import MIN_SCORE
-from lcgcn_jax.inference.image_inputs import BOX_FORMATS, BoxedImage, BoxInput, is_full_batch
+from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.result_files import ResultFiles
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.inference.tracking import FaceTracker
 from lcgcn_jax.inference.video import varies
 from lcgcn_jax.inference.video_predict import VideoOptions, VideoPredictor
-from lcgcn_jax.interrupts import Interrupted, received
+from lcgcn_jax.interrupts import Interrupted, deferred, received
 
 BoxSource = Callable[[Path, np.ndarray], Sequence[BoxInput]]
 """Path of an image and its pixels -> its face boxes."""
+
+_MAX_THREADS = 8
+_WAITING_PIXELS = 50_000_000  # of images that are read, but not predicted yet
+_MAX_NAMES = 20  # in a message
 
 
 def boxes_from(boxes_of: Callable[[Path], Sequence[BoxInput]]) -> BoxSource:
@@ -53,7 +62,10 @@ def parse_box(text: str, box_format: str = "xyxy") -> list[float]:
 
 @dataclasses.dataclass
 class PredictionSummary:
-    """Outcome of a run: error messages of unusable inputs, and inputs without a detected face."""
+    """Outcome of a run: error messages of unusable inputs, and inputs without a detected face.
+
+    An earlier job may have finished some of the inputs.
+    """
 
     num_inputs: int
     num_finished: int = 0
@@ -70,8 +82,11 @@ class PredictionSummary:
         """Messages about unusable inputs and inputs without a face."""
         lines = [f"left out: {failure}" for failure in self.failures]
         if self.without_face:
+            names = ", ".join(self.without_face[:_MAX_NAMES])
+            if (others := len(self.without_face) - _MAX_NAMES) > 0:
+                names += f" and {others} more"
             lines.append(
-                f"no face found in: {', '.join(self.without_face)}; give the box of a missed face with "
+                f"no face found in: {names}; give the box of a missed face with "
                 "--box X0,Y0,X1,Y1 or --boxes FILE"
             )
         return lines
@@ -85,8 +100,20 @@ class _ImageJob:
     image: BoxedImage
 
 
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """Results of an image that a thread writes."""
+
+    file: InputFile
+    num_faces: int
+    writing: "Future[list[Path]]"
+
+
 class BatchPredictor:
     """Predictor of landmarks for files, which writes the results.
+
+    Threads read images, detect faces and encode results while the model runs; OpenCV and XLA work in
+    parallel to Python. Results are written and printed in the order of the inputs.
 
     Args:
       model: the model.
@@ -96,7 +123,7 @@ class BatchPredictor:
       draw_edges: draw the strongest edges of the graph.
       upright: apply the EXIF orientation of images.
       video: options for videos.
-      box_format: format of the boxes of `box_source`, one of `image_inputs.BOX_FORMATS`.
+      box_format: format of the boxes of `box_source`, one of `geometry.BOX_FORMATS`.
       min_score: minimum score of a detected face.
       min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 
@@ -136,29 +163,74 @@ class BatchPredictor:
           KeyboardInterrupt: a signal stopped the run; its attribute `saved` describes the results.
         """
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg has a separate log level
-        self._summary = summary = PredictionSummary(len(inputs))
+        num_landmarks = self._model.scheme.num_landmarks
+        todo = [file for file in inputs if not self._files.is_finished(file, num_landmarks)]
+        num_skipped = len(inputs) - len(todo)
+        if num_skipped:
+            print(f"{num_skipped} of {len(inputs)} inputs were finished by an earlier job")
+        self._summary = summary = PredictionSummary(len(inputs), num_skipped)
+        # Only on a terminal, and only if there is something to wait for.
+        self._progress = tqdm(
+            total=len(inputs),
+            initial=num_skipped,
+            unit=" images",
+            disable=None if len(todo) > 1 else True,
+        )
         try:
-            self._predict_all(inputs)
+            with self._progress:
+                self._predict_all(todo)
         except KeyboardInterrupt as stop:
             parts = [f"{summary.num_finished} of {len(inputs)} inputs are finished"]
             parts[0] += f" in {self._files.folder}" if summary.num_finished else ""
             parts += [saved] if (saved := getattr(stop, "saved", "")) else []
             stop.saved = "; ".join(parts)
             raise
-        if len(summary.failures) == len(inputs):
+        finally:
+            self._files.close()
+        if summary.failures and len(summary.failures) == len(inputs):
             others = f"; {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
             raise InputError(f"{summary.failures[0]}{others}")
         return summary
 
     def _predict_all(self, inputs: Sequence[InputFile]) -> None:
+        self._results: collections.deque[_Result] = collections.deque()
+        num_threads = min(max(2, os.cpu_count() or 1), _MAX_THREADS)
+        # One thread writes, so that the files are complete in the order of the inputs.
+        self._workers, self._writer = ThreadPoolExecutor(num_threads), ThreadPoolExecutor(1)
+        try:
+            self._predict_in_order(iter(inputs), num_threads + 2)
+            self._collect(0)
+        except KeyboardInterrupt:
+            self._collect(0)
+            raise
+        finally:
+            self._workers.shutdown(cancel_futures=True)
+            self._writer.shutdown(cancel_futures=True)
+
+    def _predict_in_order(self, inputs: Iterator[InputFile], max_ahead: int) -> None:
+        waiting: collections.deque[tuple[InputFile, Future[BoxedImage] | None]] = (
+            collections.deque()
+        )
         jobs: list[_ImageJob] = []
-        for file in inputs:
+        num_pixels = 1  # of the last image
+        while True:
+            limit = min(max_ahead, max(1, _WAITING_PIXELS // num_pixels))
+            for file in itertools.islice(inputs, max(0, limit - len(waiting))):
+                reading = None if file.is_video else self._workers.submit(self._read, file)
+                waiting.append((file, reading))
+            if not waiting:
+                break
+            file, reading = waiting.popleft()
+            if reading is None:
+                self._predict_images(jobs)
+                jobs = []
+                self._collect(0)
             try:
-                if file.is_video:
+                if reading is None:
                     self._predict_video(file)
                 else:
-                    pixels = read_image(file.path, upright=self._upright)
-                    jobs.append(_ImageJob(file, self._find_boxes(file.path, pixels)))
+                    jobs.append(_ImageJob(file, reading.result()))
+                    num_pixels = jobs[-1].image.pixels.size // 3
             except InputError as error:
                 # A signal stopped a video, and then its files could not be closed or renamed.
                 if (number := received()) is not None:
@@ -167,10 +239,21 @@ class BatchPredictor:
                     stop.saved = f"{lost}{error}"
                     raise stop from error
                 self._summary.failures.append(str(error))
-            if is_full_batch([job.image for job in jobs]):
+                self._progress.update()
+            if is_full_batch([job.image for job in jobs]) or not self._can_wait(waiting):
                 self._predict_images(jobs)
                 jobs = []
         self._predict_images(jobs)
+
+    def _can_wait(self, waiting: Sequence[tuple[InputFile, "Future[BoxedImage] | None"]]) -> bool:
+        """Whether the model can wait for the next image: if that is ready, or batches are faster."""
+        from lcgcn_jax.inference.programs import uses_batches
+
+        reading = waiting[0][1] if waiting else None
+        return reading is not None and (reading.done() or uses_batches())
+
+    def _read(self, file: InputFile) -> BoxedImage:
+        return self._find_boxes(file.path, read_image(file.path, upright=self._upright))
 
     def _find_boxes(self, path: Path, pixels: np.ndarray) -> BoxedImage:
         boxes = None if self._box_source is None else self._box_source(path, pixels)
@@ -179,22 +262,55 @@ class BatchPredictor:
         )
 
     def _predict_images(self, jobs: Sequence[_ImageJob]) -> None:
-        images = [job.image for job in jobs]
-        predictions = self._model.predict_boxed(images, min_confidence=self._min_confidence)
+        if not jobs:
+            return
+        predictions = self._model.predict_boxed(
+            [job.image for job in jobs], min_confidence=self._min_confidence
+        )
         for job, faces in zip(jobs, predictions, strict=True):
-            pixels = job.image.pixels
-            overlay = self._draw(pixels, faces)
-            with _writing(self._files.folder):
-                paths = self._files.write_image(
-                    job.file, pixels, overlay, faces, self._model.scheme
-                )
-            self._finish(job.file, len(faces), f"{len(faces)} faces", paths)
+            with deferred():
+                encoding = self._workers.submit(self._encode, job, faces)
+                writing = self._writer.submit(self._write, job.file, encoding)
+                self._results.append(_Result(job.file, len(faces), writing))
+        self._collect(_MAX_THREADS)
+
+    def _encode(self, job: _ImageJob, faces: Sequence[Face]) -> dict[Path, bytes]:
+        pixels = job.image.pixels
+        overlay = self._draw(pixels, faces) if self._files.overlays else None
+        return self._files.encode_image(job.file, pixels, overlay, faces, self._model.scheme)
+
+    def _write(self, file: InputFile, encoding: "Future[dict[Path, bytes]]") -> list[Path]:
+        with _writing(self._files.folder):
+            return self._files.write_image(file, encoding.result())
+
+    def _collect(self, max_waiting: int) -> None:
+        """Report the images whose results are written; wait until at most `max_waiting` are not.
+
+        Raises:
+          InputError: results cannot be written.
+        """
+        while self._results:
+            result = self._results[0]
+            if len(self._results) <= max_waiting and not result.writing.done():
+                return
+            paths = result.writing.result()
+            with deferred():
+                self._results.popleft()
+                self._finish(result.file, result.num_faces, f"{result.num_faces} faces", paths)
 
     def _finish(self, file: InputFile, num_faces: int, text: str, paths: Sequence[Path]) -> None:
         self._summary.num_finished += 1
         if self._box_source is None and not num_faces:
             self._summary.without_face.append(file.label)
-        print(printable(f"{file.label}: {text}; {', '.join(map(str, paths))}"))
+        self._print(f"{file.label}: {text}; {', '.join(map(str, paths))}")
+        self._progress.update()
+
+    def _print(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        if self._progress.disable:
+            print(printable(line))
+        else:
+            self._progress.write(printable(line), file=sys.stdout)
 
     def _draw(self, pixels: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
         return self._draw_faces(
@@ -232,11 +348,9 @@ class BatchPredictor:
             text += f", face detector in {summary.num_detections} frames"
         self._finish(file, summary.num_faces, text, outputs)
         if varies(summary.times):
-            print(
-                printable(
-                    f"{file.label}: the frame rate varies; {outputs[1]} plays at a constant "
-                    f"{summary.rate:.4g} frames per second, and {outputs[0]} has the time stamps"
-                )
+            self._print(
+                f"{file.label}: the frame rate varies; {outputs[1]} plays at a constant "
+                f"{summary.rate:.4g} frames per second, and {outputs[0]} has the time stamps"
             )
 
 

@@ -1,24 +1,19 @@
-"""Checked inputs of a model: images with their face boxes, and normalized crops."""
+"""Checked inputs of a model: images with their face boxes."""
 
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import UInt8
 
 from lcgcn_jax import geometry
-from lcgcn_jax.errors import InputError, choose, one_line
+from lcgcn_jax.errors import InputError, choose
 from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path
 
 BoxInput = Any
-"""A face box: four numbers of any sequence type, in pixels, in one of `BOX_FORMATS`."""
-
-BOX_FORMATS = {"xyxy": "x0,y0,x1,y1", "xywh": "x,y,width,height"}
-"""Format of a face box -> its four numbers; x and y are those of the top-left corner."""
+"""A face box: four numbers of any sequence type, in pixels, in one of `geometry.BOX_FORMATS`."""
 
 _BATCH_FACES = 32  # largest batch of a model on an accelerator
 _BATCH_PIXELS = 50_000_000
@@ -63,15 +58,15 @@ def check_boxes(
       width: width of the image.
       height: height of the image.
       name: name of the image, for the error message.
-      box_format: one of `BOX_FORMATS`.
+      box_format: one of `geometry.BOX_FORMATS`.
 
     Raises:
       InputError: a value is not a box, or is not a possible face box in the image (`geometry.check_box`).
     """
-    choose("box_format", box_format, BOX_FORMATS)
+    choose("box_format", box_format, geometry.BOX_FORMATS)
     boxes = as_list(f"{name}: boxes", boxes)
     if boxes and all(isinstance(v, int | float) or getattr(v, "ndim", 1) == 0 for v in boxes):
-        form = BOX_FORMATS[box_format].replace(",", ", ")
+        form = geometry.BOX_FORMATS[box_format].replace(",", ", ")
         raise InputError(
             f"{name}: boxes: {describe_value(boxes)}; give a list of boxes, [({form}), ...]"
         )
@@ -85,7 +80,7 @@ def _check_box(
         values = np.asarray(box if hasattr(box, "shape") else list(box))
     except (TypeError, ValueError):
         values = np.asarray(None)
-    numbers = f"a box is four numbers {BOX_FORMATS[box_format]} in pixels"
+    numbers = f"a box is four numbers {geometry.BOX_FORMATS[box_format]} in pixels"
     if isinstance(box, str) or values.dtype.kind not in "iuf" or values.ndim != 1:
         raise InputError(f"{name}: box {describe_value(box)}: {numbers}")
     values = values.astype(np.float64)
@@ -139,29 +134,3 @@ def as_list(name: str, values: Any) -> list:
         return list(values)
     except TypeError as error:
         raise InputError(f"{name}: {describe_value(values)}; give a list") from error
-
-
-def normalized_crops(images: Any, size: int) -> Float[Array, "b size size 3"]:
-    """Convert normalized crops to a float32 array on the device.
-
-    Args:
-      images: floating-point array `[b size size 3]` (`models.lcgcn.normalize_images`).
-      size: side of the crops of the model, in pixels.
-
-    Raises:
-      InputError: the images have another type or shape.
-    """
-    expected = f"normalized floating-point crops [b {size} {size} 3]"
-    try:
-        array = images if isinstance(images, jax.Array) else np.asarray(images)
-    except Exception as error:  # array conversions of other libraries raise errors of any type
-        raise InputError(
-            f"images: {type(images).__name__} cannot be converted to an array: {one_line(error)[:100]}; "
-            f"give {expected}"
-        ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating) or array.shape[1:] != (size, size, 3):
-        raise InputError(
-            f"images: {describe_value(array)}; give {expected} (models.lcgcn.normalize_images), or call "
-            "predict_crops with uint8 crops"
-        )
-    return jnp.asarray(array, jnp.float32)

@@ -3,24 +3,19 @@
 import collections
 import dataclasses
 import functools
-import math
 import os
 import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import nnx
 
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import writing
-from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_crops, rgb_image
 from lcgcn_jax.image_io import read_image
@@ -36,43 +31,31 @@ from lcgcn_jax.inference.image_inputs import (
     check_fraction,
     is_full_batch,
     list_images,
-    normalized_crops,
 )
+from lcgcn_jax.inference.program_cache import is_known
 from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker, TrackedFrame, track_frames
 from lcgcn_jax.landmarks import LandmarkScheme, convert_scheme
-from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import (
     Bundle,
     abstract_weights,
     check_weights,
-    load_bundle,
+    read_bundle,
     save_bundle,
     shipped_bundles,
 )
-from lcgcn_jax.models.lcgcn import LCGCNOutput
-from lcgcn_jax.models.weights import all_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
-# Maximum batch size. On a CPU, the feature maps of a few faces fit into the caches: `w300-lcgcn-small` takes
-# 14.0 ms of CPU time per face in batches of 1, 12.5 ms of 4, 16.8 ms of 8 and 18.0 ms of 32 (AMD EPYC).
-_MAX_BATCHES = {"cpu": 4}
-_MAX_BATCH_OF_ACCELERATORS = 32
+# A model is loaded without JAX and Flax, whose imports take a second.
+if TYPE_CHECKING:
+    import flax.nnx
 
-
-class _Programs:
-    """Compiled forward passes of one model."""
-
-    def __init__(self, bundle: Bundle):
-        model = fold_batch_norm(*bundle.create())
-        options = compiler_options()
-        self.normalized = jax.jit(model.forward, compiler_options=options)
-        self.bytes = jax.jit(model.predict, compiler_options=options)
-
+    import lcgcn_jax.inference.programs
+    import lcgcn_jax.models.interfaces
 
 # Copies of a model share its programs within a process. A worker of a process pool gets a copy with each
 # task, and would compile the programs for each of them without the references to the last two.
-_programs: weakref.WeakValueDictionary[str, _Programs] = weakref.WeakValueDictionary()
-_last_copies: collections.deque[_Programs] = collections.deque(maxlen=2)
+_programs: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_last_copies: collections.deque[Any] = collections.deque(maxlen=2)
 _programs_lock = threading.Lock()
 
 
@@ -96,10 +79,12 @@ class LandmarkModel:
         bundle: Bundle,
         detector_model: str | Path | None = None,
         scheme: str | None = None,
+        *,
+        digest: str = "",
     ):
-        self._token, self._is_copy = uuid.uuid4().hex, False
+        """Create a model; `digest` is that of the files of the bundle, unless it was changed."""
+        self._token, self._is_copy, self._digest = uuid.uuid4().hex, False, digest
         self._prepare(bundle, detector_model, None, scheme)
-        self._compiled()
 
     def _prepare(
         self,
@@ -112,20 +97,21 @@ class LandmarkModel:
         self.config: dict[str, Any] = dict(bundle.model)
         self.image_size: int = bundle.image_size
         self.calibration: UncertaintyModel | None = bundle.calibration
-        if self.calibration is not None and self._selected is not None:
+        if self.calibration is not None:
             self.calibration = self.calibration.take(self._selected)
         self.flip_bias: float = bundle.flip_bias
         self._bundle = bundle
         self._detector_model = detector_model
         self._detector = detector
         self._detector_lock = threading.Lock()
-        self._loaded_programs: _Programs | None = None
+        self._loaded_programs: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         weights = {name: np.asarray(value) for name, value in self._bundle.weights.items()}
         path = self._detector_model
         return {
             "token": self._token,
+            "digest": self._digest,
             "bundle": dataclasses.replace(self._bundle, weights=weights),
             # A relative path would depend on the working directory of the other process.
             "detector_model": None if path is None else Path(path).absolute(),
@@ -135,16 +121,18 @@ class LandmarkModel:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # Programs are compiled at the first call: an error here would end the worker of a pool silently.
-        self._token, self._is_copy = state["token"], True
+        self._token, self._is_copy, self._digest = state["token"], True, state["digest"]
         self._prepare(state["bundle"], state["detector_model"], state["detector"], state["scheme"])
 
-    def _compiled(self) -> _Programs:
+    def _compiled(self) -> "lcgcn_jax.inference.programs.Programs":
         check_not_forked()
         if self._loaded_programs is None:
+            from lcgcn_jax.inference.programs import Programs
+
             with _programs_lock:
                 programs = _programs.get(self._token)
                 if programs is None:
-                    programs = _programs[self._token] = _Programs(self._bundle)
+                    programs = _programs[self._token] = Programs(self._bundle, self._digest)
                 if self._is_copy and programs not in _last_copies:
                     _last_copies.append(programs)
                 self._loaded_programs = programs
@@ -164,7 +152,7 @@ class LandmarkModel:
         return self._bundle
 
     @functools.cached_property
-    def module(self) -> nnx.Module:
+    def module(self) -> "flax.nnx.Module":
         """The network with the weights of the model, for fine-tuning.
 
         It maps normalized crops `[b s s 3]` (`normalize_images`) to an `LCGCNOutput` in crop pixels. With
@@ -177,7 +165,7 @@ class LandmarkModel:
     @classmethod
     def from_module(
         cls,
-        module: nnx.Module,
+        module: "flax.nnx.Module",
         *,
         config: Mapping[str, Any] | ml_collections.ConfigDict,
         scheme: LandmarkScheme,
@@ -198,6 +186,8 @@ class LandmarkModel:
         Raises:
           InputError: the weights of the module do not match the configuration, or are not finite.
         """
+        from lcgcn_jax.models.weights import all_weights
+
         weights = {name: np.asarray(value) for name, value in all_weights(module).items()}
         model_config = compat.upgrade_config(
             config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
@@ -222,7 +212,7 @@ class LandmarkModel:
         with writing(folder):
             save_bundle(folder, self._bundle, card or f"# {folder.name}\n")
 
-    def forward(self, images: Any) -> LCGCNOutput:
+    def forward(self, images: Any) -> "lcgcn_jax.models.interfaces.LCGCNOutput":
         """Run the model on normalized crops; the output is in crop pixels.
 
         Args:
@@ -231,14 +221,10 @@ class LandmarkModel:
         Raises:
           InputError: the images have another type or shape.
         """
-        programs = self._compiled()
-        crops = normalized_crops(images, self.image_size)
-        return self._in_scheme(programs.normalized(crops)) if len(crops) else self._empty_output()
+        return self._compiled().forward(images).take(self._selected)
 
-    def predict_crops(self, crops: ImageInput) -> LCGCNOutput:
+    def predict_crops(self, crops: ImageInput) -> "lcgcn_jax.models.interfaces.LCGCNOutput":
         """Run the model on any number of RGB crops; returns NumPy arrays, in crop pixels.
-
-        Batches are padded to a power of two to limit the number of compiled programs.
 
         Args:
           crops: uint8 RGB `[b s s 3]`, or a value that `image_arrays.rgb_crops` converts to it.
@@ -246,29 +232,8 @@ class LandmarkModel:
         Raises:
           InputError: the crops have another type or size.
         """
-        programs = self._compiled()
-        crops = rgb_crops(crops, self.image_size)
-        if not len(crops):
-            return self._empty_output()
-        outputs = []
-        max_batch = _MAX_BATCHES.get(jax.default_backend(), _MAX_BATCH_OF_ACCELERATORS)
-        for start in range(0, len(crops), max_batch):
-            batch = crops[start : start + max_batch]
-            padding = (1 << math.ceil(math.log2(len(batch)))) - len(batch)
-            padded = np.concatenate([batch, np.zeros((padding, *batch.shape[1:]), np.uint8)])
-            outputs.append(jax.tree.map(np.asarray, programs.bytes(padded)))
-        # Only the last batch has padding.
-        output = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(crops)], *outputs)
-        return self._in_scheme(output)
-
-    def _empty_output(self) -> LCGCNOutput:
-        crops = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
-        output = jax.eval_shape(self._compiled().bytes, crops)
-        output = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), output)
-        return self._in_scheme(output)
-
-    def _in_scheme(self, output: LCGCNOutput) -> LCGCNOutput:
-        return output if self._selected is None else output.take(self._selected)
+        output = self._compiled().predict(rgb_crops(crops, self.image_size))
+        return output.take(self._selected)
 
     def predict(
         self,
@@ -281,19 +246,17 @@ class LandmarkModel:
     ) -> list[Face]:
         """Predict the landmarks of the faces in an image.
 
-        Faces in any rotation, and faces that do not fill their box, are predicted a second time from an
-        upright crop around their landmarks (`face_prediction.FacePredictor`).
+        Rotated or badly framed faces are predicted again from better crops (`FacePredictor`).
 
         Args:
           image: path of an image file; RGB `uint8` `[h w 3]` (`cv2.imread` returns BGR: pass
             `image[..., ::-1]`); or a grayscale or RGBA array or PIL image, which are converted as the same
             image in a file is (`image_arrays`).
-          boxes: face boxes in pixels, tight around the face from chin to brows like the bounding box of the
-            landmarks. By default the boxes of the face detector, by descending score.
+          boxes: face boxes in pixels, from chin to brows like the bounding box of the landmarks. By default
+            the boxes of the face detector, by descending score.
           box_format: `xyxy` for boxes (x0, y0, x1, y1), or `xywh` for (x, y, width, height).
           min_score: minimum score of a detected face, in 0..1.
-          min_confidence: minimum mean confidence of the landmarks of a face, in 0..1. Faces with a lower one
-            are left out, also those in boxes of the caller.
+          min_confidence: minimum mean confidence of the landmarks of a face, also in a box of the caller.
 
         Returns:
           One face per box, in order, unless `min_confidence` is set.
@@ -321,9 +284,9 @@ class LandmarkModel:
           images: images of any sizes, as in `predict`.
           boxes: face boxes of each image, as in `predict`; None for an image in which the face detector
             detects the faces.
-          box_format: as in `predict`, like the other arguments.
-          min_score: minimum score of a detected face.
-          min_confidence: minimum mean confidence of the landmarks of a face.
+          box_format: as in `predict`.
+          min_score: as in `predict`.
+          min_confidence: as in `predict`.
 
         Returns:
           The faces of each image.
@@ -379,12 +342,8 @@ class LandmarkModel:
             pixels = rgb_image(image, str(name))
         if boxes is None:
             detected = self.detector.find_faces(pixels, min_score=min_score)
-            return BoxedImage(
-                pixels,
-                list(detected.boxes),
-                detected.scores.tolist(),
-                detected.crops(self.image_size),
-            )
+            crops = detected.crops(self.image_size)
+            return BoxedImage(pixels, list(detected.boxes), detected.scores.tolist(), crops)
         checked = check_boxes(boxes, pixels.shape[1], pixels.shape[0], name, box_format)
         return BoxedImage(pixels, checked, [None] * len(checked))
 
@@ -461,16 +420,16 @@ def load_model(
         model is loaded).
       detector_model: YuNet's ONNX file, for images without boxes. By default it is downloaded from the
         OpenCV zoo to the cache folder at the first use.
-      scheme: `ibug68` for the 68 landmarks of 300W from a model with the 98 landmarks of WFLW
-        (`LandmarkScheme.to_ibug68`). All outputs have these landmarks; the edges are those between them,
-        so that the weights of a row add up to less than 1. By default the scheme of the model.
+      scheme: `ibug68` for the 68 landmarks of 300W from a model with the 98 of WFLW. All outputs have these
+        landmarks, and the edges between them, whose rows sum to less than 1. By default that of the model.
 
     Raises:
       InputError: there is no such model, its files are damaged, or it has no conversion to the scheme.
       RuntimeError: the process was forked after JAX had started.
     """
     check_not_forked()
-    return LandmarkModel(load_bundle(model), detector_model, scheme)
+    bundle, digest = read_bundle(model, is_known)
+    return LandmarkModel(bundle, detector_model, scheme, digest=digest)
 
 
 load = load_model  # the former name

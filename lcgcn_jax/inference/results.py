@@ -120,7 +120,7 @@ class BoxFile:
 
         Args:
           path: path of the file.
-          box_format: format of its boxes, one of `image_inputs.BOX_FORMATS`.
+          box_format: format of its boxes, one of `geometry.BOX_FORMATS`.
 
         Raises:
           InputError: the file cannot be read, or has another format.

@@ -93,12 +93,16 @@ class Inputs:
         )
 
 
-def find_inputs(texts: Iterable[str]) -> Inputs:
+def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
     """Find the input files of command-line arguments, in order and without duplicates.
 
     A folder selects the images and videos in it and its subfolders, selected by suffix, without the `._`
     files of macOS. A pattern (`*`, `?`, `[...]`, `**`) selects the files that it matches. A file path is
     used whatever its suffix. A camera or network stream (`streams.is_stream`) is a video.
+
+    Args:
+      texts: command-line arguments.
+      out: folder of the results. If it is below an input folder, the overlays in it are not inputs.
 
     Raises:
       InputError: an input is another URL or a device, a folder or a pattern has no files, or the results
@@ -114,7 +118,7 @@ def find_inputs(texts: Iterable[str]) -> Inputs:
         matches = _matches(text)
         for match in matches:
             if os.path.isdir(match):
-                files, others = _list_folder(match)
+                files, others = _list_folder(match, out)
                 unread |= {os.path.realpath(path): path.suffix.lower() for path in others}
                 if not files and len(matches) == 1:
                     raise InputError(_describe_empty(text, others))
@@ -153,10 +157,19 @@ def _matches(text: str) -> list[Path]:
     return [Path(match) for match in matches]
 
 
-def _list_folder(folder: Path) -> tuple[list[InputFile], list[Path]]:
-    """Images and videos in a folder and its subfolders, and the other files."""
+def _list_folder(folder: Path, out: Path | None) -> tuple[list[InputFile], list[Path]]:
+    """Images and videos in a folder and its subfolders, except `out`, and the other files."""
     files, others = [], []
+    results = (
+        None if out is None else os.path.relpath(os.path.realpath(out), os.path.realpath(folder))
+    )
     for path in sorted(folder.rglob("*")):
+        if (
+            results
+            and results.partition(os.sep)[0] != ".."
+            and path.is_relative_to(folder / results)
+        ):
+            continue
         if path.name.startswith("._") or fnmatch(path.name, PARTIALS) or not path.is_file():
             continue
         if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
@@ -194,10 +207,10 @@ def _stem(path: Path) -> Path:
 
 def _with_unique_names(inputs: list[InputFile]) -> list[InputFile]:
     """Include the suffix in the names of files that differ only in it: `a.jpg.json`."""
-    names = [file.name for file in inputs]
+    counts = collections.Counter(file.name for file in inputs)
     inputs = [
         dataclasses.replace(file, name=file.name.with_name(file.path.name))
-        if names.count(file.name) > 1
+        if counts[file.name] > 1
         else file
         for file in inputs
     ]

@@ -32,7 +32,6 @@ from lcgcn_jax.inference.video import open_video
 
 if TYPE_CHECKING:
     from lcgcn_jax.inference.model import LandmarkModel
-    from lcgcn_jax.models.lcgcn import LCGCNOutput
 
 DETECT_EVERY = 10
 """Default number of frames from one run of the face detector to the next, while all faces are tracked."""
@@ -319,20 +318,7 @@ class FaceTracker:
     @functools.cached_property
     def _predictor(self) -> FacePredictor:
         model = self.model
-        return FacePredictor(self._predict_crops, model.scheme, model.image_size, model.calibration)
-
-    def _predict_crops(self, crops: UInt8[np.ndarray, "b s s 3"]) -> "LCGCNOutput":
-        """Run the model; on a CPU with one crop at a time.
-
-        Larger batches are 10 % faster there, but each new batch size would stop a live video for the seconds
-        of its compilation.
-        """
-        import jax
-
-        if jax.default_backend() != "cpu":
-            return self.model.predict_crops(crops)
-        outputs = [self.model.predict_crops(crops[i : i + 1]) for i in range(len(crops))]
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        return FacePredictor(model.predict_crops, model.scheme, model.image_size, model.calibration)
 
 
 def track_frames(

@@ -115,10 +115,9 @@ class VideoPredictor:
         self, video: Video, partials: Sequence[Path], summary: VideoSummary, label: str
     ) -> None:
         """Predict and write all frames."""
-        options = self.options
+        tracker, max_frames = self.tracker, self.options.max_frames
         summary.rate = video.frames_per_second
-        tracker = FaceTracker(self.model, detect_every=options.detect_every, smooth=options.smooth)
-        limits = [n for n in (video.num_frames, options.max_frames) if n]
+        limits = [n for n in (video.num_frames, max_frames) if n]
         start = time.monotonic()
         with (
             partials[0].open("w", encoding="utf-8") as json_lines,

@@ -84,8 +84,10 @@ class LCGCNOutput:
     visibility: Float[AnyArray, "b k"] | None = None
     visibility_logits: Float[AnyArray, "b k 2"] | None = None
 
-    def take(self, indices: Sequence[int]) -> "LCGCNOutput":
-        """Select landmarks; of the edges, those between the selected ones."""
+    def take(self, indices: Sequence[int] | None) -> "LCGCNOutput":
+        """Select landmarks, and the edges between them; None selects all."""
+        if indices is None:
+            return self
         rows = np.array(indices)
         axes = {"landmarks": -2, "heatmap_landmarks": -2, "stages": -2, "visibility_logits": -2}
         fields = {

@@ -8,7 +8,7 @@ import pytest
 
 from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.geometry import box_of_landmarks
+from lcgcn_jax.geometry import box_of_landmarks, transform_points, upright_transform
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference import box_map, face_detector
 from lcgcn_jax.inference.box_map import BoxMap, Detections
@@ -128,6 +128,35 @@ def test_faces_outside_the_image_and_negative_boxes_are_left_out(detector, monke
     selected, scores = detector.scored_boxes(np.zeros((80, 100, 3), np.uint8))
     np.testing.assert_array_equal(selected, boxes[:1])
     np.testing.assert_array_equal(scores, [0.9])
+
+
+@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
+def test_faces_are_found_in_a_rotated_image(detector, shared, quarter_turns):
+    """They have the boxes of the upright image, and the rotation that makes them upright."""
+    image = read_image(shared / "data/photos/2009_004587.jpg")
+    upright = detector.find_faces(image)
+    height, width = image.shape[:2]
+    rotated = detector.find_faces(np.rot90(image, -quarter_turns))
+    np.testing.assert_array_equal(upright.rotations, [0, 0])
+    np.testing.assert_array_equal(rotated.rotations, [360 - 90 * quarter_turns] * 2)
+    orientation = face_detector._ORIENTATIONS[quarter_turns]
+    to_rotated = upright_transform(orientation, width, height)
+    corners = transform_points(to_rotated, upright.boxes.reshape(-1, 2, 2))
+    expected = np.hstack([corners.min(axis=1), corners.max(axis=1)])
+    np.testing.assert_allclose(rotated.boxes, expected, atol=0.5)
+    for crop, box in zip(rotated.crops(64), rotated.boxes, strict=True):
+        np.testing.assert_allclose(
+            transform_points(crop, (box[:2] + box[2:]) / 2), [31.5, 31.5], atol=1e-6
+        )
+
+
+def test_minimum_score(detector, shared):
+    image = read_image(shared / "data/photos/bald_guys.jpg")
+    scores = detector.find_faces(image).scores
+    low, high = detector.find_faces(image, min_score=0.2), detector.find_faces(image, min_score=0.9)
+    assert len(low.scores) > len(scores)
+    np.testing.assert_array_equal(high.scores, scores[scores >= 0.9])
+    assert len(detector.find_faces(image, min_score=1.0).scores) == 0
 
 
 def test_of_nested_boxes_the_first_is_selected():

@@ -91,8 +91,8 @@ def open_video(
         first = list(itertools.islice(frames, _NUM_TIMED if is_camera else 2))
         if not first:
             raise InputError(f"{name}: no frame of a video can be read; give a complete video")
-        times = [frame.time for frame in first]
-        rate = frames_per_second or (None if is_camera else _stated_rate(capture)) or _rate(times)
+        rates = [_stated_rate(capture), _rate([frame.time for frame in first])]
+        rate = frames_per_second or next(filter(None, rates[::-1] if is_camera else rates), None)
         if rate is None:
             raise InputError(f"{name}: the frame rate is unknown; give it with --fps")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)

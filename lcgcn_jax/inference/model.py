@@ -376,6 +376,8 @@ class LandmarkModel:
         *,
         detect_every: int = DETECT_EVERY,
         smooth: bool = False,
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
     ) -> Iterator[TrackedFrame]:
         """Predict the faces in the frames of a video, each with the number of its track.
 
@@ -389,6 +391,8 @@ class LandmarkModel:
             frames per second for images.
           detect_every: maximum number of frames from one run of the face detector to the next.
           smooth: smooth the landmarks over time (One Euro filter).
+          min_score: as in `predict`.
+          min_confidence: as in `predict`.
 
         Returns:
           Iterator over the frames, with `time`, `image`, and `faces` by the number of their track
@@ -398,7 +402,13 @@ class LandmarkModel:
           InputError: `detect_every` is less than 1; the iterator raises it if the video or a frame cannot be
             read, or a time is missing or not later than the previous one.
         """
-        tracker = FaceTracker(self, detect_every=detect_every, smooth=smooth)
+        tracker = FaceTracker(
+            self,
+            detect_every=detect_every,
+            smooth=smooth,
+            min_score=min_score,
+            min_confidence=min_confidence,
+        )
         return track_frames(tracker, frames, times)
 
 

@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import http.server
+import itertools
 import threading
 
 import cv2
@@ -11,6 +12,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import streams, video
 from lcgcn_jax.inference.video import VideoWriter, open_video
 
+STALL = threading.Event()
 COLORS = [(230, 30, 30), (30, 200, 30), (40, 40, 220)]
 
 
@@ -39,21 +41,24 @@ def test_other_texts_are_no_streams(text):
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves files, and the path `/mjpeg` as an endless stream of JPEG images."""
+    """Serves files, `/mjpeg` as an endless stream of JPEG images, and `/stall` as one that stops."""
 
     def do_GET(self):
-        if self.path != "/mjpeg":
-            return super().do_GET()
+        if self.path not in ("/mjpeg", "/stall"):
+            super().do_GET()
+            return
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
         with contextlib.suppress(OSError):  # until the client closes the connection
-            while True:
+            for _ in range(10) if self.path == "/stall" else itertools.repeat(0):
                 for color in COLORS:
                     image = np.full((64, 96, 3), color[::-1], np.uint8)
                     jpeg = cv2.imencode(".jpg", image)[1].tobytes()
                     header = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                     self.wfile.write(b"--frame\r\n" + header.encode() + jpeg + b"\r\n")
+
+            STALL.wait(5)
 
     def log_message(self, *_):
         pass
@@ -90,6 +95,14 @@ def test_endless_stream_can_be_closed(server):
         frames = [next(stream.frames) for _ in range(20)]
     np.testing.assert_allclose(mean_colors(frames)[:3], COLORS, atol=8)
     assert (np.diff([frame.time for frame in frames]) > 0).all()
+
+
+def test_stream_that_stalls_ends(server, monkeypatch):
+    monkeypatch.setattr(streams, "_TIMEOUT", 500)
+    with open_video(f"{server}/stall") as stream:
+        count = len(list(stream.frames))
+    STALL.set()
+    assert 25 <= count <= 30
 
 
 @pytest.mark.parametrize("path", ["missing.mp4", "text.html"])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Float, UInt8
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import Box, box_overlaps
-from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path, rgb_image
+from lcgcn_jax.image_arrays import ImageInput, describe_value, rgb_image
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.face_detector import MIN_SCORE
 from lcgcn_jax.inference.face_prediction import FacePredictor
@@ -146,7 +147,7 @@ class FaceTracker:
         self._min_score, self._min_confidence = min_score, min_confidence
         self._tracks: list[_TrackedFace] = []
         self._next_number = 0
-        self._time: float | None = None
+        self._time = -math.inf
         self._frames_since_detection = 0
         self._search_wait = 1  # frames from one detection to the next while a face is missing
 
@@ -184,10 +185,11 @@ class FaceTracker:
 
     def _advance(self, time: float | None) -> None:
         """Move all tracks to the time of the next frame, and end those whose face is missing for long."""
+        is_first = self._time == -math.inf
         if time is None:
-            time = 0.0 if self._time is None else self._time + 1 / DEFAULT_RATE
-        if not np.isfinite(time) or (self._time is not None and time <= self._time):
-            after = "" if self._time is None else f", later than {self._time:g} s"
+            time = 0.0 if is_first else self._time + 1 / DEFAULT_RATE
+        if not math.isfinite(time) or time <= self._time:
+            after = "" if is_first else f", later than {self._time:g} s"
             raise InputError(f"time {time:g}: give the time of the frame in seconds{after}")
         self._time = time = float(time)
         self._tracks = [
@@ -327,7 +329,7 @@ def track_frames(
     times: Iterable[float] | None = None,
 ) -> Iterator[TrackedFrame]:
     """Track the faces of a video (`LandmarkModel.track`)."""
-    if is_path(frames):
+    if isinstance(frames, str | os.PathLike):
         if times is not None:
             raise InputError("times: a video has its own time stamps; leave out the times")
         with open_video(frames) as video:

@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -155,7 +155,7 @@ def _checked_rate(rate: float) -> float | None:
     return rate if math.isfinite(rate) and 0 < rate <= MAX_RATE else None
 
 
-def _read_ahead(items: Iterator[T]) -> Iterator[T]:
+def _read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """Items of an iterator that another thread reads in advance."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="video-reader")
     try:

@@ -1,4 +1,4 @@
-"""Predict landmarks of the faces in images and videos.
+"""Predict landmarks of the faces in images, videos, cameras and streams.
 
 Coordinates are pixels of the upright image, with its EXIF orientation applied;
 the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
@@ -7,23 +7,26 @@ the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
           with --format jsonl, one line of OUT/predictions.jsonl
   video   OUT/NAME.jsonl with one line per frame and its time stamp, and the
           annotated OUT/NAME.mp4 at a constant frame rate
+  stream  (camera:N, rtsp://..., http://...) as a video, until --max-frames
 
-OpenCV's YuNet detects the faces, unless you give boxes. A file of boxes
+OpenCV's YuNet detects the faces, unless you give boxes; in videos, every
+--detect-every frames and when a face is lost. A file of boxes
 (--boxes) is JSON, {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the
 header image,x0,y0,x1,y1. An image without a face has an empty list or four
 empty cells. With --box-format xywh, the numbers are x, y, width and height, and
 the header is image,x,y,width,height.
 
 Unusable files are listed at the end, and the exit code is 1. Ctrl-C keeps the
-finished images, and the finished frames of a video in NAME.interrupted.*; the
-same command with --skip-existing continues. --shard divides a job among
-processes, which have to be started with the same inputs.
+finished images, the frames of a stream in its usual files, and those of another
+video in NAME.interrupted.*. The same command with --skip-existing continues.
+--shard divides a job among processes, which have to get the same inputs.
 
 Examples:
   lcgcn predict photo.jpg
   lcgcn predict photo.jpg --model runs/small --box 120,80,260,240
   lcgcn predict holiday/ 'party/*.jpg' --format csv --out landmarks
   lcgcn predict clip.mp4 --smooth
+  lcgcn predict camera:0 --max-frames 250
   lcgcn predict faces/ --format jsonl --no-overlay --shard 1/8 --skip-existing
 """
 
@@ -32,7 +35,8 @@ import sys
 from pathlib import Path
 
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_face_options, add_flag, add_job_options, number
+from lcgcn_jax.commands.options import add, add_face_options, add_flag, add_job_options
+from lcgcn_jax.commands.video_options import add_video_options, video_options
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.inference import batch_predict
 from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
@@ -47,7 +51,7 @@ from lcgcn_jax.visualize.overlays import draw_faces
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, or quoted pattern"
+        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, quoted pattern, or stream"
     )
     add(parser, "--model", default=DEFAULT_MODEL)
     boxes = parser.add_mutually_exclusive_group()
@@ -61,9 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--out", default=Path("predictions"), help="folder of the results")
     add(parser, "--format", choices=FORMATS, default="json", help="format of the landmarks")
     add_flag(parser, "--draw-edges", "draw the strongest edges of the graph")
-    add_flag(parser, "--smooth", "videos: smooth the landmarks (One Euro filter)")
-    text = "videos: frames per second, if the rate in the file is wrong"
-    add(parser, "--fps", type=number(float, 0, above=True), metavar="RATE", help=text)
+    add_video_options(parser)
     add_job_options(parser)
     add(parser, "--overwrite")
 
@@ -74,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = find_inputs(args.inputs, args.out)
     if args.box is not None and len(inputs.files) > 1:
         raise InputError(f"--box needs a single input, got {len(inputs.files)}; use --boxes")
-    if (args.smooth or args.fps) and not any(file.is_video for file in inputs.files):
-        raise InputError("--smooth and --fps apply to videos, but no input is a video")
+    video = video_options(args, inputs.files)
     has_boxes = args.box is not None or args.boxes is not None
     if args.box_format != "xyxy" and not has_boxes:
         raise InputError("--box-format applies to --box and --boxes; give one of them")
@@ -107,8 +108,7 @@ def run(args: argparse.Namespace) -> int:
             draw=draw_faces,
             draw_edges=args.draw_edges,
             upright=not args.stored_pixels,
-            frames_per_second=args.fps,
-            smooth=args.smooth,
+            video=video,
             box_format=args.box_format,
             min_score=MIN_SCORE if args.min_score is None else args.min_score,
             min_confidence=args.min_confidence,

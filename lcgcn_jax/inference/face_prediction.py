@@ -65,6 +65,12 @@ class FacePredictor:
             for i, (box, a) in enumerate(zip(image.boxes, affines, strict=True))
         ]
 
+    def follow(self, image: BoxedImage) -> list[Face]:
+        """Predict faces in the crops that they are expected in, without other crops for uncertain faces."""
+        crops = self._first_crops(image)
+        faces = self._center_crops(crops, self._predict_faces(crops))
+        return [self._with_final_errors(face) for face in faces]
+
     def _predict_faces(self, crops: Sequence[_Crop]) -> list[Face]:
         """One face per crop, with the predicted error of its heatmaps in percent."""
         if not crops:

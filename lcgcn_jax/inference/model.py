@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from lcgcn_jax.inference.image_inputs import (
     list_images,
 )
 from lcgcn_jax.inference.program_cache import is_known
+from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker, TrackedFrame, track_frames
 from lcgcn_jax.landmarks import LandmarkScheme, convert_scheme
 from lcgcn_jax.models.bundles import (
     Bundle,
@@ -367,6 +368,48 @@ class LandmarkModel:
             [face for face in faces if face.confidence.mean() >= min_confidence]
             for faces in predictor.predict(images)
         ]
+
+    def track(
+        self,
+        frames: Iterable[ImageInput] | str | os.PathLike,
+        times: Iterable[float] | None = None,
+        *,
+        detect_every: int = DETECT_EVERY,
+        smooth: bool = False,
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
+    ) -> Iterator[TrackedFrame]:
+        """Predict the faces in the frames of a video, each with the number of its track.
+
+        A face is followed from its landmarks in the previous frame; `FaceTracker` does the same frame by
+        frame. Frames are read when the results are, so that endless sources are possible.
+
+        Args:
+          frames: RGB images as in `predict`, in order; or the path of a video file, or a stream such as
+            `camera:0` or `rtsp://host/path`.
+          times: increasing times of the frames in seconds; by default, those of the file or stream, and 25
+            frames per second for images.
+          detect_every: maximum number of frames from one run of the face detector to the next.
+          smooth: smooth the landmarks over time (One Euro filter).
+          min_score: as in `predict`.
+          min_confidence: as in `predict`.
+
+        Returns:
+          Iterator over the frames, with `time`, `image`, and `faces` by the number of their track
+          (`Face.track`).
+
+        Raises:
+          InputError: `detect_every` is less than 1; the iterator raises it if the video or a frame cannot be
+            read, or a time is missing or not later than the previous one.
+        """
+        tracker = FaceTracker(
+            self,
+            detect_every=detect_every,
+            smooth=smooth,
+            min_score=min_score,
+            min_confidence=min_confidence,
+        )
+        return track_frames(tracker, frames, times)
 
 
 def list_models() -> list[str]:

@@ -68,7 +68,11 @@ def describe_image(
 
 
 def describe_frame(
-    number: int, time: float, faces: Iterable[Face], tracks: Iterable[int], scheme: LandmarkScheme
+    number: int,
+    time: float,
+    faces: Iterable[Face],
+    tracks: Iterable[int | None],
+    scheme: LandmarkScheme,
 ) -> dict[str, Any]:
     """JSON content for a frame of a video; `track` identifies a face over the frames."""
     return {

@@ -1,5 +1,6 @@
 """Overlays of predicted faces on images: contours, landmarks, and the strongest edges of the graph."""
 
+import functools
 from collections.abc import Sequence
 
 import cv2
@@ -82,7 +83,7 @@ def draw_faces(
     has_visibility = any(visible is not None for visible in visibility)
     legend = _legend(
         scheme,
-        colors,
+        tuple(colors),
         canvas.shape[1],
         has_visibility=has_visibility,
         has_unreliable=False in reliable,
@@ -196,9 +197,10 @@ def _viridis(values: Float[np.ndarray, "n"]) -> list[Color]:
     return [tuple(color) for color in bgr[:, ::-1].tolist()]
 
 
+@functools.lru_cache(maxsize=4)  # all frames of a video have the same legend
 def _legend(
     scheme: LandmarkScheme,
-    colors: Sequence[Color],
+    colors: tuple[Color, ...],
     width: int,
     *,
     has_visibility: bool,

@@ -392,8 +392,10 @@ def test_empty_video_is_an_error(error_line, small_run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--smooth"], "--smooth and --fps apply to videos, but no input is a video"),
-        (["--fps", "25"], "--smooth and --fps apply to videos, but no input is a video"),
+        (["--smooth"], "--max-frames apply to videos, but no input is a video"),
+        (["--fps", "25"], "--max-frames apply to videos, but no input is a video"),
+        (["--detect-every", "5"], "--max-frames apply to videos, but no input is a video"),
+        (["--max-frames", "0"], "--max-frames: 0 has to be at least 1"),
         (["--boxes", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--box", "0,0,9,9", "--whole-image"], "not allowed with argument"),
         (["--format", "xml"], "invalid choice: 'xml'"),

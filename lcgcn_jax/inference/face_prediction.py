@@ -13,6 +13,7 @@ from lcgcn_jax.inference.image_inputs import BoxedImage
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.uncertainty import UncertaintyModel
 
+_BATCH_CROPS = 32  # limits the memory for heatmaps
 _MAX_CENTERED = 2  # predictions from crops around landmarks
 
 
@@ -73,8 +74,10 @@ class FacePredictor:
 
     def _predict_faces(self, crops: Sequence[_Crop]) -> list[Face]:
         """One face per crop, with the predicted error of its heatmaps in percent."""
-        if not crops:
-            return []
+        batches = range(0, len(crops), _BATCH_CROPS)
+        return [face for i in batches for face in self._predict_batch(crops[i : i + _BATCH_CROPS])]
+
+    def _predict_batch(self, crops: Sequence[_Crop]) -> list[Face]:
         size = self.image_size
         output = self.predict_crops(
             np.stack([geometry.warp(crop.image.pixels, crop.affine, size) for crop in crops])

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lcgcn_jax.geometry import BOX_FORMATS
+from lcgcn_jax.landmarks import SCHEMES
+
 
 def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable:
     """Type of a numeric option of at least `minimum`, or above it."""
@@ -18,6 +21,14 @@ def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable
 
     parse.__name__ = kind.__name__  # for the message of argparse
     return parse
+
+
+def fraction(text: str) -> float:
+    """Type of an option with a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} has to be from 0 to 1")
+    return value
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -71,6 +82,18 @@ def add(parser: "argparse._ActionsContainer", *options: str, **fields: Any) -> N
 def add_flag(parser: "argparse._ActionsContainer", option: str, help: str) -> None:
     """Add an option without a value."""
     parser.add_argument(option, action="store_true", help=help)
+
+
+def add_face_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `predict` for boxes, detected faces and landmarks."""
+    text = "format of the boxes, for example xywh for x,y,width,height"
+    add(parser, "--box-format", choices=BOX_FORMATS, default="xyxy", help=text)
+    text = "minimum score of a detected face, 0 to 1 (default: 0.6)"
+    add(parser, "--min-score", type=fraction, metavar="SCORE", help=text)
+    text = "leave out faces whose landmarks have a lower mean confidence"
+    add(parser, "--min-confidence", type=fraction, default=0.0, metavar="VALUE", help=text)
+    text = "scheme of the landmarks: ibug68 converts those of a model with the 98 of WFLW"
+    add(parser, "--scheme", choices=SCHEMES, help=text)
 
 
 def add_count(parser: argparse.ArgumentParser, option: str, default: int, help: str) -> None:

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,24 +14,23 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from lcgcn_jax.atomic_io import replacing_all
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.geometry import Box, box_of_crop
+from lcgcn_jax.geometry import BOX_FORMATS, Box, box_of_crop
 from lcgcn_jax.image_io import read_image
-from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.face_detector import MIN_SCORE
 from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
 from lcgcn_jax.inference.model import LandmarkModel
-from lcgcn_jax.inference.result_files import ResultFiles, rename_interrupted
+from lcgcn_jax.inference.result_files import ResultFiles
 from lcgcn_jax.inference.sources import InputFile
-from lcgcn_jax.inference.tracking import FaceTracker, OneEuroFilter
-from lcgcn_jax.inference.video import Frame, Video, VideoWriter, open_video, varies
+from lcgcn_jax.inference.tracking import FaceTracker
+from lcgcn_jax.inference.video import varies
+from lcgcn_jax.inference.video_predict import VideoOptions, VideoPredictor
 from lcgcn_jax.interrupts import Interrupted, deferred, received
 
 BoxSource = Callable[[Path, np.ndarray], Sequence[BoxInput]]
 """Path of an image and its pixels -> its face boxes."""
 
-_FRAMES_PER_BATCH = 8
 _MAX_THREADS = 8
 _WAITING_PIXELS = 50_000_000  # of images that are read, but not predicted yet
 _MAX_NAMES = 20  # in a message
@@ -48,8 +46,8 @@ def whole_image_box(path: Path, image: np.ndarray) -> Sequence[BoxInput]:
     return [box_of_crop(image.shape[1], image.shape[0])]
 
 
-def parse_box(text: str) -> list[float]:
-    """Parse a face box, `x0,y0,x1,y1`.
+def parse_box(text: str, box_format: str = "xyxy") -> list[float]:
+    """Parse a face box, for example `x0,y0,x1,y1`.
 
     Raises:
       InputError: the text is not four numbers.
@@ -59,7 +57,7 @@ def parse_box(text: str) -> list[float]:
     except ValueError:
         box = []
     if len(box) != 4:
-        raise InputError(f"--box {text}: a box is four numbers x0,y0,x1,y1 in pixels")
+        raise InputError(f"--box {text}: a box is four numbers {BOX_FORMATS[box_format]} in pixels")
     return box
 
 
@@ -125,8 +123,10 @@ class BatchPredictor:
       draw: `visualize.draw_faces`; an argument because `visualize` imports this package.
       draw_edges: draw the strongest edges of the graph.
       upright: apply the EXIF orientation of images.
-      frames_per_second: frame rate of videos; None for that of the file.
-      smooth: smooth the landmarks of videos over time.
+      video: options for videos.
+      box_format: format of the boxes of `box_source`, one of `geometry.BOX_FORMATS`.
+      min_score: minimum score of a detected face.
+      min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 
     Raises:
       InputError: `draw_edges` for a model without a graph, the face detector cannot be loaded, or the
@@ -142,8 +142,10 @@ class BatchPredictor:
         draw: Callable[..., np.ndarray],
         draw_edges: bool = False,
         upright: bool = True,
-        frames_per_second: float | None = None,
-        smooth: bool = False,
+        video: VideoOptions | None = None,
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
     ):
         if draw_edges and model.config["graph"] is None:
             raise InputError("--draw-edges: the model has no graph; leave out the option")
@@ -152,7 +154,9 @@ class BatchPredictor:
         if box_source is None:
             _ = model.detector  # raises an error before the first image, not for each
         self._draw_faces, self._draw_edges = draw, draw_edges
-        self._upright, self._frames_per_second, self._smooth = upright, frames_per_second, smooth
+        self._box_format, self._min_score = box_format, min_score
+        self._min_confidence = min_confidence
+        self._upright, self._video = upright, video or VideoOptions()
 
     def run(self, inputs: Sequence[InputFile]) -> PredictionSummary:
         """Predict for all inputs in order; prints one line per input.
@@ -235,7 +239,7 @@ class BatchPredictor:
                 # A signal stopped a video, and then its files could not be closed or renamed.
                 if (number := received()) is not None:
                     stop = Interrupted(number)
-                    lost = f"the frames of {file.path} are lost: " if file.is_video else ""
+                    lost = f"the frames of {file.label} are lost: " if file.is_video else ""
                     stop.saved = f"{lost}{error}"
                     raise stop from error
                 self._summary.failures.append(str(error))
@@ -257,12 +261,16 @@ class BatchPredictor:
 
     def _find_boxes(self, path: Path, pixels: np.ndarray) -> BoxedImage:
         boxes = None if self._box_source is None else self._box_source(path, pixels)
-        return self._model.boxed_image(pixels, boxes, name=path)
+        return self._model.boxed_image(
+            pixels, boxes, name=path, box_format=self._box_format, min_score=self._min_score
+        )
 
     def _predict_images(self, jobs: Sequence[_ImageJob]) -> None:
         if not jobs:
             return
-        predictions = self._model.predict_boxed([job.image for job in jobs])
+        predictions = self._model.predict_boxed(
+            [job.image for job in jobs], min_confidence=self._min_confidence
+        )
         for job, faces in zip(jobs, predictions, strict=True):
             with deferred():
                 encoding = self._workers.submit(self._encode, job, faces)
@@ -297,8 +305,8 @@ class BatchPredictor:
     def _finish(self, file: InputFile, num_faces: int, text: str, paths: Sequence[Path]) -> None:
         self._summary.num_finished += 1
         if self._box_source is None and not num_faces:
-            self._summary.without_face.append(str(file.path))
-        self._print(f"{file.path}: {text}; {', '.join(map(str, paths))}")
+            self._summary.without_face.append(file.label)
+        self._print(f"{file.label}: {text}; {', '.join(map(str, paths))}")
         self._progress.update()
 
     def _print(self, line: str) -> None:
@@ -317,68 +325,41 @@ class BatchPredictor:
             sides=[_side(face.box) for face in faces],
             edges=[face.edges for face in faces] if self._draw_edges else None,
             visibility=[face.visibility for face in faces],
+            reliable=[face.reliable for face in faces],
         )
 
     def _predict_video(self, file: InputFile) -> None:
-        outputs = self._files.paths(file)
-        times: list[float] = []
-        num_faces = 0
-        with (
-            open_video(file.path, frames_per_second=self._frames_per_second) as video,
-            _writing(self._files.folder),
-        ):
-            outputs[0].parent.mkdir(parents=True, exist_ok=True)
-            with replacing_all(outputs) as partials:
-                rate = video.frames_per_second
-                bar = tqdm(total=video.num_frames or None, desc=file.path.name, unit="frame")
-                try:
-                    with (
-                        partials[0].open("w", encoding="utf-8") as json_lines,
-                        VideoWriter(partials[1], frames_per_second=rate) as writer,
-                        bar,
-                    ):
-                        for frame, faces, tracks in self._predict_frames(video):
-                            overlay = self._draw(frame.pixels, faces)
-                            number = len(times)
-                            line = results.describe_frame(
-                                number, frame.time, faces, tracks, geometry=self._files.geometry
-                            )
-                            with deferred():  # a frame is in both files or in none
-                                json_lines.write(json.dumps(line) + "\n")
-                                writer.write(overlay)
-                                times.append(frame.time)
-                            num_faces += len(faces)
-                            bar.update()
-                except KeyboardInterrupt as stop:
-                    if times:
-                        names = " and ".join(map(str, rename_interrupted(partials, outputs)))
-                        stop.saved = f"the first {len(times)} frames of {file.path} are in {names}"
-                    raise
-        speed = bar.n / bar.format_dict["elapsed"]
-        text = f"{bar.n} frames, {num_faces} faces, {speed:.1f} frames per second"
-        self._finish(file, num_faces, text, outputs)
-        if varies(times):
-            self._print(
-                f"{file.path}: the frame rate varies; {outputs[1]} plays at a constant {rate:.4g} "
-                f"frames per second, and {outputs[0]} has the time stamps"
-            )
+        outputs, is_detecting = self._files.paths(file), self._box_source is None
 
-    def _predict_frames(self, video: Video) -> Iterator[tuple[Frame, list[Face], list[int]]]:
-        """Yield each frame with its faces and their track numbers."""
-        tracker = FaceTracker()
-        filters: dict[int, OneEuroFilter] = collections.defaultdict(OneEuroFilter)
-        while frames := list(itertools.islice(video.frames, _FRAMES_PER_BATCH)):
-            images = [self._find_boxes(video.path, frame.pixels) for frame in frames]
-            predictions = self._model.predict_boxed(images)
-            for frame, faces in zip(frames, predictions, strict=True):
-                tracks = tracker.update(np.array([face.box for face in faces]).reshape(-1, 4))
-                if self._smooth:
-                    for i, (face, track) in enumerate(zip(faces, tracks, strict=True)):
-                        landmarks = filters[track](
-                            face.landmarks, time=frame.time, side=_side(face.box)
-                        )
-                        faces[i] = dataclasses.replace(face, landmarks=landmarks)
-                yield frame, faces, tracks
+        def boxes_of(pixels: np.ndarray) -> Sequence[BoxInput]:
+            return self._find_boxes(file.path, pixels).boxes
+
+        tracker = FaceTracker(
+            self._model,
+            detect_every=self._video.detect_every,
+            smooth=self._video.smooth,
+            min_score=self._min_score,
+            min_confidence=self._min_confidence,
+        )
+        predictor = VideoPredictor(
+            tracker,
+            self._video,
+            self._draw,
+            None if is_detecting else boxes_of,
+            geometry=self._files.geometry,
+        )
+        with _writing(self._files.folder):
+            summary = predictor.predict(file, outputs)
+        count = len(summary.times)
+        text = f"{count} frames, {summary.num_faces} faces, {count / summary.seconds:.1f} frames per second"
+        if is_detecting:
+            text += f", face detector in {summary.num_detections} frames"
+        self._finish(file, summary.num_faces, text, outputs)
+        if varies(summary.times):
+            self._print(
+                f"{file.label}: the frame rate varies; {outputs[1]} plays at a constant "
+                f"{summary.rate:.4g} frames per second, and {outputs[0]} has the time stamps"
+            )
 
 
 def _side(box: Box) -> float:

@@ -35,6 +35,10 @@ class Face:
       predicted_error: predicted error of each of `landmarks`, in pixels of the image; None if
         `predicted_error_percent` is None, and for a scheme with the normalizer `given`.
       scheme: landmark scheme.
+      reliable: False if the predicted error is so large that the box probably contains no face or the
+        model has failed on it (`robust_crops.is_reliable`); None for a model without predicted errors.
+      track: number of the face in a video (`LandmarkModel.track`); None for an image.
+      crop: affine from the image to the crop in which the landmarks were predicted.
     """
 
     box: Float[np.ndarray, "4"]
@@ -47,6 +51,9 @@ class Face:
     score: float | None = None
     predicted_error: Float[np.ndarray, "k"] | None = None
     scheme: LandmarkScheme | None = dataclasses.field(default=None, repr=False)
+    reliable: bool | None = None
+    track: int | None = None
+    crop: Float[np.ndarray, "2 3"] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_crops, rgb_image
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.face import Face
-from lcgcn_jax.inference.face_detector import FaceDetector
+from lcgcn_jax.inference.face_detector import MIN_SCORE, FaceDetector
 from lcgcn_jax.inference.face_prediction import FacePredictor
 from lcgcn_jax.inference.forking import check_not_forked
 from lcgcn_jax.inference.image_inputs import (
@@ -28,11 +28,13 @@ from lcgcn_jax.inference.image_inputs import (
     BoxInput,
     as_list,
     check_boxes,
+    check_fraction,
     is_full_batch,
     list_images,
 )
 from lcgcn_jax.inference.program_cache import is_known
-from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker, TrackedFrame, track_frames
+from lcgcn_jax.landmarks import LandmarkScheme, convert_scheme
 from lcgcn_jax.models.bundles import (
     Bundle,
     abstract_weights,
@@ -65,7 +67,7 @@ class LandmarkModel:
     were forked after it started, so there each prediction raises a `RuntimeError`.
 
     Attributes:
-      scheme: landmark scheme.
+      scheme: scheme of the predicted landmarks.
       config: configuration of the model.
       image_size: side s of its crops, in pixels.
       calibration: uncertainty model, which predicts errors; None for a model that is not calibrated.
@@ -73,22 +75,30 @@ class LandmarkModel:
     """
 
     def __init__(
-        self, bundle: Bundle, detector_model: str | Path | None = None, *, digest: str = ""
+        self,
+        bundle: Bundle,
+        detector_model: str | Path | None = None,
+        scheme: str | None = None,
+        *,
+        digest: str = "",
     ):
         """Create a model; `digest` is that of the files of the bundle, unless it was changed."""
         self._token, self._is_copy, self._digest = uuid.uuid4().hex, False, digest
-        self._prepare(bundle, detector_model, None)
+        self._prepare(bundle, detector_model, None, scheme)
 
     def _prepare(
         self,
         bundle: Bundle,
         detector_model: str | Path | None,
         detector: FaceDetector | None,
+        scheme: str | None,
     ) -> None:
-        self.scheme: LandmarkScheme = bundle.scheme
+        self.scheme, self._selected = convert_scheme(bundle.scheme, scheme)
         self.config: dict[str, Any] = dict(bundle.model)
         self.image_size: int = bundle.image_size
         self.calibration: UncertaintyModel | None = bundle.calibration
+        if self.calibration is not None:
+            self.calibration = self.calibration.take(self._selected)
         self.flip_bias: float = bundle.flip_bias
         self._bundle = bundle
         self._detector_model = detector_model
@@ -106,12 +116,13 @@ class LandmarkModel:
             # A relative path would depend on the working directory of the other process.
             "detector_model": None if path is None else Path(path).absolute(),
             "detector": self._detector,
+            "scheme": self.scheme.name,
         }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # Programs are compiled at the first call: an error here would end the worker of a pool silently.
         self._token, self._is_copy, self._digest = state["token"], True, state["digest"]
-        self._prepare(state["bundle"], state["detector_model"], state["detector"])
+        self._prepare(state["bundle"], state["detector_model"], state["detector"], state["scheme"])
 
     def _compiled(self) -> "lcgcn_jax.inference.programs.Programs":
         check_not_forked()
@@ -210,7 +221,7 @@ class LandmarkModel:
         Raises:
           InputError: the images have another type or shape.
         """
-        return self._compiled().forward(images)
+        return self._compiled().forward(images).take(self._selected)
 
     def predict_crops(self, crops: ImageInput) -> "lcgcn_jax.models.interfaces.LCGCNOutput":
         """Run the model on any number of RGB crops; returns NumPy arrays, in crop pixels.
@@ -221,32 +232,51 @@ class LandmarkModel:
         Raises:
           InputError: the crops have another type or size.
         """
-        return self._compiled().predict(rgb_crops(crops, self.image_size))
+        output = self._compiled().predict(rgb_crops(crops, self.image_size))
+        return output.take(self._selected)
 
-    def predict(self, image: ImageInput, boxes: Iterable[BoxInput] | None = None) -> list[Face]:
+    def predict(
+        self,
+        image: ImageInput,
+        boxes: Iterable[BoxInput] | None = None,
+        *,
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
+    ) -> list[Face]:
         """Predict the landmarks of the faces in an image.
+
+        Rotated or badly framed faces are predicted again from better crops (`FacePredictor`).
 
         Args:
           image: path of an image file; RGB `uint8` `[h w 3]` (`cv2.imread` returns BGR: pass
             `image[..., ::-1]`); or a grayscale or RGBA array or PIL image, which are converted as the same
             image in a file is (`image_arrays`).
-          boxes: face boxes (x0, y0, x1, y1) in pixels, tight around the face from chin to brows like the
-            bounding box of the landmarks. By default the boxes of the face detector, by descending score.
+          boxes: face boxes in pixels, from chin to brows like the bounding box of the landmarks. By default
+            the boxes of the face detector, by descending score.
+          box_format: `xyxy` for boxes (x0, y0, x1, y1), or `xywh` for (x, y, width, height).
+          min_score: minimum score of a detected face, in 0..1.
+          min_confidence: minimum mean confidence of the landmarks of a face, also in a box of the caller.
 
         Returns:
-          One face per box, in order.
+          One face per box, in order, unless `min_confidence` is set.
 
         Raises:
-          InputError: the image cannot be read or is ambiguous, a box is empty or outside the image, or
-            the face detector cannot be loaded.
+          InputError: the image cannot be read or is ambiguous, a box is empty or outside the image, a
+            minimum is not in 0..1, or the face detector cannot be loaded.
           RuntimeError: the process was forked after JAX had started.
         """
-        return self.predict_boxed([self.boxed_image(image, boxes)])[0]
+        boxed = self.boxed_image(image, boxes, box_format=box_format, min_score=min_score)
+        return self.predict_boxed([boxed], min_confidence=min_confidence)[0]
 
     def predict_batch(
         self,
         images: Iterable[ImageInput],
         boxes: Iterable[Iterable[BoxInput] | None] | None = None,
+        *,
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
     ) -> list[list[Face]]:
         """Predict the landmarks of the faces in several images, in shared batches.
 
@@ -254,6 +284,9 @@ class LandmarkModel:
           images: images of any sizes, as in `predict`.
           boxes: face boxes of each image, as in `predict`; None for an image in which the face detector
             detects the faces.
+          box_format: as in `predict`.
+          min_score: as in `predict`.
+          min_confidence: as in `predict`.
 
         Returns:
           The faces of each image.
@@ -272,11 +305,12 @@ class LandmarkModel:
         faces: list[list[Face]] = []
         batch: list[BoxedImage] = []
         for i, (image, image_boxes) in enumerate(zip(images, boxes_of_images, strict=True)):
-            batch.append(self.boxed_image(image, image_boxes, name=f"image {i}"))
+            options = {"name": f"image {i}", "box_format": box_format, "min_score": min_score}
+            batch.append(self.boxed_image(image, image_boxes, **options))
             if is_full_batch(batch):
-                faces += self.predict_boxed(batch)
+                faces += self.predict_boxed(batch, min_confidence=min_confidence)
                 batch = []
-        return faces + self.predict_boxed(batch)
+        return faces + self.predict_boxed(batch, min_confidence=min_confidence)
 
     def boxed_image(
         self,
@@ -284,6 +318,8 @@ class LandmarkModel:
         boxes: Iterable[BoxInput] | None = None,
         *,
         name: str | os.PathLike = "image",
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
     ) -> BoxedImage:
         """Read an image, and check its face boxes or detect them.
 
@@ -291,35 +327,89 @@ class LandmarkModel:
           image: as in `predict`.
           boxes: as in `predict`.
           name: name of the image in error messages, if `image` is not a path.
+          box_format: as in `predict`.
+          min_score: as in `predict`.
 
         Raises:
           InputError: as in `predict`.
           RuntimeError: as in `predict`.
         """
         check_not_forked()
+        check_fraction("min_score", min_score)
         if is_path(image):
             name, pixels = image, read_image(image)
         else:
             pixels = rgb_image(image, str(name))
         if boxes is None:
-            detected, scores = self.detector.scored_boxes(pixels)
-            return BoxedImage(pixels, list(detected), scores.tolist())
-        checked = check_boxes(boxes, pixels.shape[1], pixels.shape[0], name)
+            detected = self.detector.find_faces(pixels, min_score=min_score)
+            crops = detected.crops(self.image_size)
+            return BoxedImage(pixels, list(detected.boxes), detected.scores.tolist(), crops)
+        checked = check_boxes(boxes, pixels.shape[1], pixels.shape[0], name, box_format)
         return BoxedImage(pixels, checked, [None] * len(checked))
 
-    def predict_boxed(self, images: Sequence[BoxedImage]) -> list[list[Face]]:
+    def predict_boxed(
+        self, images: Sequence[BoxedImage], *, min_confidence: float = 0.0
+    ) -> list[list[Face]]:
         """Predict the landmarks of the faces in images with known face boxes, in shared batches.
 
         Args:
           images: images that `boxed_image` returned.
+          min_confidence: as in `predict`.
 
         Raises:
+          InputError: the minimum is not in 0..1.
           RuntimeError: as in `predict`.
         """
+        check_fraction("min_confidence", min_confidence)
         predictor = FacePredictor(
             self.predict_crops, self.scheme, self.image_size, self.calibration
         )
-        return predictor.predict(images)
+        return [
+            [face for face in faces if face.confidence.mean() >= min_confidence]
+            for faces in predictor.predict(images)
+        ]
+
+    def track(
+        self,
+        frames: Iterable[ImageInput] | str | os.PathLike,
+        times: Iterable[float] | None = None,
+        *,
+        detect_every: int = DETECT_EVERY,
+        smooth: bool = False,
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
+    ) -> Iterator[TrackedFrame]:
+        """Predict the faces in the frames of a video, each with the number of its track.
+
+        A face is followed from its landmarks in the previous frame; `FaceTracker` does the same frame by
+        frame. Frames are read when the results are, so that endless sources are possible.
+
+        Args:
+          frames: RGB images as in `predict`, in order; or the path of a video file, or a stream such as
+            `camera:0` or `rtsp://host/path`.
+          times: increasing times of the frames in seconds; by default, those of the file or stream, and 25
+            frames per second for images.
+          detect_every: maximum number of frames from one run of the face detector to the next.
+          smooth: smooth the landmarks over time (One Euro filter).
+          min_score: as in `predict`.
+          min_confidence: as in `predict`.
+
+        Returns:
+          Iterator over the frames, with `time`, `image`, and `faces` by the number of their track
+          (`Face.track`).
+
+        Raises:
+          InputError: `detect_every` is less than 1; the iterator raises it if the video or a frame cannot be
+            read, or a time is missing or not later than the previous one.
+        """
+        tracker = FaceTracker(
+            self,
+            detect_every=detect_every,
+            smooth=smooth,
+            min_score=min_score,
+            min_confidence=min_confidence,
+        )
+        return track_frames(tracker, frames, times)
 
 
 def list_models() -> list[str]:
@@ -327,7 +417,12 @@ def list_models() -> list[str]:
     return shipped_bundles()
 
 
-def load_model(model: str | Path, *, detector_model: str | Path | None = None) -> LandmarkModel:
+def load_model(
+    model: str | Path,
+    *,
+    detector_model: str | Path | None = None,
+    scheme: str | None = None,
+) -> LandmarkModel:
     """Load a model for prediction.
 
     Args:
@@ -335,14 +430,16 @@ def load_model(model: str | Path, *, detector_model: str | Path | None = None) -
         model is loaded).
       detector_model: YuNet's ONNX file, for images without boxes. By default it is downloaded from the
         OpenCV zoo to the cache folder at the first use.
+      scheme: `ibug68` for the 68 landmarks of 300W from a model with the 98 of WFLW. All outputs have these
+        landmarks, and the edges between them, whose rows sum to less than 1. By default that of the model.
 
     Raises:
-      InputError: there is no such model, or its files are damaged.
+      InputError: there is no such model, its files are damaged, or it has no conversion to the scheme.
       RuntimeError: the process was forked after JAX had started.
     """
     check_not_forked()
     bundle, digest = read_bundle(model, is_known)
-    return LandmarkModel(bundle, detector_model, digest=digest)
+    return LandmarkModel(bundle, detector_model, scheme, digest=digest)
 
 
 load = load_model  # the former name

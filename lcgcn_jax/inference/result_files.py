@@ -112,8 +112,15 @@ class ResultFiles:
             )
         if self.skip_existing and self.format == "pts" and not self.overlays:
             raise InputError(
-                "--skip-existing: .pts files alone do not show which images are finished; leave out "
+                "--skip-existing: without overlays, .pts files do not show which images are finished; leave out "
                 "--no-overlay, or choose another --format"
+            )
+        folders = {(file.path.parent, (self.folder / file.name).parent) for file in files}
+        is_repeated = self.skip_existing or self.shard.count > 1
+        if is_repeated and self.overlays and any(map(_are_same, folders)):
+            raise InputError(
+                f"{self.folder}: is the folder of the inputs, so the next process would read the overlays as "
+                "inputs; choose another --out, or give --no-overlay"
             )
         if self.lines is None:
             return
@@ -176,6 +183,11 @@ class ResultFiles:
             if path not in contents:
                 path.unlink()
         return list(contents)
+
+
+def _are_same(folders: tuple[Path, Path]) -> bool:
+    first, second = map(os.path.realpath, folders)
+    return first == second
 
 
 def rename_interrupted(partials: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:

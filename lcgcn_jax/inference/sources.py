@@ -160,15 +160,10 @@ def _matches(text: str) -> list[Path]:
 def _list_folder(folder: Path, out: Path | None) -> tuple[list[InputFile], list[Path]]:
     """Images and videos in a folder and its subfolders, except `out`, and the other files."""
     files, others = [], []
-    results = (
-        None if out is None else os.path.relpath(os.path.realpath(out), os.path.realpath(folder))
-    )
+    results = os.curdir if out is None else os.path.relpath(*map(os.path.realpath, (out, folder)))
+    is_below = results != os.curdir and results.partition(os.sep)[0] != os.pardir
     for path in sorted(folder.rglob("*")):
-        if (
-            results
-            and results.partition(os.sep)[0] != ".."
-            and path.is_relative_to(folder / results)
-        ):
+        if is_below and path.is_relative_to(folder / results):
             continue
         if path.name.startswith("._") or fnmatch(path.name, PARTIALS) or not path.is_file():
             continue

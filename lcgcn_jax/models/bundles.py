@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load, load_file, save
 
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import write_whole
@@ -264,7 +264,8 @@ def read_bundle(
       is_known: whether the files with a digest have already passed the check.
 
     Returns:
-      The bundle as from `load_bundle`, and the SHA-256 digest of its configuration and weights.
+      The bundle as from `load_bundle`, and the SHA-256 digest of its configuration and weights, which may be
+      empty.
 
     Raises:
       InputError: as in `load_bundle`.
@@ -290,10 +291,15 @@ def read_bundle(
         raise _config_error(path, error) from error
     try:
         stored = (path / WEIGHTS).read_bytes()
-        weights = compat.upgrade_weights(load(stored))
+        try:
+            weights, digest = load(stored), _digest(content, stored)
+        except KeyError:  # bfloat16, which safetensors reads from files only, so they may differ
+            import ml_dtypes  # noqa: F401
+
+            weights, digest = load_file(path / WEIGHTS), ""
     except (OSError, SafetensorError, struct.error) as error:
         raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
-    digest = _digest(content, stored)
+    weights = compat.upgrade_weights(weights)
     if not is_known(digest):
         try:
             _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)

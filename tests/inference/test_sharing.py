@@ -182,9 +182,11 @@ def test_spawned_pool_predicts(shared, detector_model):
 def test_reading_and_creating_a_model_traces_once(bundle, tmp_path, monkeypatch):
     bundles.save_bundle(tmp_path / "model", bundle, "")
     traces = []
-    create = bundles.create_model
+    create = registry.create_model
     monkeypatch.setattr(
-        bundles, "create_model", lambda *args, **kwargs: traces.append(1) or create(*args, **kwargs)
+        registry,
+        "create_model",
+        lambda *args, **kwargs: traces.append(1) or create(*args, **kwargs),
     )
     bundles._structure.cache_clear()
     model = lcgcn_jax.load(tmp_path / "model")

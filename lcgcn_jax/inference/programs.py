@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 from jaxtyping import Array, Float, UInt8
 
-from lcgcn_jax.compilation import compiler_options
+from lcgcn_jax.compilation import inference_options
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.image_arrays import describe_value
 from lcgcn_jax.inference import program_cache
@@ -104,12 +104,12 @@ class Programs:
     @functools.cached_property
     def _normalized(self) -> Any:
         with self._lock:
-            return jax.jit(self._model.forward, compiler_options=compiler_options())
+            return jax.jit(self._model.forward, compiler_options=inference_options())
 
     @functools.cached_property
     def _bytes(self) -> Any:
         with self._lock:
-            return jax.jit(self._model.predict, compiler_options=compiler_options())
+            return jax.jit(self._model.predict, compiler_options=inference_options())
 
     def _crops(self, size: int) -> jax.ShapeDtypeStruct:
         side = self._bundle.image_size
@@ -172,7 +172,7 @@ class Programs:
             (name, repr(value)) for name, value in jax.config.values.items() if "cache" not in name
         )
         backend = jax.devices()[0].client
-        return [size, backend.platform, backend.platform_version, compiler_options(), options]
+        return [size, backend.platform, backend.platform_version, inference_options(), options]
 
     def _check_crops(self, size: int) -> UInt8[np.ndarray, "b s s 3"]:
         """Crops whose landmarks are stored with a program."""

@@ -135,7 +135,7 @@ class ResultFiles:
             )
         if self.skip_existing and self.format == "pts" and not self.overlays:
             raise InputError(
-                "--skip-existing: .pts files alone do not show which images are finished; leave out "
+                "--skip-existing: without overlays, .pts files do not show which images are finished; leave out "
                 "--no-overlay, or choose another --format"
             )
         folders = {(file.path.parent, (self.folder / file.name).parent) for file in files}

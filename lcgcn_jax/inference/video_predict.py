@@ -101,13 +101,14 @@ class VideoPredictor:
                 except KeyboardInterrupt as stop:
                     if not summary.times:
                         raise
-                    text = f"the first {len(summary.times)} frames of {file.label} are in "
-                    if file.stream is None:
-                        names = rename_interrupted(partials, outputs)
-                        stop.saved = text + " and ".join(map(str, names))
-                        raise
                     # Most streams end in no other way: their results have the usual names.
-                    stop.saved = text + " and ".join(map(str, outputs))
+                    is_file = file.stream is None
+                    names = rename_interrupted(partials, outputs) if is_file else outputs
+                    text = f"the first {len(summary.times)} frames of {file.label} are in "
+                    saved = text + " and ".join(map(str, names))
+                    stop.saved = saved  # pyright: ignore[reportAttributeAccessIssue]
+                    if is_file:
+                        raise
                     interruption = stop
         if interruption is not None:
             raise interruption

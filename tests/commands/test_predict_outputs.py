@@ -552,7 +552,7 @@ def test_results_in_the_folder_of_the_inputs_are_not_continued(model, tmp_path, 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """10,000 tiny images with a fake model, in a process of their own."""
+    """10,000 tiny images with a fake model, in another process."""
     code = (
         "import resource, sys; import numpy as np, PIL.Image; from pathlib import Path\n"
         "import tests.commands.test_predict_outputs as t\n"

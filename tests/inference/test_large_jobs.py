@@ -96,7 +96,7 @@ def test_lines_are_appended_to_those_of_an_earlier_job(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "corruption",
     [
         '{"image": "c", "fac',
         line("c"),  # without the end of the line
@@ -108,16 +108,16 @@ def test_lines_are_appended_to_those_of_an_earlier_job(tmp_path):
     ],
 )
 @pytest.mark.parametrize("rest", ["", line("d") + "\n"])
-def test_cut_damaged_and_repeated_lines_are_deleted(tmp_path, damage, rest):
+def test_cut_damaged_and_repeated_lines_are_deleted(tmp_path, corruption, rest):
     path = tmp_path / "lines.jsonl"
     before = line("a") + "\n" + line("b") + "\n"
-    path.write_text(before + damage + rest, encoding="latin-1")
+    path.write_text(before + corruption + rest, encoding="latin-1")
     lines = JsonLines(path, resume=True)
     lines.append(line("e"))
     lines.close()
-    is_line = damage.endswith("\n")
-    kept = before + (rest if is_line else "")
-    assert path.read_text() == kept + line("e") + "\n"
+    is_line = corruption.endswith("\n")
+    remaining = before + (rest if is_line else "")
+    assert path.read_text() == remaining + line("e") + "\n"
     assert lines.finished == {"a", "b", *(["d"] if rest and is_line else [])}
 
 

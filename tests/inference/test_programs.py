@@ -98,7 +98,7 @@ def test_results_of_a_face_do_not_depend_on_the_others(bundle, cache):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "corruption",
     [
         lambda content: b"",
         lambda content: content[:1000],
@@ -108,10 +108,10 @@ def test_results_of_a_face_do_not_depend_on_the_others(bundle, cache):
         lambda content: _with_checksum(pickle.dumps(_with_other_landmarks(content))),
     ],
 )
-def test_damaged_and_wrong_programs_are_replaced(bundle, cache, compilations, damage):
+def test_damaged_and_wrong_programs_are_replaced(bundle, cache, compilations, corruption):
     expected = Programs(bundle, "digest").predict(CROPS)
     (path,) = cache.iterdir()
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(corruption(path.read_bytes()))
     for _ in range(2):
         outputs_equal(Programs(bundle, "digest").predict(CROPS), expected)
     assert compilations == [1, 1]
@@ -146,7 +146,7 @@ def test_programs_of_other_environments_are_not_used(
     elif change == "user":
         monkeypatch.setattr(os, "getuid", lambda: 12345)
     else:
-        monkeypatch.setattr(programs, "compiler_options", dict)
+        monkeypatch.setattr(programs, "inference_options", dict)
     Programs(bundle, "digest").predict(CROPS)
     assert compilations == [1, 1]
 

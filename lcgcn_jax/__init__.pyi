@@ -6,6 +6,8 @@ from lcgcn_jax.inference.model import LandmarkModel as LandmarkModel
 from lcgcn_jax.inference.model import list_models as list_models
 from lcgcn_jax.inference.model import load as load
 from lcgcn_jax.inference.model import load_model as load_model
+from lcgcn_jax.inference.tracking import FaceTracker as FaceTracker
+from lcgcn_jax.inference.tracking import TrackedFrame as TrackedFrame
 from lcgcn_jax.interop.serving import export_model as export_model
 from lcgcn_jax.landmarks import IBUG68 as IBUG68
 from lcgcn_jax.landmarks import WFLW98 as WFLW98

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,14 +13,26 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "lcgcn_jax"
 
 
+def compilation_cache_folder() -> Path | None:
+    """Folder of compiled programs: `JAX_COMPILATION_CACHE_DIR`, or `jit` in the cache folder.
+
+    None if the variable is the URL of a bucket, or the user has no home folder.
+    """
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder:
+        return None if "://" in folder else Path(folder)
+    try:
+        return cache_folder() / "jit"
+    except RuntimeError:  # no home folder
+        return None
+
+
 def use_compilation_cache() -> None:
     """Let JAX keep compiled programs in the cache folder.
 
     HRNet compiles in about a minute, and loads from the cache in seconds. `JAX_COMPILATION_CACHE_DIR`
     selects another folder. Logs a warning if the folder cannot be written.
     """
-    import jax
-
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = cache_folder() / "jit"
@@ -34,4 +47,7 @@ def use_compilation_cache() -> None:
             error.strerror,
         )
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))
+    else:  # JAX reads the variable when it is imported, which takes a second
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)

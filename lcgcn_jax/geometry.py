@@ -17,6 +17,9 @@ Box = Float[np.ndarray, "4"]
 Points = Float[np.ndarray, "*b 2"]
 AnyPoints = TypeVar("AnyPoints", bound=Any)  # NumPy or JAX; the data package does not import JAX
 
+BOX_FORMATS = {"xyxy": "x0,y0,x1,y1", "xywh": "x,y,width,height"}
+"""Format of a face box -> its four numbers; x and y are those of the top-left corner."""
+
 CROP_SCALE = 1.25
 """Side of a face crop, relative to the longer side of the face box."""
 

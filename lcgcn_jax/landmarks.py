@@ -519,6 +519,31 @@ WFLW98_TO_IBUG68 = (
 SCHEMES = {scheme.name: scheme for scheme in (WFLW98, IBUG68)}
 
 
+def convert_scheme(
+    scheme: LandmarkScheme, name: str | None
+) -> tuple[LandmarkScheme, tuple[int, ...] | None]:
+    """Scheme in which a model returns its landmarks.
+
+    Args:
+      scheme: scheme that the model was trained for.
+      name: scheme to return, `ibug68` for a model with the landmarks of WFLW; None: that of the model.
+
+    Returns:
+      The scheme, and the index of the model's landmark for each of its landmarks; None for all of them.
+
+    Raises:
+      InputError: the scheme has no conversion to the other one.
+    """
+    if name in (None, scheme.name):
+        return scheme, None
+    if (name, scheme.name, scheme.names) != (IBUG68.name, WFLW98.name, WFLW98.names):
+        raise InputError(
+            f"scheme {name}: the model has the landmarks {scheme.name}, and only {WFLW98.name} can be "
+            f"converted, to {IBUG68.name}; leave out the scheme"
+        )
+    return IBUG68, WFLW98_TO_IBUG68
+
+
 class _TextLoader(yaml.SafeLoader):
     """YAML loader that reads numbers, dates, `yes` and `no` as text."""
 

@@ -11,7 +11,7 @@ parameters.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,14 @@ class UncertaintyModel:
         inputs = score_inputs(confidence, heatmap_std)
         score = inputs @ np.array([self.peak_weight, self.std_weight]) + self.offsets
         return np.interp(score, self.scores, self.errors)
+
+    def take(self, indices: Sequence[int] | None) -> "UncertaintyModel":
+        """Select landmarks; None selects all."""
+        return (
+            self
+            if indices is None
+            else dataclasses.replace(self, offsets=self.offsets[list(indices)])
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types for JSON; `from_dict` is the inverse."""

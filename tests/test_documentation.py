@@ -137,7 +137,13 @@ def folder(tmp_path, shared, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/index.md", "docs/tutorials/first-prediction.md"]
+    "page",
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/tutorials/first-prediction.md",
+        "docs/how-to/face-geometry.md",
+    ],
 )
 def test_prediction_pages_run(page, folder):
     """The commands and code that need only an image run in order."""

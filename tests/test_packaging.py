@@ -10,6 +10,8 @@ import pytest
 
 import lcgcn_jax
 import lcgcn_jax.configs
+from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.synthetic.dataset import prepare_synthetic
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -43,3 +45,10 @@ def test_import_loads_no_dependencies():
     code = "import sys, lcgcn_jax; print(*{'jax', 'numpy', 'cv2'} & set(sys.modules), lcgcn_jax.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [PROJECT["version"]]
+
+
+def test_pyarrow_is_not_needed(tmp_path, monkeypatch):
+    """TensorFlow Datasets requires it, for Parquet files only, so pyproject.toml lets uv leave it out."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    prepare_synthetic("ibug68", tmp_path / "data", num_train=3, num_test=1, seed=0)
+    assert len(open_dataset(tmp_path / "data").source("train")) > 0

@@ -1,47 +1,62 @@
-"""Predict landmarks of the faces in images and videos.
+"""Predict landmarks of the faces in images, videos, cameras and streams.
 
 Coordinates are pixels of the upright image, with its EXIF orientation applied;
 the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
+Those for labeling tools count from --count-from, as 'lcgcn prepare' reads them.
 
-  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png
+  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png;
+          with --format jsonl, one line of OUT/predictions.jsonl; with coco, cvat
+          and label-studio, all images in files for a labeling tool: OUT/coco.json,
+          OUT/cvat.xml and OUT/cvat_labels.json, or OUT/label_studio.json and
+          OUT/label_studio_config.xml
   video   OUT/NAME.jsonl with one line per frame and its time stamp, and the
           annotated OUT/NAME.mp4 at a constant frame rate
+  stream  (camera:N, rtsp://..., http://...) as a video, until --max-frames
 
-OpenCV's YuNet detects the faces, unless you give boxes. A file of boxes
+OpenCV's YuNet detects the faces, unless you give boxes; in videos, every
+--detect-every frames and when a face is lost. A file of boxes
 (--boxes) is JSON, {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the
 header image,x0,y0,x1,y1. An image without a face has an empty list or four
-empty cells.
+empty cells. With --box-format xywh, the numbers are x, y, width and height, and
+the header is image,x,y,width,height.
 
 Unusable files are listed at the end, and the exit code is 1. Ctrl-C keeps the
-finished images, and the finished frames of a video in NAME.interrupted.*.
+finished images, the frames of a stream in its usual files, and those of another
+video in NAME.interrupted.*. The same command with --skip-existing continues.
+--shard divides a job among processes, which have to get the same inputs.
 
 Examples:
   lcgcn predict photo.jpg
   lcgcn predict photo.jpg --model runs/small --box 120,80,260,240
   lcgcn predict holiday/ 'party/*.jpg' --format csv --out landmarks
   lcgcn predict clip.mp4 --smooth
+  lcgcn predict faces/ --format cvat --no-overlay --out labels
+  lcgcn predict camera:0 --max-frames 250
+  lcgcn predict faces/ --format jsonl --no-overlay --shard 1/8 --skip-existing
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from lcgcn_jax import visualize
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_flag, number
+from lcgcn_jax.commands.options import add, add_face_options, add_flag, add_job_options
+from lcgcn_jax.commands.result_options import add_result_options, result_files
+from lcgcn_jax.commands.video_options import add_video_options, video_options
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.inference import batch_predict
-from lcgcn_jax.inference.face_detector import quiet_opencv
+from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
+from lcgcn_jax.inference.large_jobs import Shard
 from lcgcn_jax.inference.model import load
-from lcgcn_jax.inference.result_files import FORMATS, ResultFiles
 from lcgcn_jax.inference.results import BoxFile
 from lcgcn_jax.inference.sources import find_inputs
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
+from lcgcn_jax.visualize.overlays import draw_faces
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, or quoted pattern"
+        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, quoted pattern, or stream"
     )
     add(parser, "--model", default=DEFAULT_MODEL)
     boxes = parser.add_mutually_exclusive_group()
@@ -50,31 +65,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     boxes.add_argument("--boxes", type=Path, metavar="FILE", help="file of face boxes, see above")
     add_flag(boxes, "--whole-image", "each image is the crop of one face")
     add(boxes, "--detector-model")
+    add_face_options(parser)
     add_flag(parser, "--stored-pixels", "ignore the EXIF orientation of images")
-    add(parser, "--out", default=Path("predictions"), help="folder of the results")
-    add(parser, "--format", choices=FORMATS, default="json", help="format of the landmarks")
+    add_result_options(parser)
     add_flag(parser, "--draw-edges", "draw the strongest edges of the graph")
-    add_flag(parser, "--smooth", "videos: smooth the landmarks (One Euro filter)")
-    text = "videos: frames per second, if the rate in the file is wrong"
-    add(parser, "--fps", type=number(float, 0, above=True), metavar="RATE", help=text)
-    add(parser, "--overwrite")
+    add_video_options(parser)
+    add_job_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict and write; returns 1 if an input was skipped or no face was found at all, else 0."""
-    inputs = find_inputs(args.inputs)
+    shard = Shard.parse(args.shard)
+    inputs = find_inputs(args.inputs, args.out)
     if args.box is not None and len(inputs.files) > 1:
         raise InputError(f"--box needs a single input, got {len(inputs.files)}; use --boxes")
-    if (args.smooth or args.fps) and not any(file.is_video for file in inputs.files):
-        raise InputError("--smooth and --fps apply to videos, but no input is a video")
-    files = ResultFiles(args.out, args.format, args.overwrite)
-    files.check(inputs.files)
+    video = video_options(args, inputs.files)
+    has_boxes = args.box is not None or args.boxes is not None
+    if args.box_format != "xyxy" and not has_boxes:
+        raise InputError("--box-format applies to --box and --boxes; give one of them")
+    if args.min_score is not None and (has_boxes or args.whole_image):
+        raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
+    files = result_files(args, shard)
+    selected = shard.select(inputs.files)
+    files.check(selected)
     box_source, warnings = None, [inputs.describe_unread()]
     if args.box is not None:
-        boxes = [batch_predict.parse_box(text) for text in args.box]
+        boxes = [batch_predict.parse_box(text, args.box_format) for text in args.box]
         box_source = batch_predict.boxes_from(lambda path: boxes)
     elif args.boxes is not None:
-        box_file = BoxFile(args.boxes)
+        box_file = BoxFile(args.boxes, args.box_format)
         box_file.assign(inputs.files)
         box_source = batch_predict.boxes_from(box_file.of)
         warnings.append(box_file.describe_unused())
@@ -82,18 +101,20 @@ def run(args: argparse.Namespace) -> int:
         box_source = batch_predict.whole_image_box
     with quiet_opencv():
         use_compilation_cache()
-        model = load(args.model, detector_model=args.detector_model)
+        model = load(args.model, detector_model=args.detector_model, scheme=args.scheme)
         predictor = batch_predict.BatchPredictor(
             model,
             files,
             box_source,
-            draw=visualize.draw_faces,
+            draw=draw_faces,
             draw_edges=args.draw_edges,
             upright=not args.stored_pixels,
-            frames_per_second=args.fps,
-            smooth=args.smooth,
+            video=video,
+            box_format=args.box_format,
+            min_score=MIN_SCORE if args.min_score is None else args.min_score,
+            min_confidence=args.min_confidence,
         )
-        summary = predictor.run(inputs.files)
+        summary = predictor.run(selected)
     for warning in filter(None, [*summary.warnings, *warnings]):
         print(printable(warning), file=sys.stderr)
     return summary.exit_code

@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(child, "--annotations", nargs="+", required=True, metavar="[SPLIT=]FILE", help=text)
         text = f"landmark scheme: a .yaml or .json file, {' or '.join(SCHEMES)}"
         add(child, "--scheme", required=True, help=text)
-        text = "coordinate of the first pixel"
-        add(child, "--count-from", type=int, choices=(0, 1), default=0, help=text)
+        add(child, "--count-from")
         _add_paths(child, "images")
     child = formats.add_parser("synthetic", help="rendered synthetic faces")
     add(child, "--scheme", choices=LAYOUTS, default="wflw98", help="landmark scheme")

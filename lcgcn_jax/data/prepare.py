@@ -58,8 +58,8 @@ are also supported.""",
         custom.read_coco,
         """\
 Read COCO keypoints JSON; each annotation with labeled keypoints is a face. A
-keypoint of visibility 0, or at (0, 0) or (-1, -1), is missing. bbox (x, y,
-width, height) is the face box. The field `normalizer` is the distance by which
+keypoint of visibility 0, or at (0, 0) or (-1, -1), is missing; 1 is occluded and
+2 visible. bbox (x, y, width, height) is the face box. The field `normalizer` is the distance by which
 NME divides, if the scheme has `normalizer: given`. Keypoints are matched by the
 names of their category, or by order. Crowds are skipped, and so are categories
 other than the one that names the landmarks.""",
@@ -90,7 +90,8 @@ and boxes without parts are skipped.""",
         """\
 Read the exports JSON and JSON-MIN with key points (KeyPointLabels). The key
 points of a task are one face. For several faces, each is a box
-(RectangleLabels) with its key points as children or inside.""",
+(RectangleLabels) with its key points as children or inside. The file of 'lcgcn
+predict --format label-studio' is read as well, with a note.""",
         "project.json",
     ),
     "labelme": CustomFormat(
@@ -125,7 +126,7 @@ def prepare(
       overwrite: whether a dataset in this folder may be replaced.
       stored_pixels: whether the annotations refer to the images without their EXIF orientation.
       **options: options of an official reader; for custom landmarks `annotations` (`parse_annotations`,
-        or `parse_folders` for LabelMe), `scheme` (name or file) and `count_from` (0 or 1).
+        or `parse_folders` for LabelMe), `scheme` (name or file) and `count_from` (0, 0.5 or 1).
 
     Raises:
       InputError: the data cannot be used; nothing was written.
@@ -141,7 +142,13 @@ def prepare(
 
 
 def _read_custom(
-    layout: str, src: Path, out: Path, *, annotations: Sequence[str], scheme: str, count_from: int
+    layout: str,
+    src: Path,
+    out: Path,
+    *,
+    annotations: Sequence[str],
+    scheme: str,
+    count_from: int | float,
 ) -> AnnotationList:
     landmark_scheme = get_scheme(scheme)
     files = (parse_folders if layout == "labelme" else parse_annotations)(annotations)

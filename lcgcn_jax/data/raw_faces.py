@@ -110,7 +110,7 @@ def add_faces(
     find_image: Callable[[str], Path],
     folder: Path,
     *,
-    count_from: int,
+    count_from: int | float,
 ) -> None:
     """Check the entries of an annotation file and add their faces, bad records and notes.
 
@@ -121,7 +121,7 @@ def add_faces(
       entries: the content of the file.
       find_image: maps `RawFace.image` to the image; raises ValueError if it cannot be used.
       folder: the folder of the images.
-      count_from: the number of the first pixel in the file, 0 or 1.
+      count_from: coordinate of the center of the first pixel in the file: 0, 0.5 or 1.
 
     Raises:
       InputError: the coordinates of the file are not pixels, or its boxes have another form.
@@ -154,7 +154,7 @@ def _annotation(
     split: str,
     find_image: Callable[[str], Path],
     folder: Path,
-    count_from: int,
+    count_from: int | float,
 ) -> FaceAnnotation:
     """Convert a face to the conventions of this package.
 

@@ -6,7 +6,8 @@ from jaxtyping import Bool, Float
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.geometry import box_overlaps
-from lcgcn_jax.inference.face_detector import BOX_MAP, Detections, FaceDetector
+from lcgcn_jax.inference.box_map import BOX_MAP, Detections
+from lcgcn_jax.inference.face_detector import FaceDetector
 
 MATCH_OVERLAP = 0.3
 """Minimum IoU of the detection and the box of the landmarks for a detected face."""

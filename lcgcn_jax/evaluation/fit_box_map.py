@@ -5,7 +5,8 @@ import numpy as np
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.detector_boxes import detect_split
-from lcgcn_jax.inference.face_detector import BOX_MAP, FaceDetector, crop_errors, fit_box_map
+from lcgcn_jax.inference.box_map import BOX_MAP, crop_errors, fit_box_map
+from lcgcn_jax.inference.face_detector import FaceDetector
 from lcgcn_jax.tables import format_table
 
 

@@ -4,32 +4,36 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
-from lcgcn_jax.atomic_io import replacing_all
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.geometry import Box, box_of_crop
+from lcgcn_jax.geometry import BOX_FORMATS, Box, box_of_crop
 from lcgcn_jax.image_io import read_image
-from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.face_detector import MIN_SCORE
 from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
 from lcgcn_jax.inference.model import LandmarkModel
-from lcgcn_jax.inference.result_files import ResultFiles, rename_interrupted
+from lcgcn_jax.inference.result_files import ResultFiles
 from lcgcn_jax.inference.sources import InputFile
-from lcgcn_jax.inference.tracking import FaceTracker, OneEuroFilter
-from lcgcn_jax.inference.video import Frame, Video, VideoWriter, open_video, varies
+from lcgcn_jax.inference.tracking import FaceTracker
+from lcgcn_jax.inference.video import varies
+from lcgcn_jax.inference.video_predict import VideoOptions, VideoPredictor
 from lcgcn_jax.interrupts import Interrupted, deferred, received
 
 BoxSource = Callable[[Path, np.ndarray], Sequence[BoxInput]]
 """Path of an image and its pixels -> its face boxes."""
 
-_FRAMES_PER_BATCH = 8
+_MAX_THREADS = 8
+_WAITING_PIXELS = 50_000_000  # of images that are read, but not predicted yet
+_MAX_NAMES = 20  # in a message
 
 
 def boxes_from(boxes_of: Callable[[Path], Sequence[BoxInput]]) -> BoxSource:
@@ -42,8 +46,8 @@ def whole_image_box(path: Path, image: np.ndarray) -> Sequence[BoxInput]:
     return [box_of_crop(image.shape[1], image.shape[0])]
 
 
-def parse_box(text: str) -> list[float]:
-    """Parse a face box, `x0,y0,x1,y1`.
+def parse_box(text: str, box_format: str = "xyxy") -> list[float]:
+    """Parse a face box, for example `x0,y0,x1,y1`.
 
     Raises:
       InputError: the text is not four numbers.
@@ -53,13 +57,16 @@ def parse_box(text: str) -> list[float]:
     except ValueError:
         box = []
     if len(box) != 4:
-        raise InputError(f"--box {text}: a box is four numbers x0,y0,x1,y1 in pixels")
+        raise InputError(f"--box {text}: a box is four numbers {BOX_FORMATS[box_format]} in pixels")
     return box
 
 
 @dataclasses.dataclass
 class PredictionSummary:
-    """Outcome of a run: error messages of unusable inputs, and inputs without a detected face."""
+    """Outcome of a run: error messages of unusable inputs, and inputs without a detected face.
+
+    An earlier job may have finished some of the inputs.
+    """
 
     num_inputs: int
     num_finished: int = 0
@@ -69,15 +76,18 @@ class PredictionSummary:
     @property
     def exit_code(self) -> int:
         """1 if an input cannot be used or no face was found in any, else 0."""
-        return int(bool(self.failures) or len(self.without_face) == self.num_inputs)
+        return int(bool(self.failures) or 0 < self.num_inputs == len(self.without_face))
 
     @property
     def warnings(self) -> list[str]:
         """Messages about unusable inputs and inputs without a face."""
         lines = [f"left out: {failure}" for failure in self.failures]
         if self.without_face:
+            names = ", ".join(self.without_face[:_MAX_NAMES])
+            if (others := len(self.without_face) - _MAX_NAMES) > 0:
+                names += f" and {others} more"
             lines.append(
-                f"no face found in: {', '.join(self.without_face)}; give the box of a missed face with "
+                f"no face found in: {names}; give the box of a missed face with "
                 "--box X0,Y0,X1,Y1 or --boxes FILE"
             )
         return lines
@@ -91,8 +101,20 @@ class _ImageJob:
     image: BoxedImage
 
 
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """Results of an image that a thread writes."""
+
+    file: InputFile
+    num_faces: int
+    writing: "Future[list[Path]]"
+
+
 class BatchPredictor:
     """Predictor of landmarks for files, which writes the results.
+
+    Threads read images, detect faces and encode results while the model runs; OpenCV and XLA work in
+    parallel to Python. Results are written and printed in the order of the inputs.
 
     Args:
       model: the model.
@@ -101,11 +123,14 @@ class BatchPredictor:
       draw: `visualize.draw_faces`; an argument because `visualize` imports this package.
       draw_edges: draw the strongest edges of the graph.
       upright: apply the EXIF orientation of images.
-      frames_per_second: frame rate of videos; None for that of the file.
-      smooth: smooth the landmarks of videos over time.
+      video: options for videos.
+      box_format: format of the boxes of `box_source`, one of `geometry.BOX_FORMATS`.
+      min_score: minimum score of a detected face.
+      min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 
     Raises:
-      InputError: `draw_edges` for a model without a graph, or the face detector cannot be loaded.
+      InputError: `draw_edges` for a model without a graph, the face detector cannot be loaded, or the
+        results cannot hold the scheme of the model.
     """
 
     def __init__(
@@ -117,16 +142,21 @@ class BatchPredictor:
         draw: Callable[..., np.ndarray],
         draw_edges: bool = False,
         upright: bool = True,
-        frames_per_second: float | None = None,
-        smooth: bool = False,
+        video: VideoOptions | None = None,
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
     ):
         if draw_edges and model.config["graph"] is None:
             raise InputError("--draw-edges: the model has no graph; leave out the option")
         self._model, self._files, self._box_source = model, files, box_source
+        files.check_scheme(model.scheme)
         if box_source is None:
             _ = model.detector  # raises an error before the first image, not for each
         self._draw_faces, self._draw_edges = draw, draw_edges
-        self._upright, self._frames_per_second, self._smooth = upright, frames_per_second, smooth
+        self._box_format, self._min_score = box_format, min_score
+        self._min_confidence = min_confidence
+        self._upright, self._video = upright, video or VideoOptions()
 
     def run(self, inputs: Sequence[InputFile]) -> PredictionSummary:
         """Predict for all inputs in order; prints one line per input.
@@ -136,62 +166,155 @@ class BatchPredictor:
           KeyboardInterrupt: a signal stopped the run; its attribute `saved` describes the results.
         """
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg has a separate log level
-        self._summary = summary = PredictionSummary(len(inputs))
+        num_landmarks = self._model.scheme.num_landmarks
+        todo = [file for file in inputs if not self._files.is_finished(file, num_landmarks)]
+        num_skipped = len(inputs) - len(todo)
+        if num_skipped:
+            print(f"{num_skipped} of {len(inputs)} inputs were finished by an earlier job")
+        self._summary = summary = PredictionSummary(len(inputs), num_skipped)
+        # Only on a terminal, and only if there is something to wait for.
+        self._progress = tqdm(
+            total=len(inputs),
+            initial=num_skipped,
+            unit=" images",
+            disable=None if len(todo) > 1 else True,
+        )
         try:
-            self._predict_all(inputs)
+            with self._progress, _opencv_threads(1 if len(todo) > 1 else cv2.getNumThreads()):
+                self._predict_all(todo)
         except KeyboardInterrupt as stop:
             parts = [f"{summary.num_finished} of {len(inputs)} inputs are finished"]
             parts[0] += f" in {self._files.folder}" if summary.num_finished else ""
             parts += [saved] if (saved := getattr(stop, "saved", "")) else []
             stop.saved = "; ".join(parts)
             raise
-        if len(summary.failures) == len(inputs):
+        finally:
+            with _writing(self._files.folder):
+                self._files.close()
+        if summary.failures and len(summary.failures) == len(inputs):
             others = f"; {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
             raise InputError(f"{summary.failures[0]}{others}")
         return summary
 
     def _predict_all(self, inputs: Sequence[InputFile]) -> None:
+        self._results: collections.deque[_Result] = collections.deque()
+        num_threads = min(max(2, os.cpu_count() or 1), _MAX_THREADS)
+        # One thread writes, so that the files are complete in the order of the inputs.
+        self._workers, self._writer = ThreadPoolExecutor(num_threads), ThreadPoolExecutor(1)
+        try:
+            self._predict_in_order(iter(inputs), num_threads + 2)
+            self._collect(0)
+        except KeyboardInterrupt:
+            self._collect(0)
+            raise
+        finally:
+            self._workers.shutdown(cancel_futures=True)
+            self._writer.shutdown(cancel_futures=True)
+
+    def _predict_in_order(self, inputs: Iterator[InputFile], max_ahead: int) -> None:
+        waiting: collections.deque[tuple[InputFile, Future[BoxedImage] | None]] = (
+            collections.deque()
+        )
         jobs: list[_ImageJob] = []
-        for file in inputs:
+        num_pixels = 1  # of the last image
+        while True:
+            limit = min(max_ahead, max(1, _WAITING_PIXELS // num_pixels))
+            for file in itertools.islice(inputs, max(0, limit - len(waiting))):
+                reading = None if file.is_video else self._workers.submit(self._read, file)
+                waiting.append((file, reading))
+            if not waiting:
+                break
+            file, reading = waiting.popleft()
+            if reading is None:
+                self._predict_images(jobs)
+                jobs = []
+                self._collect(0)
             try:
-                if file.is_video:
+                if reading is None:
                     self._predict_video(file)
                 else:
-                    pixels = read_image(file.path, upright=self._upright)
-                    jobs.append(_ImageJob(file, self._find_boxes(file.path, pixels)))
+                    jobs.append(_ImageJob(file, reading.result()))
+                    num_pixels = jobs[-1].image.pixels.size // 3
             except InputError as error:
                 # A signal stopped a video, and then its files could not be closed or renamed.
                 if (number := received()) is not None:
                     stop = Interrupted(number)
-                    lost = f"the frames of {file.path} are lost: " if file.is_video else ""
+                    lost = f"the frames of {file.label} are lost: " if file.is_video else ""
                     stop.saved = f"{lost}{error}"
                     raise stop from error
                 self._summary.failures.append(str(error))
-            if is_full_batch([job.image for job in jobs]):
+                self._progress.update()
+            if is_full_batch([job.image for job in jobs]) or not self._can_wait(waiting):
                 self._predict_images(jobs)
                 jobs = []
         self._predict_images(jobs)
 
+    def _can_wait(self, waiting: Sequence[tuple[InputFile, "Future[BoxedImage] | None"]]) -> bool:
+        """Whether the model can wait for the next image: if that is ready, or batches are faster."""
+        from lcgcn_jax.inference.programs import uses_batches
+
+        reading = waiting[0][1] if waiting else None
+        return reading is not None and (reading.done() or uses_batches())
+
+    def _read(self, file: InputFile) -> BoxedImage:
+        return self._find_boxes(file.path, read_image(file.path, upright=self._upright))
+
     def _find_boxes(self, path: Path, pixels: np.ndarray) -> BoxedImage:
         boxes = None if self._box_source is None else self._box_source(path, pixels)
-        return self._model.boxed_image(pixels, boxes, name=path)
+        return self._model.boxed_image(
+            pixels, boxes, name=path, box_format=self._box_format, min_score=self._min_score
+        )
 
     def _predict_images(self, jobs: Sequence[_ImageJob]) -> None:
-        predictions = self._model.predict_boxed([job.image for job in jobs])
+        if not jobs:
+            return
+        predictions = self._model.predict_boxed(
+            [job.image for job in jobs], min_confidence=self._min_confidence
+        )
         for job, faces in zip(jobs, predictions, strict=True):
-            pixels = job.image.pixels
-            overlay = self._draw(pixels, faces)
-            with _writing(self._files.folder):
-                paths = self._files.write_image(
-                    job.file, pixels, overlay, faces, self._model.scheme
-                )
-            self._finish(job.file, len(faces), f"{len(faces)} faces", paths)
+            with deferred():
+                encoding = self._workers.submit(self._encode, job, faces)
+                writing = self._writer.submit(self._write, job.file, encoding)
+                self._results.append(_Result(job.file, len(faces), writing))
+        self._collect(_MAX_THREADS)
+
+    def _encode(self, job: _ImageJob, faces: Sequence[Face]) -> dict[Path, bytes]:
+        pixels = job.image.pixels
+        overlay = self._draw(pixels, faces) if self._files.overlays else None
+        return self._files.encode_image(job.file, pixels, overlay, faces, self._model.scheme)
+
+    def _write(self, file: InputFile, encoding: "Future[dict[Path, bytes]]") -> list[Path]:
+        with _writing(self._files.folder):
+            return self._files.write_image(file, encoding.result())
+
+    def _collect(self, max_waiting: int) -> None:
+        """Report the images whose results are written; wait until at most `max_waiting` are not.
+
+        Raises:
+          InputError: results cannot be written.
+        """
+        while self._results:
+            result = self._results[0]
+            if len(self._results) <= max_waiting and not result.writing.done():
+                return
+            paths = result.writing.result()
+            with deferred():
+                self._results.popleft()
+                self._finish(result.file, result.num_faces, f"{result.num_faces} faces", paths)
 
     def _finish(self, file: InputFile, num_faces: int, text: str, paths: Sequence[Path]) -> None:
         self._summary.num_finished += 1
         if self._box_source is None and not num_faces:
-            self._summary.without_face.append(str(file.path))
-        print(printable(f"{file.path}: {text}; {', '.join(map(str, paths))}"))
+            self._summary.without_face.append(file.label)
+        self._print(f"{file.label}: {text}; {', '.join(map(str, paths))}")
+        self._progress.update()
+
+    def _print(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        if self._progress.disable:
+            print(printable(line))
+        else:
+            self._progress.write(printable(line), file=sys.stdout)
 
     def _draw(self, pixels: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
         return self._draw_faces(
@@ -202,72 +325,56 @@ class BatchPredictor:
             sides=[_side(face.box) for face in faces],
             edges=[face.edges for face in faces] if self._draw_edges else None,
             visibility=[face.visibility for face in faces],
+            reliable=[face.reliable for face in faces],
         )
 
     def _predict_video(self, file: InputFile) -> None:
-        outputs = self._files.paths(file)
-        times: list[float] = []
-        num_faces = 0
-        with (
-            open_video(file.path, frames_per_second=self._frames_per_second) as video,
-            _writing(self._files.folder),
-        ):
-            outputs[0].parent.mkdir(parents=True, exist_ok=True)
-            with replacing_all(outputs) as partials:
-                rate = video.frames_per_second
-                bar = tqdm(total=video.num_frames or None, desc=file.path.name, unit="frame")
-                try:
-                    with (
-                        partials[0].open("w", encoding="utf-8") as json_lines,
-                        VideoWriter(partials[1], frames_per_second=rate) as writer,
-                        bar,
-                    ):
-                        for frame, faces, tracks in self._predict_frames(video):
-                            overlay = self._draw(frame.pixels, faces)
-                            number = len(times)
-                            line = results.describe_frame(number, frame.time, faces, tracks)
-                            with deferred():  # a frame is in both files or in none
-                                json_lines.write(json.dumps(line) + "\n")
-                                writer.write(overlay)
-                                times.append(frame.time)
-                            num_faces += len(faces)
-                            bar.update()
-                except KeyboardInterrupt as stop:
-                    if times:
-                        names = " and ".join(map(str, rename_interrupted(partials, outputs)))
-                        stop.saved = f"the first {len(times)} frames of {file.path} are in {names}"
-                    raise
-        speed = bar.n / bar.format_dict["elapsed"]
-        text = f"{bar.n} frames, {num_faces} faces, {speed:.1f} frames per second"
-        self._finish(file, num_faces, text, outputs)
-        if varies(times):
-            print(
-                printable(
-                    f"{file.path}: the frame rate varies; {outputs[1]} plays at a constant {rate:.4g} "
-                    f"frames per second, and {outputs[0]} has the time stamps"
-                )
-            )
+        outputs, is_detecting = self._files.paths(file), self._box_source is None
 
-    def _predict_frames(self, video: Video) -> Iterator[tuple[Frame, list[Face], list[int]]]:
-        """Yield each frame with its faces and their track numbers."""
-        tracker = FaceTracker()
-        filters: dict[int, OneEuroFilter] = collections.defaultdict(OneEuroFilter)
-        while frames := list(itertools.islice(video.frames, _FRAMES_PER_BATCH)):
-            images = [self._find_boxes(video.path, frame.pixels) for frame in frames]
-            predictions = self._model.predict_boxed(images)
-            for frame, faces in zip(frames, predictions, strict=True):
-                tracks = tracker.update(np.array([face.box for face in faces]).reshape(-1, 4))
-                if self._smooth:
-                    for i, (face, track) in enumerate(zip(faces, tracks, strict=True)):
-                        landmarks = filters[track](
-                            face.landmarks, time=frame.time, side=_side(face.box)
-                        )
-                        faces[i] = dataclasses.replace(face, landmarks=landmarks)
-                yield frame, faces, tracks
+        def boxes_of(pixels: np.ndarray) -> Sequence[BoxInput]:
+            return self._find_boxes(file.path, pixels).boxes
+
+        tracker = FaceTracker(
+            self._model,
+            detect_every=self._video.detect_every,
+            smooth=self._video.smooth,
+            min_score=self._min_score,
+            min_confidence=self._min_confidence,
+        )
+        predictor = VideoPredictor(
+            tracker,
+            self._video,
+            self._draw,
+            None if is_detecting else boxes_of,
+            geometry=self._files.geometry,
+        )
+        with _writing(self._files.folder):
+            summary = predictor.predict(file, outputs)
+        count = len(summary.times)
+        text = f"{count} frames, {summary.num_faces} faces, {count / summary.seconds:.1f} frames per second"
+        if is_detecting:
+            text += f", face detector in {summary.num_detections} frames"
+        self._finish(file, summary.num_faces, text, outputs)
+        if varies(summary.times):
+            self._print(
+                f"{file.label}: the frame rate varies; {outputs[1]} plays at a constant "
+                f"{summary.rate:.4g} frames per second, and {outputs[0]} has the time stamps"
+            )
 
 
 def _side(box: Box) -> float:
     return float((box[2:] - box[:2]).max())
+
+
+@contextlib.contextmanager
+def _opencv_threads(count: int) -> Iterator[None]:
+    """Set the number of OpenCV's threads: with images in several threads, one each takes the least time."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(count)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,14 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.geometry import Affine
+from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_image
+from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference import face_geometry
+from lcgcn_jax.inference.face_geometry import ARCFACE_SIZE, EyeOpenness, HeadPose, Template
 from lcgcn_jax.landmarks import LandmarkScheme
 
 
@@ -29,6 +35,10 @@ class Face:
       predicted_error: predicted error of each of `landmarks`, in pixels of the image; None if
         `predicted_error_percent` is None, and for a scheme with the normalizer `given`.
       scheme: landmark scheme.
+      reliable: False if the predicted error is so large that the box probably contains no face or the
+        model has failed on it (`robust_crops.is_reliable`); None for a model without predicted errors.
+      track: number of the face in a video (`LandmarkModel.track`); None for an image.
+      crop: affine from the image to the crop in which the landmarks were predicted.
     """
 
     box: Float[np.ndarray, "4"]
@@ -41,11 +51,70 @@ class Face:
     score: float | None = None
     predicted_error: Float[np.ndarray, "k"] | None = None
     scheme: LandmarkScheme | None = dataclasses.field(default=None, repr=False)
+    reliable: bool | None = None
+    track: int | None = None
+    crop: Float[np.ndarray, "2 3"] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the `k` landmarks; empty without a scheme."""
         return () if self.scheme is None else self.scheme.names
+
+    def align(
+        self, image: ImageInput, size: int = ARCFACE_SIZE, *, template: Template | None = None
+    ) -> UInt8[np.ndarray, "size size 3"]:
+        """Aligned RGB crop, for face recognition and similar models; black outside the image.
+
+        Args:
+          image: the image of the face: RGB array, PIL image or path.
+          size: side of the crop in pixels.
+          template: landmark or part (its mean) -> (x, y) in pixels of the crop. Default: the five points of
+            ArcFace, multiplied by `size / 112`.
+
+        Raises:
+          InputError: the scheme lacks a landmark of the template, a landmark is NaN, or the face lies
+            outside the image.
+        """
+        pixels = read_image(image) if is_path(image) else rgb_image(image)
+        return face_geometry.align(pixels, self.landmarks, self._known_scheme, size, template)
+
+    def align_transform(
+        self, size: int = ARCFACE_SIZE, *, template: Template | None = None
+    ) -> Affine:
+        """Affine from the image to the crop of `align`; `lcgcn_jax.geometry.invert` maps back."""
+        return face_geometry.align_transform(self.landmarks, self._known_scheme, size, template)
+
+    def head_pose(self) -> HeadPose:
+        """Yaw, pitch and roll in degrees: positive if the nose points right, down, and for clockwise roll.
+
+        Right and down are those of the image. See `face_geometry.head_pose`.
+
+        Raises:
+          InputError: the scheme is neither `IBUG68` nor `WFLW98`, or the landmarks coincide.
+        """
+        return face_geometry.head_pose(self.landmarks, self._known_scheme)
+
+    def eye_openness(self) -> EyeOpenness:
+        """Aspect ratios of the left and the right eye of the viewer: about 0.3 if open, near 0 if closed.
+
+        Raises:
+          InputError: the scheme has no closed contours `left_eye` and `right_eye`.
+        """
+        return face_geometry.eye_openness(self.landmarks, self._known_scheme)
+
+    def mouth_openness(self) -> float:
+        """Aspect ratio of the inner lips: about 0 for a closed mouth.
+
+        Raises:
+          InputError: the scheme has no closed contour `inner_lips`.
+        """
+        return face_geometry.mouth_openness(self.landmarks, self._known_scheme)
+
+    @property
+    def _known_scheme(self) -> LandmarkScheme:
+        if self.scheme is None:
+            raise InputError("the face has no landmark scheme; construct it with scheme=...")
+        return self.scheme
 
     @property
     def expected_error(self) -> Float[np.ndarray, "k"] | None:

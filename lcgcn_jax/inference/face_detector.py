@@ -1,14 +1,9 @@
-"""Face detection with OpenCV's YuNet, and a learned map from its detections to boxes of landmarks.
-
-YuNet (Wu, Peng and Yu 2023) returns a box from the hairline to below the chin, and five points. The models
-of this package are trained on crops around the bounding box of the landmarks, from brows to chin; `BOX_MAP`
-maps the first box to the second. `lcgcn research calibrate-detector` fits this map.
-"""
+"""Face detection with OpenCV's YuNet, in any rotation of the image."""
 
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +11,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
+from lcgcn_jax import geometry
 from lcgcn_jax.cache import cache_folder
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.image_arrays import ImageInput, rgb_image
+from lcgcn_jax.image_arrays import RGB, ImageInput, rgb_image
+from lcgcn_jax.inference.box_map import BOX_MAP, Boxes, Detections, center_and_size
 
 MODEL_FILE = "face_detection_yunet_2023mar.onnx"
 MODEL_URL = (
@@ -37,145 +34,39 @@ YuNet detects faces of about 10 to 300 px. The smaller size is for large faces, 
 at the larger size.
 """
 
+# If no detection in an image has this score, rotated images are tried too. Of 40 upright 300W validation
+# faces, none has a lower score; of those rotated by 90 degrees, all; of those rotated by 180 degrees, 35.
+_CERTAIN = 0.9
+# Rotated images: fraction of a box that may be covered by another one before both are the same face.
+_MAX_SHARED = 0.5
+# EXIF orientations of images that become upright by a clockwise rotation of 0, 90, 180 and 270 degrees.
+_ORIENTATIONS = (1, 6, 3, 8)
+
 _MAX_OVERLAP = 0.3  # IoU for non-maximum suppression: OpenCV's default
 _MAX_NESTING = 0.75  # fraction of a box that may be covered by a larger one of another face
 _MAX_CANDIDATES = 5000  # before non-maximum suppression: OpenCV's default
 
-Boxes = Float[np.ndarray, "n 4"]
-
 
 @dataclasses.dataclass(frozen=True)
-class Detections:
-    """Faces detected in an image, in its pixels, by descending score.
+class DetectedFaces:
+    """Boxes for the landmark model of the faces in an image, by descending score.
 
     Attributes:
-      boxes: boxes of the detector (x0, y0, x1, y1).
-      points: eyes, nose tip and corners of the mouth; the left one of a pair in the image comes first.
+      boxes: bounding boxes of the landmarks (x0, y0, x1, y1), in pixels.
       scores: confidence of the detector, in 0..1.
+      rotations: clockwise rotations of the image for which the faces are about upright, in degrees.
     """
 
     boxes: Boxes
-    points: Float[np.ndarray, "n 5 2"]
     scores: Float[np.ndarray, "n"]
+    rotations: Float[np.ndarray, "n"]
 
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    @classmethod
-    def concatenate(cls, parts: Iterable["Detections"]) -> "Detections":
-        """Concatenate any number of detections, also none."""
-        empty = cls(np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0))
-        columns = zip(*((p.boxes, p.points, p.scores) for p in (empty, *parts)), strict=True)
-        return cls(*(np.concatenate(column) for column in columns))
-
-    def take(self, rows) -> "Detections":
-        """Select detections by an index array, a mask or a slice."""
-        return Detections(self.boxes[rows], self.points[rows], self.scores[rows])
-
-
-@dataclasses.dataclass(frozen=True)
-class BoxMap:
-    """Linear map from a detection to the bounding box of the landmarks of the face.
-
-    Let c be the center of the detected box, and s its width and height. The box of the landmarks has the
-    center c + o s and the width and height r s. o and r are linear functions of the five points p relative
-    to the box, (p - c) / s. If the coefficients of the points are zero, o and r are constants.
-
-    Attributes:
-      coefficients: rows for x0, y0, ..., x4, y4 and the constant; columns for o_x, o_y, r_x, r_y.
-    """
-
-    coefficients: Float[np.ndarray, "11 4"]
-
-    def __call__(self, detections: Detections) -> Boxes:
-        """Bounding boxes of the landmarks for each detection."""
-        center, size = _center_and_size(detections.boxes)
-        values = _features(detections) @ self.coefficients
-        center = center + values[:, :2] * size
-        half = values[:, 2:] * size / 2
-        return np.concatenate([center - half, center + half], axis=1)
-
-
-BOX_MAP = BoxMap(
-    np.array(
-        [
-            [0.0854, 0.1119, 0.2626, -0.0573],
-            [-0.1945, 0.3384, 0.1169, -0.7781],
-            [0.0854, -0.1119, -0.2626, 0.0573],
-            [0.1945, 0.3384, 0.1169, -0.7781],
-            [-0.2850, 0.0, 0.0, 0.0],
-            [0.0, -0.3685, -0.5235, 0.8270],
-            [0.0848, -0.2453, -0.1951, 0.2448],
-            [0.2404, 0.1811, 0.2539, -0.1570],
-            [0.0848, 0.2453, 0.1951, -0.2448],
-            [-0.2404, 0.1811, 0.2539, -0.1570],
-            [0.0, 0.1030, 1.0237, 0.6475],
+    def crops(self, size: int) -> list[geometry.Affine]:
+        """Affines to crops in which the faces are about upright, with a side in pixels."""
+        return [
+            geometry.crop_transform(box, size, rotation=rotation)
+            for box, rotation in zip(self.boxes, self.rotations.tolist(), strict=True)
         ]
-    )
-)
-"""Fitted by `lcgcn research calibrate-detector` on 1,802 training faces of 300W, all detected.
-
-The faces are those of AFW, HELEN and LFPW, with the three images of the LFPW overlap
-(`lcgcn prepare 300w --keep-lfpw-overlap`).
-
-On the 210 validation faces, all detected, the center of the crop is off by 3.1 % of the longer side of the
-box on average (15.9 % for the detected box, 3.9 % for the best map without points) and its side by 3.8 %
-(23.4 %, 4.1 %). The mean offset is 0.03 %, and the mean error of the side -0.6 %.
-"""
-
-
-def fit_box_map(detections: Detections, boxes: Boxes, *, points: bool = True) -> BoxMap:
-    """Fit a `BoxMap` by least squares on faces and their mirror images.
-
-    Args:
-      detections: one detection per face.
-      boxes: bounding boxes of the landmarks of these faces.
-      points: whether the map depends on the five points; otherwise it has constants only.
-    """
-    mirrored = Detections(
-        _mirror_boxes(detections.boxes),
-        (detections.points * (-1.0, 1.0))[:, [1, 0, 2, 4, 3]],
-        detections.scores,
-    )
-    rows, targets = [], []
-    for inputs, true in ((detections, boxes), (mirrored, _mirror_boxes(boxes))):
-        center, size = _center_and_size(inputs.boxes)
-        true_center, true_size = _center_and_size(true)
-        rows.append(_features(inputs))
-        targets.append(np.hstack([(true_center - center) / size, true_size / size]))
-    used = slice(None) if points else slice(-1, None)
-    coefficients = np.zeros((rows[0].shape[1], 4))
-    coefficients[used] = np.linalg.lstsq(np.vstack(rows)[:, used], np.vstack(targets))[0]
-    return BoxMap(coefficients)
-
-
-def crop_errors(
-    boxes: Boxes, true: Boxes
-) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
-    """Errors of the crops around predicted boxes.
-
-    Returns:
-      Offset of the center, as a fraction of the longer side of the true box, and logarithm of the ratio of
-      the longer sides, which determine the side of the crop.
-    """
-    center, size = _center_and_size(boxes)
-    true_center, true_size = _center_and_size(true)
-    side = true_size.max(axis=1)
-    return (center - true_center) / side[:, None], np.log(size.max(axis=1) / side)
-
-
-def _mirror_boxes(boxes: Boxes) -> Boxes:
-    return np.stack([-boxes[:, 2], boxes[:, 1], -boxes[:, 0], boxes[:, 3]], axis=1)
-
-
-def _center_and_size(boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
-    return (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-
-
-def _features(detections: Detections) -> Float[np.ndarray, "n 11"]:
-    center, size = _center_and_size(detections.boxes)
-    points = (detections.points - center[:, None]) / size[:, None]
-    return np.hstack([points.reshape(-1, 10), np.ones((len(points), 1))])
 
 
 class FaceDetector:
@@ -227,25 +118,37 @@ class FaceDetector:
         # Not reused after an error, which may leave it in an invalid state.
         self._idle.append(network)
 
-    def detect(self, image: ImageInput) -> Detections:
+    def detect(
+        self, image: ImageInput, *, min_score: float = MIN_SCORE, quarter_turns: int = 0
+    ) -> Detections:
         """Detect the faces in an RGB image of any size.
+
+        Args:
+          image: the image.
+          min_score: minimum score of a detection.
+          quarter_turns: number of clockwise rotations of the image by 90 degrees before the detection; the
+            result is in pixels of the rotated image.
 
         Raises:
           InputError: `image_arrays.rgb_image` cannot convert the image.
         """
         image = rgb_image(image)
         height, width = image.shape[:2]
+        full_size = np.array([height, width] if quarter_turns % 2 else [width, height])
         scales = [min(1.0, side / max(height, width)) for side in SIDES]
         detections = []
         for scale in dict.fromkeys(scales):
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            resized = np.ascontiguousarray(np.rot90(resized, -quarter_turns))
+            size = (resized.shape[1], resized.shape[0])
             with self._network() as network:
                 network.setInputSize(size)
+                network.setScoreThreshold(min_score)
                 rows = network.detect(cv2.cvtColor(resized, cv2.COLOR_RGB2BGR))[1]
             if rows is not None:
-                detections.append(_from_yunet(rows, np.array([width, height]) / size))
-        return _suppress_overlapping(Detections.concatenate(detections))
+                detections.append(_from_yunet(rows, full_size / size))
+        return _suppress_overlapping(Detections.concatenate(detections), min_score)
 
     def face_boxes(self, image: ImageInput) -> Boxes:
         """Bounding boxes of the landmarks of the faces in an RGB image: `scored_boxes` without scores.
@@ -256,25 +159,71 @@ class FaceDetector:
         return self.scored_boxes(image)[0]
 
     def scored_boxes(self, image: ImageInput) -> tuple[Boxes, Float[np.ndarray, "n"]]:
-        """Bounding boxes of the landmarks of the faces in an RGB image, and scores, by descending score.
+        """Bounding boxes of the landmarks of the faces in an RGB image, and scores: `find_faces`.
+
+        Raises:
+          InputError: as in `detect`.
+        """
+        faces = self.find_faces(image)
+        return faces.boxes, faces.scores
+
+    def find_faces(self, image: ImageInput, *, min_score: float = MIN_SCORE) -> DetectedFaces:
+        """Find the faces in an RGB image, in any rotation.
+
+        If no face is detected with certainty, the image is also rotated by 90, 180 and 270 degrees. The
+        detections in the rotation with the highest score are used, and certain ones in other rotations.
 
         Faces whose center is outside the image are left out. If a box covers most of another, only the one
         with the higher score is returned: in large images, some detections are a face with the chest below
         it.
 
+        Args:
+          image: the image.
+          min_score: minimum score of a detection.
+
         Raises:
           InputError: as in `detect`.
         """
         image = rgb_image(image)
-        detections = self.detect(image)
-        boxes = BOX_MAP(detections)
+        faces, heads = self._faces_in_rotated(image, 0, min_score)
+        rows = np.arange(len(heads))
+        if not (faces.scores >= _CERTAIN).any():
+            parts = [(faces, heads)]
+            parts += [self._faces_in_rotated(image, number, min_score) for number in (1, 2, 3)]
+            fields = (vars(part).values() for part, _ in parts)
+            faces = DetectedFaces(*map(np.concatenate, zip(*fields, strict=True)))
+            heads = np.concatenate([heads for _, heads in parts])
+            rows = np.argsort(-faces.scores, kind="stable")
+            # Most images have one upright direction, and others have more false detections.
+            is_best = faces.rotations[rows] == faces.rotations[rows[:1]]
+            rows = rows[is_best | (faces.scores[rows] >= _CERTAIN)]
+            # Detections in other rotations have other boxes of landmarks, but similar boxes of the head.
+            rows = rows[_suppress_nested(heads[rows], _MAX_SHARED)]
         height, width = image.shape[:2]
-        center, size = _center_and_size(boxes)
-        inside = ((center >= 0) & (center < (width, height))).all(axis=1)
+        center, _ = center_and_size(faces.boxes[rows])
+        rows = rows[((center >= 0) & (center < (width, height))).all(axis=1)]
+        rows = rows[_suppress_nested(faces.boxes[rows], _MAX_NESTING)]
+        return DetectedFaces(*(values[rows] for values in vars(faces).values()))
+
+    def _faces_in_rotated(
+        self, image: RGB, quarter_turns: int, min_score: float
+    ) -> tuple[DetectedFaces, Boxes]:
+        """Faces in the image rotated clockwise, and the boxes of the detector, in pixels of the image."""
+        detections = self.detect(image, min_score=min_score, quarter_turns=quarter_turns)
+        boxes = BOX_MAP(detections)
         # For a detection unlike those of the fit, the linear map may return a negative size.
-        rows = np.flatnonzero(inside & (size > 0).all(axis=1))
-        rows = rows[_suppress_nested(boxes[rows])]
-        return boxes[rows], detections.scores[rows]
+        rows = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        height, width = image.shape[:2]
+        to_rotated = geometry.upright_transform(_ORIENTATIONS[quarter_turns], width, height)
+        to_image = geometry.invert(to_rotated)
+
+        def in_image(boxes: Boxes) -> Boxes:
+            corners = geometry.transform_points(to_image, boxes.reshape(-1, 2, 2))
+            return np.hstack([corners.min(axis=1), corners.max(axis=1)])
+
+        rotations = np.full(rows.sum(), 90.0 * quarter_turns)
+        faces = DetectedFaces(in_image(boxes[rows]), detections.scores[rows], rotations)
+        return faces, in_image(detections.boxes[rows])
 
 
 def _from_yunet(rows: np.ndarray, factor: np.ndarray) -> Detections:
@@ -286,26 +235,26 @@ def _from_yunet(rows: np.ndarray, factor: np.ndarray) -> Detections:
     return Detections(pairs[:, :2].reshape(-1, 4), pairs[:, 2:], rows[:, 14])
 
 
-def _suppress_overlapping(detections: Detections) -> Detections:
+def _suppress_overlapping(detections: Detections, min_score: float) -> Detections:
     """Non-maximum suppression."""
     corner, size = detections.boxes[:, :2], np.diff(detections.boxes.reshape(-1, 2, 2), axis=1)
     rows = cv2.dnn.NMSBoxes(
         np.hstack([corner, size[:, 0]]).tolist(),
         detections.scores.tolist(),
-        MIN_SCORE,
+        min_score,
         _MAX_OVERLAP,
     )
     return detections.take(np.asarray(rows, int))
 
 
-def _suppress_nested(boxes: Boxes) -> list[int]:
-    """Indices of the boxes that neither cover most of an earlier box nor are mostly covered by one."""
+def _suppress_nested(boxes: Boxes, max_shared: float) -> list[int]:
+    """Indices of the boxes that do not share more than a fraction of the smaller box with an earlier box."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     selected: list[int] = []
     for i, box in enumerate(boxes):
         extent = np.minimum(box[2:], boxes[selected, 2:]) - np.maximum(box[:2], boxes[selected, :2])
         shared = extent.clip(min=0).prod(axis=1)
-        if (shared <= _MAX_NESTING * np.minimum(areas[i], areas[selected])).all():
+        if (shared <= max_shared * np.minimum(areas[i], areas[selected])).all():
             selected.append(i)
     return selected
 

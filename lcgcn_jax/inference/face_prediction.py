@@ -1,4 +1,4 @@
-"""Prediction of faces: crops, retries of uncertain faces, mapping back to the image."""
+"""Prediction of faces: crops, second crops of badly framed or rotated faces, mapping back to the image."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,6 +13,9 @@ from lcgcn_jax.inference.image_inputs import BoxedImage
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.uncertainty import UncertaintyModel
 
+_BATCH_CROPS = 32  # limits the memory for heatmaps
+_MAX_CENTERED = 2  # predictions from crops around landmarks
+
 
 class _Crop(NamedTuple):
     """Crop of a face: the image, the index of its box, and the affine from the image to the crop."""
@@ -26,11 +29,20 @@ class _Crop(NamedTuple):
 class FacePredictor:
     """Predictor of the faces in images with known face boxes.
 
+    The model runs in up to four batches, each with the faces of all images that need it:
+
+    1. the crop around each box;
+    2. for uncertain faces, rotated and other crops (`robust_crops.candidate_crops`), of which the prediction
+       with the smallest predicted error is used;
+    3. for faces whose crop differs much from the upright crop around their landmarks
+       (`robust_crops.is_off`), the latter;
+    4. the same again, for crops that were far off.
+
     Attributes:
       predict_crops: function from uint8 RGB crops `[b s s 3]` to an `LCGCNOutput` of NumPy arrays.
       scheme: landmark scheme.
       image_size: side s of the crops, in pixels.
-      calibration: uncertainty model; without it, uncertain faces are not retried.
+      calibration: uncertainty model; without it, no face counts as uncertain.
     """
 
     predict_crops: Callable[[np.ndarray], Any]
@@ -40,25 +52,32 @@ class FacePredictor:
 
     def predict(self, images: Sequence[BoxedImage]) -> list[list[Face]]:
         """Predict the faces of each image, one per box, in shared batches."""
-        crops = [
-            _Crop(image, i, geometry.crop_transform(box, self.image_size))
-            for image in images
-            for i, box in enumerate(image.boxes)
+        crops = [crop for image in images for crop in self._first_crops(image)]
+        faces = self._predict_faces(crops)
+        faces = self._try_candidates(crops, faces)
+        faces = self._center_crops(crops, faces)
+        remaining = iter(map(self._with_final_errors, faces))
+        return [[next(remaining) for _ in image.boxes] for image in images]
+
+    def _first_crops(self, image: BoxedImage) -> list[_Crop]:
+        affines = [None] * len(image.boxes) if image.crops is None else image.crops
+        return [
+            _Crop(image, i, geometry.crop_transform(box, self.image_size) if a is None else a)
+            for i, (box, a) in enumerate(zip(image.boxes, affines, strict=True))
         ]
-        faces = iter(self._predict_faces(crops))
-        faces_of_images = []
-        for image in images:
-            image_faces = [next(faces) for _ in image.boxes]
-            if self.calibration is not None:
-                image_faces = self._retry_uncertain(image, image_faces, self.calibration)
-                image_faces = [self._with_final_errors(f, self.calibration) for f in image_faces]
-            faces_of_images.append(image_faces)
-        return faces_of_images
+
+    def follow(self, image: BoxedImage) -> list[Face]:
+        """Predict faces in the crops that they are expected in, without other crops for uncertain faces."""
+        crops = self._first_crops(image)
+        faces = self._center_crops(crops, self._predict_faces(crops))
+        return [self._with_final_errors(face) for face in faces]
 
     def _predict_faces(self, crops: Sequence[_Crop]) -> list[Face]:
         """One face per crop, with the predicted error of its heatmaps in percent."""
-        if not crops:
-            return []
+        batches = range(0, len(crops), _BATCH_CROPS)
+        return [face for i in batches for face in self._predict_batch(crops[i : i + _BATCH_CROPS])]
+
+    def _predict_batch(self, crops: Sequence[_Crop]) -> list[Face]:
         size = self.image_size
         output = self.predict_crops(
             np.stack([geometry.warp(crop.image.pixels, crop.affine, size) for crop in crops])
@@ -81,52 +100,69 @@ class FacePredictor:
                 predicted_error_percent=None if error is None else error[i],
                 visibility=None if output.visibility is None else output.visibility[i],
                 score=crop.image.scores[crop.index],
+                crop=crop.affine,
                 scheme=self.scheme,
             )
             for i, crop in enumerate(crops)
         ]
 
-    def _retry_uncertain(
-        self, image: BoxedImage, faces: list[Face], calibration: UncertaintyModel
-    ) -> list[Face]:
-        """Replace uncertain faces by predictions from rotated crops, if their predicted error is lower.
-
-        For each of them, the model runs on crops in three other orientations, and then on an upright crop
-        around the best landmarks.
-        """
-        rows = [
-            i
+    def _try_candidates(self, crops: Sequence[_Crop], faces: Sequence[Face]) -> list[Face]:
+        """Replace each uncertain face by the prediction with the smallest error from several crops."""
+        candidates = [
+            (i, crops[i]._replace(affine=affine))
             for i, face in enumerate(faces)
-            if robust_crops.is_uncertain(face.predicted_error_percent, calibration)
+            if self._is_uncertain(face)
+            for affine in robust_crops.candidate_crops(
+                face.landmarks, self.scheme, self.image_size, face.crop
+            )
         ]
-        angles = robust_crops.RETRY_ANGLES
-        size = self.image_size
-        rotated = self._predict_faces(
-            [
-                _Crop(image, i, geometry.crop_transform(image.boxes[i], size, rotation=angle))
-                for i in rows
-                for angle in angles
-            ]
-        )
-        best, upright = list(faces), []
-        for n, i in enumerate(rows):
-            retries = rotated[n * len(angles) : (n + 1) * len(angles)]
-            candidates = zip((0.0, *angles), (faces[i], *retries), strict=True)
-            angle, best[i] = min(candidates, key=lambda candidate: _mean_error(candidate[1]))
-            # In a crop that is rotated by this angle, the face is nearly upright.
-            roll = robust_crops.roll(best[i].landmarks, self.scheme, near=-angle)
-            affine = robust_crops.upright_crop(best[i].landmarks, roll, size)
-            if affine is not None:
-                upright.append(_Crop(image, i, affine))
-        for crop, face in zip(upright, self._predict_faces(upright), strict=True):
-            best[crop.index] = min(best[crop.index], face, key=_mean_error)
+        best = list(faces)
+        predicted = self._predict_faces([crop for _, crop in candidates])
+        for (i, _), face in zip(candidates, predicted, strict=True):
+            best[i] = min(best[i], face, key=_mean_error)
         return best
 
-    def _with_final_errors(self, face: Face, calibration: UncertaintyModel) -> Face:
-        percent, pixels = robust_crops.final_errors(
-            face.predicted_error_percent, face.landmarks, self.scheme, calibration
+    def _center_crops(self, crops: Sequence[_Crop], faces: Sequence[Face]) -> list[Face]:
+        """Predict faces again from the upright crop around their landmarks, if their crop is off."""
+        best, pending = list(faces), list(range(len(faces)))
+        for _ in range(_MAX_CENTERED):
+            centered = [
+                (i, crops[i]._replace(affine=affine))
+                for i in pending
+                if (affine := self._better_crop(best[i])) is not None
+            ]
+            pending = []
+            predicted = self._predict_faces([crop for _, crop in centered])
+            for (i, _), face in zip(centered, predicted, strict=True):
+                # The error of a face that is small in its crop is predicted too small.
+                if not self._is_uncertain(face) or _mean_error(face) < _mean_error(best[i]):
+                    best[i] = face
+                    pending.append(i)
+        return best
+
+    def _better_crop(self, face: Face) -> geometry.Affine | None:
+        size = self.image_size
+        affine = robust_crops.crop_around(face.landmarks, self.scheme, size, face.crop)
+        is_off = affine is not None and robust_crops.is_off(face.crop, affine, size)
+        return affine if is_off else None
+
+    def _is_uncertain(self, face: Face) -> bool:
+        percent = face.predicted_error_percent
+        return percent is not None and robust_crops.is_uncertain(percent, self.calibration)
+
+    def _with_final_errors(self, face: Face) -> Face:
+        if self.calibration is None:
+            return face
+        percent = face.predicted_error_percent
+        final_percent, pixels = robust_crops.final_errors(
+            percent, face.landmarks, self.scheme, self.calibration
         )
-        return dataclasses.replace(face, predicted_error_percent=percent, predicted_error=pixels)
+        return dataclasses.replace(
+            face,
+            predicted_error_percent=final_percent,
+            predicted_error=pixels,
+            reliable=robust_crops.is_reliable(percent, self.calibration),
+        )
 
 
 def _mean_error(face: Face) -> float:

@@ -1,21 +1,19 @@
-"""Checked inputs of a model: images with their face boxes, and normalized crops."""
+"""Checked inputs of a model: images with their face boxes."""
 
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import UInt8
 
 from lcgcn_jax import geometry
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, choose
 from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path
 
 BoxInput = Any
-"""A face box (x0, y0, x1, y1): four numbers of any sequence type, in pixels."""
+"""A face box: four numbers of any sequence type, in pixels, in one of `geometry.BOX_FORMATS`."""
 
 _BATCH_FACES = 32  # largest batch of a model on an accelerator
 _BATCH_PIXELS = 50_000_000
@@ -29,11 +27,14 @@ class BoxedImage:
       pixels: the image.
       boxes: face boxes, in pixels.
       scores: score of the face detector for each box; None for a box from the caller.
+      crops: affine to the first crop of each face, for example `robust_crops.crop_around` the landmarks in
+        the previous frame; None for the upright crop around the box.
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
     boxes: Sequence[geometry.Box]
     scores: Sequence[float | None]
+    crops: Sequence[geometry.Affine | None] | None = None
 
 
 def is_full_batch(images: Sequence[BoxedImage]) -> bool:
@@ -44,45 +45,68 @@ def is_full_batch(images: Sequence[BoxedImage]) -> bool:
 
 
 def check_boxes(
-    boxes: Iterable[BoxInput], width: int, height: int, name: str | os.PathLike
+    boxes: Iterable[BoxInput],
+    width: int,
+    height: int,
+    name: str | os.PathLike,
+    box_format: str = "xyxy",
 ) -> list[geometry.Box]:
-    """Convert the face boxes of an image to arrays.
+    """Convert the face boxes of an image to arrays (x0, y0, x1, y1).
 
     Args:
-      boxes: face boxes (x0, y0, x1, y1).
+      boxes: face boxes.
       width: width of the image.
       height: height of the image.
       name: name of the image, for the error message.
+      box_format: one of `geometry.BOX_FORMATS`.
 
     Raises:
       InputError: a value is not a box, or is not a possible face box in the image (`geometry.check_box`).
     """
+    choose("box_format", box_format, geometry.BOX_FORMATS)
     boxes = as_list(f"{name}: boxes", boxes)
     if boxes and all(isinstance(v, int | float) or getattr(v, "ndim", 1) == 0 for v in boxes):
+        form = geometry.BOX_FORMATS[box_format].replace(",", ", ")
         raise InputError(
-            f"{name}: boxes: {describe_value(boxes)}; give a list of boxes, [(x0, y0, x1, y1), ...]"
+            f"{name}: boxes: {describe_value(boxes)}; give a list of boxes, [({form}), ...]"
         )
-    return [_check_box(box, width, height, name) for box in boxes]
+    return [_check_box(box, width, height, name, box_format) for box in boxes]
 
 
-def _check_box(box: BoxInput, width: int, height: int, name: str | os.PathLike) -> geometry.Box:
+def _check_box(
+    box: BoxInput, width: int, height: int, name: str | os.PathLike, box_format: str
+) -> geometry.Box:
     try:
         values = np.asarray(box if hasattr(box, "shape") else list(box))
     except (TypeError, ValueError):
         values = np.asarray(None)
+    numbers = f"a box is four numbers {geometry.BOX_FORMATS[box_format]} in pixels"
     if isinstance(box, str) or values.dtype.kind not in "iuf" or values.ndim != 1:
-        raise InputError(
-            f"{name}: box {describe_value(box)}: a box is four numbers x0,y0,x1,y1 in pixels"
-        )
+        raise InputError(f"{name}: box {describe_value(box)}: {numbers}")
     values = values.astype(np.float64)
     text = ",".join(f"{value:g}" for value in values)
     if values.shape != (4,):
-        raise InputError(f"{name}: box {text}: a box is four numbers x0,y0,x1,y1 in pixels")
+        raise InputError(f"{name}: box {text}: {numbers}")
+    is_size = box_format == "xywh"
+    if is_size and not (values[2:] > 0).all():
+        raise InputError(f"{name}: box {text}: width and height have to be positive")
     try:
-        geometry.check_box(values, width, height)
+        corners = np.concatenate([values[:2], values[:2] + values[2:]]) if is_size else values
+        geometry.check_box(corners, width, height)
     except ValueError as error:
-        raise InputError(f"{name}: box {text}: {error}") from error
-    return values
+        other = "" if is_size else "; for boxes x,y,width,height, set the box format xywh"
+        raise InputError(f"{name}: box {text}: {error}{other}") from error
+    return corners
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Check that the value of an argument is in 0..1.
+
+    Raises:
+      InputError: it is not.
+    """
+    if not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
+        raise InputError(f"{name}: {describe_value(value)}; give a number from 0 to 1")
 
 
 def list_images(images: Iterable[ImageInput]) -> list[ImageInput]:
@@ -110,29 +134,3 @@ def as_list(name: str, values: Any) -> list:
         return list(values)
     except TypeError as error:
         raise InputError(f"{name}: {describe_value(values)}; give a list") from error
-
-
-def normalized_crops(images: Any, size: int) -> Float[Array, "b size size 3"]:
-    """Convert normalized crops to a float32 array on the device.
-
-    Args:
-      images: floating-point array `[b size size 3]` (`models.lcgcn.normalize_images`).
-      size: side of the crops of the model, in pixels.
-
-    Raises:
-      InputError: the images have another type or shape.
-    """
-    expected = f"normalized floating-point crops [b {size} {size} 3]"
-    try:
-        array = images if isinstance(images, jax.Array) else np.asarray(images)
-    except Exception as error:  # array conversions of other libraries raise errors of any type
-        raise InputError(
-            f"images: {type(images).__name__} cannot be converted to an array: {one_line(error)[:100]}; "
-            f"give {expected}"
-        ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating) or array.shape[1:] != (size, size, 3):
-        raise InputError(
-            f"images: {describe_value(array)}; give {expected} (models.lcgcn.normalize_images), or call "
-            "predict_crops with uint8 crops"
-        )
-    return jnp.asarray(array, jnp.float32)

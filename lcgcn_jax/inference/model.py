@@ -3,29 +3,24 @@
 import collections
 import dataclasses
 import functools
-import math
 import os
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import nnx
 
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import writing
-from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_crops, rgb_image
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.face import Face
-from lcgcn_jax.inference.face_detector import FaceDetector
+from lcgcn_jax.inference.face_detector import MIN_SCORE, FaceDetector
 from lcgcn_jax.inference.face_prediction import FacePredictor
 from lcgcn_jax.inference.forking import check_not_forked
 from lcgcn_jax.inference.image_inputs import (
@@ -33,44 +28,34 @@ from lcgcn_jax.inference.image_inputs import (
     BoxInput,
     as_list,
     check_boxes,
+    check_fraction,
     is_full_batch,
     list_images,
-    normalized_crops,
 )
-from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.models.bn_folding import fold_batch_norm
+from lcgcn_jax.inference.program_cache import is_known
+from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker, TrackedFrame, track_frames
+from lcgcn_jax.landmarks import LandmarkScheme, convert_scheme
 from lcgcn_jax.models.bundles import (
     Bundle,
     abstract_weights,
     check_weights,
-    load_bundle,
+    read_bundle,
     save_bundle,
     shipped_bundles,
 )
-from lcgcn_jax.models.lcgcn import LCGCNOutput
-from lcgcn_jax.models.weights import all_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
 
-# Maximum batch size. On a CPU, the feature maps of a few faces fit into the caches: `w300-lcgcn-small` takes
-# 14.0 ms of CPU time per face in batches of 1, 12.5 ms of 4, 16.8 ms of 8 and 18.0 ms of 32 (AMD EPYC).
-_MAX_BATCHES = {"cpu": 4}
-_MAX_BATCH_OF_ACCELERATORS = 32
+# A model is loaded without JAX and Flax, whose imports take a second.
+if TYPE_CHECKING:
+    import flax.nnx
 
-
-class _Programs:
-    """Compiled forward passes of one model."""
-
-    def __init__(self, bundle: Bundle):
-        model = fold_batch_norm(*bundle.create())
-        options = compiler_options()
-        self.normalized = jax.jit(model.forward, compiler_options=options)
-        self.bytes = jax.jit(model.predict, compiler_options=options)
-
+    import lcgcn_jax.inference.programs
+    import lcgcn_jax.models.interfaces
 
 # Copies of a model share its programs within a process. A worker of a process pool gets a copy with each
 # task, and would compile the programs for each of them without the references to the last two.
-_programs: weakref.WeakValueDictionary[str, _Programs] = weakref.WeakValueDictionary()
-_last_copies: collections.deque[_Programs] = collections.deque(maxlen=2)
+_programs: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_last_copies: collections.deque[Any] = collections.deque(maxlen=2)
 _programs_lock = threading.Lock()
 
 
@@ -82,58 +67,72 @@ class LandmarkModel:
     were forked after it started, so there each prediction raises a `RuntimeError`.
 
     Attributes:
-      scheme: landmark scheme.
+      scheme: scheme of the predicted landmarks.
       config: configuration of the model.
       image_size: side s of its crops, in pixels.
       calibration: uncertainty model, which predicts errors; None for a model that is not calibrated.
       flip_bias: horizontal bias of all landmarks (`models.bundles.Bundle`).
     """
 
-    def __init__(self, bundle: Bundle, detector_model: str | Path | None = None):
-        self._token, self._is_copy = uuid.uuid4().hex, False
-        self._prepare(bundle, detector_model, None)
-        self._compiled()
+    def __init__(
+        self,
+        bundle: Bundle,
+        detector_model: str | Path | None = None,
+        scheme: str | None = None,
+        *,
+        digest: str = "",
+    ):
+        """Create a model; `digest` is that of the files of the bundle, unless it was changed."""
+        self._token, self._is_copy, self._digest = uuid.uuid4().hex, False, digest
+        self._prepare(bundle, detector_model, None, scheme)
 
     def _prepare(
         self,
         bundle: Bundle,
         detector_model: str | Path | None,
         detector: FaceDetector | None,
+        scheme: str | None,
     ) -> None:
-        self.scheme: LandmarkScheme = bundle.scheme
+        self.scheme, self._selected = convert_scheme(bundle.scheme, scheme)
         self.config: dict[str, Any] = dict(bundle.model)
         self.image_size: int = bundle.image_size
         self.calibration: UncertaintyModel | None = bundle.calibration
+        if self.calibration is not None:
+            self.calibration = self.calibration.take(self._selected)
         self.flip_bias: float = bundle.flip_bias
         self._bundle = bundle
         self._detector_model = detector_model
         self._detector = detector
         self._detector_lock = threading.Lock()
-        self._loaded_programs: _Programs | None = None
+        self._loaded_programs: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         weights = {name: np.asarray(value) for name, value in self._bundle.weights.items()}
         path = self._detector_model
         return {
             "token": self._token,
+            "digest": self._digest,
             "bundle": dataclasses.replace(self._bundle, weights=weights),
             # A relative path would depend on the working directory of the other process.
             "detector_model": None if path is None else Path(path).absolute(),
             "detector": self._detector,
+            "scheme": self.scheme.name,
         }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # Programs are compiled at the first call: an error here would end the worker of a pool silently.
-        self._token, self._is_copy = state["token"], True
-        self._prepare(state["bundle"], state["detector_model"], state["detector"])
+        self._token, self._is_copy, self._digest = state["token"], True, state["digest"]
+        self._prepare(state["bundle"], state["detector_model"], state["detector"], state["scheme"])
 
-    def _compiled(self) -> _Programs:
+    def _compiled(self) -> "lcgcn_jax.inference.programs.Programs":
         check_not_forked()
         if self._loaded_programs is None:
+            from lcgcn_jax.inference.programs import Programs
+
             with _programs_lock:
                 programs = _programs.get(self._token)
                 if programs is None:
-                    programs = _programs[self._token] = _Programs(self._bundle)
+                    programs = _programs[self._token] = Programs(self._bundle, self._digest)
                 if self._is_copy and programs not in _last_copies:
                     _last_copies.append(programs)
                 self._loaded_programs = programs
@@ -153,7 +152,7 @@ class LandmarkModel:
         return self._bundle
 
     @functools.cached_property
-    def module(self) -> nnx.Module:
+    def module(self) -> "flax.nnx.Module":
         """The network with the weights of the model, for fine-tuning.
 
         It maps normalized crops `[b s s 3]` (`normalize_images`) to an `LCGCNOutput` in crop pixels. With
@@ -166,7 +165,7 @@ class LandmarkModel:
     @classmethod
     def from_module(
         cls,
-        module: nnx.Module,
+        module: "flax.nnx.Module",
         *,
         config: Mapping[str, Any] | ml_collections.ConfigDict,
         scheme: LandmarkScheme,
@@ -187,6 +186,8 @@ class LandmarkModel:
         Raises:
           InputError: the weights of the module do not match the configuration, or are not finite.
         """
+        from lcgcn_jax.models.weights import all_weights
+
         weights = {name: np.asarray(value) for name, value in all_weights(module).items()}
         model_config = compat.upgrade_config(
             config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
@@ -211,7 +212,7 @@ class LandmarkModel:
         with writing(folder):
             save_bundle(folder, self._bundle, card or f"# {folder.name}\n")
 
-    def forward(self, images: Any) -> LCGCNOutput:
+    def forward(self, images: Any) -> "lcgcn_jax.models.interfaces.LCGCNOutput":
         """Run the model on normalized crops; the output is in crop pixels.
 
         Args:
@@ -220,14 +221,10 @@ class LandmarkModel:
         Raises:
           InputError: the images have another type or shape.
         """
-        programs = self._compiled()
-        crops = normalized_crops(images, self.image_size)
-        return programs.normalized(crops) if len(crops) else self._empty_output()
+        return self._compiled().forward(images).take(self._selected)
 
-    def predict_crops(self, crops: ImageInput) -> LCGCNOutput:
+    def predict_crops(self, crops: ImageInput) -> "lcgcn_jax.models.interfaces.LCGCNOutput":
         """Run the model on any number of RGB crops; returns NumPy arrays, in crop pixels.
-
-        Batches are padded to a power of two to limit the number of compiled programs.
 
         Args:
           crops: uint8 RGB `[b s s 3]`, or a value that `image_arrays.rgb_crops` converts to it.
@@ -235,49 +232,51 @@ class LandmarkModel:
         Raises:
           InputError: the crops have another type or size.
         """
-        programs = self._compiled()
-        crops = rgb_crops(crops, self.image_size)
-        if not len(crops):
-            return self._empty_output()
-        outputs = []
-        max_batch = _MAX_BATCHES.get(jax.default_backend(), _MAX_BATCH_OF_ACCELERATORS)
-        for start in range(0, len(crops), max_batch):
-            batch = crops[start : start + max_batch]
-            padding = (1 << math.ceil(math.log2(len(batch)))) - len(batch)
-            padded = np.concatenate([batch, np.zeros((padding, *batch.shape[1:]), np.uint8)])
-            outputs.append(jax.tree.map(np.asarray, programs.bytes(padded)))
-        # Only the last batch has padding.
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(crops)], *outputs)
+        output = self._compiled().predict(rgb_crops(crops, self.image_size))
+        return output.take(self._selected)
 
-    def _empty_output(self) -> LCGCNOutput:
-        crops = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
-        output = jax.eval_shape(self._compiled().bytes, crops)
-        return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), output)
-
-    def predict(self, image: ImageInput, boxes: Iterable[BoxInput] | None = None) -> list[Face]:
+    def predict(
+        self,
+        image: ImageInput,
+        boxes: Iterable[BoxInput] | None = None,
+        *,
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
+    ) -> list[Face]:
         """Predict the landmarks of the faces in an image.
+
+        Rotated or badly framed faces are predicted again from better crops (`FacePredictor`).
 
         Args:
           image: path of an image file; RGB `uint8` `[h w 3]` (`cv2.imread` returns BGR: pass
             `image[..., ::-1]`); or a grayscale or RGBA array or PIL image, which are converted as the same
             image in a file is (`image_arrays`).
-          boxes: face boxes (x0, y0, x1, y1) in pixels, tight around the face from chin to brows like the
-            bounding box of the landmarks. By default the boxes of the face detector, by descending score.
+          boxes: face boxes in pixels, from chin to brows like the bounding box of the landmarks. By default
+            the boxes of the face detector, by descending score.
+          box_format: `xyxy` for boxes (x0, y0, x1, y1), or `xywh` for (x, y, width, height).
+          min_score: minimum score of a detected face, in 0..1.
+          min_confidence: minimum mean confidence of the landmarks of a face, also in a box of the caller.
 
         Returns:
-          One face per box, in order.
+          One face per box, in order, unless `min_confidence` is set.
 
         Raises:
-          InputError: the image cannot be read or is ambiguous, a box is empty or outside the image, or
-            the face detector cannot be loaded.
+          InputError: the image cannot be read or is ambiguous, a box is empty or outside the image, a
+            minimum is not in 0..1, or the face detector cannot be loaded.
           RuntimeError: the process was forked after JAX had started.
         """
-        return self.predict_boxed([self.boxed_image(image, boxes)])[0]
+        boxed = self.boxed_image(image, boxes, box_format=box_format, min_score=min_score)
+        return self.predict_boxed([boxed], min_confidence=min_confidence)[0]
 
     def predict_batch(
         self,
         images: Iterable[ImageInput],
         boxes: Iterable[Iterable[BoxInput] | None] | None = None,
+        *,
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
     ) -> list[list[Face]]:
         """Predict the landmarks of the faces in several images, in shared batches.
 
@@ -285,6 +284,9 @@ class LandmarkModel:
           images: images of any sizes, as in `predict`.
           boxes: face boxes of each image, as in `predict`; None for an image in which the face detector
             detects the faces.
+          box_format: as in `predict`.
+          min_score: as in `predict`.
+          min_confidence: as in `predict`.
 
         Returns:
           The faces of each image.
@@ -303,11 +305,12 @@ class LandmarkModel:
         faces: list[list[Face]] = []
         batch: list[BoxedImage] = []
         for i, (image, image_boxes) in enumerate(zip(images, boxes_of_images, strict=True)):
-            batch.append(self.boxed_image(image, image_boxes, name=f"image {i}"))
+            options = {"name": f"image {i}", "box_format": box_format, "min_score": min_score}
+            batch.append(self.boxed_image(image, image_boxes, **options))
             if is_full_batch(batch):
-                faces += self.predict_boxed(batch)
+                faces += self.predict_boxed(batch, min_confidence=min_confidence)
                 batch = []
-        return faces + self.predict_boxed(batch)
+        return faces + self.predict_boxed(batch, min_confidence=min_confidence)
 
     def boxed_image(
         self,
@@ -315,6 +318,8 @@ class LandmarkModel:
         boxes: Iterable[BoxInput] | None = None,
         *,
         name: str | os.PathLike = "image",
+        box_format: str = "xyxy",
+        min_score: float = MIN_SCORE,
     ) -> BoxedImage:
         """Read an image, and check its face boxes or detect them.
 
@@ -322,35 +327,89 @@ class LandmarkModel:
           image: as in `predict`.
           boxes: as in `predict`.
           name: name of the image in error messages, if `image` is not a path.
+          box_format: as in `predict`.
+          min_score: as in `predict`.
 
         Raises:
           InputError: as in `predict`.
           RuntimeError: as in `predict`.
         """
         check_not_forked()
+        check_fraction("min_score", min_score)
         if is_path(image):
             name, pixels = image, read_image(image)
         else:
             pixels = rgb_image(image, str(name))
         if boxes is None:
-            detected, scores = self.detector.scored_boxes(pixels)
-            return BoxedImage(pixels, list(detected), scores.tolist())
-        checked = check_boxes(boxes, pixels.shape[1], pixels.shape[0], name)
+            detected = self.detector.find_faces(pixels, min_score=min_score)
+            crops = detected.crops(self.image_size)
+            return BoxedImage(pixels, list(detected.boxes), detected.scores.tolist(), crops)
+        checked = check_boxes(boxes, pixels.shape[1], pixels.shape[0], name, box_format)
         return BoxedImage(pixels, checked, [None] * len(checked))
 
-    def predict_boxed(self, images: Sequence[BoxedImage]) -> list[list[Face]]:
+    def predict_boxed(
+        self, images: Sequence[BoxedImage], *, min_confidence: float = 0.0
+    ) -> list[list[Face]]:
         """Predict the landmarks of the faces in images with known face boxes, in shared batches.
 
         Args:
           images: images that `boxed_image` returned.
+          min_confidence: as in `predict`.
 
         Raises:
+          InputError: the minimum is not in 0..1.
           RuntimeError: as in `predict`.
         """
+        check_fraction("min_confidence", min_confidence)
         predictor = FacePredictor(
             self.predict_crops, self.scheme, self.image_size, self.calibration
         )
-        return predictor.predict(images)
+        return [
+            [face for face in faces if face.confidence.mean() >= min_confidence]
+            for faces in predictor.predict(images)
+        ]
+
+    def track(
+        self,
+        frames: Iterable[ImageInput] | str | os.PathLike,
+        times: Iterable[float] | None = None,
+        *,
+        detect_every: int = DETECT_EVERY,
+        smooth: bool = False,
+        min_score: float = MIN_SCORE,
+        min_confidence: float = 0.0,
+    ) -> Iterator[TrackedFrame]:
+        """Predict the faces in the frames of a video, each with the number of its track.
+
+        A face is followed from its landmarks in the previous frame; `FaceTracker` does the same frame by
+        frame. Frames are read when the results are, so that endless sources are possible.
+
+        Args:
+          frames: RGB images as in `predict`, in order; or the path of a video file, or a stream such as
+            `camera:0` or `rtsp://host/path`.
+          times: increasing times of the frames in seconds; by default, those of the file or stream, and 25
+            frames per second for images.
+          detect_every: maximum number of frames from one run of the face detector to the next.
+          smooth: smooth the landmarks over time (One Euro filter).
+          min_score: as in `predict`.
+          min_confidence: as in `predict`.
+
+        Returns:
+          Iterator over the frames, with `time`, `image`, and `faces` by the number of their track
+          (`Face.track`).
+
+        Raises:
+          InputError: `detect_every` is less than 1; the iterator raises it if the video or a frame cannot be
+            read, or a time is missing or not later than the previous one.
+        """
+        tracker = FaceTracker(
+            self,
+            detect_every=detect_every,
+            smooth=smooth,
+            min_score=min_score,
+            min_confidence=min_confidence,
+        )
+        return track_frames(tracker, frames, times)
 
 
 def list_models() -> list[str]:
@@ -358,7 +417,12 @@ def list_models() -> list[str]:
     return shipped_bundles()
 
 
-def load_model(model: str | Path, *, detector_model: str | Path | None = None) -> LandmarkModel:
+def load_model(
+    model: str | Path,
+    *,
+    detector_model: str | Path | None = None,
+    scheme: str | None = None,
+) -> LandmarkModel:
     """Load a model for prediction.
 
     Args:
@@ -366,13 +430,16 @@ def load_model(model: str | Path, *, detector_model: str | Path | None = None) -
         model is loaded).
       detector_model: YuNet's ONNX file, for images without boxes. By default it is downloaded from the
         OpenCV zoo to the cache folder at the first use.
+      scheme: `ibug68` for the 68 landmarks of 300W from a model with the 98 of WFLW. All outputs have these
+        landmarks, and the edges between them, whose rows sum to less than 1. By default that of the model.
 
     Raises:
-      InputError: there is no such model, or its files are damaged.
+      InputError: there is no such model, its files are damaged, or it has no conversion to the scheme.
       RuntimeError: the process was forked after JAX had started.
     """
     check_not_forked()
-    return LandmarkModel(load_bundle(model), detector_model)
+    bundle, digest = read_bundle(model, is_known)
+    return LandmarkModel(bundle, detector_model, scheme, digest=digest)
 
 
 load = load_model  # the former name

@@ -13,21 +13,28 @@ import numpy as np
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.face_geometry import describe_geometry
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
 
-BOX_COLUMNS = ["image", "x0", "y0", "x1", "y1"]
+BOX_COLUMNS = {
+    "xyxy": ["image", "x0", "y0", "x1", "y1"],
+    "xywh": ["image", "x", "y", "width", "height"],
+}
+"""Box format -> columns of a CSV file of face boxes."""
+
+_SHORT_COLUMNS = {"w": "width", "h": "height"}
 CSV_COLUMNS = [
     "face", "landmark", "name", "x", "y", "confidence", "heatmap_x", "heatmap_y", "expected_error",
-    "visibility",
+    "visibility", "reliable",
 ]  # fmt: skip
 
 
-def describe_face(face: Face) -> dict[str, Any]:
-    """Convert a face to plain types for JSON.
+def describe_face(face: Face, *, geometry: bool = False) -> dict[str, Any]:
+    """Convert a face to plain types for JSON; `geometry` adds `describe_geometry`.
 
-    `expected_error` (percent) and `predicted_error` (pixels) are left out if the model is not calibrated,
-    and `visibility` if it has no visibility head.
+    `expected_error` (percent), `predicted_error` (pixels) and `reliable` are left out if the model is not
+    calibrated, and `visibility` if it has no visibility head.
     """
     fields: dict[str, Any] = {
         "box": np.round(face.box, 3).tolist(),
@@ -42,11 +49,21 @@ def describe_face(face: Face) -> dict[str, Any]:
         fields["visibility"] = np.round(face.visibility.astype(float), 4).tolist()
     if face.predicted_error is not None:
         fields["predicted_error"] = np.round(face.predicted_error, 3).tolist()
+    if face.reliable is not None:
+        fields["reliable"] = face.reliable
+    if geometry and face.scheme is not None:
+        fields["geometry"] = describe_geometry(face.landmarks, face.scheme)
     return fields
 
 
 def describe_image(
-    path: Path, width: int, height: int, faces: Iterable[Face], scheme: LandmarkScheme
+    path: Path,
+    width: int,
+    height: int,
+    faces: Iterable[Face],
+    scheme: LandmarkScheme,
+    *,
+    geometry: bool = False,
 ) -> dict[str, Any]:
     """JSON content for an image; tools outside the project read its keys."""
     return {
@@ -54,19 +71,28 @@ def describe_image(
         "width": width,
         "height": height,
         "scheme": scheme.name,
-        "faces": [describe_face(face) for face in faces],
+        "names": list(scheme.names),
+        "faces": [describe_face(face, geometry=geometry) for face in faces],
     }
 
 
 def describe_frame(
-    number: int, time: float, faces: Iterable[Face], tracks: Iterable[int]
+    number: int,
+    time: float,
+    faces: Iterable[Face],
+    tracks: Iterable[int | None],
+    scheme: LandmarkScheme,
+    *,
+    geometry: bool = False,
 ) -> dict[str, Any]:
     """JSON content for a frame of a video; `track` identifies a face over the frames."""
     return {
         "frame": number,
         "time": round(time, 6),
+        "scheme": scheme.name,
+        "names": list(scheme.names),
         "faces": [
-            {"track": track, **describe_face(face)}
+            {"track": track, **describe_face(face, geometry=geometry)}
             for face, track in zip(faces, tracks, strict=True)
         ],
     }
@@ -75,13 +101,14 @@ def describe_frame(
 def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
     """Format a CSV with one row per landmark of each face, in pixels; faces and landmarks count from 0.
 
-    The predicted error, in percent, is empty if the model is not calibrated, and the visibility if it has
-    no visibility head.
+    The predicted error, in percent, and `reliable` (`true` or `false`) are empty if the model is not
+    calibrated, and the visibility if it has no visibility head.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for number, face in enumerate(faces):
+        reliable = "" if face.reliable is None else str(face.reliable).lower()
         for i, name in enumerate(scheme.names):
             x, y, heatmap_x, heatmap_y = (*face.landmarks[i], *face.heatmap_landmarks[i])
             point = (f"{x:.3f}", f"{y:.3f}", f"{face.confidence[i]:.4f}")
@@ -89,7 +116,7 @@ def format_csv(faces: Iterable[Face], scheme: LandmarkScheme) -> str:
             percent, visibility = face.predicted_error_percent, face.visibility
             error = "" if percent is None else f"{percent[i]:.2f}"
             visible = "" if visibility is None else f"{visibility[i]:.4f}"
-            writer.writerow((number, i, name, *point, *heatmap_point, error, visible))
+            writer.writerow((number, i, name, *point, *heatmap_point, error, visible, reliable))
     return file.getvalue()
 
 
@@ -98,12 +125,17 @@ class BoxFile:
 
     JSON: `{"photo.jpg": [[x0, y0, x1, y1], ...], ...}`, with an empty list for an image without a face. CSV
     with commas, semicolons or tabs: a header `image,x0,y0,x1,y1` and one row per face, or a row with four
-    empty cells for an image without a face. An image is named by its path as on the command line, relative
+    empty cells for an image without a face. With the format `xywh`, the numbers are x, y, width and height,
+    and the header is `image,x,y,width,height`. An image is named by its path as on the command line, relative
     to its folder or absolute, or by the end of its path if only one image has this end.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, box_format: str = "xyxy"):
         """Read the file.
+
+        Args:
+          path: path of the file.
+          box_format: format of its boxes, one of `geometry.BOX_FORMATS`.
 
         Raises:
           InputError: the file cannot be read, or has another format.
@@ -112,7 +144,7 @@ class BoxFile:
         try:
             text = path.read_text(encoding="utf-8-sig")
             is_json = path.suffix.lower() == ".json" or text.lstrip().startswith(("{", "["))
-            boxes = _json_boxes(text) if is_json else _csv_boxes(text)
+            boxes = _json_boxes(text) if is_json else _csv_boxes(text, box_format)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         except (ValueError, OverflowError, RecursionError, csv.Error) as error:
@@ -209,7 +241,8 @@ def _is_box(box: Any) -> bool:
     )
 
 
-def _csv_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
+def _csv_boxes(text: str, box_format: str) -> list[tuple[str, list[list[float]]]]:
+    names = BOX_COLUMNS[box_format]
     first = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
@@ -220,8 +253,10 @@ def _csv_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
             continue
         if columns is None:
             columns = [cell.strip().lower() for cell in row]
-            if missing := [name for name in BOX_COLUMNS if name not in columns]:
-                raise ValueError(_missing_column(missing[0]))
+            if box_format == "xywh":
+                columns = [_SHORT_COLUMNS.get(name, name) for name in columns]
+            if missing := [name for name in names if name not in columns]:
+                raise ValueError(_missing_column(missing[0], columns, box_format))
             continue
         line = f"line {rows.line_num}"
         # For example an unquoted name with a comma. Spreadsheets add empty cells, which are allowed.
@@ -230,10 +265,10 @@ def _csv_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
         values = dict(zip(columns, row, strict=False))
         if not values.get("image", "").strip():
             raise ValueError(f"{line} does not name an image")
-        numbers = [values.get(name, "").strip() for name in BOX_COLUMNS[1:]]
+        numbers = [values.get(name, "").strip() for name in names[1:]]
         if delimiter == ";":  # spreadsheets that separate by semicolons write decimal commas
             numbers = [number.replace(",", ".") for number in numbers]
-        if not any(numbers) and values.keys() >= set(BOX_COLUMNS):
+        if not any(numbers) and values.keys() >= set(names):
             boxes.append((values["image"], []))
             continue
         try:
@@ -241,9 +276,13 @@ def _csv_boxes(text: str) -> list[tuple[str, list[list[float]]]]:
         except ValueError as error:
             raise ValueError(f"{line} does not have four numbers") from error
     if columns is None:
-        raise ValueError(_missing_column("image"))
+        raise ValueError(_missing_column("image", [], box_format))
     return boxes
 
 
-def _missing_column(name: str) -> str:
-    return f"no column {name!r}; the header is {','.join(BOX_COLUMNS)}"
+def _missing_column(name: str, columns: list[str], box_format: str) -> str:
+    message = f"no column {name!r}; the header is {','.join(BOX_COLUMNS[box_format])}"
+    for other, names in BOX_COLUMNS.items():
+        if other != box_format and set(names) <= set(columns):
+            message += f", or give --box-format {other}"
+    return message

@@ -1,4 +1,4 @@
-"""Input files of `lcgcn predict`: images and videos, from paths, folders and patterns."""
+"""Inputs of `lcgcn predict`: images and videos, from paths, folders, patterns and streams."""
 
 import collections
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 from lcgcn_jax.atomic_io import PARTIALS
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.image_io import IMAGE_SUFFIXES
+from lcgcn_jax.inference import streams
 
 VIDEO_SUFFIXES = (
     ".mp4",
@@ -43,17 +44,24 @@ class InputFile:
     """An image or video to process.
 
     Attributes:
-      path: path of the file.
+      path: path of the file; the name of the results for a stream.
       name: name of its results without a suffix; for a file in an input folder, relative to that folder.
+      stream: camera or address of a stream (`streams.is_stream`); None for a file.
     """
 
     path: Path
     name: Path
+    stream: str | None = None
 
     @property
     def is_video(self) -> bool:
-        """Whether the file is a video, by its suffix."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        """Whether the input is a stream, or a video file by its suffix."""
+        return self.stream is not None or self.path.suffix.lower() in VIDEO_SUFFIXES
+
+    @property
+    def label(self) -> str:
+        """Name of the input in messages."""
+        return str(self.path) if self.stream is None else streams.display_name(self.stream)
 
     @property
     def path_in_folder(self) -> Path:
@@ -85,24 +93,32 @@ class Inputs:
         )
 
 
-def find_inputs(texts: Iterable[str]) -> Inputs:
+def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
     """Find the input files of command-line arguments, in order and without duplicates.
 
     A folder selects the images and videos in it and its subfolders, selected by suffix, without the `._`
     files of macOS. A pattern (`*`, `?`, `[...]`, `**`) selects the files that it matches. A file path is
-    used whatever its suffix.
+    used whatever its suffix. A camera or network stream (`streams.is_stream`) is a video.
+
+    Args:
+      texts: command-line arguments.
+      out: folder of the results. If it is below an input folder, the overlays in it are not inputs.
 
     Raises:
-      InputError: an input is a URL, a camera or another stream, a folder or a pattern has no files, or the
-        results of two files would have the same name.
+      InputError: an input is another URL or a device, a folder or a pattern has no files, or the results
+        of two files would have the same name.
     """
     inputs: dict[str, InputFile] = {}
     unread: dict[str, str] = {}
     for text in texts:
+        if streams.is_stream(text) and not os.path.exists(text):
+            name = Path(streams.result_name(text))
+            inputs.setdefault(text, InputFile(name, name, stream=text))
+            continue
         matches = _matches(text)
         for match in matches:
             if os.path.isdir(match):
-                files, others = _list_folder(match)
+                files, others = _list_folder(match, out)
                 unread |= {os.path.realpath(path): path.suffix.lower() for path in others}
                 if not files and len(matches) == 1:
                     raise InputError(_describe_empty(text, others))
@@ -125,8 +141,8 @@ def _matches(text: str) -> list[Path]:
     if _URL.match(text) or text.isdecimal() or text == "-":
         short_text = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "..."
         raise InputError(
-            f"{short_text}: only files and folders are read, no URLs, cameras or standard input; save the "
-            "images or the video to a file first"
+            f"{short_text}: only files and folders are read, and the streams camera:N, rtsp://, http:// and "
+            "https://; save the images or the video to a file first"
         )
     with_slashes = text.replace("\\", "/")
     if os.path.exists(with_slashes):  # a Windows path
@@ -141,10 +157,14 @@ def _matches(text: str) -> list[Path]:
     return [Path(match) for match in matches]
 
 
-def _list_folder(folder: Path) -> tuple[list[InputFile], list[Path]]:
-    """Images and videos in a folder and its subfolders, and the other files."""
+def _list_folder(folder: Path, out: Path | None) -> tuple[list[InputFile], list[Path]]:
+    """Images and videos in a folder and its subfolders, except `out`, and the other files."""
     files, others = [], []
+    results = os.curdir if out is None else os.path.relpath(*map(os.path.realpath, (out, folder)))
+    is_below = results != os.curdir and results.partition(os.sep)[0] != os.pardir
     for path in sorted(folder.rglob("*")):
+        if is_below and path.is_relative_to(folder / results):
+            continue
         if path.name.startswith("._") or fnmatch(path.name, PARTIALS) or not path.is_file():
             continue
         if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
@@ -182,10 +202,10 @@ def _stem(path: Path) -> Path:
 
 def _with_unique_names(inputs: list[InputFile]) -> list[InputFile]:
     """Include the suffix in the names of files that differ only in it: `a.jpg.json`."""
-    names = [file.name for file in inputs]
+    counts = collections.Counter(file.name for file in inputs)
     inputs = [
         dataclasses.replace(file, name=file.name.with_name(file.path.name))
-        if names.count(file.name) > 1
+        if counts[file.name] > 1
         else file
         for file in inputs
     ]
@@ -193,7 +213,7 @@ def _with_unique_names(inputs: list[InputFile]) -> list[InputFile]:
     for file in inputs:
         if (other := first_files.setdefault(file.name, file)) is not file:
             raise InputError(
-                f"{file.path}: its results would have the same name as those of {other.path}; run them "
+                f"{file.label}: its results would have the same name as those of {other.label}; run them "
                 "separately, with different --out folders"
             )
     return inputs

@@ -1,20 +1,25 @@
-"""Reading and writing of videos with OpenCV's FFmpeg."""
+"""Reading and writing of videos with OpenCV."""
 
+import collections
 import contextlib
 import dataclasses
 import errno
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.inference.streams import camera_number, display_name, is_stream, open_stream
+from lcgcn_jax.interrupts import deferred
 
 MAX_RATE = 240.0
 """Maximum frame rate. A higher one in a file is a time base, such as 1000 in WebM files of browsers."""
@@ -23,6 +28,11 @@ CODEC = "mp4v"
 
 # Maximum difference of frame durations at a constant rate, as a fraction of the median duration.
 _DURATION_TOLERANCE = 0.02
+
+_NUM_QUEUED = 3  # frames that wait between two threads
+_NUM_TIMED = 10  # frames of a camera from which its frame rate is measured
+
+T = TypeVar("T")
 
 
 class Frame(NamedTuple):
@@ -39,55 +49,62 @@ class Frame(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video file that is open for reading.
+    """A video that is open for reading.
 
     Attributes:
-      path: path of the file.
       frames_per_second: frame rate; the mean rate if it varies.
-      num_frames: number of frames that the file states; 0 if it states none.
-      frames: iterator over the frames.
+      num_frames: number of frames that the file states; 0 if it states none, as streams do.
+      frames: iterator over the frames, which another thread reads ahead.
     """
 
-    path: Path
     frames_per_second: float
     num_frames: int
     frames: Iterator[Frame]
 
 
 @contextlib.contextmanager
-def open_video(path: Path, *, frames_per_second: float | None = None) -> Iterator[Video]:
-    """Open a video file for reading.
+def open_video(
+    source: str | os.PathLike, *, frames_per_second: float | None = None
+) -> Iterator[Video]:
+    """Open a video file, a camera or a network stream for reading.
 
-    Frames have the time stamps of the file. If a time stamp is missing or not later than the previous one,
-    the frame follows the previous one at the frame rate.
+    Frames have the time stamps of the file or stream, and those of a camera the time at which they are
+    read. If a time stamp is missing or not later than the previous one, the frame follows the previous one
+    at the frame rate.
 
     Args:
-      path: path of the file.
+      source: path of the file, or a stream (`streams.is_stream`).
       frames_per_second: frame rate to use instead of the rate and the time stamps of the file.
 
     Raises:
-      InputError: the file cannot be read, has no frame, or has no frame rate.
+      InputError: the video cannot be read, has no frame, or has no frame rate.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: cannot be read: no such file")
-    capture = cv2.VideoCapture(str(path))
+    source = os.fspath(source)
+    is_file = os.path.isfile(source)
+    if not is_file and not is_stream(source):
+        raise InputError(f"{source}: cannot be read: no such file")
+    name = source if is_file else display_name(source)
+    capture = cv2.VideoCapture(source) if is_file else open_stream(source)
+    is_camera = not is_file and camera_number(source) is not None
+    frames = _read_ahead(_camera_frames(capture) if is_camera else _stamped_frames(capture))
     try:
-        frames = _stamped_frames(capture)
-        first = list(itertools.islice(frames, 2))
+        first = list(itertools.islice(frames, _NUM_TIMED if is_camera else 2))
         if not first:
-            raise InputError(f"{path}: no frame of a video can be read; give a complete video file")
-        rate = frames_per_second or _rate(capture, [frame.time for frame in first])
+            raise InputError(f"{name}: no frame of a video can be read; give a complete video")
+        rates = [_stated_rate(capture), _rate([frame.time for frame in first])]
+        rate = frames_per_second or next(filter(None, rates[::-1] if is_camera else rates), None)
         if rate is None:
-            raise InputError(f"{path}: the frame rate is unknown; give it with --fps")
+            raise InputError(f"{name}: the frame rate is unknown; give it with --fps")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         num_frames = int(count) if math.isfinite(count) and count > 0 else 0
-        frames = itertools.chain(first, frames)
+        stamped = itertools.chain(first, frames)
         if frames_per_second:
-            frames = (frame._replace(time=i / rate) for i, frame in enumerate(frames))
+            stamped = (frame._replace(time=i / rate) for i, frame in enumerate(stamped))
         else:
-            frames = _increasing(frames, 1 / rate)
-        yield Video(path, float(rate), num_frames, frames)
+            stamped = _increasing(stamped, 1 / rate)
+        yield Video(float(rate), num_frames, stamped)
     finally:
+        frames.close()  # before the capture, which another thread may be reading
         capture.release()
 
 
@@ -110,13 +127,80 @@ def _stamped_frames(capture: Any) -> Iterator[Frame]:
         yield Frame(stamp, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
-def _rate(capture: Any, times: list[float]) -> float | None:
-    """Frame rate that the file states, or else that of its first two frames."""
-    step = times[-1] - times[0]
-    for rate in (capture.get(cv2.CAP_PROP_FPS), 1 / step if step > 0 else 0.0):
-        if math.isfinite(rate) and 0 < rate <= MAX_RATE:
-            return rate
-    return None
+def _camera_frames(capture: Any) -> Iterator[Frame]:
+    """Frames with the time at which they were read: cameras state unreliable time stamps."""
+    start = None
+    while True:
+        readable, pixels = capture.read()
+        if not readable:
+            return
+        now = time.monotonic()
+        start = now if start is None else start
+        yield Frame(now - start, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+def _stated_rate(capture: Any) -> float | None:
+    """Frame rate that a file or stream states, if it is possible."""
+    return _checked_rate(capture.get(cv2.CAP_PROP_FPS))
+
+
+def _rate(times: list[float]) -> float | None:
+    """Frame rate of the first frames, if it is possible."""
+    steps = np.diff(times)
+    step = float(np.median(steps)) if len(steps) else 0.0
+    return _checked_rate(1 / step if step > 0 else 0.0)
+
+
+def _checked_rate(rate: float) -> float | None:
+    return rate if math.isfinite(rate) and 0 < rate <= MAX_RATE else None
+
+
+def _read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """Items of an iterator that another thread reads in advance."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="video-reader")
+    try:
+        pending = collections.deque(pool.submit(next, items, None) for _ in range(_NUM_QUEUED))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, items, None))
+            yield item
+    finally:
+        with deferred():  # the thread uses the capture, which is released next
+            pool.shutdown(cancel_futures=True)
+
+
+class OrderedWorker(contextlib.AbstractContextManager):
+    """Thread that runs calls in order, while the caller prepares the next ones.
+
+    A call that raises an error is the last one; `submit` or the end of the block raises the error.
+    """
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="video-writer")
+        self._pending: collections.deque[Future] = collections.deque()
+        self._has_failed = False
+
+    def submit(self, function: Callable[..., object], *arguments: object) -> None:
+        """Run a function in the thread; waits while several calls are waiting."""
+        self._pending.append(self._pool.submit(self._run, function, *arguments))
+        while len(self._pending) > _NUM_QUEUED:
+            self._pending.popleft().result()
+
+    def _run(self, function: Callable[..., object], *arguments: object) -> None:
+        if self._has_failed:
+            return
+        try:
+            function(*arguments)
+        except BaseException:
+            self._has_failed = True
+            raise
+
+    def __exit__(self, kind: object, *raised: object) -> None:
+        """Wait for the calls; also after an error or a signal in the block, which takes precedence."""
+        with deferred():
+            self._pool.shutdown()
+        errors = [error for future in self._pending if (error := future.exception())]
+        if errors and (kind is None or isinstance(raised[0], KeyboardInterrupt)):
+            raise errors[0]
 
 
 def _increasing(frames: Iterable[Frame], step: float) -> Iterator[Frame]:
@@ -132,9 +216,10 @@ def _increasing(frames: Iterable[Frame], step: float) -> Iterator[Frame]:
 
 
 class VideoWriter(contextlib.AbstractContextManager):
-    """Writer of RGB frames of one size to an MP4 file (MPEG-4 part 2) at a constant rate.
+    """Writer of RGB frames to an MP4 file (MPEG-4 part 2) at a constant rate.
 
-    The codec requires even sizes: an odd width or height is increased by replicating the last pixel.
+    The codec requires even sizes: an odd width or height is increased by replicating the last pixel. Frames
+    of another size than the first one are resized.
     """
 
     def __init__(self, path: Path, *, frames_per_second: float):
@@ -150,14 +235,18 @@ class VideoWriter(contextlib.AbstractContextManager):
           OSError: the file cannot be written.
         """
         bottom, right = frame.shape[0] % 2, frame.shape[1] % 2
-        even = cv2.copyMakeBorder(frame, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+        bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        if bottom or right:
+            bgr = cv2.copyMakeBorder(bgr, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
         if self._writer is None:
             codec = cv2.VideoWriter.fourcc(*CODEC)
-            size = (even.shape[1], even.shape[0])
-            self._writer = cv2.VideoWriter(str(self._path), codec, self._rate, size)
+            self._size = (bgr.shape[1], bgr.shape[0])
+            self._writer = cv2.VideoWriter(str(self._path), codec, self._rate, self._size)
             if not self._writer.isOpened():
                 raise OSError(errno.EIO, "the video cannot be encoded", str(self._path))
-        self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        if self._size != (bgr.shape[1], bgr.shape[0]):  # OpenCV would leave out the frame
+            bgr = cv2.resize(bgr, self._size, interpolation=cv2.INTER_AREA)
+        self._writer.write(bgr)
 
     def close(self) -> None:
         """Finish the file.

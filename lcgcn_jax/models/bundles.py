@@ -8,30 +8,27 @@ README.md           model card
 
 import dataclasses
 import functools
+import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.typing import DTypeLike
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, load_file, save
 
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.models.functional import FunctionalModel
-from lcgcn_jax.models.layers import make_rngs
-from lcgcn_jax.models.lcgcn import LCGCN
-from lcgcn_jax.models.registry import create_model, heatmap_model_factory, visibility_config
-from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.uncertainty import UncertaintyModel
+
+# A model whose program is in the cache is loaded without JAX and Flax, whose imports take most of a second.
+if TYPE_CHECKING:
+    import lcgcn_jax.models.functional
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BEST = "best"
@@ -42,6 +39,9 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 DEFAULT_MODEL = "w300-lcgcn-small"
 """Shipped model that `lcgcn predict` uses by default."""
+
+PACKAGE_HEATMAP_MODELS = ("hrnet", "hourglass")
+"""Heatmap models of this package, the keys of `registry.HEATMAP_CONFIGS`."""
 
 _FORMAT = 1
 
@@ -63,19 +63,23 @@ class Bundle:
     model: Mapping[str, Any]
     scheme: LandmarkScheme
     image_size: int
-    weights: Mapping[str, np.ndarray | jax.Array]
+    weights: Mapping[str, Any]
     calibration: UncertaintyModel | None = None
     flip_bias: float = 0.0
 
-    def create(self, dtype: DTypeLike = jnp.float32) -> FunctionalModel:
+    def create(
+        self, dtype: DTypeLike = np.float32
+    ) -> "lcgcn_jax.models.functional.FunctionalModel":
         """Create the model with the weights of the bundle."""
+        import jax
+
         abstract = abstract_weights(self.model, self.scheme.num_landmarks, dtype)
 
         def select(names):
             return {name: jax.device_put(self.weights[name]) for name in names}
 
-        return FunctionalModel(
-            abstract.graphdef, select(abstract.params), select(abstract.batch_stats)
+        return abstract._replace(
+            params=select(abstract.params), batch_stats=select(abstract.batch_stats)
         )
 
     def without_graph(self) -> "Bundle":
@@ -88,16 +92,18 @@ class Bundle:
     @property
     def has_visibility(self) -> bool:
         """Whether the model has a visibility head."""
+        from lcgcn_jax.models.registry import visibility_config
+
         return visibility_config(self.model.get("visibility")).head != "none"
 
 
 def abstract_weights(
     model: Mapping[str, Any],
     num_landmarks: int,
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike = np.float32,
     *,
     remat: bool = False,
-) -> FunctionalModel:
+) -> "lcgcn_jax.models.functional.FunctionalModel":
     """Structure of a model, with shapes and dtypes instead of weights.
 
     Tracing a model takes a second or more, so the last structures are cached: loading a bundle, creating its
@@ -112,21 +118,29 @@ def abstract_weights(
     Raises:
       InputError: the configuration is not valid.
     """
+    from lcgcn_jax.models.registry import heatmap_model_factory
+
     # JSON text is hashable, unlike mappings. The factory is part of the key, because another one can be
     # registered under the same name.
     factory = heatmap_model_factory(dict(model))
     text = json.dumps(dict(model))
-    abstract = _structure(text, factory, num_landmarks, jnp.dtype(dtype), remat)
-    return FunctionalModel(
-        abstract.graphdef, dict(abstract.params), dict(abstract.batch_stats)
-    )  # copies, which callers can change
+    abstract = _structure(text, factory, num_landmarks, np.dtype(dtype), remat)
+    # Copies, which callers can change.
+    return abstract._replace(params=dict(abstract.params), batch_stats=dict(abstract.batch_stats))
 
 
 @functools.lru_cache(maxsize=8)
 def _structure(
-    model: str, _factory: Any, num_landmarks: int, dtype: jnp.dtype, remat: bool
-) -> FunctionalModel:
-    def build() -> LCGCN:
+    model: str, _factory: Any, num_landmarks: int, dtype: np.dtype, remat: bool
+) -> "lcgcn_jax.models.functional.FunctionalModel":
+    from flax import nnx
+
+    from lcgcn_jax.models.functional import FunctionalModel
+    from lcgcn_jax.models.layers import make_rngs
+    from lcgcn_jax.models.registry import create_model
+    from lcgcn_jax.models.weights import split_weights
+
+    def build():
         return create_model(
             json.loads(model), num_landmarks, dtype=dtype, remat=remat, rngs=make_rngs(0)
         )
@@ -237,9 +251,29 @@ def load_bundle(model: str | Path) -> Bundle:
       InputError: the bundle cannot be read, or weights are missing, unknown, not finite or of the wrong
         shape.
     """
+    return read_bundle(model)[0]
+
+
+def read_bundle(
+    model: str | Path, is_known: Callable[[str], bool] = lambda digest: False
+) -> tuple[Bundle, str]:
+    """Read a bundle and its digest; the check of the weights, which needs Flax, can be left out.
+
+    Args:
+      model: see `find_bundle`.
+      is_known: whether the files with a digest have already passed the check.
+
+    Returns:
+      The bundle as from `load_bundle`, and the SHA-256 digest of its configuration and weights, which may be
+      empty.
+
+    Raises:
+      InputError: as in `load_bundle`.
+    """
     path = find_bundle(model)
     try:
-        config = compat.upgrade_config(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+        content = (path / CONFIG).read_bytes()
+        config = compat.upgrade_config(json.loads(content.decode("utf-8")))
         if config["format"] != _FORMAT:
             raise ValueError(f"format {config['format']}, but this version reads format {_FORMAT}")
         scheme = LandmarkScheme.from_dict(config["scheme"])
@@ -253,18 +287,36 @@ def load_bundle(model: str | Path) -> Bundle:
                 )
         size, flip_bias = int(config["image_size"]), float(config.get("flip_bias", 0.0))
         bundle = Bundle(config["model"], scheme, size, {}, calibration, flip_bias)
-        _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path / CONFIG}: not the configuration of a bundle: {one_line(error)}"
-        ) from error
+        raise _config_error(path, error) from error
     try:
-        weights = compat.upgrade_weights(load_file(path / WEIGHTS))
+        stored = (path / WEIGHTS).read_bytes()
+        try:
+            weights, digest = load(stored), _digest(content, stored)
+        except KeyError:  # bfloat16, which safetensors reads from files only, so they may differ
+            import ml_dtypes  # noqa: F401
+
+            weights, digest = load_file(path / WEIGHTS), ""
     except (OSError, SafetensorError, struct.error) as error:
         raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
-    check_weights(path / WEIGHTS, weights, params | batch_stats)
+    weights = compat.upgrade_weights(weights)
+    if not is_known(digest):
+        try:
+            _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _config_error(path, error) from error
+        check_weights(path / WEIGHTS, weights, params | batch_stats)
     weights = {name: value.astype(np.float32) for name, value in weights.items()}
-    return dataclasses.replace(bundle, weights=weights)
+    return dataclasses.replace(bundle, weights=weights), digest
+
+
+def _digest(*contents: bytes) -> str:
+    parts = [hashlib.sha256(content).digest() for content in contents]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _config_error(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path / CONFIG}: not the configuration of a bundle: {one_line(error)}")
 
 
 def check_weights(path: Path, weights: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -278,6 +330,8 @@ def check_weights(path: Path, weights: Mapping[str, Any], expected: Mapping[str,
     Raises:
       InputError: with the number of mismatches and the first of them.
     """
+    import jax.numpy as jnp
+
     mismatches = [f"{name} is missing" for name in sorted(expected.keys() - weights.keys())]
     mismatches += [
         f"{name} does not exist in the model" for name in sorted(weights.keys() - expected.keys())

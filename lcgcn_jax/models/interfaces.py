@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -82,6 +83,20 @@ class LCGCNOutput:
     heatmap_std: Float[AnyArray, "b k"] | None = None
     visibility: Float[AnyArray, "b k"] | None = None
     visibility_logits: Float[AnyArray, "b k 2"] | None = None
+
+    def take(self, indices: Sequence[int] | None) -> "LCGCNOutput":
+        """Select landmarks, and the edges between them; None selects all."""
+        if indices is None:
+            return self
+        rows = np.array(indices)
+        axes = {"landmarks": -2, "heatmap_landmarks": -2, "stages": -2, "visibility_logits": -2}
+        fields = {
+            name: None if value is None else value.take(rows, axis=axes.get(name, -1))
+            for name, value in vars(self).items()
+        }
+        if self.edges is not None:
+            fields["edges"] = self.edges.take(rows, axis=-1).take(rows, axis=-2)
+        return LCGCNOutput(**fields)
 
 
 @runtime_checkable

@@ -44,7 +44,9 @@ def to_float64(weights: nnx.Variable) -> np.ndarray:
 
 def to_float32(weights: np.ndarray) -> jax.Array:
     """Convert folded weights to float32."""
-    return jnp.asarray(weights.astype(np.float32))
+    return jax.device_put(
+        weights.astype(np.float32)
+    )  # `jnp.asarray` compiles a copy for each shape
 
 
 def normal_init(std: float) -> nnx.Initializer:

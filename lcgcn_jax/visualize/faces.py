@@ -81,8 +81,10 @@ def draw_points(
     """Draw one circle per located landmark in place: filled with an optional black rim, or a ring."""
     if is_hollow is None:
         is_hollow = np.zeros(len(landmarks), bool)
-    for point, color, hollow in zip(landmarks, colors, is_hollow, strict=True):
-        if not np.isfinite(point).all():
+    is_located = np.isfinite(landmarks).all(axis=1)
+    fixed = fixed_point(np.where(is_located[:, None], landmarks, 0.0)).tolist()
+    for point, located, color, hollow in zip(fixed, is_located, colors, is_hollow, strict=True):
+        if not located:
             continue
         if hollow:
             size = max(2.0, 1.4 * radius)  # a smaller ring has no hole
@@ -96,11 +98,11 @@ def draw_points(
 
 
 def _draw_circle(
-    canvas: Image, point: Float[np.ndarray, "2"], color: Color, radius: float, thickness: int
+    canvas: Image, point: Sequence[int], color: Color, radius: float, thickness: int
 ) -> None:
-    x, y = fixed_point(point).tolist()
+    """Draw a circle around a point in fixed-point coordinates."""
     size = round(radius * (1 << SHIFT))
-    cv2.circle(canvas, (x, y), size, color, thickness, cv2.LINE_AA, SHIFT)
+    cv2.circle(canvas, point, size, color, thickness, cv2.LINE_AA, SHIFT)
 
 
 def fixed_point(points: Points) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Overlays of predicted faces on images: contours, landmarks, and the strongest edges of the graph."""
 
+import functools
 from collections.abc import Sequence
 
 import cv2
@@ -27,6 +28,8 @@ CONTOUR_COLORS = (
 )  # fmt: skip
 """RGB colors of the contours, in their order; the first five are colorblind-safe (Okabe and Ito)."""
 
+_DASH = 4.0  # length of a dash and of a gap, in radii of a landmark
+_MAX_DASHES = 10_000  # a longer line has landmarks far outside the image, and is not drawn
 _VISIBLE = 0.5  # landmarks with a lower visibility are drawn as rings
 _LEGEND_LINE = 18  # height in pixels
 
@@ -40,11 +43,13 @@ def draw_faces(
     sides: Sequence[float],
     edges: Sequence[Float[np.ndarray, "k k"]] | None = None,
     visibility: Sequence[Float[np.ndarray, "k"] | None] | None = None,
+    reliable: Sequence[bool | None] | None = None,
 ) -> UInt8[np.ndarray, "_rows w 3"]:
     """Draw faces on a copy of an image, and add a legend below it.
 
     Contours have the colors `CONTOUR_COLORS`. Landmarks have the color of their confidence (viridis: 0 is
-    dark blue, 1 is yellow); those with a visibility below 0.5 are rings.
+    dark blue, 1 is yellow); those with a visibility below 0.5 are rings. A face that is not reliable has
+    dashed contours, and a dashed box around its landmarks.
 
     Args:
       image: RGB image.
@@ -54,12 +59,18 @@ def draw_faces(
       sides: side of each face box in pixels; it scales points and lines.
       edges: edges of each face; the k strongest between different landmarks are drawn.
       visibility: visibility of the landmarks of each face, in 0..1; None for a face without it.
+      reliable: whether each face is reliable (`Face.reliable`); None counts as reliable.
     """
     canvas = image.copy()
     colors = [CONTOUR_COLORS[i % len(CONTOUR_COLORS)] for i in range(len(scheme.contours))]
     radii = [max(1.0, side / 90) for side in sides]
-    for points, radius in zip(landmarks, radii, strict=True):
-        draw_contours(canvas, points, scheme, colors, radius)
+    if reliable is None:
+        reliable = [None] * len(landmarks)
+    for points, radius, is_reliable in zip(landmarks, radii, reliable, strict=True):
+        if is_reliable is False:
+            _draw_dashed(canvas, points, scheme, colors, radius)
+        else:
+            draw_contours(canvas, points, scheme, colors, radius)
     for points, weights in zip(landmarks, edges or (), strict=edges is not None):
         _draw_edges(canvas, points, weights)
     if visibility is None:
@@ -70,7 +81,13 @@ def draw_faces(
         is_hollow = None if visible is None else visible < _VISIBLE
         draw_points(canvas, points, _viridis(values), radius, has_rim=True, is_hollow=is_hollow)
     has_visibility = any(visible is not None for visible in visibility)
-    legend = _legend(scheme, colors, canvas.shape[1], has_visibility=has_visibility)
+    legend = _legend(
+        scheme,
+        tuple(colors),
+        canvas.shape[1],
+        has_visibility=has_visibility,
+        has_unreliable=False in reliable,
+    )
     return np.vstack([canvas, legend])
 
 
@@ -92,7 +109,7 @@ def draw(
     Returns:
       RGB `uint8` image `[h w 3]`, with more rows if there is a legend. Contours have one color per part of
       the face. Landmarks have the color of their confidence (viridis: 0 is dark blue, 1 is yellow); those
-      that are probably not visible are rings.
+      that are probably not visible are rings. The lines of a face that is not reliable are dashed.
 
     Raises:
       InputError: the image cannot be read, `edges` is set and a face has none, or the faces have no common
@@ -117,8 +134,49 @@ def draw(
         sides=[float((face.box[2:] - face.box[:2]).max()) for face in faces],
         edges=weights if edges else None,
         visibility=[face.visibility for face in faces],
+        reliable=[face.reliable for face in faces],
     )
     return overlay if legend else overlay[: len(pixels)]
+
+
+def _draw_dashed(
+    canvas: Image,
+    landmarks: Float[np.ndarray, "k 2"],
+    scheme: LandmarkScheme,
+    colors: Sequence[Color],
+    radius: float,
+) -> None:
+    """Draw the contours of a scheme and the box of the landmarks as dashed lines in place."""
+    finite = landmarks[np.isfinite(landmarks).all(axis=1)]
+    lines = [
+        (landmarks[[*contour.indices, *contour.indices[: contour.closed]]], color)
+        for contour, color in zip(scheme.contours, colors, strict=True)
+    ]
+    if len(finite):
+        (x0, y0), (x1, y1) = finite.min(axis=0), finite.max(axis=0)
+        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
+        lines.append((corners, WHITE))
+    thickness = max(1, round(radius * 0.6))
+    for points, color in lines:
+        for dash in _dashes(points, max(3.0, _DASH * radius)):
+            cv2.polylines(
+                canvas, [fixed_point(dash)], False, color, thickness, cv2.LINE_AA, shift=SHIFT
+            )
+
+
+def _dashes(points: Float[np.ndarray, "n 2"], length: float) -> list[Float[np.ndarray, "_m 2"]]:
+    """Dashes of a length in pixels along a line, with gaps of that length."""
+    points = points[np.isfinite(points).all(axis=1)]
+    distance = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)))
+    if len(points) < 2 or distance[-1] > _MAX_DASHES * length:
+        return []
+    dashes = []
+    for start in np.arange(0.0, distance[-1], 2 * length):
+        end = min(start + length, distance[-1])
+        corners = distance[(distance > start) & (distance < end)]
+        at = np.concatenate([[start], corners, [end]])
+        dashes.append(np.stack([np.interp(at, distance, points[:, i]) for i in (0, 1)], axis=1))
+    return dashes
 
 
 def _draw_edges(
@@ -139,12 +197,14 @@ def _viridis(values: Float[np.ndarray, "n"]) -> list[Color]:
     return [tuple(color) for color in bgr[:, ::-1].tolist()]
 
 
+@functools.lru_cache(maxsize=4)  # all frames of a video have the same legend
 def _legend(
     scheme: LandmarkScheme,
-    colors: Sequence[Color],
+    colors: tuple[Color, ...],
     width: int,
     *,
     has_visibility: bool,
+    has_unreliable: bool,
 ) -> UInt8[np.ndarray, "_rows _columns 3"]:
     """Legend of the colors, on as many lines as needed; empty if the image is too narrow."""
     ramp = _viridis(np.linspace(0, 1, 3 * _LEGEND_LINE))
@@ -154,6 +214,8 @@ def _legend(
         middle = np.full((1, 2), (_LEGEND_LINE - 1) / 2)
         draw_points(ring, middle, [WHITE], _LEGEND_LINE / 5.6, is_hollow=np.ones(1, bool))
         items.append(np.hstack([ring, _text("not visible")]))
+    if has_unreliable:
+        items.append(_text("- - not reliable"))
     for contour, color in zip(scheme.contours, colors, strict=True):
         text = _text(contour.name.replace("_", " "))
         items.append(np.hstack([_swatch([color] * _LEGEND_LINE), text]))

@@ -29,7 +29,8 @@ def test_json_and_overlay_are_in_image_pixels(small_run, photo, tmp_path):
     arguments = ["--model", str(small_run), str(photo), *boxes, "--out", str(out)]
     assert main(["predict", *arguments]) == 0
     result = json.loads((out / "photo.json").read_text())
-    assert list(result) == ["image", "width", "height", "scheme", "faces"]
+    assert list(result) == ["image", "width", "height", "scheme", "names", "faces"]
+    assert len(result["names"]) == 98
     assert (result["width"], result["height"]) == (300, 200)
     assert len(result["faces"]) == 2
     for face in result["faces"]:
@@ -213,6 +214,34 @@ def test_file_of_boxes(predict, tmp_path, capsys):
     assert capsys.readouterr().err == f"left out: {tmp_path}/photos/c.png: no face box in {boxes}\n"
 
 
+def test_boxes_with_width_and_height(predict, photo, tmp_path):
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x,y,width,height\nphoto.png,100,30,100,140\n")
+    faces = []
+    for options in (
+        ["--box", "100,30,200,170"],
+        ["--box", "100,30,100,140", "--box-format", "xywh"],
+        ["--boxes", boxes, "--box-format=xywh"],
+    ):
+        assert predict(photo, *options, "--overwrite") == 0
+        faces.append(faces_in(tmp_path / "out/photo.json"))
+    assert faces[0] == faces[1] == faces[2]
+    assert faces[0][0]["box"] == [100, 30, 200, 170]
+
+
+def test_68_landmarks_of_a_model_with_98(predict, photo, tmp_path):
+    assert predict(photo, "--whole-image", "--scheme", "ibug68", "--draw-edges") == 0
+    result = json.loads((tmp_path / "out/photo.json").read_text())
+    assert (result["scheme"], len(result["names"])) == ("ibug68", 68)
+    (face,) = result["faces"]
+    assert len(face["landmarks"]) == len(face["confidence"]) == 68
+
+
+def test_faces_below_the_minimum_confidence_are_left_out(predict, photo, tmp_path):
+    assert predict(photo, "--whole-image", "--min-confidence", "1") == 0
+    assert faces_in(tmp_path / "out/photo.json") == []
+
+
 def test_csv_and_pts_equal_the_json(small_run, photo, tmp_path):
     boxes = ["--box", "100,30,200,170", "--box", "110.5,40,190,160"]
     for kind in ("json", "csv", "pts"):
@@ -279,6 +308,7 @@ def test_video_has_json_lines_and_an_annotated_video(
     out = tmp_path / "out"
     lines = read_lines(out / "clip.jsonl")
     assert [line["frame"] for line in lines] == list(range(12))
+    assert all(len(line["names"]) == 68 and line["scheme"] == "ibug68" for line in lines)
     np.testing.assert_allclose([line["time"] for line in lines], np.arange(12) / 24, atol=1e-6)
     boxes = {}
     for line in lines:
@@ -293,6 +323,7 @@ def test_video_has_json_lines_and_an_annotated_video(
                 "heatmap_landmarks",
                 "expected_error",
                 "predicted_error",
+                "reliable",
             ]
             assert list(face) == keys
             boxes.setdefault(face["track"], []).append(face["box"])
@@ -361,11 +392,20 @@ def test_empty_video_is_an_error(error_line, small_run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--smooth"], "--smooth and --fps apply to videos, but no input is a video"),
-        (["--fps", "25"], "--smooth and --fps apply to videos, but no input is a video"),
+        (["--smooth"], "--max-frames apply to videos, but no input is a video"),
+        (["--fps", "25"], "--max-frames apply to videos, but no input is a video"),
+        (["--detect-every", "5"], "--max-frames apply to videos, but no input is a video"),
+        (["--max-frames", "0"], "--max-frames: 0 has to be at least 1"),
         (["--boxes", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--box", "0,0,9,9", "--whole-image"], "not allowed with argument"),
         (["--format", "xml"], "invalid choice: 'xml'"),
+        (["--box-format", "xywh"], "--box-format applies to --box and --boxes"),
+        (["--box", "9,9,0,9", "--box-format", "xywh"], "width and height have to be positive"),
+        (["--box", "9,9,9", "--box-format", "xywh"], "four numbers x,y,width,height"),
+        (["--min-score", "1.5"], "--min-score: 1.5 has to be from 0 to 1"),
+        (["--min-confidence", "nan"], "--min-confidence: nan has to be from 0 to 1"),
+        (["--min-confidence", "x"], "--min-confidence: invalid fraction value: 'x'"),
+        (["--whole-image", "--min-score", "0.5"], "--min-score applies to detected faces"),
         ([], "give --detector-model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole-image"),
     ],
 )

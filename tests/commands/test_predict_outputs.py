@@ -1,6 +1,7 @@
 """Results of `lcgcn predict` when it is interrupted or the disk is full, with a fake model."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ class Model(LandmarkModel):
         self.scheme, self.config = SCHEME, {"graph": None}
         self.calls, self.stop_at, self.number = 0, None, signal.SIGINT
 
-    def predict_boxed(self, images):
+    def predict_boxed(self, images, **_):
         self.calls += 1
         if self.calls == self.stop_at:
             os.kill(os.getpid(), self.number)
@@ -99,7 +100,7 @@ def images(folder, count):
 
 @pytest.mark.parametrize("number", CODES)
 def test_finished_frames_of_a_video_are_saved(run, model, clip, tmp_path, number):
-    model.stop_at, model.number = 2, number  # in the second batch of eight frames
+    model.stop_at, model.number = 9, number
     code, errors = run(clip)
     assert code == CODES[number]
     out = tmp_path / "out"
@@ -198,9 +199,10 @@ def test_signal_is_deferred_to_the_end_of_a_frame(run, model, clip, tmp_path, mo
     monkeypatch.setattr(VideoWriter, "write", interrupted)
     assert run(clip)[0] == 143
     out = tmp_path / "out"
-    assert len((out / "clip.interrupted.jsonl").read_text().splitlines()) == 5
+    count = len((out / "clip.interrupted.jsonl").read_text().splitlines())
+    assert 5 <= count < 20
     with open_video(out / "clip.interrupted.mp4") as video:
-        assert len(list(video.frames)) == 5
+        assert len(list(video.frames)) == count
 
 
 def test_signal_before_the_first_frame_writes_nothing(run, model, clip, tmp_path):
@@ -441,3 +443,137 @@ def test_unread_files_are_reported_once(run, tmp_path):
         0,
         ["left out 1 file that cannot be read: 1 .heic; convert HEIC to JPEG first"],
     )
+
+
+def lines_of(path):
+    return [json.loads(line)["image"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "pts", "jsonl"])
+@pytest.mark.parametrize("overlay", [True, False])
+def test_an_interrupted_job_continues(run, model, tmp_path, format, overlay):
+    if format == "pts" and not overlay:
+        return  # see the next test
+    photos = images(tmp_path / "in", 6)
+    options = ("--format", format, *([] if overlay else ["--no-overlay"]))
+    model.stop_at = 4
+    assert run(photos, *options)[0] == 130
+    out, model.stop_at, model.calls = tmp_path / "out", None, 0
+    finished = {name: (out / name).stat().st_mtime_ns for name in files_in(out)}
+    if overlay:  # damaged results are predicted again
+        (out / "1.png").write_bytes((out / "1.png").read_bytes()[:-5])
+    assert run(photos, *options, "--skip-existing") == (0, [])
+    assert model.calls == 3 + overlay
+    suffixes = {"json": [".json"], "csv": [".csv"], "pts": ["_face1.pts"], "jsonl": []}[format]
+    names = [f"{i}{s}" for i in range(6) for s in suffixes + [".png"] * overlay]
+    assert files_in(out) == sorted([*names, *(["predictions.jsonl"] if format == "jsonl" else [])])
+    assert (out / "1.png").read_bytes()[-8:] == b"IEND\xaeB`\x82" if overlay else True
+    unchanged = [n for n in finished if not n.startswith(("1", "predictions"))]
+    assert unchanged or not overlay
+    assert all((out / n).stat().st_mtime_ns == finished[n] for n in unchanged)
+    if format == "jsonl":
+        assert lines_of(out / "predictions.jsonl") == [str(photos / f"{i}.png") for i in range(6)]
+    model.calls = 0
+    assert run(photos, *options, "--skip-existing") == (0, [])
+    assert model.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--skip-existing", "--overwrite"],
+            "--skip-existing and --overwrite contradict each other",
+        ),
+        (["--skip-existing", "--no-overlay", "--format", "pts"], "leave out --no-overlay"),
+        (["--shard", "3/2"], "--shard 3/2: give I/N"),
+    ],
+)
+def test_invalid_options_of_large_jobs(run, tmp_path, options, message):
+    code, errors = run(images(tmp_path / "in", 1), *options)
+    assert (code, len(errors)) == (2, 1)
+    assert message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_together_are_the_whole_job(run, tmp_path):
+    photos = images(tmp_path / "in", 5)
+    for number in (1, 2, 3):
+        assert run(photos, "--shard", f"{number}/3", "--format", "jsonl", "--no-overlay")[0] == 0
+    assert run(photos, "--shard", "6/6", "--format", "jsonl", "--no-overlay") == (0, [])
+    out = tmp_path / "out"
+    assert files_in(out) == [f"predictions-{i:05d}-of-00003.jsonl" for i in (1, 2, 3)]
+    lines = [lines_of(out / name) for name in files_in(out)]
+    assert sorted(itertools.chain(*lines)) == [str(photos / f"{i}.png") for i in range(5)]
+    assert lines[0] == [str(photos / f"{i}.png") for i in (0, 3)]
+
+
+def test_lines_of_an_earlier_job_are_not_overwritten(run, tmp_path):
+    photos = images(tmp_path / "in", 1)
+    assert run(photos, "--format", "jsonl", "--no-overlay")[0] == 0
+    code, errors = run(photos, "--format", "jsonl", "--no-overlay")
+    assert code == 2
+    assert "predictions.jsonl: already exists" in errors[0]
+    assert run(photos, "--format", "jsonl", "--no-overlay", "--overwrite")[0] == 0
+    assert len(lines_of(tmp_path / "out" / "predictions.jsonl")) == 1
+
+
+def test_unusable_files_are_reported_again_by_the_next_job(run, tmp_path):
+    photos = images(tmp_path / "in", 2)
+    (photos / "cut.jpg").write_bytes(b"\xff\xd8")
+    for options in ((), ("--skip-existing",)):
+        code, errors = run(photos, *options)
+        assert code == 1
+        assert errors == [
+            f"left out: {photos}/cut.jpg: the image file is truncated; use a complete JPEG or PNG file"
+        ]
+
+
+def test_images_and_videos_are_finished_in_order(model, clip, tmp_path, capsys):
+    photos = images(tmp_path / "in", 5)
+    inputs = [*(photos / f"{i}.png" for i in range(3)), clip, photos / "3.png", photos / "4.png"]
+    out = tmp_path / "out"
+    options = ["--model", "m", "--whole-image", "--out", out, "--format", "jsonl"]
+    assert main([str(word) for word in ("predict", *inputs, *options)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [text.partition(": ")[0] for text in printed] == list(map(str, inputs))
+    assert lines_of(out / "predictions.jsonl") == [str(path) for path in inputs if path != clip]
+
+
+def test_results_in_the_folder_of_the_inputs_are_not_continued(model, tmp_path, capsys):
+    photos = tmp_path / "in"
+    photos.mkdir()
+    PIL.Image.new("RGB", (40, 30)).save(photos / "a.jpg")
+    options = ["--model", "m", "--whole-image", "--out", photos, "--format", "csv"]
+    for word in ("--skip-existing", "--shard=1/2"):
+        assert main([str(w) for w in ("predict", photos, *options, word)]) == 2
+        assert "is the folder of the inputs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    """10,000 tiny images with a fake model, in another process."""
+    code = (
+        "import resource, sys; import numpy as np, PIL.Image; from pathlib import Path\n"
+        "import tests.commands.test_predict_outputs as t\n"
+        "from lcgcn_jax.inference import batch_predict, result_files, sources\n"
+        "folder, count = Path(sys.argv[1]), int(sys.argv[2]); folder.mkdir()\n"
+        "data = PIL.Image.new('RGB', (64, 48)); data.save(folder / '0.png')\n"
+        "first = (folder / '0.png').read_bytes()\n"
+        "for i in range(1, count): (folder / f'{i}.png').write_bytes(first)\n"
+        "files = result_files.ResultFiles(folder / 'out', 'jsonl', overlays=False)\n"
+        "model = t.Model()\n"
+        "predictor = batch_predict.BatchPredictor(model, files, batch_predict.whole_image_box, draw=None)\n"
+        "inputs = sources.find_inputs([str(folder)], folder / 'out').files\n"
+        "peaks, calls = [], model.predict_boxed\n"
+        "def measure(images):\n"
+        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); return calls(images)\n"
+        "model.predict_boxed = measure\n"
+        "predictor.run(inputs)\n"
+        "assert sum(1 for _ in open(folder / 'out' / 'predictions.jsonl')) == count\n"
+        "print((peaks[-1] - peaks[len(peaks) // 10]) / 1024, file=sys.stderr)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "in"), "10000"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True)
+    assert float(done.stderr.splitlines()[-1]) < 16  # MiB

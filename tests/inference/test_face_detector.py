@@ -8,10 +8,11 @@ import pytest
 
 from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.geometry import box_of_landmarks
+from lcgcn_jax.geometry import box_of_landmarks, transform_points, upright_transform
 from lcgcn_jax.image_io import read_image
-from lcgcn_jax.inference import face_detector
-from lcgcn_jax.inference.face_detector import BoxMap, Detections, FaceDetector
+from lcgcn_jax.inference import box_map, face_detector
+from lcgcn_jax.inference.box_map import BoxMap, Detections
+from lcgcn_jax.inference.face_detector import FaceDetector
 
 
 def random_detections(count, seed=0):
@@ -32,7 +33,7 @@ def test_fit_recovers_the_map_of_the_boxes(points):
     coefficients[-1] = (0, 0.1, 0.9, 0.8)
     detections = random_detections(60)
     boxes = BoxMap(coefficients)(detections)
-    fitted = face_detector.fit_box_map(detections, boxes, points=points)
+    fitted = box_map.fit_box_map(detections, boxes, points=points)
     np.testing.assert_allclose(fitted.coefficients, coefficients, atol=1e-9)
     x0, y0, x1, y1 = detections.boxes[0]
     width, height = x1 - x0, y1 - y0
@@ -48,13 +49,13 @@ def test_map_is_symmetric():
     detections = random_detections(20)
     points = (detections.points * (-1.0, 1.0))[:, [1, 0, 2, 4, 3]]
     mirror_image = Detections(mirrored(detections.boxes), points, detections.scores)
-    expected = mirrored(face_detector.BOX_MAP(detections))
-    np.testing.assert_allclose(face_detector.BOX_MAP(mirror_image), expected, atol=0.05)
+    expected = mirrored(box_map.BOX_MAP(detections))
+    np.testing.assert_allclose(box_map.BOX_MAP(mirror_image), expected, atol=0.05)
 
 
 def test_crop_errors_are_fractions_of_the_true_side():
     true = np.array([[10.0, 20.0, 50.0, 100.0]])
-    offset, scale = face_detector.crop_errors(np.array([[14.0, 12.0, 62.0, 100.0]]), true)
+    offset, scale = box_map.crop_errors(np.array([[14.0, 12.0, 62.0, 100.0]]), true)
     np.testing.assert_allclose(offset, [[0.1, -0.05]])
     np.testing.assert_allclose(scale, [np.log(1.1)])
 
@@ -74,9 +75,9 @@ def test_boxes_in_full_size_images_match_the_landmarks(detector, shared):
         landmarks = read_pts(points, 68) - 1
         true.append(box_of_landmarks(landmarks, np.ones(68, bool)))
         detected.append(detections.boxes[0])
-        mapped.append(face_detector.BOX_MAP(detections)[0])
-    offset, scale = face_detector.crop_errors(np.stack(mapped), np.stack(true))
-    offset_without_map, _ = face_detector.crop_errors(np.stack(detected), np.stack(true))
+        mapped.append(box_map.BOX_MAP(detections)[0])
+    offset, scale = box_map.crop_errors(np.stack(mapped), np.stack(true))
+    offset_without_map, _ = box_map.crop_errors(np.stack(detected), np.stack(true))
     assert len(true) == 5
     assert np.linalg.norm(offset, axis=1).max() < 0.08
     assert np.abs(scale).max() < 0.12
@@ -115,18 +116,47 @@ def test_boxes_scale_with_the_image(detector, shared):
 def test_image_without_a_face_has_no_detections(detector, shape):
     detections = detector.detect(np.full(shape, 128, np.uint8))
     assert len(detections) == 0
-    assert face_detector.BOX_MAP(detections).shape == (0, 4)
+    assert box_map.BOX_MAP(detections).shape == (0, 4)
 
 
 def test_faces_outside_the_image_and_negative_boxes_are_left_out(detector, monkeypatch):
     """The center of the second box is outside the image, and the third box has a negative width."""
     boxes = np.array([[10.0, 10, 50, 60], [-50, 10, -10, 60], [90, 10, 60, 40]])
     detections = Detections(boxes, np.zeros((3, 5, 2)), np.array([0.9, 0.8, 0.7]))
-    monkeypatch.setattr(detector, "detect", lambda image: detections)
+    monkeypatch.setattr(detector, "detect", lambda image, **_: detections)
     monkeypatch.setattr(face_detector, "BOX_MAP", lambda detections: detections.boxes)
     selected, scores = detector.scored_boxes(np.zeros((80, 100, 3), np.uint8))
     np.testing.assert_array_equal(selected, boxes[:1])
     np.testing.assert_array_equal(scores, [0.9])
+
+
+@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
+def test_faces_are_found_in_a_rotated_image(detector, shared, quarter_turns):
+    """They have the boxes of the upright image, and the rotation that makes them upright."""
+    image = read_image(shared / "data/photos/2009_004587.jpg")
+    upright = detector.find_faces(image)
+    height, width = image.shape[:2]
+    rotated = detector.find_faces(np.rot90(image, -quarter_turns))
+    np.testing.assert_array_equal(upright.rotations, [0, 0])
+    np.testing.assert_array_equal(rotated.rotations, [360 - 90 * quarter_turns] * 2)
+    orientation = face_detector._ORIENTATIONS[quarter_turns]
+    to_rotated = upright_transform(orientation, width, height)
+    corners = transform_points(to_rotated, upright.boxes.reshape(-1, 2, 2))
+    expected = np.hstack([corners.min(axis=1), corners.max(axis=1)])
+    np.testing.assert_allclose(rotated.boxes, expected, atol=0.5)
+    for crop, box in zip(rotated.crops(64), rotated.boxes, strict=True):
+        np.testing.assert_allclose(
+            transform_points(crop, (box[:2] + box[2:]) / 2), [31.5, 31.5], atol=1e-6
+        )
+
+
+def test_minimum_score(detector, shared):
+    image = read_image(shared / "data/photos/bald_guys.jpg")
+    scores = detector.find_faces(image).scores
+    low, high = detector.find_faces(image, min_score=0.2), detector.find_faces(image, min_score=0.9)
+    assert len(low.scores) > len(scores)
+    np.testing.assert_array_equal(high.scores, scores[scores >= 0.9])
+    assert len(detector.find_faces(image, min_score=1.0).scores) == 0
 
 
 def test_of_nested_boxes_the_first_is_selected():
@@ -134,11 +164,11 @@ def test_of_nested_boxes_the_first_is_selected():
     with_chest = [0.0, 0, 60, 100]
     shifted = [12.0, 8, 52, 48]
     boxes = np.array([face, with_chest, neighbor, shifted, face])
-    assert face_detector._suppress_nested(boxes) == [0, 2]
-    selected = face_detector._suppress_nested(boxes[::-1])
+    assert face_detector._suppress_nested(boxes, 0.75) == [0, 2]
+    selected = face_detector._suppress_nested(boxes[::-1], 0.75)
     np.testing.assert_array_equal(boxes[::-1][selected], [face, neighbor])
-    assert face_detector._suppress_nested(boxes[[1, 0]]) == [0]
-    assert face_detector._suppress_nested(np.zeros((0, 4))) == []
+    assert face_detector._suppress_nested(boxes[[1, 0]], 0.75) == [0]
+    assert face_detector._suppress_nested(np.zeros((0, 4)), 0.75) == []
 
 
 def test_boxes_of_a_crowd_are_not_nested(detector, shared):

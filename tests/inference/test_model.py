@@ -4,12 +4,19 @@ import pytest
 
 import lcgcn_jax
 from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference import robust_crops
 from lcgcn_jax.models.lcgcn import normalize_images
 
 
 @pytest.fixture(scope="module")
 def model(small_run):
     return lcgcn_jax.load(small_run)
+
+
+@pytest.fixture(autouse=True)
+def single_crop(monkeypatch):
+    """The landmarks of a barely trained model are random, and further crops amplify rounding errors."""
+    monkeypatch.setattr(robust_crops, "is_off", lambda *args: False)
 
 
 def test_loaded_model_has_scheme_and_configuration(model):

@@ -225,3 +225,34 @@ def test_visibility_of_a_model_with_the_head_is_written(tmp_path):
     text = results.format_csv([plain, with_visibility], SCHEME)
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["visibility"] for row in rows] == ["", "", "", "0.1235", "1.0000", "0.0000"]
+
+
+@pytest.mark.parametrize(
+    "header", ["image,x,y,width,height", "Image, X, Y, W, H", "height,image,x,y,width"]
+)
+def test_file_of_boxes_with_sizes(tmp_path, header):
+    values = {"image": "a.jpg", "x": "1", "y": "2", "width": "30", "height": "40"} | {
+        "w": "30",
+        "h": "40",
+    }
+    row = ",".join(values[name.strip().lower()] for name in header.split(","))
+    path = tmp_path / "b.csv"
+    path.write_text(f"{header}\n{row}\n")
+    boxes = results.BoxFile(path, "xywh")
+    assert count_boxes(boxes, "a.jpg") == [1]
+    assert boxes.of(Path("a.jpg")) == [[1, 2, 30, 40]]
+    with pytest.raises(InputError, match=r"no column 'x0'.*or give --box-format xywh"):
+        box_file(tmp_path, "c.csv", "image,x,y,width,height\na.jpg,1,2,30,40\n")
+
+
+def test_reliability_names_and_scheme_are_written():
+    faces = [dataclasses.replace(face(0), reliable=value) for value in (True, False, None)]
+    described = [results.describe_face(f).get("reliable", "absent") for f in faces]
+    assert described == [True, False, "absent"]
+    rows = list(csv.DictReader(results.format_csv(faces, SCHEME).splitlines()))
+    assert [row["reliable"] for row in rows[::3]] == ["true", "false", ""]
+    image = results.describe_image(Path("a.jpg"), 9, 8, faces, SCHEME)
+    frame = results.describe_frame(3, 0.1, faces, [0, 1, 2], SCHEME)
+    for content in (image, frame):
+        assert (content["scheme"], content["names"]) == ("three", ["tip", "left", "right"])
+        json.dumps(content)

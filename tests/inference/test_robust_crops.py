@@ -50,6 +50,21 @@ def test_upright_crop_equals_the_crop_of_the_upright_face(degrees):
     )
 
 
+@pytest.mark.parametrize("degrees", [-170.0, -60.0, 0.0, 100.0])
+def test_crop_around_landmarks_is_upright(degrees):
+    """The crop in which the face was predicted resolves which of two opposite rotations is meant."""
+    rolled = rotate(FACE, degrees)
+    predicted_in = geometry.crop_transform(np.array([0.0, 0, 99, 99]), 64, rotation=30 - degrees)
+    affine = robust_crops.crop_around(rolled, SCHEME, 64, predicted_in)
+    assert robust_crops.rotation_of(affine) == pytest.approx(-degrees)
+    expected = robust_crops.crop_around(FACE, SCHEME, 64)
+    np.testing.assert_allclose(
+        geometry.transform_points(affine, rolled),
+        geometry.transform_points(expected, FACE),
+        atol=1e-6,
+    )
+
+
 def test_coinciding_landmarks_have_no_crop():
     assert robust_crops.upright_crop(np.full((5, 2), 3.0), 0.0, 64) is None
 

@@ -23,7 +23,7 @@ from lcgcn_jax.inference import face_prediction, forking, image_inputs
 from lcgcn_jax.inference import model as model_module
 from lcgcn_jax.inference.face_detector import FaceDetector
 from lcgcn_jax.inference.model import LandmarkModel
-from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.landmarks import IBUG68, WFLW98, WFLW98_TO_IBUG68, LandmarkScheme
 from lcgcn_jax.models import bundles, registry
 from lcgcn_jax.models.layers import ConvBN
 from lcgcn_jax.uncertainty import UncertaintyModel
@@ -182,9 +182,11 @@ def test_spawned_pool_predicts(shared, detector_model):
 def test_reading_and_creating_a_model_traces_once(bundle, tmp_path, monkeypatch):
     bundles.save_bundle(tmp_path / "model", bundle, "")
     traces = []
-    create = bundles.create_model
+    create = registry.create_model
     monkeypatch.setattr(
-        bundles, "create_model", lambda *args, **kwargs: traces.append(1) or create(*args, **kwargs)
+        registry,
+        "create_model",
+        lambda *args, **kwargs: traces.append(1) or create(*args, **kwargs),
     )
     bundles._structure.cache_clear()
     model = lcgcn_jax.load(tmp_path / "model")
@@ -328,13 +330,83 @@ def test_value_that_is_no_list_is_an_error_of_one_line(values):
         image_inputs.as_list("images", values)
 
 
-def test_uncertain_face_is_tried_again_in_rotated_crops(bundle, monkeypatch):
-    """The landmarks with the lowest predicted error of four orientations and an upright crop are returned."""
+def test_boxes_with_width_and_height(model):
+    (corners,) = model.predict(IMAGE, [BOX])
+    (sizes,) = model.predict(IMAGE, [(10, 10, 40, 40)], box_format="xywh")
+    np.testing.assert_array_equal(sizes.box, BOX)
+    np.testing.assert_array_equal(sizes.landmarks, corners.landmarks)
+    ((batch,),) = model.predict_batch([IMAGE], [[(10, 10, 40, 40)]], box_format="xywh")
+    np.testing.assert_array_equal(batch.box, BOX)
+
+
+@pytest.mark.parametrize(
+    ("box", "options", "message"),
+    [
+        (BOX, {"box_format": "xyhw"}, "box_format: unknown value 'xyhw'; did you mean 'xywh'"),
+        ((10, 10, 0, 5), {"box_format": "xywh"}, "width and height have to be positive"),
+        ((10, 10, -5, 5), {"box_format": "xywh"}, "box 10,10,-5,5: width and height"),
+        ((10, 10, 5), {"box_format": "xywh"}, "four numbers x,y,width,height"),
+        ((40, 40, 20, 20), {}, "for boxes x,y,width,height, set the box format xywh"),
+        (BOX, {"min_score": 60.0}, "min_score: 60.0; give a number from 0 to 1"),
+        (BOX, {"min_confidence": -0.1}, "min_confidence: -0.1; give a number from 0 to 1"),
+        (BOX, {"min_confidence": float("nan")}, "min_confidence: nan; give a number"),
+    ],
+)
+def test_invalid_arguments_of_predict(model, box, options, message):
+    with pytest.raises(lcgcn_jax.InputError) as caught:
+        model.predict(IMAGE, [box], **options)
+    assert message in str(caught.value)
+
+
+def test_faces_with_a_low_confidence_are_left_out(model):
+    boxes = [BOX, (5, 5, 40, 55), (20, 8, 60, 50)]
+    faces = model.predict(IMAGE, boxes)
+    confidences = [face.confidence.mean() for face in faces]
+    limit = float(np.median(confidences))
+    confident = model.predict(IMAGE, boxes, min_confidence=limit)
+    expected = [face.box for face in faces if face.confidence.mean() >= limit]
+    np.testing.assert_array_equal([face.box for face in confident], expected)
+    assert 1 <= len(confident) < 3
+
+
+def test_model_of_98_landmarks_predicts_68(random_bundle, monkeypatch):
+    """All outputs and the calibration have the landmarks of 300W, also in copies of the model."""
+    monkeypatch.setitem(registry._HEATMAP_MODELS, "one-layer", OneLayer)
+    monkeypatch.setattr(face_prediction.robust_crops, "is_off", lambda *args: False)
+    calibration = UncertaintyModel(
+        1.0, 0.0, np.arange(98) / 98, np.array([-9.0, 9.0]), np.array([1.0, 3.0]), fitted_on={}
+    )
+    bundle = dataclasses.replace(random_bundle(MODEL, WFLW98, 32), calibration=calibration)
+    (face,) = LandmarkModel(bundle).predict(IMAGE, [BOX])
+    model = LandmarkModel(bundle, scheme="ibug68")
+    assert model.scheme == IBUG68
+    rows = list(WFLW98_TO_IBUG68)
+    for converted in (model, pickle.loads(pickle.dumps(model))):
+        (face68,) = converted.predict(IMAGE, [BOX])
+        assert face68.names == IBUG68.names
+        for name in ("landmarks", "heatmap_landmarks", "confidence"):
+            np.testing.assert_allclose(getattr(face68, name), getattr(face, name)[rows], atol=1e-4)
+        np.testing.assert_allclose(
+            face68.predicted_error_percent, face.predicted_error_percent[rows], rtol=1e-4
+        )
+    assert model.predict_crops(IMAGE[None, :32, :32]).landmarks.shape == (1, 68, 2)
+    assert model.predict_crops(np.zeros((0, 32, 32, 3), np.uint8)).confidence.shape == (0, 68)
+    assert model.bundle.scheme == WFLW98
+
+
+def test_other_conversions_are_errors(bundle):
+    assert LandmarkModel(bundle, scheme="three").scheme == SCHEME
+    for name in ("ibug68", "wflw98"):
+        with pytest.raises(lcgcn_jax.InputError, match=f"scheme {name}: the model has the land"):
+            LandmarkModel(bundle, scheme=name)
+
+
+def test_uncertain_face_is_tried_again_in_other_crops(bundle, monkeypatch):
+    """The landmarks with the lowest predicted error of all crops are returned."""
     calibration = UncertaintyModel(
         1.0, 0.0, np.zeros(3), np.array([-9.0, 0.0]), np.array([1.0, 10.0]), fitted_on={}
     )
     calibrated = LandmarkModel(dataclasses.replace(bundle, calibration=calibration))
-    (first,) = LandmarkModel(bundle).predict(IMAGE, [BOX])
     candidates = []
     predict_faces = face_prediction.FacePredictor._predict_faces
 
@@ -345,13 +417,15 @@ def test_uncertain_face_is_tried_again_in_rotated_crops(bundle, monkeypatch):
 
     monkeypatch.setattr(face_prediction.FacePredictor, "_predict_faces", record_candidates)
     monkeypatch.setattr(face_prediction.robust_crops, "is_uncertain", lambda *args: False)
+    monkeypatch.setattr(face_prediction.robust_crops, "is_off", lambda *args: False)
+    (first,) = LandmarkModel(bundle).predict(IMAGE, [BOX])
     (certain,) = calibrated.predict(IMAGE, [BOX])
     np.testing.assert_array_equal(certain.landmarks, first.landmarks)
-    assert len(candidates) == 1
+    assert len(candidates) == 2
     candidates.clear()
     monkeypatch.setattr(face_prediction.robust_crops, "is_uncertain", lambda *args: True)
     (face,) = calibrated.predict(IMAGE, [BOX])
-    assert 4 <= len(candidates) <= 5
+    assert 5 <= len(candidates) <= 6
     best = min(candidates, key=lambda candidate: candidate.predicted_error_percent.mean())
     np.testing.assert_array_equal(face.landmarks, best.landmarks)
     np.testing.assert_array_equal(face.box, BOX)

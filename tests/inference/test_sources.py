@@ -122,14 +122,28 @@ def test_folder_without_readable_files_is_an_error(tmp_path, files, message):
 @pytest.mark.parametrize(
     "text",
     [
-        "0", "12", "-", "rtsp://camera/1", "https://example.com//face.jpg?size=1", "camera:0", "s3://b/k",
-        "HTTP://EXAMPLE.COM/a", "file:///tmp/a.jpg", "data:image/png;base64,AAAA",
+        "0", "12", "-", "https://example.com//face.jpg?size=1", "camera:", "camera:front", "s3://b/k",
+        "file:///tmp/a.jpg", "data:image/png;base64,AAAA", "rtmp://host/live",
     ],
 )  # fmt: skip
-def test_streams_and_urls_are_errors(text):
+def test_other_urls_are_errors(text):
     with pytest.raises(InputError) as caught:
         find_inputs([text])
     assert str(caught.value).startswith(f"{text}: only files and folders are read")
+
+
+def test_streams_are_videos():
+    texts = ["camera:0", "rtsp://user:secret@cam1:554/live/ch1?x=1", "HTTP://EXAMPLE.COM/a"]
+    files = find_inputs([*texts, "camera:0"]).files
+    assert [file.stream for file in files] == texts
+    assert names(find_inputs(texts)) == ["camera0", "cam1_live_ch1", "EXAMPLE.COM_a"]
+    assert all(file.is_video for file in files)
+    assert files[1].label == "rtsp://cam1:554/live/ch1?x=1"
+
+
+def test_streams_with_results_of_one_name_are_an_error():
+    with pytest.raises(InputError, match="same name as those of http://a/clip"):
+        find_inputs(["http://a/clip", "http://u:p@a/clip.mp4"])
 
 
 def test_long_urls_are_shortened():

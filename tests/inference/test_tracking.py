@@ -1,72 +1,340 @@
+"""Tracking with a simulated model, detector and video."""
+
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 
-from lcgcn_jax.inference.tracking import MAX_GAP, FaceTracker, OneEuroFilter
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.geometry import crop_transform, invert, transform_points
+from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.image_inputs import BoxedImage
+from lcgcn_jax.inference.model import LandmarkModel
+from lcgcn_jax.inference.track_matching import landmark_box
+from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker, track_frames
+from lcgcn_jax.inference.video import VideoWriter
+from lcgcn_jax.landmarks import IBUG68
+from lcgcn_jax.synthetic.drawing import draw_face
+
+SIDE = 100.0
+WIDTH, HEIGHT = 1280, 720
+RATE = 25.0
 
 
-def boxes(*corners, side=40.0):
-    return np.array([(x, y, x + side, y + side) for x, y in corners]).reshape(-1, 4)
+def shape(seed):
+    """Landmarks of a synthetic face with the center 0 and the size `SIDE`."""
+    points = draw_face(seed, IBUG68, size=64).landmarks
+    points = points - points.mean(axis=0)
+    return points * SIDE / np.ptp(points, axis=0).max()
 
 
-def test_tracks_do_not_depend_on_the_order_of_the_faces():
-    tracker = FaceTracker()
-    assert tracker.update(boxes((0, 0), (100, 0))) == [0, 1]
-    assert tracker.update(boxes((104, 3), (5, 2))) == [1, 0]
-    assert tracker.update(boxes((9, 4), (300, 0), (108, 6))) == [0, 2, 1]
+SHAPES = [shape(6), shape(9), shape(17) * (0.6, 1)]
 
 
-def test_pair_with_the_largest_overlap_is_matched_first():
-    tracker = FaceTracker()
-    tracker.update(boxes((0, 0), (20, 0)))
-    # The first box overlaps both faces, and the second face more.
-    assert tracker.update(boxes((15, 0), (-2, 0))) == [1, 0]
+@dataclasses.dataclass
+class Person:
+    """A simulated face.
+
+    Attributes:
+      shape: index of its landmarks in `SHAPES`.
+      center: position in the frame; None while it is absent.
+      detectable: whether the detector finds it.
+    """
+
+    shape: int
+    center: tuple[float, float] | None = None
+    detectable: bool = True
+
+    @property
+    def landmarks(self):
+        return SHAPES[self.shape] + self.center
 
 
-@pytest.mark.parametrize(("gap", "track"), [(MAX_GAP, 0), (MAX_GAP + 1, 1)])
-def test_track_resumes_after_a_short_gap(gap, track):
-    tracker = FaceTracker()
-    tracker.update(boxes((0, 0)))
-    for _ in range(gap):
-        assert tracker.update(boxes()) == []
-    assert tracker.update(boxes((3, 0))) == [track]
+class World(LandmarkModel):
+    """Fake model and detector of persons; those in front come first, and occlude those behind.
+
+    The frame holds the index of the current positions. As a network does, the model predicts the visible
+    face that is the closest to the center of the crop, and is uncertain if the crop has no face.
+    """
+
+    def __init__(self, *persons):
+        self.persons, self.detections, self.crops = persons, 0, 0
+        self.scheme, self.image_size, self.calibration = IBUG68, 64, None
+        self.rng = np.random.default_rng(0)
+        self.scale = 1.0
+
+    def visible(self):
+        faces = []
+        for person in self.persons:
+            if person.center is not None and all(
+                np.hypot(*(np.array(person.center) - other.center)) > 0.6 * SIDE for other in faces
+            ):
+                faces.append(person)
+        return faces
+
+    def boxed_image(self, image, boxes=None, **_):
+        if boxes is not None:
+            return BoxedImage(image, [np.array(box) for box in boxes], [None] * len(boxes))
+        self.detections += 1
+        boxes = [landmark_box(p.landmarks) for p in self.visible() if p.detectable]
+        boxes = [box + self.rng.normal(0, 3, 4) for box in boxes]
+        return BoxedImage(image, boxes, [0.9] * len(boxes))
+
+    def follow(self, image):
+        faces = []
+        for box, score, affine in zip(image.boxes, image.scores, image.crops, strict=True):
+            self.crops += 1
+            center = transform_points(invert(affine), np.full((1, 2), 31.5))[0]
+            distances = [np.hypot(*(center - p.center)) for p in self.visible()]
+            confidence = 0.7
+            if distances and min(distances) < 0.7 * SIDE:
+                points = self.visible()[int(np.argmin(distances))].landmarks
+                points = points + self.rng.normal(0, 0.5, (68, 2))
+            else:
+                points, confidence = center + 60 * self.rng.normal(0, 0.3, (68, 2)), 0.1
+            is_reliable = None if confidence > 0.5 else False
+            confidences = np.full(68, confidence, np.float32)
+            faces.append(
+                Face(
+                    box,
+                    points,
+                    confidences,
+                    points,
+                    score=score,
+                    reliable=is_reliable,
+                    crop=affine,
+                    scheme=IBUG68,
+                )
+            )
+        return faces
+
+    def predict(self, images):
+        return [
+            self.follow(
+                dataclasses.replace(image, crops=[crop_transform(box, 64) for box in image.boxes])
+            )
+            for image in images
+        ]
+
+    def predict_boxed(self, images):
+        return self.predict(images)
 
 
-def smooth_track(landmarks, rate=25.0, side=100.0):
-    one_euro = OneEuroFilter()
-    return np.stack(
-        [one_euro(points, time=i / rate, side=side) for i, points in enumerate(landmarks)]
-    )
+def run(world, positions, *, rate=RATE, **options):
+    """Track persons along their positions.
+
+    Args:
+      world: the persons.
+      positions: for each frame, the center of each person, or None.
+      rate: frames per second.
+      options: arguments of `FaceTracker`.
+
+    Returns:
+      The tracker, and for each frame a dictionary from persons (by index) to tracks.
+    """
+    tracker = FaceTracker(world, **options)
+    tracker._predictor = world
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    results = []
+    for i, centers in enumerate(positions):
+        for person, center in zip(world.persons, centers, strict=True):
+            person.center = center
+        faces = tracker.update(frame, i / rate)
+        people = {}
+        for face in faces:
+            distances = [
+                np.inf if p.center is None else np.abs(p.landmarks - face.landmarks).mean()
+                for p in world.persons
+            ]
+            assert min(distances) < 3
+            people[int(np.argmin(distances))] = face.track
+        results.append(people)
+    return tracker, results
 
 
-def test_jitter_of_a_face_at_rest_is_reduced():
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(0, 100, (1, 20, 2))
-    noisy = truth + rng.normal(0, 0.5, (100, 20, 2))
-    smooth = smooth_track(noisy)
-    np.testing.assert_array_equal(smooth[0], noisy[0])
-    assert (
-        np.abs(np.diff(smooth[20:], axis=0)).mean() < 0.35 * np.abs(np.diff(noisy, axis=0)).mean()
-    )
-    assert np.abs(smooth[20:] - truth).mean() < 0.7 * np.abs(noisy[20:] - truth).mean()
+def still(center, count):
+    return [(center,)] * count
 
 
-def test_lag_of_a_moving_face_is_limited():
-    """At one face side per second, the lag is below 3 % of a side, and larger with a constant cutoff."""
-    truth = np.linspace(0, 400, 101)[:, None, None] * np.ones((1, 5, 2)) / np.sqrt(2)
-    lag = np.linalg.norm(smooth_track(truth) - truth, axis=-1)[25:].max()
-    assert lag < 3
-    slow = np.linalg.norm(smooth_track(truth, side=1e6) - truth, axis=-1)[25:].max()
-    assert slow > 8
+def test_detector_runs_rarely_for_one_face():
+    world = World(Person(0))
+    tracker, results = run(world, still((300, 300), 51))
+    assert results == [{0: 0}] * 51
+    assert tracker.num_detections == world.detections == 6
+    assert world.crops == 51, "one crop per face and frame"
 
 
-def test_smoothing_does_not_depend_on_the_resolution():
-    rng = np.random.default_rng(1)
-    track = np.cumsum(rng.normal(0, 2, (30, 5, 2)), axis=0)
-    np.testing.assert_allclose(smooth_track(3 * track, side=300.0), 3 * smooth_track(track))
+@pytest.mark.parametrize("every", [1, 4])
+def test_detection_interval(every):
+    tracker, _ = run(World(Person(0)), still((300, 300), 21), detect_every=every)
+    assert tracker.num_detections == 20 // every + 1
 
 
-def test_results_of_the_filter_are_copies():
-    one_euro = OneEuroFilter()
-    first = one_euro(np.zeros((3, 2)), time=0.0, side=10.0)
-    one_euro(np.ones((3, 2)), time=0.1, side=10.0)
-    assert not first.any()
+def test_detector_runs_less_often_without_a_face():
+    world = World(Person(0))
+    _, results = run(world, still(None, 40) + still((300, 300), 4))
+    assert results[:40] == [{}] * 40
+    assert results[-1] == {0: 0}
+    assert world.detections <= 13
+
+
+def test_new_face_is_tracked_from_the_next_detection():
+    world = World(Person(0), Person(1))
+    positions = [((300, 300), (800, 300) if i > 3 else None) for i in range(2 * DETECT_EVERY)]
+    _, results = run(world, positions)
+    assert results[DETECT_EVERY - 1] == {0: 0}
+    assert results[DETECT_EVERY] == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("seconds", [0.8, 2.5])
+@pytest.mark.parametrize("distance", [0, 30, 120])
+@pytest.mark.parametrize("rate", [12.0, 30.0])
+def test_crossing_faces_keep_their_tracks(rate, distance, seconds):
+    """Two faces exchange their sides of the frame; one occludes the other when they meet."""
+    world = World(Person(0), Person(1))
+    steps = np.linspace(0, 1, round(seconds * rate))
+    positions = [((300 + 500 * t, 300.0), (800 - 500 * t, 300.0 + distance)) for t in steps]
+    positions += [positions[-1]] * int(rate)
+    _, results = run(world, positions, rate=rate)
+    assert results[0] == {0: 0, 1: 1} or results[0] == {0: 1, 1: 0}
+    assert results[-1] == results[0]
+    for people in results:
+        assert people.items() <= results[0].items(), "no face has the track of the other"
+
+
+def test_occluded_face_that_waits_keeps_its_track():
+    """A face passes in front of a still one."""
+    world = World(Person(0), Person(1))
+    positions = [((200.0 + 12 * i, 300.0), (500.0, 310.0)) for i in range(60)]
+    _, results = run(world, positions)
+    assert results[-1] == results[0]
+    assert {len(people) for people in results} == {1, 2}
+
+
+@pytest.mark.parametrize(("absence", "track"), [(0.2, 0), (0.8, 0), (2.0, 1)])
+@pytest.mark.parametrize("speed", [0.0, 8.0])
+def test_face_that_leaves_and_comes_back(absence, track, speed):
+    world = World(Person(0))
+    walk = [((140.0 - speed * i, 300.0),) for i in range(15)]
+    back = walk[::-1]
+    _, results = run(world, walk + still(None, int(absence * RATE)) + back)
+    assert results[0] == {0: 0}
+    assert results[-1] == {0: track}
+    assert results[len(walk) + 2] == {}
+
+
+def test_other_face_at_the_place_of_a_former_one_is_new():
+    world = World(Person(0), Person(2))
+    positions = [((300, 300), None)] * 10 + [(None, None)] * 5 + [(None, (300, 300))] * 20
+    _, results = run(world, positions)
+    assert results[-1] == {1: 1}
+
+
+def test_face_that_the_detector_misses_is_followed():
+    world = World(Person(0, (300, 300)))
+    tracker = FaceTracker(world)
+    tracker._predictor = world
+    counts = []
+    for _ in range(80):
+        counts.append(len(tracker.update(np.zeros((HEIGHT, WIDTH, 3), np.uint8))))
+        world.persons[0].detectable = False
+    assert counts == [1] * 50 + [0] * 30, "for two seconds"
+
+
+def test_detection_without_a_reliable_face_starts_no_track(monkeypatch):
+    world = World()
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    box = np.array([300.0, 300, 400, 400])
+    monkeypatch.setattr(world, "boxed_image", lambda *_, **__: BoxedImage(frame, [box], [0.7]))
+    tracker = FaceTracker(world)
+    tracker._predictor = world
+    assert tracker.update(frame) == []
+
+
+def test_detector_runs_less_often_for_a_face_that_remains_missing():
+    world = World(Person(0), Person(1))
+    positions = [((300, 300), (800, 300))] + [((300, 300), None)] * 25
+    run(world, positions)
+    assert world.detections <= 1 + 9
+
+
+def test_detector_runs_in_each_frame_at_a_low_frame_rate():
+    world = World(Person(0))
+    tracker, results = run(world, still((300, 300), 10), rate=2.0)
+    assert tracker.num_detections == 10
+    assert results == [{0: 0}] * 10
+
+
+def test_smoothing_changes_only_the_landmarks():
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    results = []
+    for smooth in (False, True):
+        world = World(Person(0, (300, 300)))
+        tracker = FaceTracker(world, smooth=smooth)
+        tracker._predictor = world
+        results.append([tracker.update(frame)[0] for _ in range(30)])
+    raw, smoothed = (np.stack([face.landmarks for face in faces]) for faces in results)
+    heatmaps = [np.stack([face.heatmap_landmarks for face in faces]) for faces in results]
+    np.testing.assert_array_equal(*heatmaps)
+    assert np.abs(np.diff(smoothed[10:], axis=0)).mean() < 0.4 * np.abs(np.diff(raw, axis=0)).mean()
+
+
+def test_boxes_of_the_caller_replace_detection():
+    world = World(Person(0, (300, 300)), Person(1, (600, 300)))
+    tracker = FaceTracker(world)
+    boxes = [landmark_box(person.landmarks) for person in world.persons]
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    first = tracker.update(frame, 0.0, boxes)
+    second = tracker.update(frame, 0.1, boxes[::-1])
+    assert [face.track for face in first] == [face.track for face in second] == [0, 1]
+    np.testing.assert_allclose(second[1].box, boxes[1])
+    assert world.detections == 0
+
+
+@pytest.mark.parametrize("time", [0.5, 0.4, float("nan"), float("inf")])
+def test_times_have_to_increase(time):
+    tracker = FaceTracker(World())
+    frame = np.zeros((20, 30, 3), np.uint8)
+    tracker.update(frame, 0.5)
+    with pytest.raises(InputError, match=r"in seconds, later than 0\.5 s"):
+        tracker.update(frame, time)
+
+
+def test_frames_with_and_without_times():
+    frames = [np.zeros((20, 30, 3), np.uint8)] * 3
+    results = list(track_frames(FaceTracker(World()), frames))
+    assert [frame.time for frame in results] == [0, 1 / 25, 2 / 25]
+    results = track_frames(FaceTracker(World()), iter(frames), itertools.count(3, 2))
+    assert [frame.time for frame in results] == [3, 5, 7]
+    assert list(track_frames(FaceTracker(World()), [])) == []
+
+
+def test_video_has_its_own_times(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, frames_per_second=10.0) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((64, 96, 3), np.uint8))
+    results = list(World().track(path))
+    np.testing.assert_allclose([frame.time for frame in results], [0, 0.1, 0.2], atol=1e-6)
+    assert results[0].image.shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    ("frames", "times", "message"),
+    [
+        (np.zeros((20, 30, 3), np.uint8), None, "give RGB images, or the path of a video"),
+        ([np.zeros((20, 30, 3), np.uint8)] * 2, [0.0], "1 times for more than 1 frames"),
+        (["frame.png"], None, "frame"),
+        ("nowhere.mp4", None, "nowhere.mp4: cannot be read: no such file"),
+        ("nowhere.mp4", [0.0], "leave out the times"),
+    ],
+)
+def test_unusable_frames_are_errors(frames, times, message):
+    with pytest.raises(InputError, match=message):
+        list(track_frames(FaceTracker(World()), frames, times))
+
+
+def test_invalid_interval_is_an_error():
+    with pytest.raises(InputError, match="detect_every: 0 has to be at least 1"):
+        World().track([], detect_every=0)

@@ -1,9 +1,12 @@
+import errno
+import threading
+
 import cv2
 import numpy as np
 import pytest
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference.video import VideoWriter, open_video, varies
+from lcgcn_jax.inference.video import OrderedWorker, VideoWriter, open_video, varies
 
 COLORS = [(230, 30, 30), (30, 200, 30), (40, 40, 220), (120, 120, 120)]
 
@@ -177,3 +180,47 @@ def test_video_without_frames_is_an_error(tmp_path):
 def test_missing_output_folder_is_an_error(tmp_path):
     with pytest.raises(OSError, match="cannot be encoded"):
         write_video(tmp_path / "nowhere" / "clip.mp4")
+
+
+def test_frames_of_another_size_are_resized(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, frames_per_second=25.0) as writer:
+        for size, color in zip([(64, 96), (32, 48), (65, 97)], COLORS, strict=False):
+            writer.write(np.full((*size, 3), color, np.uint8))
+    with open_video(path) as video:
+        frames = list(video.frames)
+    assert [frame.pixels.shape for frame in frames] == [(64, 96, 3)] * 3
+    for frame, color in zip(frames, COLORS, strict=False):
+        assert np.abs(frame.pixels.mean(axis=(0, 1)) - color).max() < 8
+
+
+def test_reading_thread_ends_with_the_video(tmp_path):
+    before = threading.active_count()
+    with open_video(write_video(tmp_path / "clip.mp4", colors=COLORS * 5)) as video:
+        next(video.frames)
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_worker_runs_calls_in_order_and_raises_the_first_error():
+    calls = []
+
+    def call(number):
+        calls.append(number)
+        if number == 5:
+            raise OSError(errno.ENOSPC, "full")
+
+    def run(numbers, error=None):
+        with OrderedWorker() as worker:
+            for number in numbers:
+                worker.submit(call, number)
+            if error is not None:
+                raise error
+
+    with pytest.raises(OSError, match="full"):
+        run(range(1000))
+    assert calls == list(range(6))
+    with pytest.raises(OSError, match="full"):
+        run([5])
+    with pytest.raises(KeyError):
+        run([5], KeyError())

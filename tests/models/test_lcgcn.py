@@ -306,3 +306,24 @@ def test_registering_a_name_twice_is_an_error(toy):
     with pytest.raises(ValueError, match="'toy'"):
         register_heatmap_model("toy", toy)
     assert registry._HEATMAP_MODELS["toy"] is toy
+
+
+def test_selected_landmarks_have_the_edges_between_them():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "heatmap_logits": (B, 4, 4, K), "heatmap_landmarks": (B, K, 2), "confidence": (B, K),
+        "edges": (B, K, K), "landmarks": (B, K, 2), "stages": (B, 3, K, 2), "heatmap_std": (B, K),
+        "visibility": (B, K), "visibility_logits": (B, K, 2),
+    }  # fmt: skip
+    output = LCGCNOutput(**{name: rng.normal(size=shape) for name, shape in shapes.items()})
+    rows = (4, 0, 1)
+    selected = output.take(rows)
+    assert selected.heatmap_logits.shape == (B, 4, 4, 3)
+    for name in ("confidence", "heatmap_std", "visibility"):
+        np.testing.assert_array_equal(getattr(selected, name), getattr(output, name)[:, rows])
+    for name in ("landmarks", "heatmap_landmarks", "visibility_logits"):
+        np.testing.assert_array_equal(getattr(selected, name), getattr(output, name)[:, rows])
+    np.testing.assert_array_equal(selected.stages, output.stages[:, :, rows])
+    np.testing.assert_array_equal(selected.edges[:, 1, 2], output.edges[:, 0, 1])
+    assert dataclasses.replace(output, edges=None, stages=None).take(rows).edges is None
+    assert output.take(None) is output

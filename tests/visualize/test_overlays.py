@@ -98,3 +98,32 @@ def test_landmarks_that_are_not_visible_are_rings():
     ]
     np.testing.assert_array_equal(legends[0], legends[1])
     assert legends[0].shape != legends[2].shape or not np.array_equal(legends[0], legends[2])
+
+
+@pytest.mark.parametrize("scheme", [IBUG68, NO_LINES])
+def test_face_that_is_not_reliable_is_dashed(scheme):
+    """Its lines have gaps, and the box of its landmarks is drawn."""
+    image = np.zeros((300, 300, 3), np.uint8)
+    landmarks = np.zeros((68, 2))
+    angle = np.linspace(0, 2 * np.pi, 68)
+    landmarks[:] = 150 + 100 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    landmarks[3] = np.nan
+    arguments = ([landmarks], [np.ones(68, np.float32)], scheme)
+    solid, same, dashed = (
+        visualize.draw_faces(image, *arguments, sides=[150.0], reliable=reliable)
+        for reliable in (None, [True], [False])
+    )
+    np.testing.assert_array_equal(solid, same)
+    edge = dashed[50, 60:240].max(axis=1) > 128  # upper edge of the box
+    assert 0.2 < edge.mean() < 0.8
+    assert np.count_nonzero(np.diff(edge.astype(int))) >= 10
+    assert not solid[50, 60:120].any()
+    assert len(dashed) >= len(solid)
+
+
+def test_dashes_follow_a_line():
+    corner = np.array([[0.0, 0], [10, 0], [10, 10]])
+    expected = [[[0, 0], [4, 0]], [[8, 0], [10, 0], [10, 2]], [[10, 6], [10, 10]]]
+    assert [dash.tolist() for dash in overlays._dashes(corner, 4.0)] == expected
+    assert overlays._dashes(np.full((3, 2), np.nan), 4.0) == []
+    assert overlays._dashes(np.array([[0, 0], [1e9, 0]]), 4.0) == []

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int8
 
-from lcgcn_jax.data.annotations import marked_missing
+from lcgcn_jax.data.annotations import Visibility, marked_missing
 from lcgcn_jax.data.formats.csv_tables import refuse_normalizer
 from lcgcn_jax.data.formats.parsing import parse_size, read_json, to_float
 from lcgcn_jax.data.raw_faces import ABSENT, Entry, RawFace
@@ -73,9 +73,10 @@ def read_annotations(path: Path, scheme: LandmarkScheme, notes: list[str]) -> It
             "and categories with id"
         ) from error
     notes += (f"{path}: {note}" for note in file_notes)
+    marks_visible = any(_marks_visible(annotation) for _, annotation, _ in chosen)
     for number, annotation, category in chosen:
         name = f"{path.name}: annotation {_name_of(annotation, number)}"
-        parse_face = functools.partial(_face, annotation, images, category, scheme)
+        parse_face = functools.partial(_face, annotation, images, category, scheme, marks_visible)
         yield Entry.parse(number, name, parse_face)
 
 
@@ -167,6 +168,14 @@ def _num_unlabeled(annotation: Any) -> int:
     except (TypeError, KeyError, ValueError, OverflowError):
         return 0
     return int((~marked_missing(points[:, :2]) & (points[:, 2] == 0)).sum())
+
+
+def _marks_visible(annotation: Any) -> bool:
+    """Whether a keypoint has visibility 2; without any in a file, 1 only means that a point is labeled."""
+    try:
+        return any(float(v) == 2 for v in annotation["keypoints"][2::3])
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return False
 
 
 def _faces(
@@ -289,6 +298,7 @@ def _face(
     images: Mapping[Hashable, _Image],
     category: _Category | None,
     scheme: LandmarkScheme,
+    marks_visible: bool,
 ) -> RawFace:
     """Parse an annotation.
 
@@ -307,7 +317,7 @@ def _face(
         raise ValueError("not a COCO annotation") from error
     if image is None or not isinstance(image.file_name, str):
         raise ValueError(f"no image with the id {annotation['image_id']!r} and a file_name")
-    points, visible = _points(keypoints, category, scheme)
+    points, visible, visibility = _points(keypoints, category, scheme)
     if scheme.normalizer != "given" and "normalizer" in annotation:
         refuse_normalizer(scheme)
     return RawFace(
@@ -318,12 +328,13 @@ def _face(
         "sizes",
         normalizer=normalizer,
         stated_size=image.size,
+        visibility=visibility if marks_visible else None,
     )
 
 
 def _points(
     keypoints: Any, category: _Category | None, scheme: LandmarkScheme
-) -> tuple[Float[np.ndarray, "k 2"], Bool[np.ndarray, "k"]]:
+) -> tuple[Float[np.ndarray, "k 2"], Bool[np.ndarray, "k"], Int8[np.ndarray, "k"]]:
     values = _numbers(keypoints)
     order = None if category is None else category.order
     expected = len(category.keypoints) if category and order else scheme.num_landmarks
@@ -337,7 +348,8 @@ def _points(
     missing = np.isnan(points[:, :2])
     if (half := labeled & (missing[:, 0] != missing[:, 1])).any():
         raise ValueError(f"one coordinate of {scheme.names[int(half.argmax())]} is missing")
-    return points[:, :2], labeled & ~missing[:, 0]
+    visibility = np.where(points[:, 2] == 2, Visibility.VISIBLE, Visibility.EXTERNALLY_OCCLUDED)
+    return points[:, :2], labeled & ~missing[:, 0], visibility.astype(np.int8)
 
 
 def _box(values: Any) -> Float[np.ndarray, "4"] | None:

@@ -20,7 +20,7 @@ __all__ = ["SPLITS", "UNSTATED", "read_coco", "read_csv"]
 
 
 def read_csv(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int = 0
+    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read CSV files with one row per face.
 
@@ -44,7 +44,7 @@ def read_csv(
       src: the folder of the images.
       files: the files, by split. A single file may be under `UNSTATED`.
       scheme: the landmarks.
-      count_from: the number of the first pixel, 0 or 1.
+      count_from: coordinate of the center of the first pixel: 0, 1, or 0.5 if its corner is at 0.
 
     Raises:
       InputError: a file cannot be read, or its columns do not fit.
@@ -58,7 +58,7 @@ def read_csv(
 
 
 def read_coco(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int = 0
+    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read COCO keypoints JSON: every annotation with labeled keypoints is a face.
 
@@ -87,7 +87,7 @@ def _read(
     finder: ImageFinder,
     files: Mapping[str, Path],
     scheme: LandmarkScheme,
-    count_from: int,
+    count_from: int | float,
 ) -> AnnotationList:
     annotations = AnnotationList(kind, scheme, (), [], [], [], has_custom_landmarks=True)
 

@@ -27,7 +27,7 @@ _GROUPING = "a box has each part of one face once"
 
 
 def read(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int = 0
+    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read dlib XML files; every box with parts is a face.
 

@@ -1,20 +1,25 @@
-"""Reader of Label Studio's JSON and JSON-MIN exports: key points in percent of the image.
+"""Reader of Label Studio's JSON and JSON-MIN exports, and writer of predictions: key points in percent.
 
 Label Studio shows images upright (EXIF orientation applied); 0 and 100 percent are the borders of the
-image. Coordinates are multiplied by the image size and used as pixels that count from 0, as in the COCO
-export of Label Studio. `image_rotation` is the view of the annotator and does not affect coordinates.
+image. By default, coordinates are multiplied by the image size and used as pixels that count from 0, as in
+the COCO export of Label Studio; see `pre_annotations` for the half pixel between border and center.
+`image_rotation` is the view of the annotator and does not affect coordinates.
 """
 
 import base64
 import binascii
 import cmath
 import functools
+import json
 import math
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
 
 from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.formats.identify import LABEL_STUDIO, require_format
@@ -28,22 +33,34 @@ from lcgcn_jax.data.formats.labeled_images import (
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
+from lcgcn_jax.data.formats.pre_annotations import FACE, PredictedFace, PredictedImage
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _GROUPING = "in Label Studio, draw a box per face, and make its key points the children of the box"
 _LABEL_KEYS = ("keypointlabels", "labels")
 _IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jfif|png|bmp|webp|tiff?|avif|hei[cf])$", re.IGNORECASE)
+_IMAGE, _BOXES, _POINTS, _VISIBILITY = (
+    "image",
+    "faces",
+    "landmarks",
+    "visibility",
+)  # tags of the config
+_CHOICES = ("visible", "occluded")
+_POINT_WIDTH = 0.4  # percent of the image
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 
 
 def read(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int = 0
+    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read Label Studio exports.
 
     The key points of a task are one face. With several faces, each face is a region (a box) whose
     children are its key points. In JSON-MIN, which has no children, it is a box around its key points.
+
+    A file of predictions, in which no task has annotations, is read with a note. In an export, predictions
+    that nobody submitted are ignored.
 
     The arguments are those of `custom.read_csv`.
 
@@ -62,8 +79,21 @@ def _read_file(path: Path, finder: ImageFinder) -> LabeledFile:
     tasks = read_json(path)
     if not isinstance(tasks, list):
         raise InputError(f"{path}: not a Label Studio export: expected a list of tasks")
+    is_prediction = _are_predictions(tasks)
+    if is_prediction:
+        tasks = [task | {"annotations": task.get("predictions")} for task in tasks]
     entries = ((f"task {_task_name(task, n)}", task) for n, task in enumerate(tasks, start=1))
-    return read_entries(path, entries, functools.partial(_read_task, finder=finder, seen=set()))
+    file = read_entries(path, entries, functools.partial(_read_task, finder=finder, seen=set()))
+    if is_prediction:
+        file.remarks.append("no task has annotations; read the predictions, which nobody corrected")
+    return file
+
+
+def _are_predictions(tasks: Sequence[Any]) -> bool:
+    """Whether a file is for import: tasks with predictions, and none with a list of annotations."""
+    keys = [task.keys() if isinstance(task, Mapping) else set() for task in tasks]
+    is_import = all("data" in k and not k & {"annotations", "completions"} for k in keys)
+    return is_import and any("predictions" in k for k in keys)
 
 
 def _task_name(task: Any, number: int) -> str:
@@ -237,3 +267,90 @@ def image_finder(src: Path) -> ImageFinder:
 def _stored_name(name: str) -> str:
     """Name that Label Studio (Django) gives to an uploaded file."""
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
+
+
+def format_tasks(images: Sequence[PredictedImage], scheme: LandmarkScheme) -> str:
+    """Format tasks with predictions, for import into a project with the config of `format_config`.
+
+    A face is a box whose children are its key points. Images are referenced by local storage, as
+    `/data/local-files/?d=FOLDER/NAME` with the folder of the images. Label Studio rejects locations outside
+    the image: they are moved to its border. The choice `visible` or `occluded` of a key point is left out if
+    it is unknown.
+
+    Args:
+      images: the images; those without faces are listed, too.
+      scheme: the landmarks.
+    """
+    tasks = []
+    for image in images:
+        location = quote(f"{image.folder}/{image.name}" if image.folder else image.name)
+        result = [
+            region
+            for number, face in enumerate(image.faces, start=1)
+            for region in _predicted_regions(image, face, f"face{number}", scheme)
+        ]
+        scores = [face.score for face in image.faces if face.score is not None]
+        prediction: dict[str, Any] = {"model_version": "lcgcn_jax", "result": result}
+        if scores:
+            prediction["score"] = round(min(scores), 4)
+        tasks.append(
+            {
+                "data": {_IMAGE: f"/data/local-files/?d={location}"},
+                "predictions": [prediction],
+            }
+        )
+    return json.dumps(tasks, ensure_ascii=False) + "\n"
+
+
+def _predicted_regions(
+    image: PredictedImage, face: PredictedFace, name: str, scheme: LandmarkScheme
+) -> Iterator[dict[str, Any]]:
+    size = np.array([image.width, image.height])
+    fields: dict[str, Any] = {"to_name": _IMAGE, "image_rotation": 0}
+    fields |= {"original_width": image.width, "original_height": image.height}
+
+    def percent(points: np.ndarray) -> list[list[float]]:
+        return np.round(np.clip(points / size * 100, 0, 100), 6).tolist()
+
+    (x0, y0), (x1, y1) = percent(face.box.reshape(2, 2))
+    box: dict[str, Any] = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "rotation": 0}
+    yield fields | {
+        "id": name,
+        "from_name": _BOXES,
+        "type": "rectanglelabels",
+        "value": box | {"rectanglelabels": [FACE]},
+    }
+    locations = percent(np.nan_to_num(face.landmarks))
+    for i, (x, y) in enumerate(locations):
+        if not face.located[i]:
+            continue
+        point = fields | {"id": f"{name}-{i}", "parentID": name}
+        value: dict[str, Any] = {"x": x, "y": y, "width": _POINT_WIDTH}
+        label = {_LABEL_KEYS[0]: [scheme.names[i]]}
+        yield point | {"from_name": _POINTS, "type": "keypointlabels", "value": value | label}
+        if face.is_occluded is not None:
+            choice = {"choices": [_CHOICES[int(face.is_occluded[i])]]}
+            yield point | {"from_name": _VISIBILITY, "type": "choices", "value": value | choice}
+
+
+def format_config(scheme: LandmarkScheme) -> str:
+    """Format the labeling config of a project: boxes, key points, and the visibility of a key point."""
+    labels = "\n".join(
+        f'    <Label value={quoteattr(name)} model_index="{i}"/>'
+        for i, name in enumerate(scheme.names)
+    )
+    choices = "\n".join(f'    <Choice value="{choice}"/>' for choice in _CHOICES)
+    return f"""\
+<View>
+  <Image name="{_IMAGE}" value="${_IMAGE}" zoom="true" zoomControl="true"/>
+  <RectangleLabels name="{_BOXES}" toName="{_IMAGE}">
+    <Label value="{FACE}"/>
+  </RectangleLabels>
+  <KeyPointLabels name="{_POINTS}" toName="{_IMAGE}" strokeWidth="2" opacity="1">
+{labels}
+  </KeyPointLabels>
+  <Choices name="{_VISIBILITY}" toName="{_IMAGE}" perRegion="true" whenTagName="{_POINTS}">
+{choices}
+  </Choices>
+</View>
+"""

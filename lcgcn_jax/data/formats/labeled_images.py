@@ -79,19 +79,22 @@ class LabeledFile:
       path: the file.
       images: the usable entries, in the order of the file.
       bad: the entries that cannot be used.
+      remarks: notes about the content.
     """
 
     path: Path
     images: list[LabeledImage] = dataclasses.field(default_factory=list)
     bad: list[BadRecord] = dataclasses.field(default_factory=list)
+    remarks: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
-        """Notes about images and boxes without points."""
+        """Remarks, and notes about images and boxes without points."""
         empty = sum(not image.points for image in self.images)
         skipped = sum(image.num_skipped_boxes for image in self.images)
         counts = {"images": empty, "face boxes": skipped}
-        return [f"{self.path}: {n:,} {what} without points" for what, n in counts.items() if n]
+        texts = [f"{n:,} {what} without points" for what, n in counts.items() if n]
+        return [f"{self.path}: {text}" for text in (*self.remarks, *texts)]
 
 
 def read_entries(
@@ -122,7 +125,7 @@ def to_annotations(
     finder: ImageFinder,
     scheme: LandmarkScheme,
     *,
-    count_from: int,
+    count_from: int | float,
     grouping: str,
     attribute_names: Sequence[str] = (),
 ) -> AnnotationList:
@@ -133,7 +136,7 @@ def to_annotations(
       files: the content, by split.
       finder: the images.
       scheme: the landmarks.
-      count_from: the number of the first pixel in the files, 0 or 1.
+      count_from: coordinate of the center of the first pixel in the files: 0, 0.5 or 1.
       grouping: how to group the points of a face in the tool, for error messages.
       attribute_names: names of the attributes in `flags`.
 

@@ -1,7 +1,7 @@
 """Reader of LabelMe's JSON, one file per image: point shapes.
 
-LabelMe shows images upright (EXIF orientation applied). Coordinates are used unchanged: pixels that
-count from 0.
+LabelMe shows images upright (EXIF orientation applied). By default, coordinates are used unchanged: pixels
+that count from 0. LabelMe has the corner of the first pixel at (0, 0): see `pre_annotations`.
 """
 
 import glob
@@ -31,7 +31,7 @@ def read(
     files: Mapping[str, Path | Sequence[Path]],
     scheme: LandmarkScheme,
     *,
-    count_from: int = 0,
+    count_from: int | float = 0,
 ) -> AnnotationList:
     """Read LabelMe files.
 
@@ -44,7 +44,7 @@ def read(
       files: by split, a JSON file, a folder of them, a pattern such as `labels/*.json`, or several
         of these.
       scheme: the landmarks.
-      count_from: the number of the first pixel, 0 or 1.
+      count_from: coordinate of the center of the first pixel: 0, 1, or 0.5 if its corner is at 0.
 
     Raises:
       InputError: a file is not LabelMe JSON, or its labels do not fit the scheme.

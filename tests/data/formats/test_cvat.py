@@ -93,6 +93,22 @@ def test_points_of_an_image_or_a_group_are_faces(images, four_points):
     np.testing.assert_array_equal(result.faces[2].provided_box, [100, 0, 200, 99])
 
 
+def test_box_in_the_group_of_a_skeleton_is_its_face_box(images, four_points):
+    scheme, points = four_points
+    other = shifted(points, 100)
+    first, second = (
+        skeleton_of(p).replace("<skeleton", f"<skeleton group_id='{n}'")
+        for n, p in ((1, points), (2, other))
+    )
+    one_group = first + second.replace("'2'", "'1'")
+    boxes = box_of(100, 0, 200, 99, group_id=2) + box_of(1, 2, 60, 70, group_id=1)
+    entries = ("name='a.jpg'", first + boxes + second), ("name='one/b.jpg'", one_group + boxes)
+    result = read(images, *entries, scheme=scheme)
+    assert result.bad == []
+    boxes = [face.provided_box for face in result.faces]
+    assert [box is None or box[0] for box in boxes] == [1, 100, True, True]
+
+
 @pytest.mark.parametrize("corner", [0, -1])
 def test_box_of_zeros_is_ignored(images, four_points, corner):
     scheme, points = four_points

@@ -1,0 +1,120 @@
+"""File with one line of JSON per image, which an interrupted job continues."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+class JsonLines:
+    """File to which a job appends a line for each finished image.
+
+    A line is added whole or not at all. The file is locked while it is open, because two jobs would mix
+    their lines.
+
+    Args:
+      path: the file.
+      resume: keep the lines of an earlier job. Otherwise the first line replaces the file.
+
+    Attributes:
+      finished: names of the images with a line of an earlier job.
+
+    Raises:
+      InputError: the file cannot be read, or another process writes to it.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False):
+        self.path = path
+        self.finished: set[str] = set()
+        self._file: Any = None
+        self._resume = resume
+        if resume and path.exists():
+            try:
+                self._keep_finished_lines()
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def append(self, line: str) -> None:
+        """Append a line.
+
+        Raises:
+          InputError: another process writes to the file.
+          OSError: the line cannot be written; the file is then unchanged.
+        """
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
+            if not self._resume:
+                self._file.truncate(0)
+        end = self._file.seek(0, os.SEEK_END)
+        rest = memoryview(line.encode("utf-8") + b"\n")
+        try:
+            while rest:  # a nearly full disk takes a part
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> Any:
+        file = self.path.open("ab", buffering=0)
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.close()
+                raise InputError(
+                    f"{self.path}: another process writes to this file; wait for it, or choose another --out"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        return file
+
+    def _keep_finished_lines(self) -> None:
+        """Find the finished images. Cut or damaged lines are deleted."""
+        self._file = self._open()
+        is_intact = True
+        with self.path.open("rb") as lines:
+            for line in lines:
+                name = _image_of(line)
+                is_intact &= name is not None and name not in self.finished
+                self.finished |= set() if name is None else {name}
+        if not is_intact:
+            self.close()
+            write_whole(self.path, self._write_intact)
+            self._file = self._open()
+
+    def _write_intact(self, partial: Path) -> None:
+        names: set[str] = set()
+        with self.path.open("rb") as lines, partial.open("wb") as output:
+            for line in lines:
+                name = _image_of(line)
+                if name is not None and name not in names:
+                    names.add(name)
+                    output.write(line)
+
+
+def _image_of(line: bytes) -> str | None:
+    """Name of the image of a line; None for a line that is cut or damaged."""
+    try:
+        content = json.loads(line)
+        name = content["image"]
+        is_whole = line.endswith(b"\n") and isinstance(content["faces"], list)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name if is_whole and isinstance(name, str) else None

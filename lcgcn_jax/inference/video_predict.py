@@ -1,0 +1,156 @@
+"""Prediction for one video: JSON lines with the faces of each frame, and an annotated video.
+
+Three threads work at the same time: one decodes frames, the caller's detects and predicts, and one draws,
+encodes and writes.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from tqdm import tqdm
+
+from lcgcn_jax.atomic_io import replacing_all
+from lcgcn_jax.inference import results
+from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.image_inputs import BoxInput
+from lcgcn_jax.inference.result_files import rename_interrupted
+from lcgcn_jax.inference.sources import InputFile
+from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker
+from lcgcn_jax.inference.video import Frame, OrderedWorker, Video, VideoWriter, open_video
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoOptions:
+    """Options for videos.
+
+    Attributes:
+      frames_per_second: frame rate; None for the rate and the time stamps of the video.
+      smooth: smooth the landmarks over time.
+      detect_every: maximum number of frames from one run of the face detector to the next.
+      max_frames: number of frames after which a video ends; None for all frames.
+    """
+
+    frames_per_second: float | None = None
+    smooth: bool = False
+    detect_every: int = DETECT_EVERY
+    max_frames: int | None = None
+
+
+@dataclasses.dataclass
+class VideoSummary:
+    """What was written for a video.
+
+    Attributes:
+      times: time of each frame in seconds.
+      num_faces: number of faces in all frames.
+      num_detections: number of frames in which the face detector ran.
+      seconds: duration of the work.
+      rate: frame rate of the annotated video.
+    """
+
+    times: list[float] = dataclasses.field(default_factory=list)
+    num_faces: int = 0
+    num_detections: int = 0
+    seconds: float = 0.0
+    rate: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoPredictor:
+    """Predictor of the faces in a video, which writes the results.
+
+    Attributes:
+      tracker: tracker of the faces.
+      options: options for videos.
+      draw: function that draws faces on a frame.
+      boxes_of: function that returns the face boxes of each frame; None: faces are detected and followed.
+      geometry: whether the JSON lines have the geometry of faces.
+    """
+
+    tracker: FaceTracker
+    options: VideoOptions
+    draw: Callable[[np.ndarray, Sequence[Face]], np.ndarray]
+    boxes_of: Callable[[np.ndarray], Sequence[BoxInput]] | None = None
+    geometry: bool = False
+
+    def predict(self, file: InputFile, outputs: Sequence[Path]) -> VideoSummary:
+        """Predict the frames of a video, and write the JSON lines and the annotated video.
+
+        Raises:
+          InputError: the video cannot be read.
+          OSError: the results cannot be written.
+          KeyboardInterrupt: a signal stopped the work; its attribute `saved` says where the frames are.
+        """
+        summary = VideoSummary()
+        if file.stream is not None:  # a live source does not wait for the compilation
+            size = self.tracker.model.image_size
+            self.tracker.model.predict_crops(np.zeros((1, size, size, 3), np.uint8))
+        source = file.path if file.stream is None else file.stream
+        options, interruption = self.options, None
+        with open_video(source, frames_per_second=options.frames_per_second) as video:
+            outputs[0].parent.mkdir(parents=True, exist_ok=True)
+            with replacing_all(outputs) as partials:
+                try:
+                    self._write(video, partials, summary, file.label)
+                except KeyboardInterrupt as stop:
+                    if not summary.times:
+                        raise
+                    # Most streams end in no other way: their results have the usual names.
+                    is_file = file.stream is None
+                    names = rename_interrupted(partials, outputs) if is_file else outputs
+                    text = f"the first {len(summary.times)} frames of {file.label} are in "
+                    saved = text + " and ".join(map(str, names))
+                    stop.saved = saved  # pyright: ignore[reportAttributeAccessIssue]
+                    if is_file:
+                        raise
+                    interruption = stop
+        if interruption is not None:
+            raise interruption
+        return summary
+
+    def _write(
+        self, video: Video, partials: Sequence[Path], summary: VideoSummary, label: str
+    ) -> None:
+        """Predict and write all frames."""
+        tracker, max_frames = self.tracker, self.options.max_frames
+        summary.rate = video.frames_per_second
+        limits = [n for n in (video.num_frames, max_frames) if n]
+        start = time.monotonic()
+        with (
+            partials[0].open("w", encoding="utf-8") as json_lines,
+            VideoWriter(partials[1], frames_per_second=video.frames_per_second) as writer,
+            tqdm(total=min(limits, default=None), desc=Path(label).name, unit="frame") as bar,
+            OrderedWorker() as worker,
+        ):
+            for frame in itertools.islice(video.frames, max_frames):
+                boxes = None if self.boxes_of is None else self.boxes_of(frame.pixels)
+                faces = tracker.update(frame.pixels, frame.time, boxes)
+                worker.submit(self._write_frame, frame, faces, summary, json_lines, writer)
+                summary.num_detections = tracker.num_detections
+                bar.update()
+        summary.seconds = time.monotonic() - start
+
+    def _write_frame(
+        self,
+        frame: Frame,
+        faces: Sequence[Face],
+        summary: VideoSummary,
+        json_lines: IO[str],
+        writer: VideoWriter,
+    ) -> None:
+        """Write one frame to both files; runs in the thread that writes."""
+        tracks, scheme = [face.track for face in faces], self.tracker.model.scheme
+        line = results.describe_frame(
+            len(summary.times), frame.time, faces, tracks, scheme, geometry=self.geometry
+        )
+        overlay = self.draw(frame.pixels, faces)
+        json_lines.write(json.dumps(line) + "\n")
+        writer.write(overlay)
+        summary.times.append(frame.time)
+        summary.num_faces += len(faces)

@@ -1,0 +1,66 @@
+"""The commands of docs/tutorials/labeling-loop.md, with fewer faces and steps, and a tiny model."""
+
+import contextlib
+import functools
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcgcn_jax.commands.main import main
+from lcgcn_jax.data.dataset import open_dataset
+from lcgcn_jax.training import sharding
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_compilation")]
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/tutorials/labeling-loop.md"
+SHORTER = {
+    "--faces": 60,
+    "--test-faces": 6,
+    "--config.train.steps": 2,
+    "--config.train.eval_every": 2,
+    "--config.train.checkpoint_every": 2,
+}
+SMALLER = ["--config.data.image_size=64", "--config.train.batch_size=4"]
+
+
+def commands_of(text):
+    """Commands of a block, with fewer faces and steps, and a tiny model from random weights at first."""
+    for name, value in SHORTER.items():
+        text = re.sub(rf"({re.escape(name)}[= ])\S+", rf"\g<1>{value}", text)
+    for line in text.replace("\\\n", " ").splitlines():
+        program, *words = shlex.split(line)
+        assert program == "lcgcn"
+        if words[0] == "train":
+            words = [w for w in words if "w300-lcgcn-small" not in w and "=backbone" not in w]
+            words += [*SMALLER, "--config.model.heatmap.arch=tiny"]
+        yield words
+
+
+def test_page_runs(tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    one_device = functools.partial(sharding.make_mesh, 1)  # compiles faster than eight
+    monkeypatch.setattr(sharding, "make_mesh", one_device)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    blocks = re.findall(r"^```(\w+)(.*)\n((?:.*\n)*?)```$", PAGE.read_text(), re.MULTILINE)
+    with contextlib.chdir(tmp_path):
+        for kind, title, text in blocks:
+            if name := re.search(r'title="(.*)"', title):
+                Path(name[1]).write_text(text)
+            if kind == "python":
+                runpy.run_path(name[1], run_name="__main__")
+            elif kind == "sh":
+                for words in commands_of(text):
+                    assert main(words) == 0, words
+        assert sum(open_dataset("data/first").num_faces.values()) == 6 + 6
+        dataset = open_dataset("data/all")
+        assert sum(dataset.num_faces.values()) == 60 + 6
+        assert set(dataset.splits) == {"train", "validation", "test"}
+        for run in ("first", "all"):
+            assert json.loads(Path(f"runs/{run}.json").read_text())["num_faces"] == 6
+    sys.modules.pop("person", None)

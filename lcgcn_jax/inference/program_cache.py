@@ -2,8 +2,8 @@
 
 The name of a file has two hashes. The first is that of the bundle, the code that traces it, and the versions
 of the libraries; the second that of everything else that a program depends on: the processor, the number of
-threads, and the options of JAX and XLA. A file starts with the SHA-256 of the rest. Loading a program runs its code, as
-for JAX's own compilation cache, so only files of the same user are read.
+threads, and the options of JAX and XLA. A file starts with the SHA-256 of the rest. Loading a program runs
+its code, as for JAX's own compilation cache, so only files of the same user are read.
 """
 
 import functools

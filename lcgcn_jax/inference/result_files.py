@@ -135,8 +135,8 @@ class ResultFiles:
             )
         if self.skip_existing and self.format == "pts" and not self.overlays:
             raise InputError(
-                "--skip-existing: without overlays, .pts files do not show which images are finished; leave out "
-                "--no-overlay, or choose another --format"
+                "--skip-existing: without overlays, .pts files do not show which images are finished; leave "
+                "out --no-overlay, or choose another --format"
             )
         folders = {(file.path.parent, (self.folder / file.name).parent) for file in files}
         is_repeated = self.skip_existing or self.shard.count > 1

@@ -485,7 +485,7 @@ def test_an_interrupted_job_continues(run, model, tmp_path, format, overlay):
             ["--skip-existing", "--overwrite"],
             "--skip-existing and --overwrite contradict each other",
         ),
-        (["--skip-existing", "--no-overlay", "--format", "pts"], "leave out --no-overlay"),
+        (["--skip-existing", "--no-overlay", "--format", "pts"], "out --no-overlay"),
         (["--shard", "3/2"], "--shard 3/2: give I/N"),
     ],
 )

@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lcgcn_jax import compat
-from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.atomic_io import write_all
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.functional import FunctionalModel
+from lcgcn_jax.models.hub import download_snapshot, hub_reference
 from lcgcn_jax.models.layers import make_rngs
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.registry import create_model, heatmap_model_factory, visibility_config
@@ -135,7 +136,7 @@ def _structure(
 
 
 def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.float32) -> None:
-    """Write a bundle. Files of an existing bundle are replaced atomically, one by one.
+    """Write a bundle, all of its files or none. Those of an existing bundle are replaced.
 
     Args:
       path: folder of the bundle.
@@ -159,15 +160,13 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         config["flip_bias"] = bundle.flip_bias
     if bundle.calibration is not None:
         config["uncertainty"] = bundle.calibration.to_dict()
-    write_whole(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
-    _write_config(path, config)
     # safetensors writes memory in its current order, so a transposed view would be read as another matrix.
     weights = {
         name: np.asarray(value, dtype if np.ndim(value) > 1 else np.float32, order="C")
         for name, value in sorted(bundle.weights.items())
     }
-    # Not `save_file`, whose temporary file would remain if the process is killed.
-    write_whole(path / WEIGHTS, lambda tmp: tmp.write_bytes(save(weights)))
+    files = {CARD: card.encode(), CONFIG: _encode_config(config), WEIGHTS: save(weights)}
+    write_all({path / name: content for name, content in files.items()})
 
 
 def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:
@@ -177,12 +176,11 @@ def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:
       OSError: the file cannot be written.
     """
     config = compat.upgrade_config(json.loads((path / CONFIG).read_text(encoding="utf-8")))
-    _write_config(path, config | {"uncertainty": calibration.to_dict()})
+    write_all({path / CONFIG: _encode_config(config | {"uncertainty": calibration.to_dict()})})
 
 
-def _write_config(path: Path, config: Mapping[str, Any]) -> None:
-    text = json.dumps(config, indent=1) + "\n"
-    write_whole(path / CONFIG, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+def _encode_config(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=1) + "\n").encode()
 
 
 def shipped_bundles() -> list[str]:
@@ -194,11 +192,20 @@ def find_bundle(model: str | Path) -> Path:
     """Find the folder of a bundle from a path or a name.
 
     Args:
-      model: folder of a bundle, training workdir, or name of a shipped bundle.
+      model: folder of a bundle, training workdir, name of a shipped bundle, or `hf://owner/repo[@revision]`,
+        which is downloaded to the cache of huggingface_hub.
 
     Raises:
       InputError: there is no such bundle.
     """
+    if (reference := hub_reference(model)) is not None:
+        snapshot = download_snapshot(reference, (WEIGHTS, CONFIG, CARD))
+        if missing := [name for name in (CONFIG, WEIGHTS) if not (snapshot / name).is_file()]:
+            raise InputError(
+                f"{reference}: the repository has no {' and no '.join(missing)}, so it is not a model of "
+                "lcgcn_jax"
+            )
+        return snapshot
     path = Path(model)
     try:
         for candidate in (path, path / BEST):
@@ -238,6 +245,7 @@ def load_bundle(model: str | Path) -> Bundle:
         shape.
     """
     path = find_bundle(model)
+    source = hub_reference(model) or path  # instead of a folder in the cache of the Hub
     try:
         config = compat.upgrade_config(json.loads((path / CONFIG).read_text(encoding="utf-8")))
         if config["format"] != _FORMAT:
@@ -256,18 +264,20 @@ def load_bundle(model: str | Path) -> Bundle:
         _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path / CONFIG}: not the configuration of a bundle: {one_line(error)}"
+            f"{source}/{CONFIG}: not the configuration of a bundle: {one_line(error)}"
         ) from error
     try:
         weights = compat.upgrade_weights(load_file(path / WEIGHTS))
     except (OSError, SafetensorError, struct.error) as error:
-        raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
-    check_weights(path / WEIGHTS, weights, params | batch_stats)
+        raise InputError(f"{source}/{WEIGHTS}: cannot be read: {error}") from error
+    check_weights(f"{source}/{WEIGHTS}", weights, params | batch_stats)
     weights = {name: value.astype(np.float32) for name, value in weights.items()}
     return dataclasses.replace(bundle, weights=weights)
 
 
-def check_weights(path: Path, weights: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_weights(
+    path: str | Path, weights: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
     """Check names, shapes, dtypes and values of weights. Every floating-point dtype is valid.
 
     Args:

@@ -165,8 +165,8 @@ def _add_image_tab(
         result: Analysis | None, selection: Selection, shown: Sequence[str], event: gr.SelectData
     ) -> list[Any]:
         if result is not None:
-            found = views.select_in_overview(result, *event.index)
-            selection = found or Selection(selection.face)
+            target = views.select_in_overview(result, *event.index)
+            selection = target or Selection(selection.face)
         return [selection, *show(result, selection, shown)]
 
     def click_view(

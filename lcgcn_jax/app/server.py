@@ -58,7 +58,7 @@ def launch_app(
     Args:
       models: models to choose from, as in `load_model`, in addition to the shipped ones; the first one is
         selected.
-      host: address to listen on. The default accepts connections from this computer only; `0.0.0.0` accepts
+      host: address of the server. The default accepts connections from this computer only; `0.0.0.0` accepts
         them from the network.
       port: port; by default a free one from 7860.
       share: make the page public through a server of Gradio. Never done without this argument.

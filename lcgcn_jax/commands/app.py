@@ -18,7 +18,7 @@ from lcgcn_jax.commands.options import add, add_flag
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "model to choose from, besides the shipped ones; can be repeated, the first is selected"
     add(parser, "--model", required=False, action="append", help=text)
-    add(parser, "--host", default=LOCALHOST, help="address to listen on; 0.0.0.0: all networks")
+    add(parser, "--host", default=LOCALHOST, help="address of the server; 0.0.0.0: all networks")
     add(parser, "--port", type=int, metavar="N", help="port (default: a free one from 7860)")
     add_flag(parser, "--share", "make the page public, through a server of Gradio")
     add(parser, "--detector-model")

@@ -50,7 +50,7 @@ def test_upload_and_webcam_in_colab(colab, capsys):
     colab.uploaded = {"me.jpg": SAMPLE.read_bytes()}
     np.testing.assert_array_equal(notebook_image("upload"), read_image(SAMPLE))
     colab.uploaded = {"me.jpg": b"text"}
-    with pytest.raises(InputError, match="me.jpg: the image cannot be decoded"):
+    with pytest.raises(InputError, match=r"me\.jpg: the image cannot be decoded"):
         notebook_image("upload")
     with pytest.raises(InputError, match="webcam: cannot be used: NotAllowedError"):
         notebook_image("webcam")

@@ -70,8 +70,7 @@ class Analysis:
         size = f"{self.name}: {self.width} x {self.height} pixels"
         if not self.faces:
             return (
-                f"{size}. No face found. Use an image in which the face is upright, sharp, and at least 30 "
-                "pixels wide."
+                f"{size}. No face found. Use a sharper image, or one in which the face is larger."
             )
         return f"{size}, {len(self.faces)} face{'s' if len(self.faces) > 1 else ''}"
 

@@ -243,7 +243,10 @@ def _add_webcam_tab(model: gr.Dropdown, load: Callable[[str], LandmarkModel]) ->
         factor = _FRAME_SIDE / max(frame.shape[:2])
         if factor < 1:
             frame = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        faces = load(name).predict(frame)
+        try:
+            faces = load(name).predict(frame)
+        except InputError as error:  # another model that cannot be loaded was chosen
+            return [frame, str(error), ()]
         times = (*times[-9:], time.monotonic())
         speed = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
         text = f"{len(faces)} face{'' if len(faces) == 1 else 's'}, {speed:.1f} frames per second"

@@ -31,6 +31,9 @@ class App:
         self._page, self.url, self._folder = page, url, folder
         atexit.register(self.close)
 
+    def __repr__(self) -> str:
+        return f"App({self.url})"
+
     def wait(self) -> None:
         """Wait for a signal, such as Ctrl-C."""
         threading.Event().wait()
@@ -39,6 +42,7 @@ class App:
         """Stop the server, and delete the files that were uploaded."""
         self._page.close(verbose=False)
         shutil.rmtree(self._folder, ignore_errors=True)
+        os.environ.pop("GRADIO_TEMP_DIR", None)
         atexit.unregister(self.close)
 
 

@@ -81,7 +81,10 @@ def display_name(path: Path) -> str:
 
 
 def _checked_size(path: Path, limit: int) -> Path:
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:  # the page may stay open for longer than its files
+        raise InputError(f"{display_name(path)}: has been deleted; upload it again") from error
     if size > limit:
         raise InputError(
             f"{display_name(path)}: has {size / 1e6:.0f} MB; the limit is {limit // 10**6} MB"

@@ -28,11 +28,16 @@ def predict_video(path: Path, model: LandmarkModel, folder: Path) -> tuple[Path,
     with quiet_opencv():
         check_video(path)
         file = InputFile(path, Path(path.stem))
+        if not file.is_video:  # by its suffix; OpenCV reads it by its content
+            link = folder / "input" / f"{path.stem}.mp4"
+            link.parent.mkdir()
+            link.symlink_to(path)
+            file = InputFile(link, Path(path.stem))
         files = ResultFiles(folder)
         try:
             BatchPredictor(model, files, draw=visualize.draw_faces).run([file])
         except InputError as error:
-            message = str(error).replace(str(path), display_name(path))
+            message = str(error).replace(str(file.path), display_name(path))
             raise InputError(message) from error
         lines, video = files.paths(file)
         playable = video.with_suffix(".webm")

@@ -165,7 +165,7 @@ def _add_image_tab(
         result: Analysis | None, selection: Selection, shown: Sequence[str], event: gr.SelectData
     ) -> list[Any]:
         if result is not None:
-            target = views.select_in_overview(result, *event.index)
+            target = views.select_in_overview(result, *map(float, event.index))
             selection = target or Selection(selection.face)
         return [selection, *show(result, selection, shown)]
 
@@ -173,7 +173,7 @@ def _add_image_tab(
         result: Analysis | None, selection: Selection, shown: Sequence[str], event: gr.SelectData
     ) -> list[Any]:
         if result is not None and result.shown:
-            selection = views.select_in_view(result, selection, *event.index)
+            selection = views.select_in_view(result, selection, *map(float, event.index))
         return [selection, *show(result, selection, shown)]
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}

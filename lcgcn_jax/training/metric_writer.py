@@ -68,12 +68,17 @@ class MetricWriter:
         with needs_writing(self._path):
             write_whole(self._path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
             self._file = self._path.open("a", encoding="utf-8")
-        self._loggers: list[_TensorBoard | _Tracker] = [
-            _TensorBoard(workdir, step)
-            if name == TENSORBOARD
-            else _Tracker(name, workdir, last_step, dict(config or {}))
-            for name in dict.fromkeys(loggers)
-        ]
+        self._loggers: list[_TensorBoard | _Tracker] = []
+        try:
+            for name in dict.fromkeys(loggers):
+                self._loggers.append(
+                    _TensorBoard(workdir, step)
+                    if name == TENSORBOARD
+                    else _Tracker(name, workdir, last_step, dict(config or {}))
+                )
+        except InputError:
+            self.close()
+            raise
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values by name, such as `train/loss`.

@@ -3,8 +3,8 @@
 import base64
 import json
 import struct
-import types
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,10 +16,21 @@ from lcgcn_jax.app.analysis import Selection
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.visualize.landmark_details import draw_predicted_errors, strongest_edges
 
 SCHEME = LandmarkScheme.from_dict({"name": "five", "num_landmarks": 5})
+
+
+class FixedModel(LandmarkModel):
+    """Model that finds these faces in every image."""
+
+    def __init__(self, faces):
+        self.scheme, self.faces = SCHEME, list(faces)
+
+    def predict(self, image, boxes=None):
+        return self.faces
 
 
 def make_face(x, y, side, **fields):
@@ -44,8 +55,7 @@ def analyze(tmp_path):
     def run(*faces, size=(300, 400)):
         path = tmp_path / "photo.png"
         cv2.imwrite(str(path), np.full((*size, 3), 90, np.uint8))
-        model = types.SimpleNamespace(scheme=SCHEME, predict=lambda pixels: list(faces))
-        return views.analyze(path, model)
+        return views.analyze(path, FixedModel(faces))
 
     return run
 
@@ -53,7 +63,7 @@ def analyze(tmp_path):
 def test_files_have_the_content_of_predict(analyze):
     face = make_face(50, 60, 100)
     result = analyze(face)
-    expected = results.describe_image("photo.png", 400, 300, [face], SCHEME)
+    expected = results.describe_image(Path("photo.png"), 400, 300, [face], SCHEME)
     assert json.loads(result.to_json()) == json.loads(json.dumps(expected))
     assert result.to_csv() == results.format_csv([face], SCHEME)
     assert result.describe() == "photo.png: 400 x 300 pixels, 1 face"
@@ -71,13 +81,13 @@ def test_large_images_are_downsampled_for_the_screen_only(analyze):
 def test_a_click_selects_the_next_landmark(analyze):
     result = analyze(make_face(10, 10, 100), make_face(200, 50, 120))
     x, y = result.shown[1].landmarks[3]
-    assert views.select_in_overview(result, x + 5, y - 5) == Selection(1, 3)
-    assert views.select_in_overview(result, 395, 295) is None
+    assert views.select_in_overview(result, float(x) + 5, float(y) - 5) == Selection(1, 3)
+    assert views.select_in_overview(result, 395.0, 295.0) is None
     # In the view of the second face, the same landmark is at another place.
     face, _ = views._view(result, 1)
     x, y = face.landmarks[3]
-    assert views.select_in_view(result, Selection(1), x + 9, y) == Selection(1, 3)
-    assert views.select_in_view(result, Selection(1, 3), 0, 0) == Selection(1)
+    assert views.select_in_view(result, Selection(1), float(x) + 9, float(y)) == Selection(1, 3)
+    assert views.select_in_view(result, Selection(1, 3), 0.0, 0.0) == Selection(1)
 
 
 def test_edges_of_the_selected_landmark(analyze):
@@ -117,7 +127,7 @@ def test_models_without_graph_errors_or_faces(analyze):
     empty = analyze()
     assert "No face found" in empty.describe()
     assert views.face_view(empty, Selection(), views.LAYERS) is None
-    assert views.select_in_overview(empty, 1, 1) is None
+    assert views.select_in_overview(empty, 1.0, 1.0) is None
     assert views.edge_table(empty, Selection(0, 2)) == []
     assert json.loads(empty.to_json())["faces"] == []
 

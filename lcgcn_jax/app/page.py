@@ -136,7 +136,11 @@ def _add_image_tab(
         with gr.Column(scale=1):
             details = gr.Markdown("", elem_id="details")
             table = gr.Dataframe(
-                headers=_TABLE_HEADER, label="Strongest edges", interactive=False, elem_id="edges"
+                headers=_TABLE_HEADER,
+                label="Strongest edges",
+                interactive=False,
+                wrap=True,
+                elem_id="edges",
             )
             gr.Markdown(_LEGEND)
     images, texts = [whole, view], [details, table]

@@ -68,6 +68,7 @@ def server(tmp_path_factory, detector_model):
         yield line.split()[0]
     finally:
         process.send_signal(signal.SIGINT)
+        process.stdout.close()
         code = process.wait(timeout=60)
     assert code == 130
     assert not list(temporary.glob("lcgcn-app-*"))
@@ -91,12 +92,13 @@ def page(browser, server):
 
 
 def upload(page, path):
-    if page.locator("#upload button[aria-label='Clear']").count():
-        page.click("#upload button[aria-label='Clear']")
-        page.wait_for_selector("#status p", state="detached")
+    clear = page.locator("#upload button[aria-label='Clear'], #upload button[title='Clear']")
+    if clear.count():
+        clear.first.click()
+        page.locator("#status p").wait_for(state="detached")
     page.set_input_files("#upload input[type=file]", path)
-    page.wait_for_selector("#status p")
-    return page.inner_text("#status")
+    page.locator("#status p").filter(has_text=path.name).wait_for()
+    return page.inner_text("#status p")
 
 
 def download(page, text):
@@ -123,7 +125,8 @@ def test_upload_click_and_download(page, tmp_path, detector_model):
     width = image.bounding_box()["width"]
     image.click(position={"x": (x + 0.5) * width / 512, "y": (y + 0.5) * width / 512})
     page.get_by_text(f"({LANDMARK}) of face 0").wait_for()
-    weights = [float(text) for text in page.locator("#edges td:nth-child(2)").all_inner_texts()]
+    rows = re.findall(r"\(\d+\)\s+([\d.]+)", page.inner_text("#edges"))
+    weights = [float(weight) for weight in rows]
     assert weights == sorted(weights, reverse=True)
     assert len(weights) == 10
     before = page.locator("#view img").get_attribute("src")

@@ -120,4 +120,4 @@ print([(row["step"], row["train/loss"]) for row in SQLiteStorage.get_logs("lcgcn
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[(1, 1.0), (2, 0.5)]"
+    assert "[(1, 1.0), (2, 0.5)]" in done.stdout.splitlines()

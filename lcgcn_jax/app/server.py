@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -72,12 +73,8 @@ def launch_app(
       InputError: Gradio is not installed, a model or the face detector cannot be loaded, or the port is in
         use.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"the page needs Gradio; {_INSTALL}") from error
-    from lcgcn_jax.app.page import build_page, launch_options
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError(f"the page needs Gradio; {_INSTALL}")
 
     @functools.lru_cache(maxsize=_MAX_MODELS)
     def load(name: str) -> LandmarkModel:
@@ -85,6 +82,9 @@ def launch_app(
 
     names = list(dict.fromkeys([*map(str, models), DEFAULT_MODEL, *list_models()]))
     _ = load(names[0]).detector  # raises an error before the page opens
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from lcgcn_jax.app.page import build_page, launch_options  # imports Gradio, which takes seconds
+
     folder = Path(tempfile.mkdtemp(prefix="lcgcn-app-"))
     # Gradio copies the results of videos from another folder, which it does not serve. It reads the variable
     # when the page is built.

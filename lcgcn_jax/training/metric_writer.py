@@ -63,7 +63,7 @@ class MetricWriter:
     ):
         self._path = workdir / LOG
         rows = read_metrics(workdir)
-        last_step = max((row["step"] for row in rows), default=0)
+        last_step = int(max((row["step"] for row in rows), default=0))
         text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
         with needs_writing(self._path):
             write_whole(self._path, lambda tmp: tmp.write_text(text, encoding="utf-8"))

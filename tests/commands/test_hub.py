@@ -54,7 +54,14 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
                 names = (revision, commit)
                 files = {file.name: file.read_bytes() for file in folder.iterdir()}
                 if path in [f"/api/models/{repo}/revision/{name}" for name in names]:
-                    return self._send({"id": repo, "modelId": repo, "sha": commit, "siblings": []})
+                    return self._send(
+                        {
+                            "id": repo,
+                            "modelId": repo,
+                            "sha": commit,
+                            "siblings": [{"rfilename": file} for file in files],
+                        }
+                    )
                 if path in [f"/api/models/{repo}/tree/{name}" for name in names]:
                     tree = [
                         {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}

@@ -1,3 +1,6 @@
+from lcgcn_jax.app.notebook import notebook_image as notebook_image
+from lcgcn_jax.app.server import App as App
+from lcgcn_jax.app.server import launch_app as launch_app
 from lcgcn_jax.errors import InputError as InputError
 from lcgcn_jax.evaluation.evaluator import evaluate as evaluate
 from lcgcn_jax.evaluation.report import EvaluationResult as EvaluationResult

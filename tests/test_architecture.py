@@ -13,6 +13,7 @@ ROOT = Path(lcgcn_jax.__file__).parent
 LAYERS = [
     {"__main__"},
     {"commands", "configs"},
+    {"app"},
     {"profiling"},
     {"training"},
     {"evaluation", "visualize"},

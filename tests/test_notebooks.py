@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ PARAMETERS = {
     "custom_landmarks": "FACES, TEST_FACES, SHOWN, STEPS, SIZE, BATCH = 24, 8, 2, 2, 64, 8",
     "lcgcn_demo": 'CONFIG, FACES, TEST_FACES, SHOWN, VALIDATIONS = "demo:small", 24, 8, 2, 1',
 }
-NUM_PLOTS = {"lcgcn_demo": 5, "custom_landmarks": 2}
+NUM_PLOTS = {"lcgcn_demo": 6, "custom_landmarks": 3}
 MODULES = {
     "lcgcn_jax",
     "csv",
@@ -63,9 +64,39 @@ def test_notebook_has_no_outputs(path):
         assert cell.get("execution_count") is None
 
 
+@pytest.fixture
+def detector_cache(tmp_path, monkeypatch):
+    """Cache with the face detector, if ../shared has it; otherwise the notebooks download it."""
+    detector = Path(__file__).parents[2] / "shared/models/face_detection_yunet_2023mar.onnx"
+    if detector.is_file():
+        (tmp_path / "cache/lcgcn_jax/models").mkdir(parents=True)
+        (tmp_path / "cache/lcgcn_jax/models" / detector.name).symlink_to(detector)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_badges_open_the_notebooks_of_the_repository():
+    """Without the URL of the repository in pyproject.toml, the badges lead to the page on notebooks."""
+    root = COLAB.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    repository = project["urls"].get("Repository", "").removeprefix("https://github.com/")
+    for page, notebooks in (
+        ("README.md", "docs/tutorials/colab.md"),
+        ("docs/index.md", "tutorials/colab.md"),
+    ):
+        badges = re.findall(
+            r"\[!\[[^]]*\]\([\w/.]*colab\.svg\)\]\((.*?)\)", (root / page).read_text()
+        )
+        if repository:
+            address = f"https://colab.research.google.com/github/{repository}/blob/main/colab"
+            order = sorted(NOTEBOOKS, key=lambda path: path.stem != "lcgcn_demo")
+            assert badges == [f"{address}/{path.name}" for path in order]
+        else:
+            assert badges == [notebooks] * len(NOTEBOOKS)
+
+
 @pytest.mark.slow
 @each_notebook
-def test_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+def test_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch, detector_cache):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setenv("XLA_FLAGS", "")  # one device, as on a machine of a user
     programs = Path(sys.executable).parent  # `!lcgcn` is the one of this environment

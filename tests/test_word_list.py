@@ -73,6 +73,7 @@ EXEMPT_NAMES = {
     ("expected_error", "lcgcn_jax/inference/face.py"),  # former name of `predicted_error`, still read
     ("given", "tests/test_geometry.py"),  # of hypothesis
     ("given", "tests/test_heatmaps.py"),
+    ("Row", "lcgcn_jax/app/page.py"),  # of Gradio
 }  # fmt: skip
 
 # Identifiers whose parts have another meaning: rotations by 90 degrees, and cells of notebooks and tables.

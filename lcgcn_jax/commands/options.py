@@ -37,7 +37,10 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 _SHARED: dict[str, dict[str, Any]] = {
-    "--model": {"required": True, "help": "shipped model, bundle, or training workdir"},
+    "--model": {
+        "required": True,
+        "help": "shipped model, bundle, training workdir, or hf://OWNER/REPO",
+    },
     "--data": {"type": Path, "required": True, "help": "dataset folder ('lcgcn prepare')"},
     "--out": {"type": Path, "required": True},
     "--json": {"type": Path, "metavar": "FILE", "help": "output file for the results"},

@@ -11,8 +11,8 @@ from lcgcn_jax import compat
 from lcgcn_jax.errors import did_you_mean
 
 COMMANDS = (
-    "demo", "prepare", "train", "eval", "predict", "models", "visualize", "import-torch", "export",
-    "bench", "research",
+    "demo", "prepare", "train", "eval", "predict", "models", "app", "visualize", "import-torch",
+    "export", "bench", "research",
 )  # fmt: skip
 RESEARCH = ("ablation", "fit-shape", "fit-offsets", "calibrate", "calibrate-detector", "compile")
 """Subcommands of `lcgcn research`; `lcgcn NAME` without `research` works too."""

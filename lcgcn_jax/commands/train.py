@@ -16,7 +16,7 @@ from lcgcn_jax.distributed import initialize_distributed, is_primary_process
 from lcgcn_jax.training.api import CURVES, write_curves
 from lcgcn_jax.training.config_checks import load_checked_config
 from lcgcn_jax.training.config_types import describe_steps
-from lcgcn_jax.training.metric_writer import print_validation
+from lcgcn_jax.training.metric_writer import LOGGERS, TENSORBOARD, print_validation
 from lcgcn_jax.training.sharding import describe_devices
 from lcgcn_jax.training.trainer import Trainer
 
@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "resume even if the config or the data differ from those of the run; the former config "
     text += "is kept in the folder under a number"
     add_flag(parser, "--accept-changes", text)
+    text = "where metrics are logged, besides metrics.jsonl; can be repeated (default: tensorboard)"
+    add(parser, "--log", choices=LOGGERS, action="append", help=text)
     group = parser.add_argument_group(
         "multiple processes",
         "Run the same command in each process, with a workdir on a shared disk. The\nprocesses "
@@ -47,7 +49,11 @@ def run(args: argparse.Namespace) -> int:
     if args.distributed or address != (None, None, None):
         initialize_distributed(*address, automatic=args.distributed)
     trainer = Trainer(
-        config, args.workdir, accept_changes=args.accept_changes, overridden=overrides
+        config,
+        args.workdir,
+        accept_changes=args.accept_changes,
+        overridden=overrides,
+        loggers=args.log or (TENSORBOARD,),
     ).prepare()
     if not is_primary_process():
         trainer.run()

@@ -426,8 +426,8 @@ def load_model(
     """Load a model for prediction.
 
     Args:
-      model: name of a shipped model (`list_models`), folder of a bundle, or training workdir (its best
-        model is loaded).
+      model: name of a shipped model (`list_models`), folder of a bundle, training workdir (its best model is
+        loaded), or `hf://owner/repo[@revision]` on the Hugging Face Hub.
       detector_model: YuNet's ONNX file, for images without boxes. By default it is downloaded from the
         OpenCV zoo to the cache folder at the first use.
       scheme: `ibug68` for the 68 landmarks of 300W from a model with the 98 of WFLW. All outputs have these

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save
 
 from lcgcn_jax import compat
-from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.atomic_io import write_all
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.models.hub import download_snapshot, hub_reference
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 # A model whose program is in the cache is loaded without JAX and Flax, whose imports take most of a second.
@@ -149,7 +150,7 @@ def _structure(
 
 
 def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.float32) -> None:
-    """Write a bundle. Files of an existing bundle are replaced atomically, one by one.
+    """Write a bundle, all of its files or none. Those of an existing bundle are replaced.
 
     Args:
       path: folder of the bundle.
@@ -173,15 +174,13 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         config["flip_bias"] = bundle.flip_bias
     if bundle.calibration is not None:
         config["uncertainty"] = bundle.calibration.to_dict()
-    write_whole(path / CARD, lambda tmp: tmp.write_text(card, encoding="utf-8"))
-    _write_config(path, config)
     # safetensors writes memory in its current order, so a transposed view would be read as another matrix.
     weights = {
         name: np.asarray(value, dtype if np.ndim(value) > 1 else np.float32, order="C")
         for name, value in sorted(bundle.weights.items())
     }
-    # Not `save_file`, whose temporary file would remain if the process is killed.
-    write_whole(path / WEIGHTS, lambda tmp: tmp.write_bytes(save(weights)))
+    files = {CARD: card.encode(), CONFIG: _encode_config(config), WEIGHTS: save(weights)}
+    write_all({path / name: content for name, content in files.items()})
 
 
 def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:
@@ -191,12 +190,11 @@ def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:
       OSError: the file cannot be written.
     """
     config = compat.upgrade_config(json.loads((path / CONFIG).read_text(encoding="utf-8")))
-    _write_config(path, config | {"uncertainty": calibration.to_dict()})
+    write_all({path / CONFIG: _encode_config(config | {"uncertainty": calibration.to_dict()})})
 
 
-def _write_config(path: Path, config: Mapping[str, Any]) -> None:
-    text = json.dumps(config, indent=1) + "\n"
-    write_whole(path / CONFIG, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+def _encode_config(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=1) + "\n").encode()
 
 
 def shipped_bundles() -> list[str]:
@@ -208,11 +206,20 @@ def find_bundle(model: str | Path) -> Path:
     """Find the folder of a bundle from a path or a name.
 
     Args:
-      model: folder of a bundle, training workdir, or name of a shipped bundle.
+      model: folder of a bundle, training workdir, name of a shipped bundle, or `hf://owner/repo[@revision]`,
+        which is downloaded to the cache of huggingface_hub.
 
     Raises:
       InputError: there is no such bundle.
     """
+    if (reference := hub_reference(model)) is not None:
+        snapshot = download_snapshot(reference, (WEIGHTS, CONFIG, CARD))
+        if missing := [name for name in (CONFIG, WEIGHTS) if not (snapshot / name).is_file()]:
+            raise InputError(
+                f"{reference}: the repository has no {' and no '.join(missing)}, so it is not a model of "
+                "lcgcn_jax"
+            )
+        return snapshot
     path = Path(model)
     try:
         for candidate in (path, path / BEST):
@@ -271,6 +278,7 @@ def read_bundle(
       InputError: as in `load_bundle`.
     """
     path = find_bundle(model)
+    source = hub_reference(model) or path  # instead of a folder in the cache of the Hub
     try:
         content = (path / CONFIG).read_bytes()
         config = compat.upgrade_config(json.loads(content.decode("utf-8")))
@@ -288,7 +296,7 @@ def read_bundle(
         size, flip_bias = int(config["image_size"]), float(config.get("flip_bias", 0.0))
         bundle = Bundle(config["model"], scheme, size, {}, calibration, flip_bias)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _config_error(path, error) from error
+        raise _config_error(source, error) from error
     try:
         stored = (path / WEIGHTS).read_bytes()
         try:
@@ -298,14 +306,14 @@ def read_bundle(
 
             weights, digest = load_file(path / WEIGHTS), ""
     except (OSError, SafetensorError, struct.error) as error:
-        raise InputError(f"{path / WEIGHTS}: cannot be read: {error}") from error
+        raise InputError(f"{source}/{WEIGHTS}: cannot be read: {error}") from error
     weights = compat.upgrade_weights(weights)
     if not is_known(digest):
         try:
             _, params, batch_stats = abstract_weights(bundle.model, scheme.num_landmarks)
         except (ValueError, KeyError, TypeError) as error:
-            raise _config_error(path, error) from error
-        check_weights(path / WEIGHTS, weights, params | batch_stats)
+            raise _config_error(source, error) from error
+        check_weights(f"{source}/{WEIGHTS}", weights, params | batch_stats)
     weights = {name: value.astype(np.float32) for name, value in weights.items()}
     return dataclasses.replace(bundle, weights=weights), digest
 
@@ -315,11 +323,13 @@ def _digest(*contents: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _config_error(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path / CONFIG}: not the configuration of a bundle: {one_line(error)}")
+def _config_error(source: str | Path, error: Exception) -> InputError:
+    return InputError(f"{source}/{CONFIG}: not the configuration of a bundle: {one_line(error)}")
 
 
-def check_weights(path: Path, weights: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_weights(
+    path: str | Path, weights: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
     """Check names, shapes, dtypes and values of weights. Every floating-point dtype is valid.
 
     Args:

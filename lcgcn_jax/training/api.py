@@ -1,6 +1,6 @@
 """Public functions to create a model and to train."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models import registry
 from lcgcn_jax.models.bundles import BEST, load_bundle, shipped_bundles
+from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.training.config import load_config
-from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.metric_writer import TENSORBOARD, read_metrics
 from lcgcn_jax.training.run_lock import needs_writing
 from lcgcn_jax.training.trainer import Trainer
 
@@ -35,9 +36,9 @@ def create_model(
     shapes, which some graphs need, are zero until a training run sets them from its data.
 
     Args:
-      name_or_config: name of a shipped model, folder of a bundle, or training workdir (its architecture is
-        used); config file or name of a config, with an optional `:argument`; a full config, or its field
-        `model`.
+      name_or_config: name of a shipped model, folder of a bundle, training workdir, or `hf://owner/repo` (its
+        architecture is used); config file or name of a config, with an optional `:argument`; a full config,
+        or its field `model`.
       num_landmarks: number of landmarks k; by default that of the config's landmark scheme.
       seed: seed of the weights.
 
@@ -57,7 +58,7 @@ def create_model(
 def _model_config(source: Any) -> tuple[dict[str, Any], int | None]:
     """Configuration of the model, and the number of landmarks if there is a scheme."""
     if isinstance(source, str | Path):
-        if str(source) in shipped_bundles() or Path(source).is_dir():
+        if hub_reference(source) or str(source) in shipped_bundles() or Path(source).is_dir():
             bundle = load_bundle(source)
             return dict(bundle.model), bundle.scheme.num_landmarks
         source = load_config(str(source))
@@ -74,6 +75,7 @@ def train(
     *,
     accept_changes: bool = False,
     on_validation: Callable[[int, dict[str, float]], None] | None = None,
+    loggers: Sequence[str] = (TENSORBOARD,),
 ) -> Path:
     """Train a model, or resume the run in a folder from its last checkpoint.
 
@@ -86,19 +88,21 @@ def train(
       accept_changes: resume even if the config or the data differ from those of the run.
       on_validation: called after each validation with the step and its NME in percent, by
         `validation/heatmap_nme` and `validation/graph_nme`.
+      loggers: where metrics are logged, in addition to `metrics.jsonl`: any of `tensorboard`, `trackio` and
+        `wandb`.
 
     Returns:
       Folder of the bundle with the best validation NME, for `load_model`.
 
     Raises:
-      InputError: the config, the data or the folder cannot be used.
+      InputError: the config, the data or the folder cannot be used, or a logger is not installed.
       FloatingPointError: the loss or a weight is not finite.
       KeyboardInterrupt: a signal stopped the training, after saving.
     """
     if not isinstance(config, ml_collections.ConfigDict):
         config = load_config(str(config))
     folder = Path(workdir)
-    trainer = Trainer(config, folder, accept_changes=accept_changes)
+    trainer = Trainer(config, folder, accept_changes=accept_changes, loggers=loggers)
     is_finished = trainer.run(on_validation=on_validation)
     if is_primary_process():
         write_curves(folder)

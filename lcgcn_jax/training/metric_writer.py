@@ -1,10 +1,12 @@
-"""Metrics of a training run, as JSON lines and for TensorBoard."""
+"""Metrics of a training run: JSON lines, TensorBoard, and experiment trackers (trackio, Weights & Biases)."""
 
 import contextlib
+import importlib
 import json
 import os
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +16,69 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.errors import InputError, choose, one_line
 from lcgcn_jax.training.run_lock import needs_writing
 
 LOG = "metrics.jsonl"
 BOARD = "tensorboard"
 
 
-class MetricWriter:
-    """Writer of metrics to `metrics.jsonl` and a TensorBoard event file; each write is flushed.
+TENSORBOARD = "tensorboard"
+LOGGERS = (TENSORBOARD, "trackio", "wandb")
+"""Loggers that metrics can be written to, in addition to `metrics.jsonl`."""
 
-    `tensorboardX.SummaryWriter` passes events to a thread. Its `flush` does not wait for that thread, so a
-    kill loses events; and on a full disk the thread ends, and the training blocks on its queue.
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Check that loggers exist and that their packages are installed.
+
+    Raises:
+      InputError: one is unknown or not installed.
+    """
+    for name in names:
+        choose("--log", name, LOGGERS, kind="logger")
+        if name != TENSORBOARD:
+            _import_tracker(name)
+
+
+class MetricWriter:
+    """Writer of metrics to `metrics.jsonl` and to loggers.
 
     Args:
       workdir: folder of the run.
       step: step that the run resumes from. Later metrics of a killed run are dropped, because they are
         logged again.
+      loggers: names of `LOGGERS`.
+      config: configuration of the run, for the trackers.
 
     Raises:
-      InputError: the folder cannot be written.
+      InputError: the folder cannot be written, or a tracker cannot be started.
     """
 
-    def __init__(self, workdir: Path, step: int):
-        self._path, self._board_path = workdir / LOG, workdir / BOARD
-        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        loggers: Sequence[str] = (TENSORBOARD,),
+        config: Mapping[str, Any] | None = None,
+    ):
+        self._path = workdir / LOG
+        rows = read_metrics(workdir)
+        last_step = int(max((row["step"] for row in rows), default=0))
+        text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
         with needs_writing(self._path):
             write_whole(self._path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
             self._file = self._path.open("a", encoding="utf-8")
-        with needs_writing(self._board_path):
-            self._board_path.mkdir(exist_ok=True)
-            self._board = EventsWriter(str(self._board_path / "events"), f".{os.getpid()}")
-            # Hides later steps of older event files.
-            self._log_event(step + 1, session_log=SessionLog(status=SessionLog.START))
-            self._board.flush()
+        self._loggers: list[_TensorBoard | _Tracker] = []
+        try:
+            for name in dict.fromkeys(loggers):
+                self._loggers.append(
+                    _TensorBoard(workdir, step)
+                    if name == TENSORBOARD
+                    else _Tracker(name, workdir, last_step, dict(config or {}))
+                )
+        except InputError:
+            self.close()
+            raise
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values by name, such as `train/loss`.
@@ -58,19 +89,80 @@ class MetricWriter:
         with needs_writing(self._path):
             self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
             self._file.flush()
-        with needs_writing(self._board_path):
-            for name, value in values.items():
-                self._log_event(step, summary=scalar(name, value))
-            self._board.flush()
+        for logger in self._loggers:
+            logger.write(step, values)
 
     def close(self) -> None:
         """Close the files. Errors are ignored, because `write` has flushed everything or raised."""
-        for file in (self._file, self._board):
+        for file in (self._file, *self._loggers):
             with contextlib.suppress(OSError):
                 file.close()
 
+
+class _TensorBoard:
+    """Event file of TensorBoard; each write is flushed.
+
+    `tensorboardX.SummaryWriter` passes events to a thread. Its `flush` does not wait for that thread, so a
+    kill loses events; and on a full disk the thread ends, and the training blocks on its queue.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._folder = workdir / BOARD
+        with needs_writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
+            # Hides later steps of older event files.
+            self._log_event(step + 1, session_log=SessionLog(status=SessionLog.START))
+            self._events.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with needs_writing(self._folder):
+            for name, value in values.items():
+                self._log_event(step, summary=scalar(name, value))
+            self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
     def _log_event(self, step: int, **content: Any) -> None:
-        self._board.write_event(Event(step=step, wall_time=time.time(), **content))
+        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
+
+
+class _Tracker:
+    """Run of an experiment tracker with the interface of wandb.
+
+    The project is `lcgcn_jax`, or the value of `WANDB_PROJECT` or `TRACKIO_PROJECT`. The name of the run is
+    that of the workdir with a checksum of its path, so that a resumed training continues the run.
+    """
+
+    def __init__(self, name: str, workdir: Path, last_step: int, config: dict[str, Any]):
+        tracker = _import_tracker(name)
+        # Metrics of a killed run that are logged again are equal, because runs resume exactly.
+        self._last_step = last_step
+        path = workdir.absolute()
+        run = f"{path.name}-{zlib.crc32(os.fsencode(path)):08x}"
+        options = {"id": run, "dir": str(workdir)} if name == "wandb" else {"embed": False}
+        project = os.environ.get(f"{name.upper()}_PROJECT") or "lcgcn_jax"
+        try:
+            self._run = tracker.init(
+                project=project, name=run, config=config, resume="allow", **options
+            )
+        except Exception as error:  # of any type, for example without a login
+            raise InputError(f"--log {name}: cannot start a run: {one_line(error)}") from error
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if step > self._last_step:
+            self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _import_tracker(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"--log {name}: {name} is not installed; pip install {name}") from error
 
 
 def read_metrics(workdir: Path) -> list[dict[str, int | float]]:

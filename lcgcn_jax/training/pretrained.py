@@ -15,6 +15,7 @@ from lcgcn_jax.interop.torch_files import PICKLED, SAFETENSORS, read_state_dict
 from lcgcn_jax.interop.torch_weights import map_weights
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import BEST, CONFIG, WEIGHTS, Bundle, check_weights, load_bundle
+from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.models.interfaces import HasHead
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.weights import Weights
@@ -67,7 +68,8 @@ def load_pretrained_weights(
       InputError: `init_from` cannot be read or does not fit the model, or weights that it lacks would be
         random and not train.
     """
-    path, scope = Path(config.init_from), config.init_scope
+    path = hub_reference(config.init_from) or Path(config.init_from)
+    scope = config.init_scope
     heatmap_model = model.heatmap_model
     head_modules = heatmap_model.head_modules if isinstance(heatmap_model, HasHead) else None
     if scope == "backbone" and head_modules is None:
@@ -135,18 +137,22 @@ def _has_part(weights: Mapping[str, Any], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in weights)
 
 
-def read_source(path: Path, config: Config) -> Source:
+def read_source(path: str | Path, config: Config) -> Source:
     """Read pretrained weights.
 
     Args:
-      path: a bundle; a training workdir (its best model, or, before its first validation, its latest
-        checkpoint); a checkpoint, `WORKDIR/checkpoints/STEP`; or a PyTorch file in any layout that
-        `lcgcn import-torch` reads. Of a checkpoint, the moving average is read if it has one.
+      path: a bundle; a model on the Hub, `hf://owner/repo`; a training workdir (its best model, or, before
+        its first validation, its latest checkpoint); a checkpoint, `WORKDIR/checkpoints/STEP`; or a PyTorch
+        file in any layout that `lcgcn import-torch` reads. Of a checkpoint, the moving average is read if it
+        has one.
       config: uses `model.heatmap.arch`, the HRNet of a PyTorch file.
 
     Raises:
       InputError: the path does not exist, or is damaged, or has unknown weights.
     """
+    if hub_reference(path) is not None:
+        return _source_of(load_bundle(path))
+    path = Path(path)
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent
     if path.suffix in SAFETENSORS + PICKLED and not path.is_dir():
@@ -180,7 +186,7 @@ def _config_differences(source: Source, config: Config) -> str:
     return f"; its config is another one ({'; '.join(changes)})" if changes else ""
 
 
-def _heatmap_differences(path: Path, source: Source, model: LCGCN, mode: str) -> str:
+def _heatmap_differences(path: str | Path, source: Source, model: LCGCN, mode: str) -> str:
     """Differences between the heatmap definitions, which training has to overcome.
 
     Raises:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
 from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.config_types import Config, resolve_steps
 from lcgcn_jax.training.feature_cache import CachedBatches, FeatureCache
-from lcgcn_jax.training.metric_writer import MetricWriter
+from lcgcn_jax.training.metric_writer import TENSORBOARD, MetricWriter, check_loggers
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.pretrained import load_pretrained_weights
 from lcgcn_jax.training.run_lock import RunLock, needs_writing, read_run_config
@@ -63,6 +63,7 @@ class Trainer:
       feature_cache: with `train.cache`: cache of another run with the same frozen heatmap model.
       accept_changes: resume even if the configuration or the data differ from those of the run.
       overridden: names of the config fields that were set on the command line; see `resolve_steps`.
+      loggers: where metrics are logged, in addition to `metrics.jsonl` (`metric_writer.LOGGERS`).
 
     Attributes:
       config: typed configuration, with all lengths in steps.
@@ -102,7 +103,9 @@ class Trainer:
         feature_cache: FeatureCache | None = None,
         accept_changes: bool = False,
         overridden: Collection[str] = (),
+        loggers: Sequence[str] = (TENSORBOARD,),
     ):
+        check_loggers(loggers)
         fields = config.to_dict()
         check_config(ml_collections.ConfigDict(fields))
         self.config = Config.from_dict(fields)
@@ -113,6 +116,7 @@ class Trainer:
         self.best_nme = math.inf
         self.stopped_by: signal.Signals | None = None
         self._accept_changes, self._overridden = accept_changes, overridden
+        self._loggers = loggers
         self._lock: RunLock | None = None
 
     def prepare(self) -> "Trainer":
@@ -226,7 +230,7 @@ class Trainer:
         with (
             preemption_guard() as stop_after,
             closing(self._lock),
-            closing(MetricWriter(self.workdir, self.step)) if is_primary else nullcontext() as log,
+            closing(self._open_log()) if is_primary else nullcontext() as log,
             closing(self.batches),
             bar,
         ):
@@ -352,6 +356,9 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+
+    def _open_log(self) -> MetricWriter:
+        return MetricWriter(self.workdir, self.step, self._loggers, self.config.to_dict())
 
     def _create_feature_cache(self) -> FeatureCache:
         if self.feature_cache is not None:

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import sys
 
 import cv2
 import numpy as np
@@ -155,3 +156,20 @@ def test_locked_workdir_can_be_evaluated_but_not_trained_in(
     assert main([*evaluate, "--json", str(out)]) == 0
     assert json.loads(out.read_text())["num_faces"] == 24
     lock.close()
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(error_line, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    line = [
+        "train",
+        "--config",
+        "demo:small",
+        "--workdir",
+        tmp_path / "run",
+        "--log",
+        "tensorboard",
+    ]
+    error = error_line(*line, "--log", "wandb")
+    assert "--log wandb: wandb is not installed; pip install wandb" in error
+    assert not (tmp_path / "run").exists()
+    assert "invalid choice: 'mlflow'" in error_line(*line, "--log", "mlflow")

@@ -22,6 +22,7 @@ from lcgcn_jax.evaluation.fit_uncertainty import calibrate
 from lcgcn_jax.evaluation.tables import format_calibration
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.models.bundles import SHIPPED, find_bundle, save_uncertainty
+from lcgcn_jax.models.hub import hub_reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
     bundle = find_bundle(args.model)
     if args.out is not None:
         require_absent(args.out)
-    elif bundle.parent == SHIPPED:
-        raise InputError(f"{args.model}: comes with the package; give --out for a calibrated copy")
+    elif bundle.parent == SHIPPED or hub_reference(args.model):
+        where = "comes with the package" if bundle.parent == SHIPPED else "is a download"
+        raise InputError(f"{args.model}: {where}; give --out for a calibrated copy")
     use_compilation_cache()
     model = load(bundle)
     if args.out is None and model.calibration is not None and not args.overwrite:

@@ -1,0 +1,109 @@
+"""Server of the page, for the command line and for notebooks."""
+
+import atexit
+import functools
+import importlib.util
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.inference.model import LandmarkModel, list_models, load_model
+from lcgcn_jax.models.bundles import DEFAULT_MODEL
+
+LOCALHOST = "127.0.0.1"
+
+_INSTALL = "pip install 'lcgcn-jax[app]'"
+_MAX_MODELS = 3  # in memory
+
+
+class App:
+    """A running page; `launch_app` returns one.
+
+    Attributes:
+      url: address on this computer.
+    """
+
+    def __init__(self, page: Any, url: str, folder: Path):
+        self._page, self.url, self._folder = page, url, folder
+        atexit.register(self.close)
+
+    def __repr__(self) -> str:
+        return f"App({self.url})"
+
+    def wait(self) -> None:
+        """Wait for a signal, such as Ctrl-C."""
+        threading.Event().wait()
+
+    def close(self) -> None:
+        """Stop the server, and delete the files that were uploaded."""
+        self._page.close(verbose=False)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.environ.pop("GRADIO_TEMP_DIR", None)
+        atexit.unregister(self.close)
+
+
+def launch_app(
+    models: Sequence[str | Path] = (),
+    *,
+    host: str = LOCALHOST,
+    port: int | None = None,
+    share: bool = False,
+    detector_model: str | Path | None = None,
+) -> App:
+    """Start the page to try models on images, videos and a webcam. In a notebook, it is also shown there.
+
+    The page needs no other host: it works offline, if the face detector is in the cache or `detector_model`
+    is given.
+
+    Args:
+      models: models to choose from, as in `load_model`, in addition to the shipped ones; the first one is
+        selected.
+      host: address of the server. The default accepts connections from this computer only; `0.0.0.0` accepts
+        them from the network.
+      port: port; by default a free one from 7860.
+      share: make the page public through a server of Gradio. Never done without this argument.
+      detector_model: as in `load_model`.
+
+    Raises:
+      InputError: Gradio is not installed, a model or the face detector cannot be loaded, or the port is in
+        use.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError(f"the page needs Gradio; {_INSTALL}")
+
+    @functools.lru_cache(maxsize=_MAX_MODELS)
+    def load(name: str) -> LandmarkModel:
+        return load_model(name, detector_model=detector_model)
+
+    names = list(dict.fromkeys([*map(str, models), DEFAULT_MODEL, *list_models()]))
+    _ = load(names[0]).detector  # raises an error before the page opens
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from lcgcn_jax.app.page import build_page, launch_options  # imports Gradio, which takes seconds
+
+    folder = Path(tempfile.mkdtemp(prefix="lcgcn-app-"))
+    # Gradio copies the results of videos from another folder, which it does not serve. It reads the variable
+    # when the page is built.
+    results, uploads = folder / "results", folder / "uploads"
+    results.mkdir()
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    page = build_page(names, load, results)
+    try:
+        _, url, _ = page.launch(
+            server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
+            show_error=True, **launch_options(),
+        )  # fmt: skip
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            where = f"{host}:{port or '7860 to 7959'}"
+            raise InputError(
+                f"{where}: the page cannot be served: {one_line(error)[:150]}; choose another "
+                "--port or --host"
+            ) from error
+        raise
+    return App(page, url, folder)

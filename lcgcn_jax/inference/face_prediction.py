@@ -113,7 +113,7 @@ class FacePredictor:
             for i, face in enumerate(faces)
             if self._is_uncertain(face)
             for affine in robust_crops.candidate_crops(
-                face.landmarks, self.scheme, self.image_size, face.crop
+                face.landmarks, self.scheme, self.image_size, crops[i].affine
             )
         ]
         best = list(faces)
@@ -142,18 +142,21 @@ class FacePredictor:
 
     def _better_crop(self, face: Face) -> geometry.Affine | None:
         size = self.image_size
+        assert face.crop is not None  # `_predict_batch` sets it
         affine = robust_crops.crop_around(face.landmarks, self.scheme, size, face.crop)
         is_off = affine is not None and robust_crops.is_off(face.crop, affine, size)
         return affine if is_off else None
 
     def _is_uncertain(self, face: Face) -> bool:
         percent = face.predicted_error_percent
-        return percent is not None and robust_crops.is_uncertain(percent, self.calibration)
+        if percent is None or self.calibration is None:
+            return False
+        return robust_crops.is_uncertain(percent, self.calibration)
 
     def _with_final_errors(self, face: Face) -> Face:
-        if self.calibration is None:
-            return face
         percent = face.predicted_error_percent
+        if percent is None or self.calibration is None:
+            return face
         final_percent, pixels = robust_crops.final_errors(
             percent, face.landmarks, self.scheme, self.calibration
         )

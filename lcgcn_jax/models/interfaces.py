@@ -90,7 +90,7 @@ class LCGCNOutput:
             return self
         rows = np.array(indices)
         axes = {"landmarks": -2, "heatmap_landmarks": -2, "stages": -2, "visibility_logits": -2}
-        fields = {
+        fields: dict[str, typing.Any] = {
             name: None if value is None else value.take(rows, axis=axes.get(name, -1))
             for name, value in vars(self).items()
         }

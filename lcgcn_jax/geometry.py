@@ -5,7 +5,7 @@ A point is (x, y) in pixels, and the center of the top-left pixel is (0, 0), as 
 points of another. A box is (x0, y0, x1, y1).
 """
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -179,7 +179,8 @@ def mirror_transform(width: int) -> Affine:
     return np.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0]])
 
 
-BORDERS: dict[str, int] = {
+Border = Literal["black", "replicate", "reflect", "blur"]
+BORDERS: dict[Border, int] = {
     "black": cv2.BORDER_CONSTANT,
     "replicate": cv2.BORDER_REPLICATE,
     "reflect": cv2.BORDER_REFLECT_101,
@@ -195,7 +196,7 @@ def warp(
     image: UInt8[np.ndarray, "h w c"],
     affine: Affine,
     size: int,
-    border: str = "black",
+    border: Border = "black",
     perspective: Homography | None = None,
 ) -> UInt8[np.ndarray, "size size c"]:
     """Warp an image to a `size` x `size` crop with bilinear interpolation.

@@ -28,6 +28,9 @@ Activation = Literal["sigmoid", "linear"]
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
+Normalization = Literal["softmax", "sigmoid"]
+"""Normalization of heatmaps to probability distributions over their pixels (`moments`)."""
+
 _STD_WINDOW = (
     1 / 8
 )  # fraction of the side in each direction from the peak, for the standard deviation
@@ -280,18 +283,14 @@ def _gaussian_matrix(n: int) -> np.ndarray:
     return kernel / full
 
 
-NORMALIZATIONS = ("softmax", "sigmoid")
-
-
 def moments(
-    logits: Heatmaps, *, normalization: str = "softmax", temperature: float = 1.0
+    logits: Heatmaps, *, normalization: Normalization = "softmax", temperature: float = 1.0
 ) -> tuple[Float[Array, "b k 2"], Float[Array, "b k 2 2"]]:
     """Mean and covariance of each heatmap as a probability distribution over its pixels.
 
     Args:
       logits: heatmaps before the activation.
-      normalization: one of `NORMALIZATIONS`: the softmax of the logits times `temperature`, or their sigmoid
-        divided by its sum.
+      normalization: the softmax of the logits times `temperature`, or their sigmoid divided by its sum.
       temperature: factor on the logits under `softmax`.
 
     Returns:

@@ -12,6 +12,7 @@ configurations unchanged.
 """
 
 import dataclasses
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,9 +22,10 @@ from lcgcn_jax.data.annotations import Visibility
 from lcgcn_jax.data.corruptions import CorruptionConfig, Image, corrupt
 from lcgcn_jax.data.crops import Record, cover_labels, is_inside
 from lcgcn_jax.data.encoding import decode_image
+from lcgcn_jax.fields import interval, number
 from lcgcn_jax.landmarks import LandmarkScheme
 
-DISTRIBUTIONS = ("uniform", "normal")
+Distribution = Literal["uniform", "normal"]
 """Distributions of rotation, zoom and shift between their limits. The standard deviation of `normal` is half
 the distance from the middle to a limit, and values beyond the limits are clipped."""
 
@@ -37,7 +39,7 @@ class AugmentConfig(CorruptionConfig):
     The corruptions are the fields of `CorruptionConfig`.
 
     Attributes:
-      distribution: distribution of rotation, zoom and shift, one of `DISTRIBUTIONS`.
+      distribution: distribution of rotation, zoom and shift, see `Distribution`.
       rotation: maximum rotation in both directions, in degrees.
       zoom: minimum and maximum factor on the size of the face.
       shift: maximum translation, as a fraction of the crop's side.
@@ -63,27 +65,27 @@ class AugmentConfig(CorruptionConfig):
         `reflect` or `blur` prevents the model from learning the black edge as the contour.
     """
 
-    distribution: str = "uniform"
-    rotation: float = 30.0
-    zoom: tuple[float, float] = (0.8, 1.2)
-    shift: float = 0.1
-    shear: float = 0.0
-    aspect: float = 0.0
-    perspective: float = 0.0
-    mirror: float = 0.5
-    flip_bias: float = 0.0
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.3
-    gamma: float = 0.0
-    gray: float = 0.0
-    motion_blur: float = 0.0
-    motion_blur_length: tuple[float, float] = (0.02, 0.08)
-    noise_blend: float = 0.0
-    noise_blend_weight: tuple[float, float] = (0.1, 0.4)
-    jpeg: float = 0.0
-    jpeg_quality: tuple[float, float] = (20.0, 80.0)
-    border: str = "black"
+    distribution: Distribution = "uniform"
+    rotation: float = number(30.0, 0, 180)
+    zoom: tuple[float, float] = interval((0.8, 1.2), 0.1, 10)
+    shift: float = number(0.1, 0, 0.5)
+    shear: float = number(0.0, 0, 60)
+    aspect: float = number(0.0, 0, 4)
+    perspective: float = number(0.0, 0, 0.3)
+    mirror: float = number(0.5, 0, 1)
+    flip_bias: float = number(0.0, -0.5, 0.5)
+    brightness: float = number(0.3, 0, 1)
+    contrast: float = number(0.3, 0, 1)
+    saturation: float = number(0.3, 0, 1)
+    gamma: float = number(0.0, 0, 1, below=True)
+    gray: float = number(0.0, 0, 1)
+    motion_blur: float = number(0.0, 0, 1)
+    motion_blur_length: tuple[float, float] = interval((0.02, 0.08), 0, 0.5)
+    noise_blend: float = number(0.0, 0, 1)
+    noise_blend_weight: tuple[float, float] = interval((0.1, 0.4), 0, 1)
+    jpeg: float = number(0.0, 0, 1)
+    jpeg_quality: tuple[float, float] = interval((20.0, 80.0), 1, 100)
+    border: geometry.Border = "black"
 
     @classmethod
     def none(cls) -> "AugmentConfig":

@@ -14,10 +14,11 @@ from lcgcn_jax.models.connectivity import (
     VisibilityGate,
     log_of,
 )
-from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors, ShapeRefiner
+from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors
 from lcgcn_jax.models.interfaces import GraphFeatures
 from lcgcn_jax.models.layers import MLP
 from lcgcn_jax.models.patch_refiner import PatchRefiner
+from lcgcn_jax.models.shape_refiner import ShapeRefiner
 
 SELF_LOGIT = 4.0
 """Initial logit of the diagonal with offset votes: with 68 landmarks, each weighs itself by 0.45."""

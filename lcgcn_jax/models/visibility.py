@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcgcn_jax.models.config import VisibilityConfig
+from lcgcn_jax.models.connectivity import log_of
 from lcgcn_jax.models.layers import glorot_normal, normal_init
 
 CLASSES = ("visible", "externally_occluded", "self_occluded")
@@ -79,9 +80,8 @@ class VisibilityHead(nnx.Module):
             (positions, confidence, heatmap_std)
         )
         relative = positions - positions.mean(axis=1, keepdims=True)
-        log_confidence = jnp.log(jnp.maximum(confidence, 1e-6))
         # Scaled to a magnitude of about 1.
-        scalars = jnp.stack([confidence, log_confidence / 4, 10 * heatmap_std], axis=-1)
+        scalars = jnp.stack([confidence, log_of(confidence) / 4, 10 * heatmap_std], axis=-1)
         cues = jnp.concatenate([scalars, 4 * relative], axis=-1)
         nodes = self.visual(_normalized(features.astype(jnp.float32))) + self.cues(cues)
         nodes = jax.nn.relu(nodes + self.classes[...][None])

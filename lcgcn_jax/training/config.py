@@ -15,8 +15,8 @@ import yaml
 
 from lcgcn_jax import compat
 from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.fields import require_known
 from lcgcn_jax.models.config import GraphConfig
-from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.config_types import EPOCHS, Config
 
 RUN_CONFIG = "config.json"

@@ -1,4 +1,4 @@
-"""Fit of the linear shape refinement (`gcn.ShapeRefiner`) to the errors of a trained model."""
+"""Fit of the linear shape refinement (`shape_refiner.ShapeRefiner`) to the errors of a trained model."""
 
 import dataclasses
 import functools
@@ -18,8 +18,8 @@ from lcgcn_jax.data.pipeline import view_batches
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle
-from lcgcn_jax.models.gcn import ShapeRefiner
 from lcgcn_jax.models.lcgcn import normalize_images
+from lcgcn_jax.models.shape_refiner import ShapeRefiner
 from lcgcn_jax.training.run_lock import read_run_config
 
 _REFINER = "graph.shape_refiner."
@@ -107,7 +107,7 @@ def solve(
     *,
     ridge: float,
 ) -> tuple[Float[np.ndarray, "k k 2 2"], Float[np.ndarray, "k 2"]]:
-    """Fit matrices M and offsets b of `gcn.ShapeRefiner`: `errors_i ~ b_i + sum_j M_ij deviations_j`.
+    """Fit matrices M and offsets b of `ShapeRefiner`: `errors_i ~ b_i + sum_j M_ij deviations_j`.
 
     Args:
       deviations: landmarks minus the mean shape, in the canonical frame.

@@ -3,6 +3,7 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+from spots import centroid, spot
 
 from lcgcn_jax import geometry
 from lcgcn_jax.data.augment import (
@@ -44,19 +45,6 @@ def record_of(image, landmarks=LANDMARKS, **fields):
         "subset": "s",
     }
     return defaults | fields
-
-
-def spot(point, shape=(300, 300), sigma=4.0):
-    """A white Gaussian spot on black, its center at the point."""
-    y, x = np.indices(shape)
-    value = np.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / (2 * sigma**2))
-    return np.repeat(np.rint(255 * value).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def centroid(image):
-    weight = image[..., 0].astype(float)
-    y, x = np.indices(weight.shape)
-    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
 
 
 @pytest.mark.parametrize("size", [128, 30], ids=["enlarged", "halved first"])

@@ -1,13 +1,13 @@
 import functools
 import json
 import math
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from torch_reference import torch_normal, torch_tensor
 
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
@@ -134,24 +134,6 @@ def torch_key(name):
             step = f"{step}." if int(source) < int(target) else ""
             return f"stage{int(stage) + 2}.{m}.fuse_layers.{target}.{source}.{step}{index}.{leaf}"
     raise AssertionError(name)
-
-
-def torch_normal(key, shape):
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
-    return generator.standard_normal(shape).astype(np.float32)
-
-
-def torch_tensor(key, shape):
-    n = torch_normal(key, shape)
-    if key.endswith("running_mean"):
-        return 0.1 * n
-    if key.endswith("running_var"):
-        return 1 + 0.1 * np.abs(n)
-    if key.endswith("bias"):
-        return 0.2 + 0.1 * n
-    if len(shape) <= 1:
-        return 0.5 + 0.1 * n
-    return n * np.float32(math.sqrt(2 / math.prod(shape[1:])))
 
 
 def torch_shapes(shared, k):

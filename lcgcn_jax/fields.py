@@ -42,9 +42,6 @@ def numbers(
     """Field with a tuple of numbers from `low` to `high`.
 
     Args:
-      default: default value.
-      low: smallest number.
-      high: largest number.
       **options: `above` (excludes `low`), `length`, `shortest` (smallest length), `ascending` (strictly) and
         `last` (required last number).
     """
@@ -91,11 +88,6 @@ def choices_of(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
 
 def require_known(name: str, keys: Iterable[str], known: Iterable[str]) -> None:
     """Raise an error for the first key that is not known, with the most similar known one.
-
-    Args:
-      name: name of the object that has the keys, for the message.
-      keys: keys to check.
-      known: all valid keys.
 
     Raises:
       InputError: a key is not known.

@@ -82,7 +82,6 @@ def perspective_transform(size: int, corner_offsets: Float[np.ndarray, "4 2"]) -
     """The homography that moves the corners of a square crop.
 
     Args:
-      size: side of the crop, in pixels.
       corner_offsets: (x, y) by which the corners move, in fractions of the side: top left, top right, bottom
         right, bottom left.
     """
@@ -121,8 +120,6 @@ def upright_transform(orientation: int, width: int, height: int) -> Affine:
 
     Args:
       orientation: EXIF orientation, 1 to 8.
-      width: width of the stored image.
-      height: height of the stored image.
     """
     rows = {"x": (1, 0, 0), "-x": (-1, 0, width - 1), "y": (0, 1, 0), "-y": (0, -1, height - 1)}
     x, y = _UPRIGHT_AXES[orientation]
@@ -153,7 +150,6 @@ def crop_transform(
 
     Args:
       box: face box in image pixels.
-      size: side of the crop in pixels.
       scale: side of the region relative to max(box width, box height).
       rotation: clockwise rotation of the face in the crop around the center, in degrees.
       zoom: scale of the face in the crop.
@@ -205,9 +201,6 @@ def warp(
     (whose pixel i is centered on pixel 2i), so that thin structures do not alias.
 
     Args:
-      image: image.
-      affine: affine from the image to the crop.
-      size: side of the crop in pixels.
       border: content of the crop outside the image, a key of `BORDERS`.
       perspective: homography of the crop that follows the affine.
     """

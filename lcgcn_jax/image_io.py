@@ -96,10 +96,6 @@ class ImageHeader:
 def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file as 8-bit RGB, rotated upright by its EXIF orientation.
 
-    Args:
-      path: the file.
-      upright: as in `decode_image`.
-
     Raises:
       InputError: the file does not exist, or is not a complete image.
     """
@@ -120,7 +116,6 @@ def decode_image(encoded: bytes, *, upright: bool = True) -> UInt8[np.ndarray, "
     """Decode an image file to 8-bit RGB; an alpha channel is dropped.
 
     Args:
-      encoded: content of the file.
       upright: apply the EXIF orientation (for AVIF, `irot` and `imir`), as viewers and labeling tools do.
         With False, the result has the pixels as stored.
 

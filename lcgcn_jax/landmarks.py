@@ -332,11 +332,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _names(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """Parse the names of the landmarks.
-
-    Raises:
-      ValueError: there are no names, or an item is not a name.
-    """
+    """Parse the names of the landmarks."""
     number = fields.get("num_landmarks")
     if number is not None:
         is_text = isinstance(number, str) and re.fullmatch(r"\d+", number)
@@ -372,11 +368,7 @@ def _contour(fields: Mapping[str, Any], indices: Callable[[Any, str], tuple[int,
 
 
 def _index(names: Sequence[str], point: Any) -> int:
-    """Find the index of a landmark from its name or index.
-
-    Raises:
-      ValueError: there is no such landmark.
-    """
+    """Find the index of a landmark from its name or index."""
     if _is_whole(point):
         return point
     if not isinstance(point, str):
@@ -399,11 +391,7 @@ def _index(names: Sequence[str], point: Any) -> int:
 
 
 def _check_pairs(names: Sequence[str], pairs: Sequence[tuple[int, ...]]) -> None:
-    """Validate mirror pairs.
-
-    Raises:
-      ValueError: an item is not a pair, has an index out of range, or contradicts another pair.
-    """
+    """Validate mirror pairs."""
     partners: dict[int, int] = {}
     for pair in pairs:
         if len(pair) != 2:

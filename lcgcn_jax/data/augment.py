@@ -110,13 +110,6 @@ def augment_face(
 ) -> dict[str, np.ndarray]:
     """Crop a face with random augmentation for training.
 
-    Args:
-      record: an element of a `FaceSource`.
-      scheme: landmark scheme, for the mirror permutation.
-      size: side of the crop, in pixels.
-      config: options.
-      rng: random generator.
-
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
       `visibility` int8 [k], values of `annotations.Visibility`.
@@ -228,7 +221,6 @@ def motion_blur(image: Image, length: float, direction: float) -> Image:
     """Average an image along a line.
 
     Args:
-      image: the image.
       length: length of the line, in pixels.
       direction: its angle to the x axis, in radians.
     """
@@ -246,9 +238,7 @@ def blend_with_noise(image: Image, weight: float, rng: np.random.Generator) -> I
     """Blend an image with colored noise, with a random grain of 1 px to a quarter of the image.
 
     Args:
-      image: the image.
       weight: weight of the noise, 0..1.
-      rng: random generator.
     """
     size = len(image)
     side = round(np.exp(rng.uniform(np.log(4), np.log(size))))
@@ -261,7 +251,6 @@ def compress_jpeg(image: Image, quality: float) -> Image:
     """Encode an image as JPEG, and decode it.
 
     Args:
-      image: the image.
       quality: JPEG quality, 1 to 100; it is rounded.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)

@@ -83,7 +83,6 @@ def occlude(
     Args:
       image: the crop; it is not modified.
       sides: minimum and maximum side of a rectangle, as a fraction of the crop side.
-      rng: random generator.
 
     Returns:
       The image, and which of its pixels are occluded.
@@ -105,9 +104,7 @@ def blur(image: Image, sigmas: tuple[float, float], rng: np.random.Generator) ->
     """Blur a square crop.
 
     Args:
-      image: the crop.
       sigmas: minimum and maximum sigma of the Gaussian, as a fraction of the crop side.
-      rng: random generator.
     """
     return cv2.GaussianBlur(image, (0, 0), image.shape[0] * rng.uniform(*sigmas))
 

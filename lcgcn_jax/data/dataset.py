@@ -30,11 +30,8 @@ class FaceSource(Sequence[dict[str, Any]]):
     files.
 
     Args:
-      path: folder of the records.
       split: their splits, joined by `+`.
-      length: number of faces.
       offsets: removed from the landmarks; `box` is then the box of the moved landmarks.
-      attribute_names: names of the columns of `attributes`.
       with_images: whether records have the field `image`.
     """
 
@@ -199,10 +196,6 @@ def open_dataset(path: Path | str) -> FaceDataset:
 def require_scheme(dataset: FaceDataset, expected: LandmarkScheme) -> None:
     """Check that a dataset has the landmarks that a model was trained for.
 
-    Args:
-      dataset: the dataset.
-      expected: landmark scheme of the model.
-
     Raises:
       InputError: the schemes differ.
     """
@@ -222,7 +215,6 @@ def open_datasets(
     """Open several prepared datasets, and remove the annotation offsets of some of them.
 
     Args:
-      folders: dataset folders.
       scheme: landmark scheme that all have to have; its normalizer replaces that of the datasets.
       offsets: pairs of a dataset folder and a file of offsets.
 

@@ -68,9 +68,6 @@ def prepare(
     """Write records and `report.json` to a new folder, which appears only when it is complete.
 
     Args:
-      annotations: the faces.
-      out: the folder to create.
-      overwrite: whether an existing dataset may be replaced.
       stored_pixels: whether the annotations refer to the images as stored, without the EXIF
         orientation; otherwise they refer to the upright images.
 
@@ -124,8 +121,6 @@ def write_records(
     """Write the records and the report to an existing folder.
 
     Args:
-      annotations: the faces.
-      folder: the folder.
       stored_pixels: whether the annotations refer to the images as stored.
 
     Raises:

@@ -1,14 +1,14 @@
 """Typed configurations of the models.
 
 Each class holds the options of one part of a model. A choice among names is a `Literal` type.
-`registry.create_model` parses plain mappings, and `check_choices` validates all choices.
+`registry.model_config` parses plain mappings and checks the range of every field.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lcgcn_jax.fields import choices_of, number, numbers
+from lcgcn_jax.fields import number, numbers
 from lcgcn_jax.heatmaps import Activation, Decoder
 
 HRNetArch = Literal["w18", "w32", "w48", "w18-small-v1", "w18-small-v2", "tiny"]
@@ -25,24 +25,6 @@ VisibilityMethod = Literal["none", "local", "attention"]
 
 MAX_WIDTH = 65_536
 """Largest number of channels of a layer."""
-
-
-def check_choices(config_class: type[Any], options: Mapping[str, Any], name: str) -> None:
-    """Validate options before they are passed to a configuration class.
-
-    Args:
-      config_class: dataclass whose `Literal` fields are checked.
-      options: values by field.
-      name: name in a config file, such as `model.graph`.
-
-    Raises:
-      ValueError: a value is not one of the choices of its field.
-    """
-    for field, choices in choices_of(config_class).items():
-        if field in options and options[field] not in choices:
-            raise ValueError(
-                f"{name}.{field}: {options[field]!r} is not available; use one of {', '.join(choices)}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +56,6 @@ class HourglassConfig:
     stacks: int = number(2, 1, 64)
     width: int = number(128, 2, MAX_WIDTH, multiple=2)
     activation: Activation = "sigmoid"
-
-    def __post_init__(self):
-        if self.stacks < 1 or self.width < 2 or self.width % 2:
-            raise ValueError(
-                "model.heatmap: an hourglass needs at least 1 stack and an even width, but got stacks "
-                f"{self.stacks} and width {self.width}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +145,6 @@ class GraphConfig:
                 "model.graph.authors_conventions: needs absolute coordinates, because input and output "
                 "coordinates are defined differently; set model.graph.output to 'absolute'"
             )
-        if self.gcn_widths[-1] != 2:
-            raise ValueError(
-                "model.graph.gcn_widths: the last block outputs coordinates; set the last width to 2"
-            )
 
     @property
     def uses_offset_votes(self) -> bool:
@@ -199,23 +170,6 @@ class CascadeConfig:
     width: int = number(128, 1, MAX_WIDTH)
     blocks: int = number(3, 1, 64)
     fine_steps: int = number(3, 1, 64)
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchRefinerConfig:
-    """Size of `patch_refiner.PatchRefiner`. It is fixed: no field of a config file changes it.
-
-    Attributes:
-      side: side of the square patch around each landmark, in heatmap pixels.
-      channels: number of feature channels in a patch.
-      class_width: length of the learned vector of each landmark.
-      widths: node widths before and after the first graph convolution.
-    """
-
-    side: int = 5
-    channels: int = 32
-    class_width: int = 16
-    widths: tuple[int, int] = (128, 64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,19 +37,14 @@ class PerImageEdges(nnx.Module):
     `e_ij = softmax_j MLP([c_i, c_j] (+) l_ij)` from the confidences, both over all pairs.
 
     Args:
-      num_landmarks: k.
       class_widths: widths of the class MLP; the last one is the length of l_ij.
-      edge_widths: hidden widths of the edge MLP.
       diagonal: `learned`: an edge from a node to itself is predicted like all others; `zero`: its logit is 0
         (the authors' code).
       norm: normalization in the MLPs: `batch` (the authors' code), `layer` or `none`.
-      log_confidence: whether the edge MLP gets log c instead of c.
       inputs: inputs of the edge MLP for the two landmarks: their confidences `[c_i, c_j]` (the paper), their
         visibility logits `[v_i, v_j]`, or both.
       self_logit: initial value of a learned logit on the diagonal; None: no such logit.
       activate_logits: whether ReLU and norm follow the last layer of the edge MLP (the authors' code).
-      bn_momentum: decay of the running statistics.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -108,7 +103,6 @@ class StaticEdges(nnx.Module):
     """One learned k x k matrix for all images (Li et al. 2020), with a softmax over each row.
 
     Args:
-      num_landmarks: k.
       self_logit: initial logit of the diagonal; all others start at 0.
     """
 

@@ -24,7 +24,6 @@ class GraphConv(nnx.Module):
       shape_features: whether q_ij is part of the message.
       pair_width: length of the learned vectors v_ij in the message; 0: none.
       zero_init: whether all weights start at 0.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -72,11 +71,6 @@ class PairVectors(nnx.Module):
     """Learned vector v_ij for each pair of landmarks, as part of the messages.
 
     In the message of the paper W2 is shared by all pairs, and the classes affect only the scalar e_ij.
-
-    Args:
-      num_landmarks: k.
-      width: length of the vectors.
-      rngs: source of the initial values.
     """
 
     def __init__(self, num_landmarks: int, width: int, *, rngs: nnx.Rngs):

@@ -28,13 +28,6 @@ class GraphHead(nnx.Module):
     """Graph that maps initial landmarks, confidences and visual features to landmarks and edges.
 
     Positions are (x, y) as a fraction of the side of the crop, 0..1.
-
-    Args:
-      config: options.
-      num_landmarks: k.
-      feature_channels: c.
-      bn_momentum: decay of the running statistics.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -111,15 +104,7 @@ class GraphHead(nnx.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b t k 2"], Float[Array, "b k k"]]:
-        """Return the landmarks after each stage, and the edge weights.
-
-        Args:
-          positions: positions of the initial landmarks.
-          confidence: probability at the peak of each heatmap.
-          features: output of `select_features`.
-          visible_logit: logit of the probability that a landmark is visible.
-          train: whether BatchNorm uses and updates batch statistics.
-        """
+        """Return the landmarks after each stage, and the edge weights."""
         edges = self._edge_weights(confidence, visible_logit, train=train)
         points = features.points
         if features.maps is not None:

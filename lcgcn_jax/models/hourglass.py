@@ -22,12 +22,7 @@ class StackedHourglass(nnx.Module):
     every stack, is not available.
 
     Args:
-      config: options.
-      num_landmarks: k.
-      bn_momentum: decay of the running statistics.
-      dtype: dtype of the computation.
       remat: whether to recompute the activations of each hourglass in the backward pass.
-      rngs: source of the initial weights.
     """
 
     stride = 4

@@ -55,12 +55,7 @@ class HRNet(nnx.Module):
     """Images `[b h w 3]` to heatmap logits `[b h/4 w/4 k]` and features `[b h/4 w/4 c]`.
 
     Args:
-      config: options.
-      num_landmarks: k.
-      bn_momentum: decay of the running statistics.
-      dtype: dtype of the computation.
       remat: whether to recompute the activations of each multi-scale module in the backward pass.
-      rngs: source of the initial weights.
     """
 
     stride = 4

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.fields import require_known
+from lcgcn_jax.fields import constraints_of, require_known
 from lcgcn_jax.models.config import (
     GRAPHS,
     HEATMAP_CONFIGS,
@@ -28,7 +28,6 @@ from lcgcn_jax.models.config import (
     GraphConfig,
     ModelConfig,
     VisibilityConfig,
-    check_choices,
 )
 from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
@@ -46,7 +45,6 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
     """Register a heatmap model under a name for `model.heatmap.name`.
 
     Args:
-      name: name in configs.
       factory: class or function. `factory(num_landmarks=, bn_momentum=, dtype=, rngs=, **options)` returns
         an `nnx.Module` that implements `interfaces.HeatmapModel`, and optionally `interfaces.HasActivation`
         and `interfaces.HasHead`. The options are all other fields of `model.heatmap`. With an argument
@@ -83,10 +81,7 @@ def create_model(
 
     Args:
       config: configuration, see the module docstring.
-      num_landmarks: k.
-      dtype: dtype of the heatmap model's computation.
       remat: whether the heatmap model recomputes activations in the backward pass (`train.remat`).
-      rngs: source of the initial weights.
 
     Raises:
       InputError: an unknown field or value; the message has the most similar valid one.
@@ -143,7 +138,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     options = dict(config)
     if missing := [name for name in _REQUIRED_FIELDS if name not in options]:
-        raise InputError(f"model.{missing[0]}: is missing; give it, as in the config of a run")
+        raise InputError(f"model: no {missing[0]!r}; give it, as in the config of a run")
     if options["graph"] is not None:
         options["graph"] = graph_config(options["graph"])
     options["visibility"] = visibility_config(options.get("visibility"))
@@ -175,8 +170,12 @@ def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
 
 def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> Any:
     require_known(name, options, [field.name for field in dataclasses.fields(config_class)])
+    for field, constraint in constraints_of(config_class).items():
+        if field in options and not constraint.accepts(options[field]):
+            raise InputError(
+                f"config: {name}.{field}: {options[field]!r} is not available; use {constraint.text}"
+            )
     try:
-        check_choices(config_class, options, name)
         return config_class(**options)
     except ValueError as error:
         raise InputError(f"config: {error}") from error

@@ -34,9 +34,6 @@ class VisibilityHead(nnx.Module):
 
     Args:
       config: options; `head` is not `none`.
-      num_landmarks: k.
-      feature_channels: c.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -68,7 +65,6 @@ class VisibilityHead(nnx.Module):
 
         Args:
           positions: positions of the initial landmarks, as fractions of the side of the crop.
-          confidence: probability at the peak of each heatmap.
           heatmap_std: standard deviation of each heatmap around its peak (`heatmaps.heatmap_std`).
           features: visual features at the initial landmarks.
 
@@ -91,13 +87,7 @@ class VisibilityHead(nnx.Module):
 
 
 class LandmarkAttention(nnx.Module):
-    """Single-head attention over the landmarks, with a learned bias for each pair of landmarks.
-
-    Args:
-      num_landmarks: k.
-      width: number of node channels.
-      rngs: source of the initial weights.
-    """
+    """Single-head attention over the landmarks, with a learned bias for each pair of landmarks."""
 
     def __init__(self, num_landmarks: int, width: int, *, rngs: nnx.Rngs):
         self.query = _linear(width, width, rngs)

@@ -25,7 +25,7 @@ from lcgcn_jax.profiling.roofline import Cost, Peaks
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.config_types import Config
-from lcgcn_jax.training.steps import make_detect_step
+from lcgcn_jax.training.steps import make_inference_step
 from lcgcn_jax.training.train_step import build_train_step
 
 GIB = 2**30
@@ -128,9 +128,6 @@ def chip_of(topology: str) -> Chip:
 def tpu_devices(topology: str) -> Sequence[jax.Device]:
     """Create the devices of a slice as compilation targets.
 
-    Args:
-      topology: chip and shape, such as `v5e:4x4` or `v4:2x2x2`.
-
     Raises:
       InputError: the topology does not exist, or libtpu is not installed.
     """
@@ -154,7 +151,6 @@ def lower_train_step(
 
     Args:
       config: configuration (`training.config.default_config`); the `train.dtype` `auto` means bfloat16.
-      devices: all devices of the slice.
       batch_size: faces per step over all devices; replaces the value of the config.
 
     Raises:
@@ -177,7 +173,7 @@ def lower_train_step(
     if step.model.merge().visibility is not None:
         batch["visibility"] = jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.int8)
     if train.cache:
-        detect = make_detect_step(step.model.graphdef)
+        detect = make_inference_step(step.model.graphdef, "detect")
         batch["graph_inputs"] = jax.eval_shape(detect, *step.model[1:], images)
     else:
         batch["image"] = images

@@ -96,7 +96,6 @@ def check_image_size(image_size: int, stride: int) -> None:
     """Refuse crop sizes that are not a multiple of the heatmap stride.
 
     Args:
-      image_size: side of the crops, `data.image_size`.
       stride: input pixels for each heatmap pixel of the heatmap model.
 
     Raises:

@@ -59,9 +59,6 @@ class FeatureCache:
 
     Args:
       detect: heatmap model, for batches of `batch_size`.
-      dataset: data.
-      image_size: side of the crops.
-      batch_size: crops in a batch.
     """
 
     def __init__(self, detect: Detect, dataset: FaceDataset, *, image_size: int, batch_size: int):
@@ -109,7 +106,6 @@ class CachedBatches(grain.DatasetIterator[dict[str, Any]]):
 
     Args:
       order: faces and views of the batches (`data.pipeline.view_order`).
-      views: graph inputs of the views.
     """
 
     def __init__(self, order: TrainIterator, views: TrainingViews):

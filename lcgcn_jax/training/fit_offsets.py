@@ -106,10 +106,6 @@ def fit_annotation_offsets(
     Args:
       predict: model of the annotation style to correct to, not trained on this dataset.
       dataset: dataset. Its attributes are groups, such as poses, if every training face has exactly one.
-      image_size: side of the crops.
-      batch_size: faces in a batch.
-      min_count: see `fit_offsets`.
-      max_ratio: see `fit_offsets`.
 
     Raises:
       InputError: the train split does not exist, or has too few usable faces.
@@ -176,7 +172,6 @@ def fit_offsets(
       predicted: landmarks of the model in the same pixels.
       located: which landmarks are annotated.
       groups: group of each face; "" for none.
-      scheme: landmark scheme.
       min_count: smallest number of located landmarks, mirror images included, to fit an offset to.
       max_ratio: see above.
       provenance: data and model of the fit, stored with the offsets (`AnnotationOffsets`).

@@ -45,11 +45,8 @@ def fit_shape_refiner(
     Args:
       bundle: a model with the `lcgcn` graph; an existing shape refinement is replaced.
       dataset: the data that it was trained on.
-      split: as in `FaceDataset.source`.
       augment: augmentation of its training.
-      views: views per face.
       ridge: weight of the penalty.
-      batch_size: faces per batch.
 
     Returns:
       The model with the refinement, without its calibration, which no longer applies.
@@ -112,8 +109,6 @@ def solve(
     Args:
       deviations: landmarks minus the mean shape, in the canonical frame.
       errors: true minus predicted landmarks, in the canonical frame.
-      visible: which landmarks are annotated; the others are not used.
-      ridge: as in `fit_shape_refiner`.
     """
     n, k, _ = deviations.shape
     inputs = np.concatenate([deviations.reshape(n, -1), np.ones((n, 1))], axis=1)

@@ -38,8 +38,6 @@ def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
 
     Args:
       config: uses `schedule`, `milestones` and `warmup_steps`.
-      peak: the highest rate.
-      steps: length of the training.
     """
     warmup = min(config.warmup_steps, steps // 2)
     if config.schedule == "constant":
@@ -55,13 +53,7 @@ def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
 def make_optimizer(
     config: OptimizerConfig, mode: TrainMode, steps: int
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """Create the optimizer of the trained parameters, and the learning rate of each group for the log.
-
-    Args:
-      config: hyperparameters.
-      mode: a key of `TRAINED`.
-      steps: length of the training.
-    """
+    """Create the optimizer of the trained parameters, and the learning rate of each group for the log."""
     schedules = {
         group: make_schedule(config, getattr(config.learning_rate, group), steps)
         for group in TRAINED[mode]

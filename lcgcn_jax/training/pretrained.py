@@ -58,11 +58,8 @@ def load_pretrained_weights(
     """Replace random weights with those of `config.init_from`.
 
     Args:
-      config: configuration.
       scheme: landmarks to train for.
       model: model to train; its weights are not used.
-      params: random parameters.
-      batch_stats: initial statistics.
 
     Returns:
       Parameters, statistics, and a line of text that describes what was loaded.
@@ -201,11 +198,7 @@ def _config_differences(source: Source, config: Config) -> str:
 
 
 def _heatmap_differences(path: Path, source: Source, model: LCGCN, mode: str) -> str:
-    """Differences between the heatmap definitions, which training has to overcome.
-
-    Raises:
-      InputError: there are some, and the heatmaps do not train.
-    """
+    """Differences between the heatmap definitions, which training has to overcome."""
     offset = source.model.get("heatmap_offset")
     stride = model.heatmap_model.stride
     old = {

@@ -1,12 +1,13 @@
 """Pure functions of a training step and of prediction; `sharding` compiles them."""
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
@@ -36,7 +37,6 @@ def check_activation(loss: LossConfig, activation: str) -> None:
     """Check that the heatmap loss is compatible with the activation of the heatmap model.
 
     Args:
-      loss: the losses.
       activation: one of `heatmaps.ACTIVATIONS`.
 
     Raises:
@@ -67,11 +67,7 @@ def total_loss(
     cross entropy.
 
     Args:
-      output: the model's outputs.
       landmarks: the true landmarks, in crop pixels.
-      visible: which of them are annotated.
-      config: losses and their weights.
-      groups: the groups that train.
       size: side of the crops. Coordinate losses are computed in pixels of a 256 px crop, for which the
         constants of Wing and smooth L1 are defined, and divided by 256: their gradients are equal for large
         errors, and the L1 is in fractions of the crop, like the coordinates of the graph.
@@ -134,10 +130,7 @@ def heatmap_coordinate_loss(
     Landmarks outside the heatmap do not count, because no mean can reach them.
 
     Args:
-      logits: heatmaps before the activation.
       points: the true landmarks, in heatmap pixels.
-      visible: which of them are annotated.
-      config: as in `total_loss`.
 
     Returns:
       `l1` and `smooth_l1` (linear from 1 px of a 256 px crop) in fractions of the crop, like the coordinate
@@ -173,9 +166,6 @@ def make_train_step(
     parameters after the step.
 
     Args:
-      graphdef: structure of the model.
-      optimizer: optimizer of the trained parameters.
-      trained: names of the parameters that train.
       config: uses `data.image_size`, `loss`, `train.mode` and `train.ema_decay`.
     """
     groups = TRAINED[config.train.mode]
@@ -237,34 +227,12 @@ def _norm(weights: Weights) -> Float[Array, ""]:
     return jnp.linalg.norm(to_vector(weights))
 
 
-def make_detect_step(
-    graphdef: nnx.GraphDef,
-) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], GraphInputs]:
-    """Make the pure function `detect_step(params, batch_stats, images) -> GraphInputs`."""
+def make_inference_step(
+    graphdef: nnx.GraphDef, method: Literal["predict", "detect", "refine"], *arguments: Any
+) -> Callable[[Weights, Weights, Any], Any]:
+    """Make the pure function `step(params, batch_stats, inputs)` of a method of `FunctionalModel`."""
 
-    def detect_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
-        return FunctionalModel(graphdef, params, batch_stats).detect(images)
+    def step(params: Weights, batch_stats: Weights, inputs: Any) -> Any:
+        return getattr(FunctionalModel(graphdef, params, batch_stats), method)(inputs, *arguments)
 
-    return detect_step
-
-
-def make_refine_step(
-    graphdef: nnx.GraphDef, image_size: int
-) -> Callable[[Weights, Weights, GraphInputs], LCGCNOutput]:
-    """Make the pure function `refine_step(params, batch_stats, graph_inputs) -> LCGCNOutput`."""
-
-    def refine_step(params: Weights, batch_stats: Weights, graph_inputs: GraphInputs):
-        return FunctionalModel(graphdef, params, batch_stats).refine(graph_inputs, image_size)
-
-    return refine_step
-
-
-def make_predict_step(
-    graphdef: nnx.GraphDef,
-) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], LCGCNOutput]:
-    """Make the pure function `predict_step(params, batch_stats, images) -> LCGCNOutput`."""
-
-    def predict_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
-        return FunctionalModel(graphdef, params, batch_stats).predict(images)
-
-    return predict_step
+    return step

@@ -80,8 +80,6 @@ def build_train_step(
 
     Args:
       config: configuration; `train.steps` is set, because the learning rate schedule needs it.
-      num_landmarks: number of landmarks k.
-      mesh: devices to train on.
       optimizer: replaces the optimizer of the configuration, for tests.
 
     Raises:
@@ -121,7 +119,6 @@ def compute_dtype(name: DType, platform: str | None = None) -> jnp.dtype:
     """Type of the computation: `float32`, `bfloat16`, or `auto`, bfloat16 on an accelerator.
 
     Args:
-      name: one of these names.
       platform: platform of the devices; by default JAX's default one.
     """
     if name == "auto":

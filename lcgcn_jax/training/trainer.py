@@ -36,7 +36,7 @@ from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.pretrained import load_pretrained_weights
 from lcgcn_jax.training.run_lock import RunLock, needs_writing, read_run_config
 from lcgcn_jax.training.state import TrainState
-from lcgcn_jax.training.steps import make_detect_step, make_predict_step, make_refine_step
+from lcgcn_jax.training.steps import make_inference_step
 from lcgcn_jax.training.train_data import open_train_data, require_visibility_labels
 from lcgcn_jax.training.train_step import TrainStep, build_train_step, init_weights
 
@@ -151,9 +151,9 @@ class Trainer:
         self._predict_step, self._refine_step, self._detect_step = (
             sharding.compile_predict_step(function, self.mesh)
             for function in (
-                make_predict_step(step.model.graphdef),
-                make_refine_step(step.model.graphdef, data.image_size),
-                make_detect_step(step.model.graphdef),
+                make_inference_step(step.model.graphdef, "predict"),
+                make_inference_step(step.model.graphdef, "refine", data.image_size),
+                make_inference_step(step.model.graphdef, "detect"),
             )
         )
         self._has_visibility = step.model.merge().visibility is not None

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lcgcn_jax.models.config import GraphConfig, choices_of
+from lcgcn_jax.fields import choices_of
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.connectivity import FixedEdges, PerImageEdges, StaticEdges, all_pairs
 
 KINDS = choices_of(GraphConfig)["connectivity"]

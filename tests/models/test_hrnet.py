@@ -11,8 +11,9 @@ from torch_reference import torch_normal, torch_tensor
 
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.fields import choices_of
 from lcgcn_jax.models.bundles import abstract_weights
-from lcgcn_jax.models.config import HRNetConfig, choices_of
+from lcgcn_jax.models.config import HRNetConfig
 from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.hrnet import ARCHS, HRNet
 from lcgcn_jax.models.layers import PRIOR_BIAS, make_rngs

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from lcgcn_jax.models.config import GraphConfig, choices_of
+from lcgcn_jax.fields import choices_of
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.layers import (
     MLP,
     BatchNorm,

@@ -8,9 +8,10 @@ from flax import nnx
 
 from lcgcn_jax import losses
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.fields import choices_of
 from lcgcn_jax.heatmaps import DECODERS
 from lcgcn_jax.models import registry
-from lcgcn_jax.models.config import GraphConfig, choices_of
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.graph_head import GraphHead
 from lcgcn_jax.models.interfaces import GraphFeatures
 from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images

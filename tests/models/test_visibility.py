@@ -10,10 +10,11 @@ from flax import nnx
 
 from lcgcn_jax import losses
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.fields import choices_of
 from lcgcn_jax.interop.torch_weights import export_weights
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models import connectivity
-from lcgcn_jax.models.config import GraphConfig, VisibilityConfig, choices_of
+from lcgcn_jax.models.config import GraphConfig, VisibilityConfig
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import merge_weights, split_weights

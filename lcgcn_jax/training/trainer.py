@@ -242,16 +242,10 @@ class Trainer:
             pending: _StepResult | None = None
             logged_step, logged_at = self.step, time.perf_counter()
             for step in range(self.step + 1, steps + 1):
-                batch = next(self.batches)
-                records = batch.pop("record")
-                if not self._has_visibility:
-                    batch.pop("visibility")
-                self.state, scalars = self.train_step(
-                    self.state, sharding.put_batch(batch, self.mesh)
-                )
+                result = self._take_step(step)
                 # Checks the previous step while this one runs, so that the device does not wait.
                 self._require_finite(pending)
-                pending = _StepResult(step, scalars, records)
+                pending = result
                 bar.update()
                 is_last = step == steps
 
@@ -282,6 +276,14 @@ class Trainer:
                     self.stopped_by = stop
                     break
         return self.step == steps
+
+    def _take_step(self, step: int) -> _StepResult:
+        batch = next(self.batches)
+        records = batch.pop("record")
+        if not self._has_visibility:
+            batch.pop("visibility")
+        self.state, scalars = self.train_step(self.state, sharding.put_batch(batch, self.mesh))
+        return _StepResult(step, scalars, records)
 
     @property
     def step(self) -> int:

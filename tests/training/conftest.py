@@ -63,7 +63,7 @@ def _step_key(config: Config, num_landmarks: int, mesh) -> tuple:
         scheme="",
         seed=0,
         init_from="",
-        init_scope="",
+        init_scope="heatmap",
         data=DataConfig(image_size=config.data.image_size),
         train=TrainConfig(
             mode=train.mode,

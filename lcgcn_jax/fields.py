@@ -76,16 +76,6 @@ def constraints_of(config_class: type[Any], prefix: str = "") -> dict[str, Const
     return constraints
 
 
-def choices_of(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
-    """Name of each `Literal` field of a dataclass -> its allowed values."""
-    hints = typing.get_type_hints(config_class)
-    return {
-        field.name: typing.get_args(hints[field.name])
-        for field in dataclasses.fields(config_class)
-        if typing.get_origin(hints[field.name]) is Literal
-    }
-
-
 def require_known(name: str, keys: Iterable[str], known: Iterable[str]) -> None:
     """Raise an error for the first key that is not known, with the most similar known one.
 

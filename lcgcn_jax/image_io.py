@@ -10,7 +10,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -258,7 +258,7 @@ def _open(encoded: bytes) -> tuple[PIL.Image.Image, ImageHeader]:
     return image, ImageHeader(image.format, (width, height), orientation)
 
 
-def _reader(encoded: bytes) -> type[PIL.Image.Image]:
+def _reader(encoded: bytes) -> Callable[[io.BytesIO], PIL.Image.Image]:
     for pattern, reader in _READERS:
         if pattern.match(encoded):
             return reader
@@ -276,7 +276,7 @@ def _reader(encoded: bytes) -> type[PIL.Image.Image]:
 
 
 def _orientation(image: PIL.Image.Image, encoded: bytes) -> int:
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         value = image.tag_v2.get(_ORIENTATION)
     else:
         content = image.info.get("exif")

@@ -178,15 +178,15 @@ def open_dataset(path: Path | str) -> FaceDataset:
     if not (path / RECORDS / "dataset_info.json").is_file():
         raise InputError(f"{path}: not a prepared dataset; prepare one with `lcgcn prepare`")
     info = tfds.builder_from_directory(path / RECORDS).info
-    metadata = info.metadata
+    # Both are optional in the types of TFDS.
+    metadata: Any = info.metadata
+    splits: Any = info.splits
     return FaceDataset(
         path=path,
         name=metadata["kind"],
         scheme=LandmarkScheme.from_dict(metadata["scheme"]),
         attribute_names=tuple(metadata["attribute_names"]),
-        num_faces={
-            split: info.splits[split].num_examples for split in SPLITS if split in info.splits
-        },
+        num_faces={split: splits[split].num_examples for split in SPLITS if split in splits},
         subsets=dict(metadata["subsets"]),
         absent=tuple(metadata["absent"]),
         fingerprint=metadata["fingerprint"],

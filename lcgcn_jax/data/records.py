@@ -136,10 +136,11 @@ def write_records(
     with contextlib.redirect_stdout(io.StringIO()), _system_errors():
         builder.download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)
-    (folder / REPORT).write_text(
-        json.dumps(dataclasses.asdict(builder.report), indent=2), encoding="utf-8"
-    )
-    return builder.report
+    report = builder.report
+    assert report is not None, "set by download_and_prepare"
+    text = json.dumps(dataclasses.asdict(report), indent=2)
+    (folder / REPORT).write_text(text, encoding="utf-8")
+    return report
 
 
 @contextlib.contextmanager
@@ -353,7 +354,8 @@ class Faces(tfds.core.GeneratorBasedBuilder):
             notes=list(dict.fromkeys([*self._annotations.notes, *self._notes()])),
         )
         # TFDS writes the metadata after this method.
-        self.info.metadata.update(
+        metadata: Any = self.info.metadata  # optional in the types of TFDS
+        metadata.update(
             kind=self.report.kind,
             scheme=self._annotations.scheme.to_dict(),
             attribute_names=list(self._annotations.attribute_names),

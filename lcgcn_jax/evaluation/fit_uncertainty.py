@@ -81,7 +81,9 @@ def calibrate(
     ]
     errors = np.concatenate([part.percent_errors() for part in part_errors])
     confidence = np.concatenate([part.confidence for part in part_errors])
-    heatmap_std = np.concatenate([part.heatmap_std for part in part_errors])
+    heatmap_std = np.concatenate(
+        [part.heatmap_std for part in part_errors if part.heatmap_std is not None]
+    )
     sizes = [len(part.measured) for part in part_errors]
     weights = _equal_weights(np.repeat([number for number, _ in parts], sizes))
     groups_of_datasets = [

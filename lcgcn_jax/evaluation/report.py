@@ -203,6 +203,7 @@ def summarize(
 def _summarize_uncertainty(
     errors: SplitErrors, calibration: UncertaintyModel, dataset: FaceDataset, split: str
 ) -> dict[str, Any]:
+    assert errors.heatmap_std is not None, "models with predicted errors output it"
     predicted = calibration.predict(errors.confidence, errors.heatmap_std)
     fitted_on = calibration.fitted_on
     is_same_data = dataset.fingerprint in fitted_on.get("fingerprint", "").split("+")

@@ -218,6 +218,7 @@ def _find_hrnet(state: Mapping[str, np.ndarray], source: Any) -> tuple[str, Layo
             f"{source}: no HRNet in it; among its {len(state)} keys: {', '.join(list(state)[:5])}"
         )
     for layout in FACE_LAYOUTS:
+        assert layout.head is not None
         outer = prefix.removesuffix(layout.backbone)
         if f"{outer}{layout.head[2]}.weight" in state and prefix.endswith(layout.backbone):
             return outer, layout

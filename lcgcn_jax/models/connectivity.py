@@ -63,7 +63,12 @@ class PerImageEdges(nnx.Module):
         rngs: nnx.Rngs,
     ):
         # float32 on every backend: the graph is small, and its softmax needs the precision.
-        options = {"norm": norm, "momentum": bn_momentum, "dtype": jnp.float32, "rngs": rngs}
+        options: dict[str, Any] = {
+            "norm": norm,
+            "momentum": bn_momentum,
+            "dtype": jnp.float32,
+            "rngs": rngs,
+        }
         self.num_landmarks, self.diagonal = num_landmarks, diagonal
         self.log_confidence, self.inputs = log_confidence, inputs
         self.self_logit = (

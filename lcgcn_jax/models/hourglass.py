@@ -42,8 +42,8 @@ class StackedHourglass(nnx.Module):
         rngs: nnx.Rngs,
     ):
         stacks, width = config.stacks, config.width
-        options = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
-        conv_options = {"use_bias": True, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        conv_options: dict[str, Any] = {"use_bias": True, "dtype": dtype, "rngs": rngs}
         self.activation, self.feature_channels = config.activation, width
         self.remat = remat
         self.stem = ConvBN(3, 64, 7, stride=2, **options)
@@ -111,7 +111,7 @@ class PreActivation(nnx.Module):
         self, inputs: int, outputs: int, *, momentum: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         widths = (inputs, outputs // 2, outputs // 2, outputs)
-        options = {"dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.norms = nnx.List(BatchNorm(n, momentum=momentum, **options) for n in widths[:-1])
         self.convs = nnx.List(
             Conv(widths[i], widths[i + 1], size, **options) for i, size in enumerate((1, 3, 1))

@@ -75,7 +75,7 @@ class HRNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         size = ARCHS[config.arch]
-        options = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
         self.features, self.activation = config.features, config.activation
         self.remat = remat
         self.stem1 = ConvBN(3, 64, 3, stride=2, **options)

@@ -52,6 +52,7 @@ class VisibilityHead(nnx.Module):
         self.hidden = _linear(width, width, rngs)
         # Small, so that the initial probabilities are the prior.
         self.output = nnx.Linear(width, 2, kernel_init=normal_init(0.001), rngs=rngs)
+        assert self.output.bias is not None
         self.output.bias.set_value(jnp.array([_PRIOR_LOGIT, 0.0], jnp.float32))
 
     def __call__(

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,8 +126,8 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[kind]
 
 
-def tpu_devices(topology: str) -> Sequence[jax.Device]:
-    """Create the devices of a slice as compilation targets.
+def tpu_devices(topology: str) -> Sequence[Any]:
+    """Create the devices of a slice (`jax.Device`) as compilation targets.
 
     Raises:
       InputError: the topology does not exist, or libtpu is not installed.
@@ -145,7 +146,7 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
 
 
 def lower_train_step(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device], batch_size: int
+    config: ml_collections.ConfigDict, devices: Sequence[Any], batch_size: int
 ) -> jax.stages.Lowered:
     """Lower the training step of a configuration for some devices, without arrays and without data.
 
@@ -199,7 +200,8 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
             f"a batch of {batch_size} does not fit {topology}; give a smaller --batch-size. Error of the "
             f"compiler: {str(error).splitlines()[0]}"
         ) from error
-    memory, cost = compiled.memory_analysis(), Cost.of(compiled)
+    memory: Any = compiled.memory_analysis()
+    cost = Cost.of(compiled)
     parts = {
         "arguments": memory.argument_size_in_bytes,
         # The new state reuses the memory of the old one, which the step donates.
@@ -215,7 +217,7 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
         parts=parts,
         flops=cost.flops,
         bytes_accessed=cost.bytes,
-        collectives=collectives(compiled.as_text()),
+        collectives=collectives(compiled.as_text() or ""),
     )
 
 

@@ -140,6 +140,8 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     name, _, argument = spec.partition(":")
     path = _find_config(name)
     module_spec = importlib.util.spec_from_file_location(f"lcgcn_config_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -181,7 +183,7 @@ def config_names() -> list[str]:
 
 def _project_configs() -> dict[str, Path]:
     package = importlib.util.find_spec("lcgcn_jax.configs")
-    folders = package.submodule_search_locations if package else ()
+    folders = (package and package.submodule_search_locations) or ()
     return {file.stem: file for folder in folders for file in Path(folder).glob("[!_]*.py")}
 
 

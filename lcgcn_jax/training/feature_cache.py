@@ -87,6 +87,7 @@ class FeatureCache:
                 rows = slice(start, start + mask.sum())
                 jax.tree.map(lambda array, v, rows=rows: array.__setitem__(rows, v), arrays, part)
                 start = rows.stop
+            assert arrays is not None, "a split has faces"
             self._views[key] = TrainingViews(num_faces, *arrays)
         return self._views[key]
 

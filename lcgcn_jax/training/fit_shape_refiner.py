@@ -18,6 +18,7 @@ from lcgcn_jax.data.pipeline import view_batches
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle
+from lcgcn_jax.models.graph_head import GraphHead
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.shape_refiner import ShapeRefiner
 from lcgcn_jax.training.run_lock import read_run_config
@@ -63,6 +64,8 @@ def fit_shape_refiner(
     def canonical(images, truth):
         """Landmarks and their errors in the canonical frame of each face."""
         model = functional.merge()
+        assert isinstance(model.graph, GraphHead)
+        assert model.graph.shape_refiner is not None
         output = model(normalize_images(images))
         size = images.shape[2]
         transform, landmarks = model.graph.shape_refiner.to_canonical(

@@ -13,14 +13,15 @@ from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
 from lcgcn_jax.models.functional import FunctionalModel
-from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
+from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
 from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
 from lcgcn_jax.training.config_types import Config, CoordinateLoss, LossConfig
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
 
-Batch = dict[str, Array | GraphInputs]
+Batch = dict[str, Any]
+"""Arrays `[b ...]` by name, and `GraphInputs` as `graph_inputs`."""
 Scalars = dict[str, Float[Array, ""]]
 
 COORDINATE_LOSSES: dict[CoordinateLoss, Callable[..., Float[Array, ""]]] = {
@@ -82,8 +83,8 @@ def total_loss(
     parts, total = {}, jnp.zeros((), jnp.float32)
     if "heatmap" in groups:
         name = config.heatmap
-        logits = output.heatmap_logits
-        assert logits is not None, "the heatmap stage trains"
+        assert output.heatmap_logits is not None, "the heatmap stage trains"
+        logits = jnp.asarray(output.heatmap_logits)
         hh, hw = logits.shape[1:3]
         points = input_to_heatmap(landmarks, size / hw, heatmap_offset)
         # The focal loss needs a pixel with a target of exactly 1; the others take the position itself.
@@ -100,9 +101,10 @@ def total_loss(
     if "graph" in groups:
         name = config.coordinate
         scale = _FRAME / size
+        assert output.stages is not None, "the graph stage trains"
         stages = output.stages.shape[1]
         loss = COORDINATE_LOSSES[name](
-            (output.stages * scale).reshape(-1, *landmarks.shape[1:]),
+            (jnp.asarray(output.stages) * scale).reshape(-1, *landmarks.shape[1:]),
             jnp.repeat(landmarks * scale, stages, axis=0),
             jnp.repeat(visible, stages, axis=0),
         )
@@ -110,8 +112,9 @@ def total_loss(
         parts[name] = loss if name == "normalized_l2" else loss / _FRAME
         total = total + config.coordinate_weight * parts[name]
         if output.visibility_logits is not None:
+            assert visibility is not None, "a visibility head needs labels"
             parts["visibility"] = losses.masked_cross_entropy(
-                log_probabilities(output.visibility_logits),
+                log_probabilities(jnp.asarray(output.visibility_logits)),
                 visibility,
                 config.visibility_class_weights,
             )

@@ -11,7 +11,7 @@ from torch_reference import torch_normal, torch_tensor
 
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.fields import choices_of
+from lcgcn_jax.fields import constraints_of
 from lcgcn_jax.models.bundles import abstract_weights
 from lcgcn_jax.models.config import HRNetConfig
 from lcgcn_jax.models.functional import FunctionalModel
@@ -41,7 +41,7 @@ def shapes(arch, side, **options):
 
 
 def test_every_arch_has_a_size():
-    assert choices_of(HRNetConfig)["arch"] == tuple(ARCHS)
+    assert constraints_of(HRNetConfig)["arch"].choices == tuple(ARCHS)
 
 
 @pytest.mark.parametrize("arch", CHANNELS)

@@ -87,19 +87,6 @@ class AugmentConfig(CorruptionConfig):
     jpeg_quality: tuple[float, float] = interval((20.0, 80.0), 1, 100)
     border: geometry.Border = "black"
 
-    @classmethod
-    def none(cls) -> "AugmentConfig":
-        """No augmentation: the crop of evaluation."""
-        return cls(
-            rotation=0.0,
-            zoom=(1.0, 1.0),
-            shift=0.0,
-            mirror=0.0,
-            brightness=0.0,
-            contrast=0.0,
-            saturation=0.0,
-        )
-
 
 def augment_face(
     record: Record,

@@ -329,8 +329,9 @@ class Trainer:
         config, scheme = self.config, self.dataset.scheme
         params, batch_stats = init_weights(config, scheme.num_landmarks)
         if names := batch_stats.keys() & set(MEAN_SHAPES):
-            shape = jnp.asarray(mean_shape(self.dataset, config.data.train_split), jnp.float32)
-            batch_stats |= dict.fromkeys(names, shape)
+            shape = mean_shape(self.dataset, config.data.train_split)
+            # An array for each name, because the training step donates them.
+            batch_stats |= {name: jnp.array(shape, jnp.float32) for name in names}
         if config.init_from:
             model = step.model.merge()
             params, batch_stats, self.start_message = raise_on_all_processes(

@@ -146,6 +146,11 @@ class GraphConfig:
                 "coordinates are defined differently; set model.graph.output to 'absolute'"
             )
 
+        if self.gcn_widths[-1] != 2:
+            raise ValueError(
+                "model.graph.gcn_widths: the last block outputs coordinates; set the last width to 2"
+            )
+
     @property
     def uses_offset_votes(self) -> bool:
         """Whether `gcn.OffsetVoting` replaces the initial landmarks."""

@@ -217,7 +217,7 @@ def fit_offsets(
     base = np.where(is_fitted[main][:, None], medians[main], constant)
     offsets, reports = {}, []
     for name in names:
-        fails = statistics[name].spread > max_ratio * statistics[main].spread
+        fails = statistics[name].deviation > max_ratio * statistics[main].deviation
         is_own = is_fitted[name] & (not fails)
         other, fallback = base, f"of {main or ALL}"
         if fails or name == main:
@@ -236,11 +236,11 @@ def fit_offsets(
 
 
 class _Statistics(NamedTuple):
-    """Residuals of a group, pooled with the mirror images of its mirrored group: medians, counts, spread."""
+    """Residuals of a group, pooled with the mirror images of its mirrored group: medians, counts, median deviation."""
 
     medians: Float[np.ndarray, "k 2"]
     counts: Int[np.ndarray, "k"]
-    spread: float
+    deviation: float
 
 
 def _group_statistics(
@@ -255,8 +255,8 @@ def _group_statistics(
         pooled = np.concatenate([pooled, mirrored(partner - shift, scheme)])
     counted = rows if is_own_mirror else pooled
     medians = _median(pooled)
-    spread = float(_median(np.linalg.norm(pooled - medians, axis=-1).ravel()))
-    return _Statistics(medians, np.isfinite(counted[..., 0]).sum(axis=0), spread)
+    deviation = float(_median(np.linalg.norm(pooled - medians, axis=-1).ravel()))
+    return _Statistics(medians, np.isfinite(counted[..., 0]).sum(axis=0), deviation)
 
 
 def _residuals(

@@ -236,7 +236,7 @@ def fit_offsets(
 
 
 class _Statistics(NamedTuple):
-    """Residuals of a group, pooled with the mirror images of its mirrored group: medians, counts, median deviation."""
+    """Residuals of a group, pooled with the mirror images of its mirrored group."""
 
     medians: Float[np.ndarray, "k 2"]
     counts: Int[np.ndarray, "k"]

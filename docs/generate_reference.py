@@ -82,6 +82,8 @@ def config_fields() -> str:
 
 def _fields(title: str, prefix: str, config: type) -> str:
     """Section with the fields of a dataclass, their defaults, and their text in its docstring."""
+    from lcgcn_jax.fields import constraints_of
+
     summary = (inspect.getdoc(config) or "").partition("Attributes:")[0]
     docs = [inspect.getdoc(parent) or "" for parent in config.__mro__[-2::-1]]
     attributes = "\n".join(doc.partition("Attributes:")[2] for doc in docs)
@@ -91,14 +93,17 @@ def _fields(title: str, prefix: str, config: type) -> str:
         for name, _, body in (entry.strip().partition(": ") for entry in entries)
     }
     items = []
+    constraints = constraints_of(config)
     for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(field.type):
+            continue  # has a section
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if dataclasses.is_dataclass(default):
-            continue  # has a section
         text = "required" if default is dataclasses.MISSING else f"default `{default!r}`"
         if len(text) > _LONGEST_DEFAULT:
             text = "default below"
+        if field.name in constraints:
+            text += f"; {constraints[field.name].text}"
         items.append(f"- **`{prefix}{field.name}`** ({text}) – {meaning.get(field.name, '')}")
     return f"## {title}\n\n{summary.strip()}\n\n" + "\n".join(items)

@@ -21,9 +21,6 @@ _CHUNK = 1 << 20  # bytes read at a time
 def replacing(path: Path) -> Iterator[Path]:
     """Temporary file that replaces `path` when the block succeeds, and is deleted when it fails.
 
-    Args:
-      path: the file to replace or create.
-
     Raises:
       OSError: the file cannot be written.
     """
@@ -34,9 +31,6 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Temporary files that replace `paths` when the block succeeds, and are deleted when it fails.
-
-    Args:
-      paths: the files to replace or create.
 
     Raises:
       OSError: a file cannot be written; the error names it and not the temporary file.
@@ -62,9 +56,6 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
 def write_all(contents: Mapping[Path, bytes]) -> None:
     """Write several files, all of them or none.
 
-    Args:
-      contents: file -> content.
-
     Raises:
       OSError: a file cannot be written; the error names it.
     """
@@ -80,7 +71,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically.
 
     Args:
-      path: the file.
       write: function that writes the content to the path that it is called with.
 
     Raises:
@@ -92,10 +82,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Check that a file can be written, before a long computation; create its folder.
-
-    Args:
-      path: the file.
-      overwrite: whether the file may exist.
 
     Raises:
       InputError: it is a folder, already exists, or its folder cannot be written.

@@ -166,7 +166,6 @@ def upgrade_arguments(arguments: list[str], known: set[str]) -> list[str]:
     Args:
       arguments: words of a command line. Options with underscores (`--flip_test`) get dashes if only that
         spelling is known, and renamed options their new name.
-      known: current options.
     """
     upgraded: list[str] = []
     for i, word in enumerate(arguments):

@@ -26,7 +26,6 @@ def initialize_distributed(
 
     Args:
       coordinator: `HOST:PORT` of process 0, which all processes can reach.
-      num_processes: number of processes.
       process_id: index of this process, 0 to `num_processes` - 1.
       automatic: let JAX detect the other arguments, on Cloud TPU, under Slurm and under Open MPI.
 

@@ -5,7 +5,7 @@ A point is (x, y) in pixels, and the center of the top-left pixel is (0, 0), as 
 points of another. A box is (x0, y0, x1, y1).
 """
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -85,7 +85,6 @@ def perspective_transform(size: int, corner_offsets: Float[np.ndarray, "4 2"]) -
     """The homography that moves the corners of a square crop.
 
     Args:
-      size: side of the crop, in pixels.
       corner_offsets: (x, y) by which the corners move, in fractions of the side: top left, top right, bottom
         right, bottom left.
     """
@@ -124,8 +123,6 @@ def upright_transform(orientation: int, width: int, height: int) -> Affine:
 
     Args:
       orientation: EXIF orientation, 1 to 8.
-      width: width of the stored image.
-      height: height of the stored image.
     """
     rows = {"x": (1, 0, 0), "-x": (-1, 0, width - 1), "y": (0, 1, 0), "-y": (0, -1, height - 1)}
     x, y = _UPRIGHT_AXES[orientation]
@@ -156,7 +153,6 @@ def crop_transform(
 
     Args:
       box: face box in image pixels.
-      size: side of the crop in pixels.
       scale: side of the region relative to max(box width, box height).
       rotation: clockwise rotation of the face in the crop around the center, in degrees.
       zoom: scale of the face in the crop.
@@ -182,7 +178,8 @@ def mirror_transform(width: int) -> Affine:
     return np.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0]])
 
 
-BORDERS: dict[str, int] = {
+Border = Literal["black", "replicate", "reflect", "blur"]
+BORDERS: dict[Border, int] = {
     "black": cv2.BORDER_CONSTANT,
     "replicate": cv2.BORDER_REPLICATE,
     "reflect": cv2.BORDER_REFLECT_101,
@@ -198,7 +195,7 @@ def warp(
     image: UInt8[np.ndarray, "h w c"],
     affine: Affine,
     size: int,
-    border: str = "black",
+    border: Border = "black",
     perspective: Homography | None = None,
 ) -> UInt8[np.ndarray, "size size c"]:
     """Warp an image to a `size` x `size` crop with bilinear interpolation.
@@ -207,9 +204,6 @@ def warp(
     (whose pixel i is centered on pixel 2i), so that thin structures do not alias.
 
     Args:
-      image: image.
-      affine: affine from the image to the crop.
-      size: side of the crop in pixels.
       border: content of the crop outside the image, a key of `BORDERS`.
       perspective: homography of the crop that follows the affine.
     """

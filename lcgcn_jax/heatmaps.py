@@ -28,6 +28,9 @@ Activation = Literal["sigmoid", "linear"]
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
+Normalization = Literal["softmax", "sigmoid"]
+"""Normalization of heatmaps to probability distributions over their pixels (`moments`)."""
+
 _STD_WINDOW = (
     1 / 8
 )  # fraction of the side in each direction from the peak, for the standard deviation
@@ -42,7 +45,6 @@ def encode(
 
     Args:
       landmarks: points in heatmap pixels.
-      shape: (hh, hw).
       sigma: standard deviation in heatmap pixels.
       subpixel: whether the Gaussian is centered on the point. Otherwise it is centered on the nearest
         pixel, so that its peak is exactly 1, which the focal loss needs.
@@ -68,7 +70,6 @@ def decode(
     """Decode the position and confidence of the peak of each heatmap.
 
     Args:
-      logits: heatmaps before the activation.
       method: `argmax` (the paper): center of the highest pixel. `quarter`: offset by a quarter pixel
         towards the higher neighbor on each axis. `dark`: Newton step on the smoothed log-heatmap (Zhang
         et al. 2020, eq. 7). `soft`: mean of the 5 x 5 pixels around the peak, weighted by their
@@ -109,7 +110,6 @@ def heatmap_std(logits: Heatmaps, *, activation: Activation = "sigmoid") -> PerL
     values elsewhere. The result combines both axes: `sqrt((var x + var y) / 2)`.
 
     Args:
-      logits: heatmaps before the activation.
       activation: activation of the logits; negative values of linear heatmaps count as 0.
     """
     logits = logits.astype(jnp.float32)
@@ -133,7 +133,6 @@ def heatmap_pixels_at(positions: Points, shape: tuple[int, ...]) -> Points:
 
     Args:
       positions: (x, y) as fractions of the side of the crop, 0..1.
-      shape: (hh, hw).
     """
     return positions * jnp.array([[shape[::-1]]], positions.dtype) - 0.5
 
@@ -280,18 +279,13 @@ def _gaussian_matrix(n: int) -> np.ndarray:
     return kernel / full
 
 
-NORMALIZATIONS = ("softmax", "sigmoid")
-
-
 def moments(
-    logits: Heatmaps, *, normalization: str = "softmax", temperature: float = 1.0
+    logits: Heatmaps, *, normalization: Normalization = "softmax", temperature: float = 1.0
 ) -> tuple[Float[Array, "b k 2"], Float[Array, "b k 2 2"]]:
     """Mean and covariance of each heatmap as a probability distribution over its pixels.
 
     Args:
-      logits: heatmaps before the activation.
-      normalization: one of `NORMALIZATIONS`: the softmax of the logits times `temperature`, or their sigmoid
-        divided by its sum.
+      normalization: the softmax of the logits times `temperature`, or their sigmoid divided by its sum.
       temperature: factor on the logits under `softmax`.
 
     Returns:

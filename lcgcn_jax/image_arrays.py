@@ -35,7 +35,6 @@ def rgb_image(image: ImageInput, name: str = "image") -> RGB:
 
     Args:
       image: array, nested list or PIL image; see the rules of this module.
-      name: name of the image in error messages.
 
     Raises:
       InputError: the type, shape or range of the image is ambiguous.

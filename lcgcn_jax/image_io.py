@@ -10,7 +10,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -96,10 +96,6 @@ class ImageHeader:
 def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file as 8-bit RGB, rotated upright by its EXIF orientation.
 
-    Args:
-      path: the file.
-      upright: as in `decode_image`.
-
     Raises:
       InputError: the file does not exist, or is not a complete image.
     """
@@ -120,7 +116,6 @@ def decode_image(encoded: bytes, *, upright: bool = True) -> UInt8[np.ndarray, "
     """Decode an image file to 8-bit RGB; an alpha channel is dropped.
 
     Args:
-      encoded: content of the file.
       upright: apply the EXIF orientation (for AVIF, `irot` and `imir`), as viewers and labeling tools do.
         With False, the result has the pixels as stored.
 
@@ -263,7 +258,7 @@ def _open(encoded: bytes) -> tuple[PIL.Image.Image, ImageHeader]:
     return image, ImageHeader(image.format, (width, height), orientation)
 
 
-def _reader(encoded: bytes) -> type[PIL.Image.Image]:
+def _reader(encoded: bytes) -> Callable[[io.BytesIO], PIL.Image.Image]:
     for pattern, reader in _READERS:
         if pattern.match(encoded):
             return reader
@@ -281,7 +276,7 @@ def _reader(encoded: bytes) -> type[PIL.Image.Image]:
 
 
 def _orientation(image: PIL.Image.Image, encoded: bytes) -> int:
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         value = image.tag_v2.get(_ORIENTATION)
     else:
         content = image.info.get("exif")

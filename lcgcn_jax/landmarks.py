@@ -63,42 +63,40 @@ class LandmarkScheme:
     normalizer: tuple[int, int] | str
 
     def __post_init__(self):
-        k = len(self.names)
-        if k == 0:
+        if not self.names:
             raise ValueError(f"scheme {self.name!r} has no landmarks")
+        if problem := self._problem():
+            raise ValueError(f"scheme {self.name!r}: {problem}")
+
+    def _problem(self) -> str | None:
+        """Contradiction in the fields, for a message."""
+        k = len(self.names)
         if len(set(self.names)) < k:
             duplicate = next(name for name in self.names if self.names.count(name) > 1)
-            raise ValueError(f"scheme {self.name!r}: two landmarks are named {duplicate!r}")
+            return f"two landmarks are named {duplicate!r}"
         if len(self.mirror) != k:
-            raise ValueError(
-                f"scheme {self.name!r}: {len(self.mirror)} mirror indices for {k} points"
-            )
+            return f"{len(self.mirror)} mirror indices for {k} points"
         if sorted(self.mirror) != list(range(k)):
-            raise ValueError(f"scheme {self.name!r}: mirror is not a permutation of 0..{k - 1}")
+            return f"mirror is not a permutation of 0..{k - 1}"
         if any(self.mirror[j] != i for i, j in enumerate(self.mirror)):
-            raise ValueError(
-                f"scheme {self.name!r}: mirroring twice does not return the same landmarks"
-            )
+            return "mirroring twice does not return the same landmarks"
         for contour in self.contours:
             if any(not 0 <= i < k for i in contour.indices):
-                raise ValueError(
-                    f"scheme {self.name!r}: contour {contour.name!r} has an index outside 0..{k - 1}"
-                )
-        if isinstance(self.normalizer, str):
-            if self.normalizer not in NORMALIZERS:
-                raise ValueError(
-                    f"scheme {self.name!r}: normalizer is two points, 'box', 'inter_pupil' or 'given', "
-                    f"not {self.normalizer!r}"
-                )
-            if self.normalizer == "inter_pupil" and self._eyes is None:
-                raise ValueError(
-                    f"scheme {self.name!r}: normalizer 'inter_pupil' needs the landmarks left_pupil and "
-                    "right_pupil, or the contours left_eye and right_eye"
-                )
-        elif any(not 0 <= i < k for i in self.normalizer) or len(set(self.normalizer)) != 2:
-            raise ValueError(
-                f"scheme {self.name!r}: normalizer needs two different landmarks in 0..{k - 1}"
+                return f"contour {contour.name!r} has an index outside 0..{k - 1}"
+        if not isinstance(self.normalizer, str):
+            is_pair = all(0 <= i < k for i in self.normalizer) and len(set(self.normalizer)) == 2
+            return None if is_pair else f"normalizer needs two different landmarks in 0..{k - 1}"
+        if self.normalizer not in NORMALIZERS:
+            return (
+                "normalizer is two points, 'box', 'inter_pupil' or 'given', not "
+                f"{self.normalizer!r}"
             )
+        if self.normalizer == "inter_pupil" and self._eyes is None:
+            return (
+                "normalizer 'inter_pupil' needs the landmarks left_pupil and right_pupil, or the "
+                "contours left_eye and right_eye"
+            )
+        return None
 
     @property
     def num_landmarks(self) -> int:
@@ -332,11 +330,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _names(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """Parse the names of the landmarks.
-
-    Raises:
-      ValueError: there are no names, or an item is not a name.
-    """
+    """Parse the names of the landmarks."""
     number = fields.get("num_landmarks")
     if number is not None:
         is_text = isinstance(number, str) and re.fullmatch(r"\d+", number)
@@ -372,11 +366,7 @@ def _contour(fields: Mapping[str, Any], indices: Callable[[Any, str], tuple[int,
 
 
 def _index(names: Sequence[str], point: Any) -> int:
-    """Find the index of a landmark from its name or index.
-
-    Raises:
-      ValueError: there is no such landmark.
-    """
+    """Find the index of a landmark from its name or index."""
     if _is_whole(point):
         return point
     if not isinstance(point, str):
@@ -399,11 +389,7 @@ def _index(names: Sequence[str], point: Any) -> int:
 
 
 def _check_pairs(names: Sequence[str], pairs: Sequence[tuple[int, ...]]) -> None:
-    """Validate mirror pairs.
-
-    Raises:
-      ValueError: an item is not a pair, has an index out of range, or contradicts another pair.
-    """
+    """Validate mirror pairs."""
     partners: dict[int, int] = {}
     for pair in pairs:
         if len(pair) != 2:

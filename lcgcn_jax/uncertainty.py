@@ -66,7 +66,6 @@ class UncertaintyModel:
         """Predicted error of each landmark, in percent of the normalizing distance.
 
         Args:
-          confidence: heatmap peaks.
           heatmap_std: standard deviations of the heatmaps (`heatmaps.heatmap_std`).
         """
         inputs = score_inputs(confidence, heatmap_std)

@@ -33,6 +33,7 @@ LAYERS = [
         "atomic_io",
         "image_arrays",
     },
+    {"fields"},
     {"accelerators", "errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

@@ -13,7 +13,7 @@ import pytest
 from lcgcn_jax.compilation import compiler_options, inference_options
 from lcgcn_jax.training.config_types import Config, DataConfig, ModelConfig, TrainConfig
 from lcgcn_jax.training.sharding import make_mesh
-from lcgcn_jax.training.steps import make_predict_step
+from lcgcn_jax.training.steps import make_inference_step
 from lcgcn_jax.training.train_step import build_train_step, init_weights
 
 SIZE, BATCH, K = 128, 2, 68  # large enough for YNNPACK, which XLA does not use for small arrays
@@ -110,7 +110,12 @@ def test_training_step_does_not_depend_on_options(toy, name):
 @in_each
 def test_predictions_do_not_depend_on_options(toy, name):
     graphdef, _, state, batch = training_of(name)
-    arguments = (make_predict_step(graphdef), state.params, state.batch_stats, batch["image"])
+    arguments = (
+        make_inference_step(graphdef, "predict"),
+        state.params,
+        state.batch_stats,
+        batch["image"],
+    )
     plain, ours = (compile_for(options, *arguments) for options in ({}, inference_options()))
     assert uses_ynnpack(ours)
     assert not uses_ynnpack(plain)

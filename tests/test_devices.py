@@ -7,7 +7,7 @@ import pytest
 
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_types import Config, DataConfig, ModelConfig, TrainConfig
-from lcgcn_jax.training.steps import make_predict_step
+from lcgcn_jax.training.steps import make_inference_step
 from lcgcn_jax.training.train_step import build_train_step
 
 SIZE, BATCH, K = 32, 4, 5
@@ -46,7 +46,9 @@ def step_and_predict(device, heatmap, graph):
     }
     # Before the step, to which the state's arrays are donated.
     params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
-    predict = sharding.compile_predict_step(make_predict_step(step.model.graphdef), mesh)
+    predict = sharding.compile_predict_step(
+        make_inference_step(step.model.graphdef, "predict"), mesh
+    )
     output = jax.tree.map(
         np.asarray, predict(params, batch_stats, sharding.put_batch(batch["image"], mesh))
     )

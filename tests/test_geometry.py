@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spots import centroid, spot
 
 from lcgcn_jax import geometry
 
@@ -190,18 +191,6 @@ def test_box_of_landmarks_ignores_invisible_landmarks():
     assert box.tolist() == [3.0, 4.0, 5.0, 9.0]
 
 
-def blob(point, shape, sigma):
-    y, x = np.indices(shape)
-    value = np.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / (2 * sigma**2))
-    return np.rint(255 * value).astype(np.uint8)[..., None].repeat(3, axis=2)
-
-
-def centroid(image):
-    weight = image[..., 0].astype(float)
-    y, x = np.indices(weight.shape)
-    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
-
-
 @pytest.mark.parametrize("reduction", [0.5, 1.0, 2.5, 5.0, 10.0])
 @pytest.mark.parametrize("rotation", [0.0, 25.0])
 @pytest.mark.parametrize("point", [(401.3, 357.8), (455.75, 412.1)])
@@ -213,7 +202,7 @@ def test_warped_content_matches_transformed_points(reduction, rotation, point):
     affine = geometry.crop_transform(box, size, rotation=rotation)
     if reduction < 2:  # the crop shows a smaller region
         point = center + (np.array(point) - center) / 8
-    image = blob(point, (800, 901), sigma=2.5 * max(reduction, 1.0))
+    image = spot(point, (800, 901), sigma=2.5 * max(reduction, 1.0))
     expected = geometry.transform_points(affine, np.array(point))
     crop = geometry.warp(image, affine, size)
     np.testing.assert_allclose(centroid(crop), expected, atol=0.1)

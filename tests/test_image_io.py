@@ -268,7 +268,6 @@ def test_corrupt_or_repeated_exif_chunk_of_a_png():
     assert read_header(plain + exif_chunk(6)).orientation == 1
 
 
-NOISE_JPEG = encoded(".jpg", NOISE)
 VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + np.random.default_rng(1).bytes(50_000)
 TRAILERS = {
     "motion photo of Google": VIDEO,

@@ -20,6 +20,7 @@ Example: lcgcn bench --config configs/w300_lcgcn.py:small --only forward,graph
 """
 
 import argparse
+import functools
 
 from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.commands.options import add, add_count, integers
@@ -51,7 +52,12 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size is not None:
         config.train.batch_size = args.batch_size
     result = run_benchmark(
-        config, args.data, parts=names, repetitions=args.repetitions, workers=args.workers
+        config,
+        args.data,
+        parts=names,
+        repetitions=args.repetitions,
+        workers=args.workers,
+        report=functools.partial(print, flush=True),
     )
     result = {"config": args.config, "data": str(args.data or "synthetic"), **result}
     print(format_benchmark(result))

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
         num_train=args.faces,
         num_test=args.test_faces,
         on_validation=print_validation,
+        report=print,
     )
     print(
         f"{args.out}: stages.png (truth, heatmap stage, graph stage), curves.png, eval.json, "

@@ -16,7 +16,7 @@ from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_count, number
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError, require_absent
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.training.api import CURVES
 from lcgcn_jax.training.metric_writer import LOG, read_metrics
 from lcgcn_jax.visualize import plot_curves
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data is not None:
         use_compilation_cache()
         paths = plot_faces(
-            load(args.model),
+            load_model(args.model),
             open_dataset(args.data),
             args.split,
             args.out,

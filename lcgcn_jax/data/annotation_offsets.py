@@ -61,11 +61,7 @@ class AnnotationOffsets:
         return min_located(len(self.mean_face))
 
     def of(self, groups: Sequence[str]) -> Float[np.ndarray, "k 2"]:
-        """Offsets for a face, in the canonical frame.
-
-        Args:
-          groups: the attributes of the face.
-        """
+        """Offsets for a face, in the canonical frame."""
         known = [name for name in groups if name in self.groups]
         return self.groups[known[0]] if len(known) == 1 else self.default
 
@@ -82,7 +78,6 @@ class AnnotationOffsets:
         Args:
           landmarks: pixels of any frame without mirroring; NaN is allowed if not located.
           located: which landmarks have a location.
-          groups: the attributes of the face.
 
         Returns:
           The landmarks; unchanged if not located, and for faces with fewer than `min_located`.
@@ -138,10 +133,6 @@ class AnnotationOffsets:
 def read_offsets(path: Path | str, scheme: LandmarkScheme) -> AnnotationOffsets:
     """Read a file written by `lcgcn research fit-offsets`.
 
-    Args:
-      path: the file.
-      scheme: the landmark scheme of the dataset.
-
     Raises:
       InputError: it cannot be read, is corrupt, or is for another scheme.
     """
@@ -190,10 +181,6 @@ def mean_face(
     """Mean face by generalized Procrustes alignment with similarities, centered, with unit length 1.
 
     With mirror pairs it is symmetric about x = 0, otherwise upright if the faces are upright.
-
-    Args:
-      faces: faces with all landmarks.
-      scheme: the landmarks.
     """
     mean = faces[0]
     located = np.ones(len(mean), bool)

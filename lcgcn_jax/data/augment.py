@@ -12,6 +12,7 @@ configurations unchanged.
 """
 
 import dataclasses
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,9 +22,10 @@ from lcgcn_jax.data.annotations import Visibility
 from lcgcn_jax.data.corruptions import CorruptionConfig, Image, corrupt
 from lcgcn_jax.data.crops import Record, cover_labels, is_inside
 from lcgcn_jax.data.encoding import decode_image
+from lcgcn_jax.fields import interval, number
 from lcgcn_jax.landmarks import LandmarkScheme
 
-DISTRIBUTIONS = ("uniform", "normal")
+Distribution = Literal["uniform", "normal"]
 """Distributions of rotation, zoom and shift between their limits. The standard deviation of `normal` is half
 the distance from the middle to a limit, and values beyond the limits are clipped."""
 
@@ -37,7 +39,7 @@ class AugmentConfig(CorruptionConfig):
     The corruptions are the fields of `CorruptionConfig`.
 
     Attributes:
-      distribution: distribution of rotation, zoom and shift, one of `DISTRIBUTIONS`.
+      distribution: distribution of rotation, zoom and shift, see `Distribution`.
       rotation: maximum rotation in both directions, in degrees.
       zoom: minimum and maximum factor on the size of the face.
       shift: maximum translation, as a fraction of the crop's side.
@@ -63,40 +65,27 @@ class AugmentConfig(CorruptionConfig):
         `reflect` or `blur` prevents the model from learning the black edge as the contour.
     """
 
-    distribution: str = "uniform"
-    rotation: float = 30.0
-    zoom: tuple[float, float] = (0.8, 1.2)
-    shift: float = 0.1
-    shear: float = 0.0
-    aspect: float = 0.0
-    perspective: float = 0.0
-    mirror: float = 0.5
-    flip_bias: float = 0.0
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.3
-    gamma: float = 0.0
-    gray: float = 0.0
-    motion_blur: float = 0.0
-    motion_blur_length: tuple[float, float] = (0.02, 0.08)
-    noise_blend: float = 0.0
-    noise_blend_weight: tuple[float, float] = (0.1, 0.4)
-    jpeg: float = 0.0
-    jpeg_quality: tuple[float, float] = (20.0, 80.0)
-    border: str = "black"
-
-    @classmethod
-    def none(cls) -> "AugmentConfig":
-        """No augmentation: the crop of evaluation."""
-        return cls(
-            rotation=0.0,
-            zoom=(1.0, 1.0),
-            shift=0.0,
-            mirror=0.0,
-            brightness=0.0,
-            contrast=0.0,
-            saturation=0.0,
-        )
+    distribution: Distribution = "uniform"
+    rotation: float = number(30.0, 0, 180)
+    zoom: tuple[float, float] = interval((0.8, 1.2), 0.1, 10)
+    shift: float = number(0.1, 0, 0.5)
+    shear: float = number(0.0, 0, 60)
+    aspect: float = number(0.0, 0, 4)
+    perspective: float = number(0.0, 0, 0.3)
+    mirror: float = number(0.5, 0, 1)
+    flip_bias: float = number(0.0, -0.5, 0.5)
+    brightness: float = number(0.3, 0, 1)
+    contrast: float = number(0.3, 0, 1)
+    saturation: float = number(0.3, 0, 1)
+    gamma: float = number(0.0, 0, 1, below=True)
+    gray: float = number(0.0, 0, 1)
+    motion_blur: float = number(0.0, 0, 1)
+    motion_blur_length: tuple[float, float] = interval((0.02, 0.08), 0, 0.5)
+    noise_blend: float = number(0.0, 0, 1)
+    noise_blend_weight: tuple[float, float] = interval((0.1, 0.4), 0, 1)
+    jpeg: float = number(0.0, 0, 1)
+    jpeg_quality: tuple[float, float] = interval((20.0, 80.0), 1, 100)
+    border: geometry.Border = "black"
 
 
 def augment_face(
@@ -107,13 +96,6 @@ def augment_face(
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Crop a face with random augmentation for training.
-
-    Args:
-      record: an element of a `FaceSource`.
-      scheme: landmark scheme, for the mirror permutation.
-      size: side of the crop, in pixels.
-      config: options.
-      rng: random generator.
 
     Returns:
       `image` uint8 [size size 3] RGB; `landmarks` float32 [k 2] in crop pixels; `visible` bool [k];
@@ -226,7 +208,6 @@ def motion_blur(image: Image, length: float, direction: float) -> Image:
     """Average an image along a line.
 
     Args:
-      image: the image.
       length: length of the line, in pixels.
       direction: its angle to the x axis, in radians.
     """
@@ -244,9 +225,7 @@ def blend_with_noise(image: Image, weight: float, rng: np.random.Generator) -> I
     """Blend an image with colored noise, with a random grain of 1 px to a quarter of the image.
 
     Args:
-      image: the image.
       weight: weight of the noise, 0..1.
-      rng: random generator.
     """
     size = len(image)
     side = round(np.exp(rng.uniform(np.log(4), np.log(size))))
@@ -259,7 +238,6 @@ def compress_jpeg(image: Image, quality: float) -> Image:
     """Encode an image as JPEG, and decode it.
 
     Args:
-      image: the image.
       quality: JPEG quality, 1 to 100; it is rounded.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)

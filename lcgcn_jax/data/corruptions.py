@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from lcgcn_jax.fields import interval, number
+
 Image = UInt8[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]
 
@@ -25,14 +27,14 @@ class CorruptionConfig:
       low_light_factor: minimum and maximum factor on all gray levels.
     """
 
-    occlusion: float = 0.0
-    occlusion_side: tuple[float, float] = (0.23, 0.47)
-    blur: float = 0.0
-    blur_sigma: tuple[float, float] = (0.016, 0.039)
-    noise: float = 0.0
-    noise_sigma: tuple[float, float] = (5.0, 25.0)
-    low_light: float = 0.0
-    low_light_factor: tuple[float, float] = (0.15, 0.5)
+    occlusion: float = number(0.0, 0, 1)
+    occlusion_side: tuple[float, float] = interval((0.23, 0.47), 0, 1)
+    blur: float = number(0.0, 0, 1)
+    blur_sigma: tuple[float, float] = interval((0.016, 0.039), 0, 0.5, above=True)
+    noise: float = number(0.0, 0, 1)
+    noise_sigma: tuple[float, float] = interval((5.0, 25.0), 0, 255)
+    low_light: float = number(0.0, 0, 1)
+    low_light_factor: tuple[float, float] = interval((0.15, 0.5), 0, 1)
 
 
 CORRUPTIONS = {
@@ -81,7 +83,6 @@ def occlude(
     Args:
       image: the crop; it is not modified.
       sides: minimum and maximum side of a rectangle, as a fraction of the crop side.
-      rng: random generator.
 
     Returns:
       The image, and which of its pixels are occluded.
@@ -103,9 +104,7 @@ def blur(image: Image, sigmas: tuple[float, float], rng: np.random.Generator) ->
     """Blur a square crop.
 
     Args:
-      image: the crop.
       sigmas: minimum and maximum sigma of the Gaussian, as a fraction of the crop side.
-      rng: random generator.
     """
     return cv2.GaussianBlur(image, (0, 0), image.shape[0] * rng.uniform(*sigmas))
 

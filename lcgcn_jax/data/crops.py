@@ -25,8 +25,6 @@ def crop_face(
     """Crop a face for evaluation, and map its landmarks into the crop.
 
     Args:
-      record: an element of a `FaceSource`.
-      size: side of the crop, in pixels.
       box: face box: `gt` (box of the true landmarks), `rect` (box provided by the dataset), or four numbers
         in pixels of the record's image.
       corruption: one of `CORRUPTIONS`; its randomness depends only on the name of the face.

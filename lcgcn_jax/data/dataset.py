@@ -30,11 +30,8 @@ class FaceSource(Sequence[dict[str, Any]]):
     files.
 
     Args:
-      path: folder of the records.
       split: their splits, joined by `+`.
-      length: number of faces.
       offsets: removed from the landmarks; `box` is then the box of the moved landmarks.
-      attribute_names: names of the columns of `attributes`.
       with_images: whether records have the field `image`.
     """
 
@@ -181,15 +178,15 @@ def open_dataset(path: Path | str) -> FaceDataset:
     if not (path / RECORDS / "dataset_info.json").is_file():
         raise InputError(f"{path}: not a prepared dataset; prepare one with `lcgcn prepare`")
     info = tfds.builder_from_directory(path / RECORDS).info
-    metadata = info.metadata
+    # Both are optional in the types of TFDS.
+    metadata: Any = info.metadata
+    splits: Any = info.splits
     return FaceDataset(
         path=path,
         name=metadata["kind"],
         scheme=LandmarkScheme.from_dict(metadata["scheme"]),
         attribute_names=tuple(metadata["attribute_names"]),
-        num_faces={
-            split: info.splits[split].num_examples for split in SPLITS if split in info.splits
-        },
+        num_faces={split: splits[split].num_examples for split in SPLITS if split in splits},
         subsets=dict(metadata["subsets"]),
         absent=tuple(metadata["absent"]),
         fingerprint=metadata["fingerprint"],
@@ -198,10 +195,6 @@ def open_dataset(path: Path | str) -> FaceDataset:
 
 def require_scheme(dataset: FaceDataset, expected: LandmarkScheme) -> None:
     """Check that a dataset has the landmarks that a model was trained for.
-
-    Args:
-      dataset: the dataset.
-      expected: landmark scheme of the model.
 
     Raises:
       InputError: the schemes differ.
@@ -222,7 +215,6 @@ def open_datasets(
     """Open several prepared datasets, and remove the annotation offsets of some of them.
 
     Args:
-      folders: dataset folders.
       scheme: landmark scheme that all have to have; its normalizer replaces that of the datasets.
       offsets: pairs of a dataset folder and a file of offsets.
 

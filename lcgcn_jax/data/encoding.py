@@ -76,12 +76,7 @@ def decode_image(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _check_on_image(points: Float[np.ndarray, "k 2"], width: int, height: int) -> None:
-    """Check that the landmarks of a face lie on the image or near it.
-
-    Raises:
-      ValueError: a landmark is further outside than the size of the face or of the image, or none is
-        inside, or they have no extent.
-    """
+    """Check that the landmarks of a face lie on the image or near it."""
     outside = geometry.distance_outside(points, width, height)
     message = f"a landmark lies {outside:.4g} px outside the {width} x {height} image"
     # Checked first, because huge coordinates overflow below.

@@ -28,9 +28,7 @@ def mirror_pair_note(
     turned heads cause in a small number of faces.
 
     Args:
-      scheme: the landmarks and their mirror pairs.
       landmarks: pixels, per face.
-      visible: which landmarks have a location, per face.
 
     Returns:
       A note of one line, or None.

@@ -118,9 +118,6 @@ def train_iterator(
     the weights. Each dataset has its own epochs.
 
     Args:
-      dataset: the data.
-      split: as in `FaceDataset.source`.
-      image_size: side of the crops, in pixels.
       batch_size: faces in a global batch, over all processes.
       seed: seed of the order and of the augmentation, 0 to 2**32 - 1.
       augment: strength of the augmentation.
@@ -128,7 +125,6 @@ def train_iterator(
       num_workers: worker processes; 0: threads of this process.
       num_threads: threads that make batches, in each worker if there are any.
       process_index: the part of each global batch for this process.
-      process_count: number of parts.
 
     Returns:
       An iterator over `image` uint8 [b s s 3], `landmarks` float32 [b k 2] in crop pixels,
@@ -213,16 +209,10 @@ def eval_batches(
     the same shape, and all processes have the same number of batches.
 
     Args:
-      dataset: the data.
-      split: as in `FaceDataset.source`.
-      image_size: side of the crops, in pixels.
       batch_size: faces in a global batch, over all processes.
       box: name of a face box as in `crop_face`, or a box for each face of the split, in pixels of the
         record's image.
-      corruption: corruption of the crops, as in `crop_face`.
-      num_threads: threads that make batches.
       process_index: the part of each global batch for this process.
-      process_count: number of parts.
 
     Returns:
       Batches of the fields of `crop_face`, stacked (`name` and `subset` as arrays of str), with

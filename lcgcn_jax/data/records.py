@@ -68,9 +68,6 @@ def prepare(
     """Write records and `report.json` to a new folder, which appears only when it is complete.
 
     Args:
-      annotations: the faces.
-      out: the folder to create.
-      overwrite: whether an existing dataset may be replaced.
       stored_pixels: whether the annotations refer to the images as stored, without the EXIF
         orientation; otherwise they refer to the upright images.
 
@@ -124,8 +121,6 @@ def write_records(
     """Write the records and the report to an existing folder.
 
     Args:
-      annotations: the faces.
-      folder: the folder.
       stored_pixels: whether the annotations refer to the images as stored.
 
     Raises:
@@ -141,10 +136,11 @@ def write_records(
     with contextlib.redirect_stdout(io.StringIO()), _system_errors():
         builder.download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)
-    (folder / REPORT).write_text(
-        json.dumps(dataclasses.asdict(builder.report), indent=2), encoding="utf-8"
-    )
-    return builder.report
+    report = builder.report
+    assert report is not None, "set by download_and_prepare"
+    text = json.dumps(dataclasses.asdict(report), indent=2)
+    (folder / REPORT).write_text(text, encoding="utf-8")
+    return report
 
 
 @contextlib.contextmanager
@@ -358,7 +354,8 @@ class Faces(tfds.core.GeneratorBasedBuilder):
             notes=list(dict.fromkeys([*self._annotations.notes, *self._notes()])),
         )
         # TFDS writes the metadata after this method.
-        self.info.metadata.update(
+        metadata: Any = self.info.metadata  # optional in the types of TFDS
+        metadata.update(
             kind=self.report.kind,
             scheme=self._annotations.scheme.to_dict(),
             attribute_names=list(self._annotations.attribute_names),

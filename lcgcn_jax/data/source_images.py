@@ -97,8 +97,6 @@ def in_upright_pixels(
     annotations refer to. The mirror permutation is applied to landmarks of images that are stored mirrored.
 
     Args:
-      face: the face, as annotated.
-      header: header of its image.
       mirror: the permutation of a scheme's landmarks in a mirrored image.
       stored_pixels: whether annotations without a stated size refer to the image as stored.
 

@@ -145,15 +145,10 @@ def split_errors(
     """Predict each face of a split once, and measure the errors in pixels of its image.
 
     Args:
-      predict: the model.
-      dataset: the data.
-      split: as in `FaceDataset.source`.
-      image_size: side of the crops.
       batch_size: number of faces in a batch, over all processes.
       box: `gt` (box of the true landmarks), `rect` (the box that came with the data), or a box for each
         face, such as those of `evaluation.detector_boxes.detector_boxes`.
       corruption: corruption to apply to each crop, one of `data.corruptions.CORRUPTIONS`.
-      num_threads: number of threads that make batches.
 
     Raises:
       InputError: the data has no such split or box, there is no such corruption, or no face can be

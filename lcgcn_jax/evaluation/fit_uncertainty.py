@@ -60,11 +60,8 @@ def calibrate(
     faces without a normalizing distance do (`SplitErrors.percent_errors`).
 
     Args:
-      predict: the landmark model.
       datasets: the data, each with its annotation offsets removed if it has any.
       split: split of all datasets, with faces that the landmark model was not trained on.
-      image_size: side of the crops.
-      batch_size: number of faces in a batch.
 
     Raises:
       InputError: a dataset has no such split, none of its faces can be measured, or all faces are from one
@@ -84,7 +81,9 @@ def calibrate(
     ]
     errors = np.concatenate([part.percent_errors() for part in part_errors])
     confidence = np.concatenate([part.confidence for part in part_errors])
-    heatmap_std = np.concatenate([part.heatmap_std for part in part_errors])
+    heatmap_std = np.concatenate(
+        [part.heatmap_std for part in part_errors if part.heatmap_std is not None]
+    )
     sizes = [len(part.measured) for part in part_errors]
     weights = _equal_weights(np.repeat([number for number, _ in parts], sizes))
     groups_of_datasets = [
@@ -160,10 +159,7 @@ def cross_validate(
 
     Args:
       errors: in percent; NaN where a landmark is not annotated.
-      confidence: heatmap peaks.
-      heatmap_std: standard deviations of the heatmaps.
       groups: group of each face, such as its image; a group is never split over two folds.
-      weights: as for `fit_uncertainty`.
 
     Raises:
       ValueError: there is only one group.
@@ -202,9 +198,6 @@ def fit_uncertainty(
 
     Args:
       errors: in percent; NaN where a landmark is not annotated.
-      confidence: heatmap peaks.
-      heatmap_std: standard deviations of the heatmaps.
-      fitted_on: as in `UncertaintyModel`.
       weights: weight of each face, with a mean of 1; None for equal weights.
 
     Raises:

@@ -99,7 +99,6 @@ def roc_auc_and_average_precision(
 
     Args:
       scores: higher where a positive is more likely.
-      positive: the truth.
 
     Returns:
       Both areas in 0..1; None if there are only positives or only negatives.
@@ -126,7 +125,6 @@ def sparsification_error(errors: Errors, uncertainty: Errors) -> float:
     the oracle.
 
     Args:
-      errors: measured errors.
       uncertainty: in any unit. Landmarks of equal uncertainty count with their mean error.
     """
     count = np.arange(1, len(errors) + 1)

@@ -19,8 +19,6 @@ def with_flip_test(predict: Predict, scheme: LandmarkScheme, flip_bias: float = 
     fields are those of the original crop.
 
     Args:
-      predict: the model.
-      scheme: scheme of its landmarks, with their mirror pairs.
       flip_bias: horizontal bias of all predicted points, as a fraction of the crop side
         (`models.bundles.Bundle`).
     """

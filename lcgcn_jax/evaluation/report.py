@@ -166,19 +166,7 @@ def summarize(
     normalizer: str | None = None,
     calibration: UncertaintyModel | None = None,
 ) -> EvaluationResult:
-    """Compute the metrics of an evaluation from the errors of each face.
-
-    Args:
-      dataset: the data.
-      split: name of the split.
-      errors: errors of the faces of the split, as `split_errors` returns them.
-      boxes: as in `EvaluationResult`, like the arguments up to `normalizer`.
-      missed: number of faces that the face detector did not find.
-      corruption: corruption of the crops.
-      flip_test: whether mirror images were averaged.
-      normalizer: normalizer in place of that of the scheme.
-      calibration: uncertainty model to evaluate.
-    """
+    """Compute the metrics of an evaluation from the errors of each face."""
     masks = subset_masks(dataset, split)
     subsets = {name: errors.summary(faces) for name, faces in masks.items()}
     visibility = errors.visibility_summary()
@@ -215,6 +203,7 @@ def summarize(
 def _summarize_uncertainty(
     errors: SplitErrors, calibration: UncertaintyModel, dataset: FaceDataset, split: str
 ) -> dict[str, Any]:
+    assert errors.heatmap_std is not None, "models with predicted errors output it"
     predicted = calibration.predict(errors.confidence, errors.heatmap_std)
     fitted_on = calibration.fitted_on
     is_same_data = dataset.fingerprint in fitted_on.get("fingerprint", "").split("+")

@@ -52,7 +52,6 @@ class ReportedTable:
         """Metrics that an evaluation measured for the sets of the table.
 
         Args:
-          dataset: the data that was evaluated.
           split: the split, or union of splits, that was evaluated.
           result: `EvaluationResult.to_dict()` of an evaluation.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lcgcn_jax.errors import printable
 from lcgcn_jax.interop.torch_files import read_state_dict, read_torch_file
-from lcgcn_jax.interop.torch_weights import TORCH_ARCHS, Imported, import_weights
+from lcgcn_jax.interop.torch_weights import TORCH_ARCHS, TorchModel, import_weights
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import Bundle
 
@@ -24,7 +24,7 @@ def import_bundle(
     """
     landmark_scheme = get_scheme(scheme)
     torch_file = read_torch_file(file)
-    imported = import_weights(
+    bundle, imported = import_weights(
         torch_file.state,
         TORCH_ARCHS[arch],
         landmark_scheme,
@@ -32,16 +32,16 @@ def import_bundle(
         graph_state=None if graph_file is None else read_state_dict(graph_file),
         graph_source=graph_file,
     )
-    description = _describe(imported, arch)
+    description = _describe(bundle, imported, arch)
     messages = [description]
     if torch_file.others:
         others = ", ".join(torch_file.others)
         messages.append(f"read {torch_file.key} of {file}; not used: {others}")
     files = [file] if graph_file is None else [file, graph_file]
-    return imported.bundle, _model_card(imported, description, files), messages
+    return bundle, _model_card(imported, description, files), messages
 
 
-def _model_card(imported: Imported, description: str, files: Sequence[Path]) -> str:
+def _model_card(imported: TorchModel, description: str, files: Sequence[Path]) -> str:
     sources = "\n".join(
         f"- `{printable(path.name)}`, sha256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`"
         for path in files
@@ -52,7 +52,7 @@ def _model_card(imported: Imported, description: str, files: Sequence[Path]) -> 
         if imported.fresh
         else "The network is equivalent to the original one."
     )
-    offset = imported.bundle.model["heatmap_offset"]
+    offset = imported.model["heatmap_offset"]
     pixels = (
         "cover the crop evenly"
         if offset is None
@@ -66,8 +66,7 @@ def _model_card(imported: Imported, description: str, files: Sequence[Path]) -> 
     )
 
 
-def _describe(imported: Imported, arch: str) -> str:
-    bundle = imported.bundle
+def _describe(bundle: Bundle, imported: TorchModel, arch: str) -> str:
     graph = "no graph head" if bundle.model["graph"] is None else "the LCGCN authors' graph head"
     parts = [f"{arch} for {bundle.scheme.name}, in the layout of {imported.code}, {graph}."]
     if imported.fresh:

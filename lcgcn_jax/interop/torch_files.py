@@ -109,9 +109,6 @@ def _find_model(path: Path, content: Mapping) -> tuple[tuple[str, ...], tuple[st
 
     Returns:
       The path of keys to its state dict, and the joined paths of other dicts of arrays.
-
-    Raises:
-      InputError: there is no model, or more than one candidate.
     """
     if all(map(_is_array, content.values())):
         return (), ()
@@ -231,11 +228,7 @@ def _read_pickled(path: Path) -> Any:
 
 
 def _verify_checksums(path: Path) -> None:
-    """Verify the checksums of a zip file, which PyTorch does not.
-
-    Raises:
-      ValueError: a member does not match its checksum.
-    """
+    """Verify the checksums of a zip file, which PyTorch does not."""
     with zipfile.ZipFile(path) as archive:
         if member := archive.testzip():
             raise ValueError(f"{member} in it does not match its checksum")

@@ -51,30 +51,14 @@ class TorchModel:
       num_landmarks: number of heatmaps; None for a backbone only.
       weights: weights in the state dict.
       code: public code whose layout the heatmap model has.
-      fresh: names of the weights that the state dict does not have: those of the head, or none.
+      fresh: names of the weights that the state dict does not have, those of the head or none; an import
+        initializes them randomly.
       unused: keys of the state dict that are ignored.
     """
 
     model: dict[str, Any]
     num_landmarks: int | None
     weights: StateDict
-    code: str
-    fresh: tuple[str, ...]
-    unused: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """Bundle from a PyTorch state dict.
-
-    Attributes:
-      bundle: complete model.
-      code: public code whose layout the heatmap model has.
-      fresh: names of the weights that were initialized randomly.
-      unused: keys of the state dict that are ignored.
-    """
-
-    bundle: Bundle
     code: str
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
@@ -89,17 +73,15 @@ def import_weights(
     graph_state: Mapping[str, np.ndarray] | None = None,
     graph_source: Any = None,
     seed: int = 0,
-) -> Imported:
+) -> tuple[Bundle, TorchModel]:
     """Import a state dict as a bundle, with a randomly initialized head if it is a backbone only.
 
     Args:
       state: PyTorch arrays by key (`torch_files.read_state_dict`).
       arch: a key of `ARCHS`.
-      scheme: landmark scheme of the model.
       source: name of the state dict in errors.
       graph_state: state dict with the graph head; None: search for the graph head in `state`.
       graph_source: name of `graph_state` in errors.
-      seed: random seed of the initialization.
 
     Raises:
       InputError: as in `map_weights`, or the model has another number of landmarks.
@@ -114,8 +96,7 @@ def import_weights(
             "give another --scheme"
         )
     weights = mapped.weights | _initialize(mapped.model, k, mapped.fresh, seed)
-    bundle = Bundle(mapped.model, scheme, IMAGE_SIZE, weights)
-    return Imported(bundle, mapped.code, mapped.fresh, mapped.unused)
+    return Bundle(mapped.model, scheme, IMAGE_SIZE, weights), mapped
 
 
 def map_weights(
@@ -129,13 +110,6 @@ def map_weights(
     """Map a state dict to the weights of a heatmap model and, if present, of the authors' graph head.
 
     Both may have any prefix.
-
-    Args:
-      state: as in `import_weights`.
-      arch: as in `import_weights`.
-      source: as in `import_weights`.
-      graph_state: as in `import_weights`.
-      graph_source: as in `import_weights`.
 
     Raises:
       InputError: there is no HRNet, or keys are missing, unknown or of the wrong shape (all are listed).
@@ -204,8 +178,6 @@ def export_weights(bundle: Bundle, *, graph: bool, source: Any) -> StateDict:
     authors' code. The counters `num_batches_tracked` are 0. A state dict cannot hold the `heatmap_offset`.
 
     Args:
-      bundle: model to export.
-      graph: export the graph head too.
       source: name of the bundle in errors.
 
     Raises:
@@ -246,6 +218,7 @@ def _find_hrnet(state: Mapping[str, np.ndarray], source: Any) -> tuple[str, Layo
             f"{source}: no HRNet in it; among its {len(state)} keys: {', '.join(list(state)[:5])}"
         )
     for layout in FACE_LAYOUTS:
+        assert layout.head is not None
         outer = prefix.removesuffix(layout.backbone)
         if f"{outer}{layout.head[2]}.weight" in state and prefix.endswith(layout.backbone):
             return outer, layout
@@ -268,11 +241,7 @@ def _assign(
     source: Any,
     unused: Iterable[str],
 ) -> StateDict:
-    """Convert arrays to weights, by the keys of the weights.
-
-    Raises:
-      InputError: keys are unknown, missing, of the wrong shape or not finite; the message lists all.
-    """
+    """Convert arrays to weights, by the keys of the weights."""
     weights = {
         name: torch_layouts.from_torch(state[key]) for name, key in keys.items() if key in state
     }

@@ -18,11 +18,6 @@ def fold_batch_norm(
     bias of an adjacent convolution or linear layer, in float64. Modules that can do this have a method
     `fold_batch_norm` (`interfaces.FoldsBatchNorm`). Norms without such a layer stay.
 
-    Args:
-      graphdef: structure of the model, as returned by `weights.split_weights`.
-      params: parameters, as arrays.
-      batch_stats: batch statistics, as arrays.
-
     Returns:
       The folded model, which cannot be trained or saved as a bundle.
     """

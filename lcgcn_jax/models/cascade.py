@@ -26,12 +26,6 @@ class MeanShapeCascade(nnx.Module):
 
     `mean_shape` is a statistic of the training faces, which training sets before the first step, as in
     `gcn.OffsetVoting`.
-
-    Args:
-      config: options.
-      num_landmarks: k.
-      feature_channels: c.
-      rngs: source of the initial weights.
     """
 
     def __init__(

@@ -1,14 +1,14 @@
 """Typed configurations of the models.
 
 Each class holds the options of one part of a model. A choice among names is a `Literal` type.
-`registry.create_model` parses plain mappings, and `check_choices` validates all choices.
+`registry.model_config` parses plain mappings and checks the range of every field.
 """
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from lcgcn_jax.fields import number, numbers
 from lcgcn_jax.heatmaps import Activation, Decoder
 
 HRNetArch = Literal["w18", "w32", "w48", "w18-small-v1", "w18-small-v2", "tiny"]
@@ -23,33 +23,8 @@ Sampling = Literal["nearest", "bilinear"]
 Norm = Literal["batch", "layer", "none"]
 VisibilityMethod = Literal["none", "local", "attention"]
 
-
-def choices_of(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
-    """Name of each `Literal` field of a dataclass -> its allowed values."""
-    hints = typing.get_type_hints(config_class)
-    return {
-        field.name: typing.get_args(hints[field.name])
-        for field in dataclasses.fields(config_class)
-        if typing.get_origin(hints[field.name]) is Literal
-    }
-
-
-def check_choices(config_class: type[Any], options: Mapping[str, Any], name: str) -> None:
-    """Validate options before they are passed to a configuration class.
-
-    Args:
-      config_class: dataclass whose `Literal` fields are checked.
-      options: values by field.
-      name: name in a config file, such as `model.graph`.
-
-    Raises:
-      ValueError: a value is not one of the choices of its field.
-    """
-    for field, choices in choices_of(config_class).items():
-        if field in options and options[field] not in choices:
-            raise ValueError(
-                f"{name}.{field}: {options[field]!r} is not available; use one of {', '.join(choices)}"
-            )
+MAX_WIDTH = 65_536
+"""Largest number of channels of a layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +53,9 @@ class HourglassConfig:
       activation: activation that the logits are trained for.
     """
 
-    stacks: int = 2
-    width: int = 128
+    stacks: int = number(2, 1, 64)
+    width: int = number(128, 2, MAX_WIDTH, multiple=2)
     activation: Activation = "sigmoid"
-
-    def __post_init__(self):
-        if self.stacks < 1 or self.width < 2 or self.width % 2:
-            raise ValueError(
-                "model.heatmap: an hourglass needs at least 1 stack and an even width, but got stacks "
-                f"{self.stacks} and width {self.width}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,25 +93,25 @@ class GraphConfig:
       visibility_gradient: whether the coordinate loss trains the visibility head through edges and gate.
       gcn_widths: node width after each block; the last is 2.
       refinements: number of patch refinement stages after the graph (`patch_refiner.PatchRefiner`).
-      shape_refiner: whether a linear shape refinement is the last stage (`gcn.ShapeRefiner`).
+      shape_refiner: whether a linear shape refinement is the last stage (`shape_refiner.ShapeRefiner`).
     """
 
     connectivity: Connectivity = "learned_per_image"
     diagonal: Diagonal = "learned"
     message: Message = "paper"
-    pair_width: int = 8
+    pair_width: int = number(8, 1, MAX_WIDTH)
     output: GraphOutput = "absolute"
     sampling: Sampling = "nearest"
     norm: Norm = "batch"
     authors_conventions: bool = False
-    embedding_widths: tuple[int, ...] = (512, 128, 32, 8)
-    class_widths: tuple[int, ...] = (32, 1)
-    edge_widths: tuple[int, ...] = (4,)
+    embedding_widths: tuple[int, ...] = numbers((512, 128, 32, 8), 1, MAX_WIDTH, shortest=1)
+    class_widths: tuple[int, ...] = numbers((32, 1), 1, MAX_WIDTH, shortest=1)
+    edge_widths: tuple[int, ...] = numbers((4,), 1, MAX_WIDTH)
     edge_inputs: EdgeInputs = "confidence"
     gate: Gate = "none"
     visibility_gradient: bool = False
-    gcn_widths: tuple[int, ...] = (64, 16, 2)
-    refinements: int = 0
+    gcn_widths: tuple[int, ...] = numbers((64, 16, 2), 1, MAX_WIDTH, shortest=1, last=2)
+    refinements: int = number(0, 0, 64)
     shape_refiner: bool = False
 
     @classmethod
@@ -177,6 +145,7 @@ class GraphConfig:
                 "model.graph.authors_conventions: needs absolute coordinates, because input and output "
                 "coordinates are defined differently; set model.graph.output to 'absolute'"
             )
+
         if self.gcn_widths[-1] != 2:
             raise ValueError(
                 "model.graph.gcn_widths: the last block outputs coordinates; set the last width to 2"
@@ -203,26 +172,9 @@ class CascadeConfig:
       fine_steps: number of times the fine stage is applied, with shared weights.
     """
 
-    width: int = 128
-    blocks: int = 3
-    fine_steps: int = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchRefinerConfig:
-    """Size of `patch_refiner.PatchRefiner`. It is fixed: no field of a config file changes it.
-
-    Attributes:
-      side: side of the square patch around each landmark, in heatmap pixels.
-      channels: number of feature channels in a patch.
-      class_width: length of the learned vector of each landmark.
-      widths: node widths before and after the first graph convolution.
-    """
-
-    side: int = 5
-    channels: int = 32
-    class_width: int = 16
-    widths: tuple[int, int] = (128, 64)
+    width: int = number(128, 1, MAX_WIDTH)
+    blocks: int = number(3, 1, 64)
+    fine_steps: int = number(3, 1, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,27 +188,50 @@ class VisibilityConfig:
     """
 
     head: VisibilityMethod = "none"
-    width: int = 64
+    width: int = number(64, 1, MAX_WIDTH)
+
+
+HEATMAP_CONFIGS = {"hrnet": HRNetConfig, "hourglass": HourglassConfig}
+"""`model.heatmap.name` -> options, for the heatmap models of this package."""
+
+GRAPHS = {"lcgcn": GraphConfig, "dag": CascadeConfig}
+"""`model.graph.name` -> options: the graph head of the paper, or the cascade of Li et al."""
+
+
+def _default_heatmap_model() -> dict[str, Any]:
+    return {"name": "hrnet", **dataclasses.asdict(HRNetConfig("w18"))}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Options of `lcgcn.LCGCN` apart from its heatmap model.
+    """Heatmap model and graph. `registry.model_config` creates it from plain types.
 
     Attributes:
-      decode: decoding of the heatmaps (`heatmaps.decode`); `argmax` in the paper.
-      graph: options of the graph head or of the cascade; None: only the heatmap model.
-      bn_momentum: decay of the running statistics of BatchNorm.
-      heatmap_offset: input pixel, in x and in y, at the center of heatmap pixel (0, 0); None: heatmap
-        pixels cover the input evenly (`geometry.centered_offset`).
-      visibility: options of the visibility head, which needs a graph.
+      heatmap: `name` and options of a heatmap model.
+      heatmap_offset: input pixel, in x and in y, of the center of heatmap pixel (0, 0), for weights of code
+        bases that place it elsewhere (see `interop.torch_layouts`); null: heatmap pixels cover the input
+        evenly (`geometry.centered_offset`).
+      decode: landmark decoding (`heatmaps.decode`), one of `heatmaps.DECODERS`; `argmax` in the paper.
+      graph: `name` and options of a graph, `lcgcn` or `dag`; null: heatmap model only.
+      visibility: options of the head that predicts which landmarks are visible; `head` `none`: no head. It
+        needs a graph and trains with it, on faces with visibility labels, such as those of MERL-RAV.
+      bn_momentum: fraction of the running statistics of BatchNorm that is kept per step.
     """
 
-    decode: Decoder
-    graph: GraphConfig | CascadeConfig | None
-    bn_momentum: float = 0.99
-    heatmap_offset: float | None = None
+    heatmap: Mapping[str, Any] = dataclasses.field(default_factory=_default_heatmap_model)
+    heatmap_offset: float | None = number(None, -64, 64)
+    decode: Decoder = "argmax"
+    graph: GraphConfig | CascadeConfig | None = GraphConfig()
     visibility: VisibilityConfig = VisibilityConfig()
+    bn_momentum: float = number(0.99, 0, 1, below=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain types; `registry.model_config` is the inverse."""
+        fields = dataclasses.asdict(self)
+        if self.graph is not None:
+            name = next(name for name, kind in GRAPHS.items() if isinstance(self.graph, kind))
+            fields["graph"] = {"name": name, **fields["graph"]}
+        return fields
 
     def __post_init__(self):
         head = self.visibility.head

@@ -37,19 +37,14 @@ class PerImageEdges(nnx.Module):
     `e_ij = softmax_j MLP([c_i, c_j] (+) l_ij)` from the confidences, both over all pairs.
 
     Args:
-      num_landmarks: k.
       class_widths: widths of the class MLP; the last one is the length of l_ij.
-      edge_widths: hidden widths of the edge MLP.
       diagonal: `learned`: an edge from a node to itself is predicted like all others; `zero`: its logit is 0
         (the authors' code).
       norm: normalization in the MLPs: `batch` (the authors' code), `layer` or `none`.
-      log_confidence: whether the edge MLP gets log c instead of c.
       inputs: inputs of the edge MLP for the two landmarks: their confidences `[c_i, c_j]` (the paper), their
         visibility logits `[v_i, v_j]`, or both.
       self_logit: initial value of a learned logit on the diagonal; None: no such logit.
       activate_logits: whether ReLU and norm follow the last layer of the edge MLP (the authors' code).
-      bn_momentum: decay of the running statistics.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -68,7 +63,12 @@ class PerImageEdges(nnx.Module):
         rngs: nnx.Rngs,
     ):
         # float32 on every backend: the graph is small, and its softmax needs the precision.
-        options = {"norm": norm, "momentum": bn_momentum, "dtype": jnp.float32, "rngs": rngs}
+        options: dict[str, Any] = {
+            "norm": norm,
+            "momentum": bn_momentum,
+            "dtype": jnp.float32,
+            "rngs": rngs,
+        }
         self.num_landmarks, self.diagonal = num_landmarks, diagonal
         self.log_confidence, self.inputs = log_confidence, inputs
         self.self_logit = (
@@ -108,7 +108,6 @@ class StaticEdges(nnx.Module):
     """One learned k x k matrix for all images (Li et al. 2020), with a softmax over each row.
 
     Args:
-      num_landmarks: k.
       self_logit: initial logit of the diagonal; all others start at 0.
     """
 

@@ -1,10 +1,11 @@
-"""Graph convolution over a dense adjacency, offset voting, and linear shape refinement."""
+"""Graph convolution over a dense adjacency, and offset voting."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lcgcn_jax.models.layers import glorot_normal, normal_init
+from lcgcn_jax.models.shape_refiner import fit_similarity
 
 Nodes = Float[Array, "b k n"]
 Positions = Float[Array, "b k 2"]
@@ -23,7 +24,6 @@ class GraphConv(nnx.Module):
       shape_features: whether q_ij is part of the message.
       pair_width: length of the learned vectors v_ij in the message; 0: none.
       zero_init: whether all weights start at 0.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -71,11 +71,6 @@ class PairVectors(nnx.Module):
     """Learned vector v_ij for each pair of landmarks, as part of the messages.
 
     In the message of the paper W2 is shared by all pairs, and the classes affect only the scalar e_ij.
-
-    Args:
-      num_landmarks: k.
-      width: length of the vectors.
-      rngs: source of the initial values.
     """
 
     def __init__(self, num_landmarks: int, width: int, *, rngs: nnx.Rngs):
@@ -111,67 +106,3 @@ class OffsetVoting(nnx.Module):
         canonical_offsets = jnp.einsum("bij,ijd->bid", edges, offsets)
         transform = fit_similarity(mean, positions, confidence**2)
         return edges @ positions + jnp.einsum("bxd,bid->bix", transform, canonical_offsets)
-
-
-class ShapeRefiner(nnx.Module):
-    """Linear shape refinement: corrects each landmark from the deviations of all others.
-
-    `x_i' = x_i + A (b_i + sum_j M_ij (A^-1 (x_j - t) - m_j))`, where A and t fit the mean shape m to
-    the face, weighted by the squared confidences. M_ij is a 2 x 2 matrix per pair, which allows
-    negative weights and weights across axes. `OffsetVoting` has one non-negative weight per pair.
-
-    Initially the identity. `training.fit_shape_refiner` fits M and b in closed form, because face shapes vary
-    mostly in few directions and gradient descent is slow in the others.
-
-    `mean_shape` is set as in `OffsetVoting`.
-    """
-
-    def __init__(self, num_landmarks: int):
-        k = num_landmarks
-        self.mean_shape = nnx.BatchStat(jnp.zeros((k, 2), jnp.float32))
-        self.transforms = nnx.Param(jnp.zeros((k, k, 2, 2), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((k, 2), jnp.float32))
-
-    def __call__(self, positions: Positions, confidence: Float[Array, "b k"]) -> Positions:
-        transform, canonical = self.to_canonical(positions, confidence)
-        correction = jnp.einsum(
-            "ijde,bje->bid", self.transforms[...], canonical - self.mean_shape[...][None]
-        )
-        correction = correction + self.bias[...][None]
-        return positions + jnp.einsum("bxd,bid->bix", transform, correction)
-
-    def to_canonical(
-        self, positions: Positions, confidence: Float[Array, "b k"]
-    ) -> tuple[Float[Array, "b 2 2"], Positions]:
-        """Return the transform A of each face, and its landmarks in the canonical frame, `A^-1 (x_j - t)`."""
-        mean, weights = self.mean_shape[...], confidence**2
-        transform = fit_similarity(mean, positions, weights)
-        weights = _normalize(weights)
-        translation = jnp.einsum("bk,bkd->bd", weights, positions)
-        translation = translation - jnp.einsum("bxd,bk,kd->bx", transform, weights, mean)
-        # A is a rotation times a scale, so its inverse is its transpose over the squared scale.
-        square = jnp.maximum((transform[:, :, 0] ** 2).sum(axis=-1), 1e-9)[:, None, None]
-        centered = positions - translation[:, None]
-        return transform, jnp.einsum("bxd,bix->bid", transform, centered) / square
-
-
-def fit_similarity(
-    shape: Float[Array, "k 2"], positions: Positions, weights: Float[Array, "b k"]
-) -> Float[Array, "b 2 2"]:
-    """Fit rotation and scale (weighted Procrustes analysis).
-
-    Returns:
-      The matrix A = [[a, -b], [b, a]] that minimizes sum_i w_i |A m_i + t - p_i|^2 over A and t.
-    """
-    weights = _normalize(weights)
-    m = shape[None] - jnp.einsum("bk,kd->bd", weights, shape)[:, None]
-    p = positions - jnp.einsum("bk,bkd->bd", weights, positions)[:, None]
-    size = jnp.maximum((weights * (m**2).sum(axis=-1)).sum(axis=-1), 1e-9)
-    a = (weights * (m * p).sum(axis=-1)).sum(axis=-1) / size
-    b = (weights * (m[..., 0] * p[..., 1] - m[..., 1] * p[..., 0])).sum(axis=-1) / size
-    return jnp.stack([jnp.stack([a, -b], axis=-1), jnp.stack([b, a], axis=-1)], axis=-2)
-
-
-def _normalize(weights: Float[Array, "b k"]) -> Float[Array, "b k"]:
-    """Scale weights to a sum of 1 per face."""
-    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-9)

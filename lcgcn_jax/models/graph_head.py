@@ -14,10 +14,11 @@ from lcgcn_jax.models.connectivity import (
     VisibilityGate,
     log_of,
 )
-from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors, ShapeRefiner
+from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors
 from lcgcn_jax.models.interfaces import GraphFeatures
 from lcgcn_jax.models.layers import MLP
 from lcgcn_jax.models.patch_refiner import PatchRefiner
+from lcgcn_jax.models.shape_refiner import ShapeRefiner
 
 SELF_LOGIT = 4.0
 """Initial logit of the diagonal with offset votes: with 68 landmarks, each weighs itself by 0.45."""
@@ -27,13 +28,6 @@ class GraphHead(nnx.Module):
     """Graph that maps initial landmarks, confidences and visual features to landmarks and edges.
 
     Positions are (x, y) as a fraction of the side of the crop, 0..1.
-
-    Args:
-      config: options.
-      num_landmarks: k.
-      feature_channels: c.
-      bn_momentum: decay of the running statistics.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -110,15 +104,7 @@ class GraphHead(nnx.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b t k 2"], Float[Array, "b k k"]]:
-        """Return the landmarks after each stage, and the edge weights.
-
-        Args:
-          positions: positions of the initial landmarks.
-          confidence: probability at the peak of each heatmap.
-          features: output of `select_features`.
-          visible_logit: logit of the probability that a landmark is visible.
-          train: whether BatchNorm uses and updates batch statistics.
-        """
+        """Return the landmarks after each stage, and the edge weights."""
         edges = self._edge_weights(confidence, visible_logit, train=train)
         points = features.points
         if features.maps is not None:

@@ -22,12 +22,7 @@ class StackedHourglass(nnx.Module):
     every stack, is not available.
 
     Args:
-      config: options.
-      num_landmarks: k.
-      bn_momentum: decay of the running statistics.
-      dtype: dtype of the computation.
       remat: whether to recompute the activations of each hourglass in the backward pass.
-      rngs: source of the initial weights.
     """
 
     stride = 4
@@ -47,8 +42,8 @@ class StackedHourglass(nnx.Module):
         rngs: nnx.Rngs,
     ):
         stacks, width = config.stacks, config.width
-        options = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
-        conv_options = {"use_bias": True, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        conv_options: dict[str, Any] = {"use_bias": True, "dtype": dtype, "rngs": rngs}
         self.activation, self.feature_channels = config.activation, width
         self.remat = remat
         self.stem = ConvBN(3, 64, 7, stride=2, **options)
@@ -116,7 +111,7 @@ class PreActivation(nnx.Module):
         self, inputs: int, outputs: int, *, momentum: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         widths = (inputs, outputs // 2, outputs // 2, outputs)
-        options = {"dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.norms = nnx.List(BatchNorm(n, momentum=momentum, **options) for n in widths[:-1])
         self.convs = nnx.List(
             Conv(widths[i], widths[i + 1], size, **options) for i, size in enumerate((1, 3, 1))

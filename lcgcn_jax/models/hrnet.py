@@ -55,12 +55,7 @@ class HRNet(nnx.Module):
     """Images `[b h w 3]` to heatmap logits `[b h/4 w/4 k]` and features `[b h/4 w/4 c]`.
 
     Args:
-      config: options.
-      num_landmarks: k.
-      bn_momentum: decay of the running statistics.
-      dtype: dtype of the computation.
       remat: whether to recompute the activations of each multi-scale module in the backward pass.
-      rngs: source of the initial weights.
     """
 
     stride = 4
@@ -80,7 +75,7 @@ class HRNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         size = ARCHS[config.arch]
-        options = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"momentum": bn_momentum, "dtype": dtype, "rngs": rngs}
         self.features, self.activation = config.features, config.activation
         self.remat = remat
         self.stem1 = ConvBN(3, 64, 3, stride=2, **options)

@@ -1,4 +1,9 @@
-"""Data types that pass between the parts of a model, and protocols of these parts."""
+"""Data types that pass between the parts of a model, and protocols of these parts.
+
+Modules take these arguments: `num_landmarks` k, `feature_channels` c, `dtype` of the computation,
+`bn_momentum` (decay of the running statistics) and `rngs`, the source of the initial weights. With `train`,
+BatchNorm uses and updates batch statistics.
+"""
 
 import dataclasses
 import typing

@@ -108,16 +108,6 @@ class MLP(nnx.Module):
 
     The order (linear, ReLU, norm) is that of the LCGCN authors' code. The leading axes are independent, as if
     vmapped, except in BatchNorm, whose statistics are taken over all of them.
-
-    Args:
-      inputs: number of input channels.
-      widths: number of channels after each layer.
-      norm: normalization.
-      last_relu: whether a ReLU follows the last layer.
-      last_norm: whether the norm follows the last layer.
-      momentum: decay of the running statistics.
-      dtype: dtype of the computation.
-      rngs: source of the initial weights.
     """
 
     def __init__(

@@ -44,14 +44,7 @@ def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]
 
 
 class LCGCN(nnx.Module):
-    """Heatmap model with a graph that refines its landmarks, unless `config.graph` is None.
-
-    Args:
-      heatmap_model: an `interfaces.HeatmapModel`.
-      num_landmarks: k.
-      config: options of decoding, graph and visibility head.
-      rngs: source of the initial weights.
-    """
+    """Heatmap model with a graph that refines its landmarks, unless `config.graph` is None."""
 
     def __init__(
         self,
@@ -101,7 +94,6 @@ class LCGCN(nnx.Module):
           images: square normalized crops (`normalize_images`).
           train_heatmap: whether BatchNorm in the heatmap model uses and updates batch statistics. If
             only the graph trains, no gradient flows into the heatmap model.
-          train_graph: whether BatchNorm in the graph uses and updates batch statistics.
         """
         logits, graph_inputs = self.detect(images, train=train_heatmap)
         if train_graph and not train_heatmap:

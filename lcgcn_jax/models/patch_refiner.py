@@ -6,11 +6,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcgcn_jax import heatmaps
-from lcgcn_jax.models.config import PatchRefinerConfig
 from lcgcn_jax.models.gcn import Edges, GraphConv, Nodes, Positions
 from lcgcn_jax.models.layers import glorot_normal, normal_init
 
-DEFAULT_SIZE = PatchRefinerConfig()
+SIDE = 5
+"""Side of the square patch around each landmark, in heatmap pixels."""
+
+_CHANNELS = 32  # features of each pixel of a patch
+_CLASS_WIDTH = 16  # length of the learned vector of each landmark
+_WIDTHS = (128, 64)  # of the nodes before and after the first graph convolution
 
 
 class PatchRefiner(nnx.Module):
@@ -24,12 +28,6 @@ class PatchRefiner(nnx.Module):
 
     Cascades and sparse local patches also sample features at refined landmarks (Li et al. 2020; Xia et al.,
     "Sparse Local Patch Transformer", CVPR 2022).
-
-    Args:
-      num_landmarks: k.
-      feature_channels: c.
-      config: sizes.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -37,18 +35,15 @@ class PatchRefiner(nnx.Module):
         num_landmarks: int,
         feature_channels: int,
         *,
-        config: PatchRefinerConfig = DEFAULT_SIZE,
         rngs: nnx.Rngs,
     ):
-        side, channels, class_width = config.side, config.channels, config.class_width
-        inputs = side * side * (channels + 1) + class_width + 1
-        self.side = side
-        self.project = nnx.Param(glorot_normal(rngs.params(), (feature_channels, channels)))
-        self.classes = nnx.Param(normal_init(1.0)(rngs.params(), (num_landmarks, class_width)))
-        self.embedding = nnx.Param(glorot_normal(rngs.params(), (inputs, config.widths[0])))
-        self.hidden = GraphConv(*config.widths, shape_features=True, rngs=rngs)
+        inputs = SIDE * SIDE * (_CHANNELS + 1) + _CLASS_WIDTH + 1
+        self.project = nnx.Param(glorot_normal(rngs.params(), (feature_channels, _CHANNELS)))
+        self.classes = nnx.Param(normal_init(1.0)(rngs.params(), (num_landmarks, _CLASS_WIDTH)))
+        self.embedding = nnx.Param(glorot_normal(rngs.params(), (inputs, _WIDTHS[0])))
+        self.hidden = GraphConv(*_WIDTHS, shape_features=True, rngs=rngs)
         self.displacement = GraphConv(
-            config.widths[-1], 2, shape_features=True, zero_init=True, rngs=rngs
+            _WIDTHS[-1], 2, shape_features=True, zero_init=True, rngs=rngs
         )
 
     def __call__(
@@ -59,15 +54,7 @@ class PatchRefiner(nnx.Module):
         maps: Float[Array, "b hh hw c"],
         activated: Float[Array, "b hh hw k"],
     ) -> Positions:
-        """Return refined positions, as fractions of the side of the crop.
-
-        Args:
-          positions: current positions.
-          log_confidence: logarithms of the heatmap peaks.
-          edges: edge weights of the graph head.
-          maps: feature maps.
-          activated: heatmaps after the activation.
-        """
+        """Return refined positions, as fractions of the side of the crop."""
         _, hh, hw, _ = activated.shape
         positions = jax.lax.stop_gradient(positions)
         size = jnp.array([[[hw, hh]]], jnp.float32)
@@ -86,9 +73,9 @@ class PatchRefiner(nnx.Module):
     ) -> Nodes:
         b, hh, hw, k = activated.shape
         projected = maps.astype(jnp.float32) @ self.project[...]
-        features = heatmaps.windows(projected, pixels, self.side).reshape(b, k, -1)
+        features = heatmaps.windows(projected, pixels, SIDE).reshape(b, k, -1)
         per_landmark = activated.transpose(0, 3, 1, 2).reshape(b * k, hh, hw, 1)
-        patches = heatmaps.windows(per_landmark, pixels.reshape(b * k, 1, 2), self.side)
+        patches = heatmaps.windows(per_landmark, pixels.reshape(b * k, 1, 2), SIDE)
         classes = jnp.broadcast_to(self.classes[...], (b, k, self.classes[...].shape[-1]))
         nodes = jnp.concatenate(
             [features, patches.reshape(b, k, -1), log_confidence[..., None], classes], axis=-1

@@ -12,22 +12,22 @@ bundle:
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lcgcn_jax.errors import InputError, choose
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.fields import constraints_of, require_known
 from lcgcn_jax.models.config import (
+    GRAPHS,
+    HEATMAP_CONFIGS,
     CascadeConfig,
     GraphConfig,
-    HourglassConfig,
-    HRNetConfig,
     ModelConfig,
     VisibilityConfig,
-    check_choices,
 )
 from lcgcn_jax.models.hourglass import StackedHourglass
 from lcgcn_jax.models.hrnet import HRNet
@@ -36,13 +36,8 @@ from lcgcn_jax.models.lcgcn import LCGCN
 
 HeatmapModelFactory = Callable[..., HeatmapModel]
 
-HEATMAP_CONFIGS = {"hrnet": HRNetConfig, "hourglass": HourglassConfig}
-"""`model.heatmap.name` -> options, for the heatmap models of this package."""
-
-GRAPHS = {"lcgcn": GraphConfig, "dag": CascadeConfig}
-"""`model.graph.name` -> options: the graph head of the paper, or the cascade of Li et al."""
-
 _HEATMAP_MODELS: dict[str, HeatmapModelFactory] = {"hrnet": HRNet, "hourglass": StackedHourglass}
+_REQUIRED_FIELDS = ("heatmap", "decode", "graph", "bn_momentum")
 _COMMON_ARGUMENTS = {"self", "num_landmarks", "bn_momentum", "dtype", "remat", "rngs"}
 
 
@@ -50,7 +45,6 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
     """Register a heatmap model under a name for `model.heatmap.name`.
 
     Args:
-      name: name in configs.
       factory: class or function. `factory(num_landmarks=, bn_momentum=, dtype=, rngs=, **options)` returns
         an `nnx.Module` that implements `interfaces.HeatmapModel`, and optionally `interfaces.HasActivation`
         and `interfaces.HasHead`. The options are all other fields of `model.heatmap`. With an argument
@@ -87,32 +81,20 @@ def create_model(
 
     Args:
       config: configuration, see the module docstring.
-      num_landmarks: k.
-      dtype: dtype of the heatmap model's computation.
       remat: whether the heatmap model recomputes activations in the backward pass (`train.remat`).
-      rngs: source of the initial weights.
 
     Raises:
       InputError: an unknown field or value; the message has the most similar valid one.
     """
-    fields = ["heatmap", *(field.name for field in dataclasses.fields(ModelConfig))]
-    require_known("model", config, fields)
+    options = model_config(config)
     common: dict[str, Any] = {
         "num_landmarks": num_landmarks,
-        "bn_momentum": config["bn_momentum"],
+        "bn_momentum": options.bn_momentum,
         "dtype": dtype,
         "rngs": rngs,
     }
     try:
-        heatmap_model = _create_heatmap_model(config["heatmap"], common, remat=remat)
-        check_choices(ModelConfig, config, "model")
-        options = ModelConfig(
-            decode=config["decode"],
-            graph=None if config["graph"] is None else graph_config(config["graph"]),
-            bn_momentum=config["bn_momentum"],
-            heatmap_offset=_heatmap_offset(config.get("heatmap_offset")),
-            visibility=visibility_config(config.get("visibility")),
-        )
+        heatmap_model = _create_heatmap_model(options.heatmap, common, remat=remat)
         return LCGCN(heatmap_model, num_landmarks, options, rngs=rngs)
     except InputError:
         raise
@@ -148,6 +130,22 @@ def _create_heatmap_model(
     return factory(remat=True, **common, **options)
 
 
+def model_config(config: Mapping[str, Any]) -> ModelConfig:
+    """Parse a configuration in plain types.
+
+    Raises:
+      InputError: a required field is missing, or a field or value is unknown.
+    """
+    options = dict(config)
+    if missing := [name for name in _REQUIRED_FIELDS if name not in options]:
+        raise InputError(f"model: no {missing[0]!r}; give it, as in the config of a run")
+    if options["graph"] is not None:
+        options["graph"] = graph_config(options["graph"])
+    options["visibility"] = visibility_config(options.get("visibility"))
+    options["heatmap_offset"] = _heatmap_offset(options.get("heatmap_offset"))
+    return _parse("model", ModelConfig, options)
+
+
 def graph_config(config: Mapping[str, Any]) -> GraphConfig | CascadeConfig:
     """Parse `model.graph`.
 
@@ -172,27 +170,15 @@ def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
 
 def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> Any:
     require_known(name, options, [field.name for field in dataclasses.fields(config_class)])
+    for field, constraint in constraints_of(config_class).items():
+        if field in options and not constraint.accepts(options[field]):
+            raise InputError(
+                f"config: {name}.{field}: {options[field]!r} is not available; use {constraint.text}"
+            )
     try:
-        check_choices(config_class, options, name)
         return config_class(**options)
     except ValueError as error:
         raise InputError(f"config: {error}") from error
-
-
-def require_known(name: str, keys: Iterable[str], known: Iterable[str]) -> None:
-    """Raise an error for the first key that is not known, with the most similar known one.
-
-    Args:
-      name: name of the object that has the keys, for the message.
-      keys: keys to check.
-      known: all valid keys.
-
-    Raises:
-      InputError: a key is not known.
-    """
-    known = sorted(known)
-    for key in keys:
-        choose(name, key, known, kind="field")
 
 
 def _heatmap_offset(value: Any) -> float | None:

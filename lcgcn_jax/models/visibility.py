@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcgcn_jax.models.config import VisibilityConfig
+from lcgcn_jax.models.connectivity import log_of
 from lcgcn_jax.models.layers import glorot_normal, normal_init
 
 CLASSES = ("visible", "externally_occluded", "self_occluded")
@@ -33,9 +34,6 @@ class VisibilityHead(nnx.Module):
 
     Args:
       config: options; `head` is not `none`.
-      num_landmarks: k.
-      feature_channels: c.
-      rngs: source of the initial weights.
     """
 
     def __init__(
@@ -54,6 +52,7 @@ class VisibilityHead(nnx.Module):
         self.hidden = _linear(width, width, rngs)
         # Small, so that the initial probabilities are the prior.
         self.output = nnx.Linear(width, 2, kernel_init=normal_init(0.001), rngs=rngs)
+        assert self.output.bias is not None
         self.output.bias.set_value(jnp.array([_PRIOR_LOGIT, 0.0], jnp.float32))
 
     def __call__(
@@ -67,7 +66,6 @@ class VisibilityHead(nnx.Module):
 
         Args:
           positions: positions of the initial landmarks, as fractions of the side of the crop.
-          confidence: probability at the peak of each heatmap.
           heatmap_std: standard deviation of each heatmap around its peak (`heatmaps.heatmap_std`).
           features: visual features at the initial landmarks.
 
@@ -79,9 +77,8 @@ class VisibilityHead(nnx.Module):
             (positions, confidence, heatmap_std)
         )
         relative = positions - positions.mean(axis=1, keepdims=True)
-        log_confidence = jnp.log(jnp.maximum(confidence, 1e-6))
         # Scaled to a magnitude of about 1.
-        scalars = jnp.stack([confidence, log_confidence / 4, 10 * heatmap_std], axis=-1)
+        scalars = jnp.stack([confidence, log_of(confidence) / 4, 10 * heatmap_std], axis=-1)
         cues = jnp.concatenate([scalars, 4 * relative], axis=-1)
         nodes = self.visual(_normalized(features.astype(jnp.float32))) + self.cues(cues)
         nodes = jax.nn.relu(nodes + self.classes[...][None])
@@ -91,13 +88,7 @@ class VisibilityHead(nnx.Module):
 
 
 class LandmarkAttention(nnx.Module):
-    """Single-head attention over the landmarks, with a learned bias for each pair of landmarks.
-
-    Args:
-      num_landmarks: k.
-      width: number of node channels.
-      rngs: source of the initial weights.
-    """
+    """Single-head attention over the landmarks, with a learned bias for each pair of landmarks."""
 
     def __init__(self, num_landmarks: int, width: int, *, rngs: nnx.Rngs):
         self.query = _linear(width, width, rngs)

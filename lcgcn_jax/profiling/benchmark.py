@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ def run_benchmark(
     parts: Sequence[str],
     repetitions: int,
     workers: tuple[int, ...],
+    report: Callable[[str], object],
 ) -> dict[str, Any]:
     """Measure a configuration with fresh weights, on synthetic faces if `data` is None.
+
+    `report` is called with a line of text about each step.
 
     Returns:
       Conditions, and results by name under `rows`; times in seconds. `shares` holds ratios of results
@@ -41,28 +44,31 @@ def run_benchmark(
       InputError: the configuration or the data cannot be used.
     """
     # Fresh weights are as fast as trained ones, and a frozen model has to run instead of being cached.
+    config = ml_collections.ConfigDict(config.to_dict())
     config.init_from, config.train.cache = "", False
     with tempfile.TemporaryDirectory() as folder:
-        config.data.dir = str(data or _draw_faces(config, Path(folder) / "data"))
+        config.data.dir = str(data or _draw_faces(config, Path(folder) / "data", report))
         trainer = Trainer(config, Path(folder) / "run").prepare()
         with contextlib.closing(trainer.batches):
             measurements = Measurements(trainer, repetitions=repetitions, workers=workers)
             rows: list[BenchmarkResult] = []
             for part in BENCHMARKS:  # in their order, whatever the order of `parts`
                 if part in parts:
-                    print(f"measuring: {part}", flush=True)
+                    report(f"measuring: {part}")
                     rows += measurements.run(part)
             return _describe(config, measurements, rows)
 
 
-def _draw_faces(config: ml_collections.ConfigDict, folder: Path) -> Path:
+def _draw_faces(
+    config: ml_collections.ConfigDict, folder: Path, report: Callable[[str], object]
+) -> Path:
     if config.scheme not in LAYOUTS:
         raise InputError(
             f"{config.scheme}: there are no synthetic faces with this scheme; give --data, a dataset "
             "folder that 'lcgcn prepare' wrote"
         )
     count = max(_MIN_SYNTHETIC, 2 * config.train.batch_size)
-    print(f"drawing {count} synthetic faces", flush=True)
+    report(f"drawing {count} synthetic faces")
     prepare_synthetic(config.scheme, folder, num_train=count, num_test=1, seed=0)
     return folder
 

@@ -76,7 +76,6 @@ class Measurements:
 
     Args:
       training: trainer with fresh weights, in its own working directory.
-      repetitions: measurements per benchmark.
       workers: numbers of worker processes of the input pipeline to measure; 0: threads only.
     """
 

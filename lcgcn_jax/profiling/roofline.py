@@ -4,7 +4,7 @@ The roofline model of Williams et al. 2009, with measured peaks instead of those
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ class Cost:
     @classmethod
     def of(cls, program: jax.stages.Compiled) -> "Cost":
         """Read the cost of a compiled program."""
-        analysis = program.cost_analysis()
+        analysis: Any = program.cost_analysis()
         return cls(float(analysis["flops"]), float(analysis["bytes accessed"]))
 
     def roofline(self, peaks: Peaks) -> tuple[float, Literal["flops", "bytes"]]:

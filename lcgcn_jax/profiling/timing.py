@@ -42,9 +42,6 @@ def measure(
 
     Args:
       functions: functions to call, by name; the call includes waiting for the JAX arrays in its result.
-      repetitions: measurements per function.
-      warmup: calls per function before the measurements.
-      clock: function that returns the time.
     """
     for function in functions.values():
         for _ in range(warmup):

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from lcgcn_jax.profiling.roofline import Cost, Peaks
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.config_types import Config
-from lcgcn_jax.training.steps import make_detect_step
+from lcgcn_jax.training.steps import make_inference_step
 from lcgcn_jax.training.train_step import build_train_step
 
 GIB = 2**30
@@ -125,11 +126,8 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[kind]
 
 
-def tpu_devices(topology: str) -> Sequence[jax.Device]:
-    """Create the devices of a slice as compilation targets.
-
-    Args:
-      topology: chip and shape, such as `v5e:4x4` or `v4:2x2x2`.
+def tpu_devices(topology: str) -> Sequence[Any]:
+    """Create the devices of a slice (`jax.Device`) as compilation targets.
 
     Raises:
       InputError: the topology does not exist, or libtpu is not installed.
@@ -148,13 +146,12 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
 
 
 def lower_train_step(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device], batch_size: int
+    config: ml_collections.ConfigDict, devices: Sequence[Any], batch_size: int
 ) -> jax.stages.Lowered:
     """Lower the training step of a configuration for some devices, without arrays and without data.
 
     Args:
       config: configuration (`training.config.default_config`); the `train.dtype` `auto` means bfloat16.
-      devices: all devices of the slice.
       batch_size: faces per step over all devices; replaces the value of the config.
 
     Raises:
@@ -177,7 +174,7 @@ def lower_train_step(
     if step.model.merge().visibility is not None:
         batch["visibility"] = jax.ShapeDtypeStruct((batch_size, num_landmarks), jnp.int8)
     if train.cache:
-        detect = make_detect_step(step.model.graphdef)
+        detect = make_inference_step(step.model.graphdef, "detect")
         batch["graph_inputs"] = jax.eval_shape(detect, *step.model[1:], images)
     else:
         batch["image"] = images
@@ -203,7 +200,8 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
             f"a batch of {batch_size} does not fit {topology}; give a smaller --batch-size. Error of the "
             f"compiler: {str(error).splitlines()[0]}"
         ) from error
-    memory, cost = compiled.memory_analysis(), Cost.of(compiled)
+    memory: Any = compiled.memory_analysis()
+    cost = Cost.of(compiled)
     parts = {
         "arguments": memory.argument_size_in_bytes,
         # The new state reuses the memory of the old one, which the step donates.
@@ -219,7 +217,7 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
         parts=parts,
         flops=cost.flops,
         bytes_accessed=cost.bytes,
-        collectives=collectives(compiled.as_text()),
+        collectives=collectives(compiled.as_text() or ""),
     )
 
 

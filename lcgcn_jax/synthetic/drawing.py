@@ -39,7 +39,6 @@ def draw_face(seed: int, scheme: LandmarkScheme, size: int = 192) -> SyntheticFa
     """Draw the synthetic face of a seed.
 
     Args:
-      seed: determines every random choice.
       scheme: `WFLW98` or `IBUG68`. The image is the same for both.
       size: side of the image in pixels. The face is the same at any size.
 

@@ -170,11 +170,6 @@ class View:
         maximum. The inverse of the running maximum is therefore the map from image to texture, and the
         last maximum is the silhouette.
 
-        Args:
-          texture: painted texture.
-          curves: curves of the face.
-          side: side of the image in pixels.
-
         Returns:
           The window of the image (row and column slices) that the face may cover, and within the window
           the maps for `cv2.remap` and the opacity of the face `[h w]`.

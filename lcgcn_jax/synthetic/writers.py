@@ -27,7 +27,6 @@ def write_wflw(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> No
       out: folder for `WFLW_images/` and `WFLW_annotations/`.
       num_train: number of faces in the training list.
       num_test: number of faces in the test list; the lists are disjoint.
-      seed: random seed of the set of faces.
 
     Raises:
       InputError: the folder already exists.
@@ -52,7 +51,6 @@ def write_300w(out: Path, *, num_train: int, num_test: int, seed: int = 0) -> No
       out: folder for `afw/`, `helen/`, `lfpw/`, `ibug/` and `300W/`.
       num_train: number of faces in `afw` and the two `trainset` folders together.
       num_test: number of faces in the two `testset` folders, `ibug` and `300W` together.
-      seed: random seed of the set of faces.
 
     Raises:
       InputError: the folder already exists.

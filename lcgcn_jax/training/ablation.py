@@ -179,7 +179,9 @@ def _write_errors(trainer: Trainer, path: Path) -> None:
     errors = {kind: trainer.validate(kind) for kind in CORRUPTIONS}
     content = {
         "heatmap": {kind: e.heatmap[e.measured].tolist() for kind, e in errors.items()},
-        "graph": {kind: e.graph[e.measured].tolist() for kind, e in errors.items()},
+        "graph": {
+            kind: e.graph[e.measured].tolist() for kind, e in errors.items() if e.graph is not None
+        },
     }
     write_json(path, content)
 

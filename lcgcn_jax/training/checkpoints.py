@@ -54,7 +54,6 @@ class Checkpoints:
     The constructor removes partial folders of killed processes.
 
     Args:
-      workdir: folder of the run.
       keep: number of the latest checkpoints to keep, at least one.
     """
 
@@ -203,11 +202,7 @@ def _total(sums: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def _verify_checksums(path: Path) -> None:
-    """Compare the files of a checkpoint with its checksums, if it has any.
-
-    Raises:
-      InputError: a file has changed; the message names the first one.
-    """
+    """Compare the files of a checkpoint with its checksums, if it has any."""
     try:
         current = checksums(path)
     except OSError as error:

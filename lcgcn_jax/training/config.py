@@ -1,4 +1,7 @@
-"""Config files as `ml_collections.ConfigDict`: defaults, recipes, files, and command-line overrides."""
+"""Config files as `ml_collections.ConfigDict`: defaults, recipes, files, and command-line overrides.
+
+Recipes change a configuration in place.
+"""
 
 import contextlib
 import dataclasses
@@ -15,8 +18,8 @@ import yaml
 
 from lcgcn_jax import compat
 from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.fields import require_known
 from lcgcn_jax.models.config import GraphConfig
-from lcgcn_jax.models.registry import require_known
 from lcgcn_jax.training.config_types import EPOCHS, Config
 
 RUN_CONFIG = "config.json"
@@ -34,10 +37,6 @@ def reduce_for_cpu(config: ml_collections.ConfigDict, *, epochs: int | float) ->
     Sets HRNet-W18-small-v1 (another heatmap model stays), batch 16, a higher learning rate with warm-up and
     cosine decay, and a moving average of the weights. Since a pixel of the 32 x 32 heatmaps covers 4 pixels,
     it also sets sub-pixel decoding and a graph with residual output.
-
-    Args:
-      config: changed in place.
-      epochs: length of the training.
     """
     config.data.image_size = 128
     if config.model.heatmap.name == "hrnet":
@@ -65,9 +64,6 @@ def use_best_recipe(config: ml_collections.ConfigDict) -> None:
 
     Sub-pixel decoding, offset voting, two patch refinement stages, a coordinate loss with a large gradient in
     the heatmap model, and corruptions of the training faces.
-
-    Args:
-      config: changed in place.
     """
     _use_subpixel_decoding(config)
     config.model.graph.update(dataclasses.asdict(GraphConfig.best()))
@@ -86,10 +82,6 @@ def train_from_scratch(config: ml_collections.ConfigDict, *, epochs: int | float
     """Set a schedule for a full-size model without pretrained weights, on an accelerator.
 
     Batch 64, 1e-3 with warm-up and cosine decay, a moving average of the weights.
-
-    Args:
-      config: changed in place.
-      epochs: length of the training.
     """
     config.optimizer.learning_rate = {"heatmap": 1e-3, "graph": 1e-3}
     config.optimizer.schedule = "cosine"
@@ -112,10 +104,6 @@ def freeze_heatmap_model(config: ml_collections.ConfigDict, *, init_from: str) -
     """Set up the paper's ablation: only the graph trains, on a trained heatmap model.
 
     Learning rate 1e-3 for 2 epochs, then 1e-4 for 30, on cached features of 8 views of each face.
-
-    Args:
-      config: changed in place.
-      init_from: weights of the heatmap model.
     """
     config.init_from = init_from
     config.train.mode = "frozen"
@@ -152,6 +140,8 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     name, _, argument = spec.partition(":")
     path = _find_config(name)
     module_spec = importlib.util.spec_from_file_location(f"lcgcn_config_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -193,7 +183,7 @@ def config_names() -> list[str]:
 
 def _project_configs() -> dict[str, Path]:
     package = importlib.util.find_spec("lcgcn_jax.configs")
-    folders = package.submodule_search_locations if package else ()
+    folders = (package and package.submodule_search_locations) or ()
     return {file.stem: file for folder in folders for file in Path(folder).glob("[!_]*.py")}
 
 

@@ -1,16 +1,57 @@
 """Typed configuration of a training run.
 
 `training.config.default_config` returns the same fields as an `ml_collections.ConfigDict`, which config files
-and the command line change. `training.config_checks` defines the range of every field.
+and the command line change. The types and defaults state the range of every field (`fields`).
 """
 
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lcgcn_jax.data.augment import AugmentConfig
-from lcgcn_jax.models.config import GraphConfig, VisibilityConfig
+from lcgcn_jax.fields import TEXT, Constraint, constrained, number, numbers
+from lcgcn_jax.heatmaps import Normalization
+from lcgcn_jax.models.config import ModelConfig
+from lcgcn_jax.models.registry import model_config
+
+InitScope = Literal["heatmap", "whole", "backbone"]
+HeatmapLoss = Literal["focal", "bce", "mse", "adaptive_wing"]
+HeatmapCoordinateLoss = Literal["none", "l1", "smooth_l1", "star"]
+CoordinateLoss = Literal["l1", "smooth_l1", "wing", "normalized_l2"]
+Schedule = Literal["constant", "cosine", "step"]
+TrainMode = Literal["joint", "frozen", "heatmap_only"]
+DType = Literal["float32", "bfloat16", "auto"]
+
+_LARGEST_INT = 2**31 - 1  # the step is an int32 in the training state
+
+
+def _sources(*, whole: bool) -> Constraint:
+    """Range of `DataConfig.sources`."""
+    del whole
+
+    def is_source(value: Any) -> bool:
+        return (
+            isinstance(value, tuple | list)
+            and len(value) in (2, 3)
+            and all(TEXT.accepts(name) for name in (value[0], *value[2:]))
+            and isinstance(value[1], int | float)
+            and not isinstance(value[1], bool)
+            and 0 < value[1] < math.inf
+        )
+
+    def accepts(value: Any) -> bool:
+        return (
+            isinstance(value, tuple | list)
+            and all(map(is_source, value))
+            and len({source[0] for source in value}) == len(value)
+        )
+
+    return Constraint(
+        accepts,
+        "((dir, weight), ...) or (dir, weight, offsets file) for some, each folder once and each weight a "
+        "number above 0",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,53 +75,15 @@ class DataConfig:
     """
 
     dir: str = "data/wflw"
-    sources: tuple[tuple, ...] = ()
+    sources: tuple[tuple, ...] = constrained((), _sources)
     offsets: str = ""
     train_split: str = "train"
     validation_split: str = "validation"
-    image_size: int = 256
-    num_workers: int = 0
-    num_threads: int = 4
+    image_size: int = number(256, 16, 4_096)
+    num_workers: int = number(0, 0, 1_024)
+    num_threads: int = number(4, 0, 1_024)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    views: int = 0
-
-
-def _default_heatmap_model() -> dict[str, Any]:
-    return {"name": "hrnet", "arch": "w18", "features": "concat", "activation": "sigmoid"}
-
-
-def _default_graph() -> dict[str, Any]:
-    return {"name": "lcgcn", **dataclasses.asdict(GraphConfig.paper())}
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Model, in the plain types that `models.registry.create_model` takes.
-
-    Attributes:
-      heatmap: `name` and options of a heatmap model.
-      heatmap_offset: input pixel of the center of heatmap pixel (0, 0), for weights of code bases that place
-        it elsewhere (see `interop.torch_weights`); null: heatmap pixels cover the input evenly.
-      decode: landmark decoding, one of `heatmaps.DECODERS`.
-      graph: `name` and options of a graph, `lcgcn` or `dag`; null: heatmap model only.
-      visibility: options of the head that predicts which landmarks are visible (see
-        `models.config.VisibilityConfig`); `head` `none`: no head. It trains with the graph, on faces with
-        visibility labels, such as those of MERL-RAV.
-      bn_momentum: fraction of the running statistics of BatchNorm that is kept per step.
-    """
-
-    heatmap: Mapping[str, Any] = dataclasses.field(default_factory=_default_heatmap_model)
-    heatmap_offset: float | None = None
-    decode: str = "argmax"
-    graph: Mapping[str, Any] | None = dataclasses.field(default_factory=_default_graph)
-    visibility: Mapping[str, Any] = dataclasses.field(
-        default_factory=lambda: dataclasses.asdict(VisibilityConfig())
-    )
-    bn_momentum: float = 0.99
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as nested dictionaries."""
-        return dataclasses.asdict(self)
+    views: int = number(0, 0, 1_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +109,17 @@ class LossConfig:
         probability in the data.
     """
 
-    sigma: float = 1.5
-    heatmap: str = "focal"
-    heatmap_coordinate: str = "none"
-    heatmap_coordinate_weight: float = 20.0
-    heatmap_normalization: str = "softmax"
-    heatmap_temperature: float = 2.0
-    coordinate: str = "l1"
-    coordinate_weight: float = 1.0
-    heatmap_weight: float = 1.0
-    visibility_weight: float = 1.0
-    visibility_class_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    sigma: float = number(1.5, 0.25, 16)
+    heatmap: HeatmapLoss = "focal"
+    heatmap_coordinate: HeatmapCoordinateLoss = "none"
+    heatmap_coordinate_weight: float = number(20.0, 0)
+    heatmap_normalization: Normalization = "softmax"
+    heatmap_temperature: float = number(2.0, 0, 1_000, above=True)
+    coordinate: CoordinateLoss = "l1"
+    coordinate_weight: float = number(1.0, 0)
+    heatmap_weight: float = number(1.0, 0)
+    visibility_weight: float = number(1.0, 0)
+    visibility_class_weights: tuple[float, ...] = numbers((1.0, 1.0, 1.0), 0, length=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +131,8 @@ class LearningRates:
       graph: rate of the graph and the visibility head.
     """
 
-    heatmap: float = 1e-4
-    graph: float = 1e-3
+    heatmap: float = number(1e-4, 0)
+    graph: float = number(1e-3, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +148,12 @@ class OptimizerConfig:
       clip_norm: largest norm of the gradient; 0: no clipping.
     """
 
-    learning_rate: LearningRates = dataclasses.field(default_factory=LearningRates)
-    schedule: str = "step"
-    milestones: tuple[float, ...] = (0.5, 0.83)
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
+    learning_rate: LearningRates = LearningRates()
+    schedule: Schedule = "step"
+    milestones: tuple[float, ...] = numbers((0.5, 0.83), 0, 1, above=True, ascending=True)
+    warmup_steps: int = number(0, 0, _LARGEST_INT)
+    weight_decay: float = number(0.0, 0, 10)
+    clip_norm: float = number(0.0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,20 +178,20 @@ class TrainConfig:
       keep: number of checkpoints to keep.
     """
 
-    mode: str = "joint"
+    mode: TrainMode = "joint"
     cache: bool = False
-    epochs: float = 60.0
-    steps: int | None = None
-    batch_size: int = 16
-    dtype: str = "auto"
+    epochs: float = number(60.0, 0, 1_000_000, above=True)
+    steps: int | None = number(None, 1, _LARGEST_INT)
+    batch_size: int = number(16, 1, 1_000_000)
+    dtype: DType = "auto"
     remat: bool = False
-    ema_decay: float = 0.0
-    log_every: int = 20
-    eval_every_epochs: float = 2.0
-    eval_every: int | None = None
-    checkpoint_every_epochs: float = 2.0
-    checkpoint_every: int | None = None
-    keep: int = 2
+    ema_decay: float = number(0.0, 0, 1, below=True)
+    log_every: int = number(20, 1, _LARGEST_INT)
+    eval_every_epochs: float = number(2.0, 0, 1_000_000, above=True)
+    eval_every: int | None = number(None, 1, _LARGEST_INT)
+    checkpoint_every_epochs: float = number(2.0, 0, 1_000_000, above=True)
+    checkpoint_every: int | None = number(None, 1, _LARGEST_INT)
+    keep: int = number(2, 1, _LARGEST_INT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,14 +214,14 @@ class Config:
     """
 
     scheme: str = "wflw98"
-    seed: int = 0
+    seed: int = number(0, 0, 2**32 - 1)
     init_from: str = ""
-    init_scope: str = "heatmap"
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    init_scope: InitScope = "heatmap"
+    data: DataConfig = DataConfig()
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
@@ -227,10 +230,12 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as nested dictionaries."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"model": self.model.to_dict()}
 
 
 def _from_dict(cls: Any, fields: Mapping[str, Any]) -> Any:
+    if cls is ModelConfig:
+        return model_config(fields)
     types = {field.name: field.type for field in dataclasses.fields(cls)}
     return cls(
         **{

@@ -11,7 +11,7 @@ from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import evaluate
 from lcgcn_jax.evaluation.mean_face import mean_face_errors
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.synthetic.dataset import prepare_synthetic
 from lcgcn_jax.training.api import train
@@ -26,8 +26,11 @@ def run_demo(
     num_train: int,
     num_test: int,
     on_validation: Callable[[int, dict[str, float]], None],
+    report: Callable[[str], object],
 ) -> None:
     """Draw faces, train a model, evaluate it and plot the results in a new folder.
+
+    `on_validation` is that of `train`; `report` is called with a line of text about each stage.
 
     Raises:
       InputError: the folder is not empty.
@@ -36,22 +39,23 @@ def run_demo(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: already exists; choose another --out or remove it")
     data, workdir = out / "data", out / "train"
+    config = ml_collections.ConfigDict(config.to_dict())
     config.data.dir = str(data)
-    print(f"1/4 preparing {num_train + num_test:,} synthetic faces")
+    report(f"1/4 preparing {num_train + num_test:,} synthetic faces")
     prepare_synthetic(config.scheme, data, num_train=num_train, num_test=num_test, seed=0)
-    print("2/4 training (compiling the first step takes about a minute)")
+    report("2/4 training (compiling the first step takes about a minute)")
     try:
         train(config, workdir, on_validation=on_validation)
     except Interrupted as stop:
         stop.saved = f"remove {out}, or choose another --out"
         raise
-    print("3/4 evaluating on the test faces")
-    dataset, model = open_dataset(data), load(workdir)
+    report("3/4 evaluating on the test faces")
+    dataset, model = open_dataset(data), load_model(workdir)
     result = evaluate(model, dataset, split="test", batch_size=config.train.batch_size)
     baseline = 100 * float(mean_face_errors(dataset, "train", "test").mean())
     write_json(out / "eval.json", result.to_dict() | {"mean_face_nme": baseline})
-    print(f"{result}\nbaseline, the mean face in the ground-truth box: NME {baseline:.3f} %")
-    print("4/4 plotting")
+    report(f"{result}\nbaseline, the mean face in the ground-truth box: NME {baseline:.3f} %")
+    report("4/4 plotting")
     faces, output = predict_faces(model, dataset, "test", count=6)
     visualize.save_image(out / "stages.png", compare_stages(faces, output, dataset))
     visualize.plot_curves(read_metrics(workdir)).savefig(out / "curves.png", dpi=120)

@@ -59,9 +59,6 @@ class FeatureCache:
 
     Args:
       detect: heatmap model, for batches of `batch_size`.
-      dataset: data.
-      image_size: side of the crops.
-      batch_size: crops in a batch.
     """
 
     def __init__(self, detect: Detect, dataset: FaceDataset, *, image_size: int, batch_size: int):
@@ -90,6 +87,7 @@ class FeatureCache:
                 rows = slice(start, start + mask.sum())
                 jax.tree.map(lambda array, v, rows=rows: array.__setitem__(rows, v), arrays, part)
                 start = rows.stop
+            assert arrays is not None, "a split has faces"
             self._views[key] = TrainingViews(num_faces, *arrays)
         return self._views[key]
 
@@ -109,7 +107,6 @@ class CachedBatches(grain.DatasetIterator[dict[str, Any]]):
 
     Args:
       order: faces and views of the batches (`data.pipeline.view_order`).
-      views: graph inputs of the views.
     """
 
     def __init__(self, order: TrainIterator, views: TrainingViews):

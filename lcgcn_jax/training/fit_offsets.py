@@ -4,10 +4,10 @@ import collections
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from lcgcn_jax.data.annotation_offsets import (
     AnnotationOffsets,
@@ -106,10 +106,6 @@ def fit_annotation_offsets(
     Args:
       predict: model of the annotation style to correct to, not trained on this dataset.
       dataset: dataset. Its attributes are groups, such as poses, if every training face has exactly one.
-      image_size: side of the crops.
-      batch_size: faces in a batch.
-      min_count: see `fit_offsets`.
-      max_ratio: see `fit_offsets`.
 
     Raises:
       InputError: the train split does not exist, or has too few usable faces.
@@ -176,7 +172,6 @@ def fit_offsets(
       predicted: landmarks of the model in the same pixels.
       located: which landmarks are annotated.
       groups: group of each face; "" for none.
-      scheme: landmark scheme.
       min_count: smallest number of located landmarks, mirror images included, to fit an offset to.
       max_ratio: see above.
       provenance: data and model of the fit, stored with the offsets (`AnnotationOffsets`).
@@ -205,18 +200,15 @@ def fit_offsets(
     if has_mirror_pairs(scheme):
         bias, bias_error = _flip_bias(by_group, partners, scheme)
     shift = np.array([bias, 0.0])
-    medians, counts, spreads = {}, {}, {}
-    for name, rows in by_group.items():
-        pooled = rows - shift
-        if has_mirror_pairs(scheme):
-            pooled = np.concatenate([pooled, mirrored(by_group[partners[name]] - shift, scheme)])
-        counted = rows if partners[name] == name else pooled
-        counts[name] = np.isfinite(counted[..., 0]).sum(axis=0)
-        medians[name] = _median(pooled)
-        spreads[name] = float(_median(np.linalg.norm(pooled - medians[name], axis=-1).ravel()))
-
+    statistics = {
+        name: _group_statistics(
+            rows, by_group[partners[name]], shift, scheme, name == partners[name]
+        )
+        for name, rows in by_group.items()
+    }
+    medians = {name: s.medians for name, s in statistics.items()}
+    is_fitted = {name: s.counts >= min_count for name, s in statistics.items()}
     main = next((name for name in names if partners[name] == name), "")
-    is_fitted = {name: count >= min_count for name, count in counts.items()}
     if not is_fitted[main].any():
         main = ""
     constant = np.zeros(2)
@@ -225,7 +217,7 @@ def fit_offsets(
     base = np.where(is_fitted[main][:, None], medians[main], constant)
     offsets, reports = {}, []
     for name in names:
-        fails = spreads[name] > max_ratio * spreads[main]
+        fails = statistics[name].deviation > max_ratio * statistics[main].deviation
         is_own = is_fitted[name] & (not fails)
         other, fallback = base, f"of {main or ALL}"
         if fails or name == main:
@@ -241,6 +233,30 @@ def fit_offsets(
         100 * bias_error,
         reports,
     )
+
+
+class _Statistics(NamedTuple):
+    """Residuals of a group, pooled with the mirror images of its mirrored group."""
+
+    medians: Float[np.ndarray, "k 2"]
+    counts: Int[np.ndarray, "k"]
+    deviation: float
+
+
+def _group_statistics(
+    rows: Residuals,
+    partner: Residuals,
+    shift: Float[np.ndarray, "2"],
+    scheme: LandmarkScheme,
+    is_own_mirror: bool,
+) -> _Statistics:
+    pooled = rows - shift
+    if has_mirror_pairs(scheme):
+        pooled = np.concatenate([pooled, mirrored(partner - shift, scheme)])
+    counted = rows if is_own_mirror else pooled
+    medians = _median(pooled)
+    deviation = float(_median(np.linalg.norm(pooled - medians, axis=-1).ravel()))
+    return _Statistics(medians, np.isfinite(counted[..., 0]).sum(axis=0), deviation)
 
 
 def _residuals(

@@ -1,4 +1,4 @@
-"""Fit of the linear shape refinement (`gcn.ShapeRefiner`) to the errors of a trained model."""
+"""Fit of the linear shape refinement (`shape_refiner.ShapeRefiner`) to the errors of a trained model."""
 
 import dataclasses
 import functools
@@ -18,8 +18,9 @@ from lcgcn_jax.data.pipeline import view_batches
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle
-from lcgcn_jax.models.gcn import ShapeRefiner
+from lcgcn_jax.models.graph_head import GraphHead
 from lcgcn_jax.models.lcgcn import normalize_images
+from lcgcn_jax.models.shape_refiner import ShapeRefiner
 from lcgcn_jax.training.run_lock import read_run_config
 
 _REFINER = "graph.shape_refiner."
@@ -45,11 +46,8 @@ def fit_shape_refiner(
     Args:
       bundle: a model with the `lcgcn` graph; an existing shape refinement is replaced.
       dataset: the data that it was trained on.
-      split: as in `FaceDataset.source`.
       augment: augmentation of its training.
-      views: views per face.
       ridge: weight of the penalty.
-      batch_size: faces per batch.
 
     Returns:
       The model with the refinement, without its calibration, which no longer applies.
@@ -66,6 +64,8 @@ def fit_shape_refiner(
     def canonical(images, truth):
         """Landmarks and their errors in the canonical frame of each face."""
         model = functional.merge()
+        assert isinstance(model.graph, GraphHead)
+        assert model.graph.shape_refiner is not None
         output = model(normalize_images(images))
         size = images.shape[2]
         transform, landmarks = model.graph.shape_refiner.to_canonical(
@@ -107,13 +107,11 @@ def solve(
     *,
     ridge: float,
 ) -> tuple[Float[np.ndarray, "k k 2 2"], Float[np.ndarray, "k 2"]]:
-    """Fit matrices M and offsets b of `gcn.ShapeRefiner`: `errors_i ~ b_i + sum_j M_ij deviations_j`.
+    """Fit matrices M and offsets b of `ShapeRefiner`: `errors_i ~ b_i + sum_j M_ij deviations_j`.
 
     Args:
       deviations: landmarks minus the mean shape, in the canonical frame.
       errors: true minus predicted landmarks, in the canonical frame.
-      visible: which landmarks are annotated; the others are not used.
-      ridge: as in `fit_shape_refiner`.
     """
     n, k, _ = deviations.shape
     inputs = np.concatenate([deviations.reshape(n, -1), np.ones((n, 1))], axis=1)

@@ -21,9 +21,13 @@ from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.weights import Weights
 from lcgcn_jax.training.checkpoints import CHECKPOINTS, latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.config import differences
-from lcgcn_jax.training.config_types import Config
+from lcgcn_jax.training.config_types import Config, InitScope
 
-INIT_SCOPES = {"heatmap": "heatmap model", "whole": "whole model", "backbone": "backbone"}
+INIT_SCOPES: dict[InitScope, str] = {
+    "heatmap": "heatmap model",
+    "whole": "whole model",
+    "backbone": "backbone",
+}
 """Value of `init_scope` -> the part of the weights, for messages."""
 
 _HEATMAP = "heatmap_model."
@@ -55,11 +59,8 @@ def load_pretrained_weights(
     """Replace random weights with those of `config.init_from`.
 
     Args:
-      config: configuration.
       scheme: landmarks to train for.
       model: model to train; its weights are not used.
-      params: random parameters.
-      batch_stats: initial statistics.
 
     Returns:
       Parameters, statistics, and a line of text that describes what was loaded.
@@ -70,42 +71,23 @@ def load_pretrained_weights(
     """
     path = hub_reference(config.init_from) or Path(config.init_from)
     scope = config.init_scope
-    heatmap_model = model.heatmap_model
-    head_modules = heatmap_model.head_modules if isinstance(heatmap_model, HasHead) else None
-    if scope == "backbone" and head_modules is None:
-        raise InputError(
-            f"config init_scope: 'backbone' excludes the head, and model.heatmap "
-            f"{config.model.heatmap['name']!r} does not define its head; add an attribute `head_modules`"
-        )
+    head = _head_prefixes(config, model)
     source = read_source(path, config)
-    if scope == "whole" and source.num_landmarks is None:
-        raise InputError(f"{path}: has only a backbone; set config.init_scope to 'backbone'")
     is_head_random = scope == "backbone" or source.num_landmarks is None
-    if is_head_random and config.train.mode == "frozen":
-        raise InputError(
-            f"{path}: the head would be random, and train.mode 'frozen' does not train it; start from a "
-            "trained heatmap model, or use 'joint' or 'heatmap_only'"
-        )
-    if not is_head_random and source.num_landmarks != scheme.num_landmarks:
-        raise InputError(
-            f"{path}: its heatmaps are of {source.num_landmarks} landmarks, and {scheme.name} has "
-            f"{scheme.num_landmarks}; set config.init_scope to 'backbone' to use all layers before them"
-        )
-    head = tuple(f"{_HEATMAP}{module}." for module in head_modules or ())
+    _check_landmarks(path, source, config, scheme, is_head_random=is_head_random)
     # A visibility head can be added to a trained model, or removed.
     changed = tuple(
-        prefix
-        for prefix in _VISIBILITY
-        if _has_part(params, prefix) != _has_part(source.weights, prefix)
+        part for part in _VISIBILITY if _has_part(params, part) != _has_part(source.weights, part)
     )
+    included, excluded = _HEATMAP, head if is_head_random else ()
+    if scope == "whole":
+        included, excluded = "", changed
 
     def in_scope(weights: Mapping[str, Any]) -> dict[str, Any]:
-        if scope == "whole":
-            return {name: value for name, value in weights.items() if not name.startswith(changed)}
         return {
             name: value
             for name, value in weights.items()
-            if name.startswith(_HEATMAP) and not (is_head_random and name.startswith(head))
+            if name.startswith(included) and not name.startswith(excluded)
         }
 
     try:
@@ -120,17 +102,52 @@ def load_pretrained_weights(
         message += _heatmap_differences(path, source, model, config.train.mode)
     if scope == "whole" and changed:
         is_added = any(_has_part(params, prefix) for prefix in changed)
-        if is_added and config.train.mode == "heatmap_only":
-            raise InputError(
-                f"{path}: has no visibility head, and train.mode 'heatmap_only' does not train a random "
-                "one; use 'joint' or 'frozen', or set config.model.visibility.head to none"
-            )
-        message += f"; the visibility head is {'random' if is_added else 'dropped'}"
+        message += _visibility_change(path, config, is_added=is_added)
     return (
         {name: loaded.get(name, value) for name, value in params.items()},
         {name: loaded.get(name, value) for name, value in batch_stats.items()},
         message,
     )
+
+
+def _head_prefixes(config: Config, model: LCGCN) -> tuple[str, ...]:
+    """Prefixes of the weights in the head of the heatmap model."""
+    heatmap_model = model.heatmap_model
+    if isinstance(heatmap_model, HasHead):
+        return tuple(f"{_HEATMAP}{module}." for module in heatmap_model.head_modules)
+    if config.init_scope == "backbone":
+        raise InputError(
+            f"config init_scope: 'backbone' excludes the head, and model.heatmap "
+            f"{config.model.heatmap['name']!r} does not define its head; add an attribute `head_modules`"
+        )
+    return ()
+
+
+def _check_landmarks(
+    path: str | Path, source: Source, config: Config, scheme: LandmarkScheme, *, is_head_random: bool
+) -> None:
+    """Check that weights have the head that the training needs, for its landmarks."""
+    if config.init_scope == "whole" and source.num_landmarks is None:
+        raise InputError(f"{path}: has only a backbone; set config.init_scope to 'backbone'")
+    if is_head_random and config.train.mode == "frozen":
+        raise InputError(
+            f"{path}: the head would be random, and train.mode 'frozen' does not train it; start from a "
+            "trained heatmap model, or use 'joint' or 'heatmap_only'"
+        )
+    if not is_head_random and source.num_landmarks != scheme.num_landmarks:
+        raise InputError(
+            f"{path}: its heatmaps are of {source.num_landmarks} landmarks, and {scheme.name} has "
+            f"{scheme.num_landmarks}; set config.init_scope to 'backbone' to use all layers before them"
+        )
+
+
+def _visibility_change(path: str | Path, config: Config, *, is_added: bool) -> str:
+    if is_added and config.train.mode == "heatmap_only":
+        raise InputError(
+            f"{path}: has no visibility head, and train.mode 'heatmap_only' does not train a random "
+            "one; use 'joint' or 'frozen', or set config.model.visibility.head to none"
+        )
+    return f"; the visibility head is {'random' if is_added else 'dropped'}"
 
 
 def _has_part(weights: Mapping[str, Any], prefix: str) -> bool:
@@ -187,11 +204,7 @@ def _config_differences(source: Source, config: Config) -> str:
 
 
 def _heatmap_differences(path: str | Path, source: Source, model: LCGCN, mode: str) -> str:
-    """Differences between the heatmap definitions, which training has to overcome.
-
-    Raises:
-      InputError: there are some, and the heatmaps do not train.
-    """
+    """Differences between the heatmap definitions, which training has to overcome."""
     offset = source.model.get("heatmap_offset")
     stride = model.heatmap_model.stride
     old = {

@@ -43,7 +43,6 @@ class RunLock:
 
     Args:
       workdir: folder of the run, created if it does not exist; unchanged if the run is rejected.
-      config: configuration of the run.
       dataset: data of the run. A copy in another folder is the same data.
       sources: datasets to train on instead, `data.sources`.
       accept_changes: accept another configuration or other data; `write_config` then writes them.
@@ -147,9 +146,6 @@ class RunLock:
 def needs_writing(path: Path) -> Iterator[None]:
     """Report a failure to write a file or folder of a run in one line.
 
-    Args:
-      path: file or folder, for the message.
-
     Raises:
       InputError: the path cannot be written, for example because the disk is full.
     """
@@ -219,11 +215,7 @@ def _data_checksums(dataset: FaceDataset) -> dict[str, dict[str, Any]]:
 def _compare_offsets(
     workdir: Path, config: Config, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    """Compare the files of annotation offsets with those that a run was started with.
-
-    Raises:
-      InputError: a file has changed; the message names the first one.
-    """
+    """Compare the files of annotation offsets with those that a run was started with."""
     files = {OFFSETS: config.data.offsets}
     for number, source in enumerate(config.data.sources):
         files[f"sources/{number}/{OFFSETS}"] = source[2] if len(source) > 2 else ""

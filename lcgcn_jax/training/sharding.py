@@ -5,6 +5,7 @@ hosts.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,8 +30,8 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     return mesh_of(jax.devices()[:num_devices])
 
 
-def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh with one axis, `data`, over a list of devices."""
+def mesh_of(devices: Sequence[Any]) -> Mesh:
+    """A mesh with one axis, `data`, over a list of `jax.Device`."""
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 

@@ -1,33 +1,30 @@
 """Pure functions of a training step and of prediction; `sharding` compiles them."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from lcgcn_jax import heatmaps, losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import input_to_heatmap
 from lcgcn_jax.models.functional import FunctionalModel
-from lcgcn_jax.models.lcgcn import GraphInputs, LCGCNOutput, normalize_images
+from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
 from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import Weights, batch_stats_of, merge_weights, to_vector
-from lcgcn_jax.training.config_types import Config, LossConfig
+from lcgcn_jax.training.config_types import Config, CoordinateLoss, LossConfig
 from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.state import TrainState
 
-Batch = dict[str, Array | GraphInputs]
+Batch = dict[str, Any]
+"""Arrays `[b ...]` by name, and `GraphInputs` as `graph_inputs`."""
 Scalars = dict[str, Float[Array, ""]]
 
-
-HEATMAP_LOSSES = ("focal", "bce", "mse", "adaptive_wing")
-HEATMAP_COORDINATE_LOSSES = ("none", "l1", "smooth_l1", "star")
-COORDINATE_LOSSES = {
+COORDINATE_LOSSES: dict[CoordinateLoss, Callable[..., Float[Array, ""]]] = {
     "l1": losses.l1,
     "smooth_l1": losses.smooth_l1,
     "wing": losses.wing,
@@ -41,7 +38,6 @@ def check_activation(loss: LossConfig, activation: str) -> None:
     """Check that the heatmap loss is compatible with the activation of the heatmap model.
 
     Args:
-      loss: the losses.
       activation: one of `heatmaps.ACTIVATIONS`.
 
     Raises:
@@ -59,7 +55,7 @@ def total_loss(
     landmarks: Float[Array, "b k 2"],
     visible: Bool[Array, "b k"],
     *,
-    config: Mapping[str, Any],
+    config: LossConfig,
     groups: tuple[str, ...],
     size: int,
     activation: heatmaps.Activation = "sigmoid",
@@ -72,15 +68,7 @@ def total_loss(
     cross entropy.
 
     Args:
-      output: the model's outputs.
       landmarks: the true landmarks, in crop pixels.
-      visible: which of them are annotated.
-      config: `sigma` (heatmap pixels), `heatmap` (one of `HEATMAP_LOSSES`), `heatmap_coordinate` (one of
-        `HEATMAP_COORDINATE_LOSSES`) with `heatmap_coordinate_weight`, `heatmap_normalization` and
-        `heatmap_temperature`, `coordinate` (one of `COORDINATE_LOSSES`), `coordinate_weight` (lambda1),
-        `heatmap_weight` (lambda2), and for a visibility head `visibility_weight` and
-        `visibility_class_weights`.
-      groups: the groups that train.
       size: side of the crops. Coordinate losses are computed in pixels of a 256 px crop, for which the
         constants of Wing and smooth L1 are defined, and divided by 256: their gradients are equal for large
         errors, and the L1 is in fractions of the crop, like the coordinates of the graph.
@@ -94,41 +82,43 @@ def total_loss(
     """
     parts, total = {}, jnp.zeros((), jnp.float32)
     if "heatmap" in groups:
-        name = config["heatmap"]
-        logits = output.heatmap_logits
-        assert logits is not None, "the heatmap stage trains"
+        name = config.heatmap
+        assert output.heatmap_logits is not None, "the heatmap stage trains"
+        logits = jnp.asarray(output.heatmap_logits)
         hh, hw = logits.shape[1:3]
         points = input_to_heatmap(landmarks, size / hw, heatmap_offset)
         # The focal loss needs a pixel with a target of exactly 1; the others take the position itself.
-        targets = heatmaps.encode(points, (hh, hw), sigma=config["sigma"], subpixel=name != "focal")
+        targets = heatmaps.encode(points, (hh, hw), sigma=config.sigma, subpixel=name != "focal")
         if name in ("focal", "bce"):
             parts[name] = getattr(losses, name)(logits, targets, visible)
         else:
             loss = losses.mse if name == "mse" else losses.adaptive_wing
             parts[name] = loss(heatmaps.activate(logits, activation), targets, visible)
-        total = total + config["heatmap_weight"] * parts[name]
-        if config["heatmap_coordinate"] != "none":
+        total = total + config.heatmap_weight * parts[name]
+        if config.heatmap_coordinate != "none":
             parts["heatmap_coordinate"] = heatmap_coordinate_loss(logits, points, visible, config)
-            total = total + config["heatmap_coordinate_weight"] * parts["heatmap_coordinate"]
+            total = total + config.heatmap_coordinate_weight * parts["heatmap_coordinate"]
     if "graph" in groups:
-        name = config["coordinate"]
+        name = config.coordinate
         scale = _FRAME / size
+        assert output.stages is not None, "the graph stage trains"
         stages = output.stages.shape[1]
         loss = COORDINATE_LOSSES[name](
-            (output.stages * scale).reshape(-1, *landmarks.shape[1:]),
+            (jnp.asarray(output.stages) * scale).reshape(-1, *landmarks.shape[1:]),
             jnp.repeat(landmarks * scale, stages, axis=0),
             jnp.repeat(visible, stages, axis=0),
         )
         # Already a fraction, of the face's size.
         parts[name] = loss if name == "normalized_l2" else loss / _FRAME
-        total = total + config["coordinate_weight"] * parts[name]
+        total = total + config.coordinate_weight * parts[name]
         if output.visibility_logits is not None:
+            assert visibility is not None, "a visibility head needs labels"
             parts["visibility"] = losses.masked_cross_entropy(
-                log_probabilities(output.visibility_logits),
+                log_probabilities(jnp.asarray(output.visibility_logits)),
                 visibility,
-                config["visibility_class_weights"],
+                config.visibility_class_weights,
             )
-            total = total + config["visibility_weight"] * parts["visibility"]
+            total = total + config.visibility_weight * parts["visibility"]
     return total, parts
 
 
@@ -136,17 +126,14 @@ def heatmap_coordinate_loss(
     logits: Float[Array, "b hh hw k"],
     points: Float[Array, "b k 2"],
     visible: Bool[Array, "b k"],
-    config: Mapping[str, Any],
+    config: LossConfig,
 ) -> Float[Array, ""]:
     """Coordinate loss of the heatmap stage, on the means of whole heatmaps.
 
     Landmarks outside the heatmap do not count, because no mean can reach them.
 
     Args:
-      logits: heatmaps before the activation.
       points: the true landmarks, in heatmap pixels.
-      visible: which of them are annotated.
-      config: as in `total_loss`.
 
     Returns:
       `l1` and `smooth_l1` (linear from 1 px of a 256 px crop) in fractions of the crop, like the coordinate
@@ -155,15 +142,15 @@ def heatmap_coordinate_loss(
     hh, hw = logits.shape[1:3]
     mean, covariance = heatmaps.moments(
         logits,
-        normalization=config["heatmap_normalization"],
-        temperature=config["heatmap_temperature"],
+        normalization=config.heatmap_normalization,
+        temperature=config.heatmap_temperature,
     )
     last = jnp.array([[[hw - 0.5, hh - 0.5]]], points.dtype)
     visible = visible & ((points >= -0.5) & (points < last)).all(axis=-1)
-    if config["heatmap_coordinate"] == "star":
+    if config.heatmap_coordinate == "star":
         return losses.star(mean, covariance, points, visible, restriction=1 / (hh * hw / 4))
     scale = _FRAME / hw
-    loss = COORDINATE_LOSSES[config["heatmap_coordinate"]]
+    loss = COORDINATE_LOSSES[config.heatmap_coordinate]
     return loss(mean * scale, points * scale, visible) / _FRAME
 
 
@@ -182,14 +169,10 @@ def make_train_step(
     parameters after the step.
 
     Args:
-      graphdef: structure of the model.
-      optimizer: optimizer of the trained parameters.
-      trained: names of the parameters that train.
       config: uses `data.image_size`, `loss`, `train.mode` and `train.ema_decay`.
     """
     groups = TRAINED[config.train.mode]
     image_size, ema_decay = config.data.image_size, config.train.ema_decay
-    loss_config = dataclasses.asdict(config.loss)
 
     def loss_of(learned: Weights, state: TrainState, batch: Batch):
         # The other parameters are constants, so the backward pass does not compute their gradients.
@@ -206,7 +189,7 @@ def make_train_step(
             output,
             batch["landmarks"],
             batch["visible"],
-            config=loss_config,
+            config=config.loss,
             groups=groups,
             size=image_size,
             activation=model.activation,
@@ -247,34 +230,12 @@ def _norm(weights: Weights) -> Float[Array, ""]:
     return jnp.linalg.norm(to_vector(weights))
 
 
-def make_detect_step(
-    graphdef: nnx.GraphDef,
-) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], GraphInputs]:
-    """Make the pure function `detect_step(params, batch_stats, images) -> GraphInputs`."""
+def make_inference_step(
+    graphdef: nnx.GraphDef, method: Literal["predict", "detect", "refine"], *arguments: Any
+) -> Callable[[Weights, Weights, Any], Any]:
+    """Make the pure function `step(params, batch_stats, inputs)` of a method of `FunctionalModel`."""
 
-    def detect_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
-        return FunctionalModel(graphdef, params, batch_stats).detect(images)
+    def step(params: Weights, batch_stats: Weights, inputs: Any) -> Any:
+        return getattr(FunctionalModel(graphdef, params, batch_stats), method)(inputs, *arguments)
 
-    return detect_step
-
-
-def make_refine_step(
-    graphdef: nnx.GraphDef, image_size: int
-) -> Callable[[Weights, Weights, GraphInputs], LCGCNOutput]:
-    """Make the pure function `refine_step(params, batch_stats, graph_inputs) -> LCGCNOutput`."""
-
-    def refine_step(params: Weights, batch_stats: Weights, graph_inputs: GraphInputs):
-        return FunctionalModel(graphdef, params, batch_stats).refine(graph_inputs, image_size)
-
-    return refine_step
-
-
-def make_predict_step(
-    graphdef: nnx.GraphDef,
-) -> Callable[[Weights, Weights, UInt8[Array, "b s s 3"]], LCGCNOutput]:
-    """Make the pure function `predict_step(params, batch_stats, images) -> LCGCNOutput`."""
-
-    def predict_step(params: Weights, batch_stats: Weights, images: UInt8[Array, "b s s 3"]):
-        return FunctionalModel(graphdef, params, batch_stats).predict(images)
-
-    return predict_step
+    return step

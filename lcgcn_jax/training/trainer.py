@@ -36,7 +36,7 @@ from lcgcn_jax.training.optimizer import TRAINED
 from lcgcn_jax.training.pretrained import load_pretrained_weights
 from lcgcn_jax.training.run_lock import RunLock, needs_writing, read_run_config
 from lcgcn_jax.training.state import TrainState
-from lcgcn_jax.training.steps import make_detect_step, make_predict_step, make_refine_step
+from lcgcn_jax.training.steps import make_inference_step
 from lcgcn_jax.training.train_data import open_train_data, require_visibility_labels
 from lcgcn_jax.training.train_step import TrainStep, build_train_step, init_weights
 
@@ -127,9 +127,14 @@ class Trainer:
         """
         if self._lock is not None:
             return self
+        self._open_data()
+        step = self._build_steps()
+        self._restore(step)
+        return self
 
-        # ---------------------------------------- Data ----------------------------------------
+    # ------------------------------------------ Data ------------------------------------------
 
+    def _open_data(self) -> None:
         config = self.config
         if config.train.cache and jax.process_count() > 1:
             raise InputError("config train.cache: works in one process only; set it to false")
@@ -138,37 +143,43 @@ class Trainer:
         previous = None
         if not self._accept_changes:
             previous = raise_on_all_processes(lambda: read_run_config(self.workdir))
-        config = self.config = resolve_steps(config, self.num_faces, previous, self._overridden)
+        self.config = resolve_steps(config, self.num_faces, previous, self._overridden)
 
-        # --------------------------------- Model and optimizer ---------------------------------
+    # ----------------------------------- Model and optimizer -----------------------------------
 
+    def _build_steps(self) -> TrainStep:
+        data = self.config.data
         self.mesh = sharding.make_mesh() if self._mesh is None else self._mesh
-        step = build_train_step(config, self.dataset.scheme.num_landmarks, self.mesh)
+        step = build_train_step(self.config, self.dataset.scheme.num_landmarks, self.mesh)
         self.train_step, self.schedules = step.compiled, step.schedules
         self._predict_step, self._refine_step, self._detect_step = (
             sharding.compile_predict_step(function, self.mesh)
             for function in (
-                make_predict_step(step.model.graphdef),
-                make_refine_step(step.model.graphdef, config.data.image_size),
-                make_detect_step(step.model.graphdef),
+                make_inference_step(step.model.graphdef, "predict"),
+                make_inference_step(step.model.graphdef, "refine", data.image_size),
+                make_inference_step(step.model.graphdef, "detect"),
             )
         )
         self._has_visibility = step.model.merge().visibility is not None
         if self._has_visibility:
             raise_on_all_processes(
-                lambda: require_visibility_labels(self.mixture, config.data.train_split)
+                lambda: require_visibility_labels(self.mixture, data.train_split)
             )
+        return step
 
-        # --------------------------------------- Restore ---------------------------------------
+    # ----------------------------------------- Restore -----------------------------------------
 
-        # 1. The workdir has checkpoints: resume from the latest that is complete. If all of them are damaged,
-        #    raise, because starting again would overwrite a run that can perhaps be repaired.
-        # 2. The workdir has none, and `init_from` is set: start from pretrained weights.
-        # 3. Otherwise: start from random weights.
-        # Cases 2 and 3 come before the lock, so that an error leaves no folder behind.
-        start = None
+    def _restore(self, step: TrainStep) -> None:
+        """Lock the workdir and set the state.
+
+        1. The workdir has checkpoints: resume from the latest that is complete. If all of them are damaged,
+           raise, because starting again would overwrite a run that can perhaps be repaired.
+        2. The workdir has none, and `init_from` is set: start from pretrained weights.
+        3. Otherwise: start from random weights.
+        """
+        config, start = self.config, None
         if latest_checkpoint(self.workdir) is None:
-            start = self._initial_weights(step)
+            start = self._initial_weights(step)  # before the lock: an error leaves no folder behind
         self._lock = raise_on_all_processes(
             lambda: RunLock(
                 self.workdir,
@@ -196,7 +207,8 @@ class Trainer:
             self._lock.close()
             self._lock = None
             raise
-        return self
+
+    # ------------------------------------------ Loop ------------------------------------------
 
     def run(self, *, on_validation: Callable[[int, dict[str, float]], None] | None = None) -> bool:
         """Train up to `config.train.steps`.
@@ -217,15 +229,12 @@ class Trainer:
         self.prepare()
         assert self._lock is not None
         train, is_primary = self.config.train, is_primary_process()
-        assert train.steps is not None
-        assert train.eval_every is not None
-        assert train.checkpoint_every is not None
+        steps, eval_every, checkpoint_every = train.steps, train.eval_every, train.checkpoint_every
+        assert steps is not None
+        assert eval_every is not None
+        assert checkpoint_every is not None
         bar = tqdm(
-            total=train.steps,
-            initial=self.step,
-            desc="train",
-            unit="step",
-            disable=not is_primary,
+            total=steps, initial=self.step, desc="train", unit="step", disable=not is_primary
         )
         with (
             preemption_guard() as stop_after,
@@ -236,22 +245,13 @@ class Trainer:
         ):
             pending: _StepResult | None = None
             logged_step, logged_at = self.step, time.perf_counter()
-
-            # -------------------------------------- Loop --------------------------------------
-
-            for step in range(self.step + 1, train.steps + 1):
-                batch = next(self.batches)
-                records = batch.pop("record")
-                if not self._has_visibility:
-                    batch.pop("visibility")
-                self.state, scalars = self.train_step(
-                    self.state, sharding.put_batch(batch, self.mesh)
-                )
+            for step in range(self.step + 1, steps + 1):
+                result = self._take_step(step)
                 # Checks the previous step while this one runs, so that the device does not wait.
                 self._require_finite(pending)
-                pending = _StepResult(step, scalars, records)
+                pending = result
                 bar.update()
-                is_last = step == train.steps
+                is_last = step == steps
 
                 if is_last or step % train.log_every == 0:
                     values = self._train_metrics(pending)
@@ -263,7 +263,7 @@ class Trainer:
                         log.write(step, values)
                     bar.set_postfix(loss=f"{values['train/loss']:.4f}")
 
-                if is_last or step % train.eval_every == 0:
+                if is_last or step % eval_every == 0:
                     self._require_finite(pending)
                     metrics = self._validate_and_save_best()
                     if log is not None:
@@ -273,13 +273,21 @@ class Trainer:
                     logged_step, logged_at = step, time.perf_counter()
 
                 stop = stop_after(step)
-                if is_last or stop is not None or step % train.checkpoint_every == 0:
+                if is_last or stop is not None or step % checkpoint_every == 0:
                     self._require_finite(pending)
                     self._save_checkpoint()
                 if stop is not None and not is_last:
                     self.stopped_by = stop
                     break
-        return self.step == train.steps
+        return self.step == steps
+
+    def _take_step(self, step: int) -> _StepResult:
+        batch = next(self.batches)
+        records = batch.pop("record")
+        if not self._has_visibility:
+            batch.pop("visibility")
+        self.state, scalars = self.train_step(self.state, sharding.put_batch(batch, self.mesh))
+        return _StepResult(step, scalars, records)
 
     @property
     def step(self) -> int:
@@ -325,8 +333,9 @@ class Trainer:
         config, scheme = self.config, self.dataset.scheme
         params, batch_stats = init_weights(config, scheme.num_landmarks)
         if names := batch_stats.keys() & set(MEAN_SHAPES):
-            shape = jnp.asarray(mean_shape(self.dataset, config.data.train_split), jnp.float32)
-            batch_stats |= dict.fromkeys(names, shape)
+            shape = mean_shape(self.dataset, config.data.train_split)
+            # An array for each name, because the training step donates them.
+            batch_stats |= {name: jnp.array(shape, jnp.float32) for name in names}
         if config.init_from:
             model = step.model.merge()
             params, batch_stats, self.start_message = raise_on_all_processes(

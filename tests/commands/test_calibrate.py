@@ -17,7 +17,7 @@ from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.evaluation.face_errors import split_errors
 from lcgcn_jax.evaluation.predictions import with_flip_test
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.landmarks import IBUG68
 from lcgcn_jax.models.bundles import CONFIG, SHIPPED, find_bundle
 from lcgcn_jax.synthetic import draw_face
@@ -84,7 +84,7 @@ def calibrated(plain, case, tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(calibrated, case):
     """Predicted and measured errors of the test faces in percent, and the mask of occluded landmarks."""
-    dataset, model = open_dataset(case.data), load(calibrated[0])
+    dataset, model = open_dataset(case.data), load_model(calibrated[0])
     errors_of_split = split_errors(
         model.predict_crops, dataset, case.test, image_size=model.image_size, batch_size=8
     )
@@ -162,7 +162,7 @@ def test_predict_reports_predicted_errors(calibrated, case, tmp_path):
     face = predicted_face(calibrated[0], case, tmp_path / "out")
     # The whole image is the crop of this box.
     box = (18.7, 18.7, 172.3, 172.3)
-    (predicted,) = load(calibrated[0]).predict(case.photo, [box])
+    (predicted,) = load_model(calibrated[0]).predict(case.photo, [box])
     assert predicted.predicted_error.shape == (case.num_landmarks,)
     assert (predicted.predicted_error > 0).all()
     np.testing.assert_allclose(face["predicted_error"], predicted.predicted_error, atol=0.01)
@@ -174,7 +174,7 @@ def test_predict_of_an_uncalibrated_model_has_no_predicted_errors(plain, case, t
 
 @shipped
 def test_heatmap_std_of_a_flip_test(calibrated, case):
-    dataset, model = open_dataset(case.data), load(calibrated[0])
+    dataset, model = open_dataset(case.data), load_model(calibrated[0])
     predict = with_flip_test(model.predict_crops, model.scheme)
     both = split_errors(predict, dataset, "test", image_size=model.image_size, batch_size=8)
     one = split_errors(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.models.bundles import SHIPPED, WEIGHTS, shipped_bundles
 
 
@@ -19,7 +19,7 @@ def test_shipped_models_are_listed(capsys):
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_shipped_model_predicts_and_has_a_card(name, capsys):
     assert (SHIPPED / name / WEIGHTS).stat().st_size < 25e6
-    model = load(name)
+    model = load_model(name)
     crop = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
     output = model.predict_crops(crop)
     assert np.isfinite(output.landmarks).all()

@@ -3,6 +3,8 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+from augmentations import NO_AUGMENTATION
+from spots import centroid, spot
 
 from lcgcn_jax import geometry
 from lcgcn_jax.data.augment import (
@@ -44,19 +46,6 @@ def record_of(image, landmarks=LANDMARKS, **fields):
         "subset": "s",
     }
     return defaults | fields
-
-
-def spot(point, shape=(300, 300), sigma=4.0):
-    """A white Gaussian spot on black, its center at the point."""
-    y, x = np.indices(shape)
-    value = np.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / (2 * sigma**2))
-    return np.repeat(np.rint(255 * value).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def centroid(image):
-    weight = image[..., 0].astype(float)
-    y, x = np.indices(weight.shape)
-    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
 
 
 @pytest.mark.parametrize("size", [128, 30], ids=["enlarged", "halved first"])
@@ -112,7 +101,7 @@ def test_augmentation_spans_the_limits_of_the_config():
 
 def test_no_augmentation_is_the_plain_crop():
     record = record_of(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8))
-    face = augment_face(record, FIVE, 64, AugmentConfig.none(), np.random.default_rng(0))
+    face = augment_face(record, FIVE, 64, NO_AUGMENTATION, np.random.default_rng(0))
     plain = crop_face(record, 64)
     for field in ("image", "landmarks", "visible"):
         np.testing.assert_array_equal(face[field], plain[field])
@@ -165,7 +154,7 @@ def test_provided_box_is_used_or_its_absence_reported():
 
 
 def color_config(**strengths):
-    return AugmentConfig(**({**AugmentConfig.none().__dict__} | strengths))
+    return AugmentConfig(**({**NO_AUGMENTATION.__dict__} | strengths))
 
 
 @pytest.mark.parametrize("strength", ["brightness", "contrast", "saturation"])
@@ -328,7 +317,7 @@ def test_aspect_and_shear_span_their_limits():
     record = record_of(spot(LANDMARKS[0]))
     square = np.array([[100, 100], [200, 100], [100, 200], [0, 0], [0, 0]], np.float64)
     record["landmarks"] = square.astype(np.float32)
-    none = dataclasses.replace(AugmentConfig.none(), aspect=0.5, shear=10.0)
+    none = dataclasses.replace(NO_AUGMENTATION, aspect=0.5, shear=10.0)
     ratios, angles = [], []
     for seed in range(60):
         face = augment_face(record, FIVE, 64, none, np.random.default_rng(seed))
@@ -407,7 +396,7 @@ def test_gamma_keeps_black_and_white_and_moves_gray():
     image = np.tile(np.array([0, 128, 255], np.uint8)[:, None, None], (1, 1, 3))
     means = []
     for seed in range(20):
-        config = dataclasses.replace(AugmentConfig.none(), gamma=0.5)
+        config = dataclasses.replace(NO_AUGMENTATION, gamma=0.5)
         out = jitter_colors(image, config, np.random.default_rng(seed))
         assert out[0].max() == 0
         assert out[2].min() == 255

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from augmentations import NO_AUGMENTATION
 
 from lcgcn_jax import geometry
 from lcgcn_jax.data.augment import AugmentConfig, augment_face
@@ -14,7 +15,7 @@ from lcgcn_jax.data.pipeline import eval_batches, train_iterator
 LABELS = np.array([0, 1, 2, -1, 0], np.int8)
 LOCATED = np.array([True, True, False, True, True])
 MIRROR = [1, 0, 2, 4, 3]
-SETTINGS = {"image_size": 32, "batch_size": 4, "seed": 0, "augment": AugmentConfig.none()}
+SETTINGS = {"image_size": 32, "batch_size": 4, "seed": 0, "augment": NO_AUGMENTATION}
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def unlabeled(maker):
 
 
 def augmented(dataset, **config):
-    config = {**vars(AugmentConfig.none()), **config}
+    config = {**vars(NO_AUGMENTATION), **config}
     record = dataset.source("train")[0]
     rng = np.random.default_rng(3)
     return augment_face(record, dataset.scheme, 32, AugmentConfig(**config), rng)

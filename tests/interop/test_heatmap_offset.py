@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from spots import centroid
 
 from lcgcn_jax.interop.torch_layouts import AUTHORS_OFFSET, HRNET_FACE, MMPOSE_0, MMPOSE_1
 from lcgcn_jax.models.config import ModelConfig
@@ -38,7 +39,7 @@ def read(centers, sigma, offset, decode):
     model = LCGCN(
         ConstantHeatmapModel(jnp.asarray(heatmaps)),
         len(centers),
-        ModelConfig(decode, graph=None, heatmap_offset=offset),
+        ModelConfig(decode=decode, graph=None, heatmap_offset=offset),
         rngs=nnx.Rngs(0),
     )
     return np.asarray(model(jnp.zeros((1, CROP, CROP, 3))).landmarks[0])
@@ -71,12 +72,6 @@ def blob(shape, point):
     """Image of a Gaussian blob at a point."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     return np.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / (2 * 3.0**2)).astype(np.float32)
-
-
-def centroid(crop):
-    """Position of the blob in pixels; the center of the first pixel is 0."""
-    y, x = np.mgrid[: crop.shape[0], : crop.shape[1]]
-    return np.array([(crop * x).sum(), (crop * y).sum()]) / crop.sum()
 
 
 def resized(image, size):

@@ -1,6 +1,7 @@
 """Parity of imported and exported weights with the public PyTorch code (../shared/parity)."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from lcgcn_jax.models.weights import merge_weights
 
 
 def imported(state, arch="w18", scheme=WFLW98, **graph):
-    return import_weights(state, arch, scheme, source="weights.pth", **graph)
+    bundle, mapped = import_weights(state, arch, scheme, source="weights.pth", **graph)
+    fields = {"code": mapped.code, "fresh": mapped.fresh, "unused": mapped.unused}
+    return types.SimpleNamespace(bundle=bundle, **fields)
 
 
 def relative_error(ours, theirs):

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lcgcn_jax.models.config import GraphConfig, choices_of
+from lcgcn_jax.fields import constraints_of
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.connectivity import FixedEdges, PerImageEdges, StaticEdges, all_pairs
 
-KINDS = choices_of(GraphConfig)["connectivity"]
+KINDS = constraints_of(GraphConfig)["connectivity"].choices
 
 B, K = 3, 5
 RNG = np.random.default_rng(0)
@@ -86,7 +87,7 @@ def reference_mlp(mlp, x):
     return x @ np.float64(last.kernel[...]) + np.float64(last.bias[...])
 
 
-@pytest.mark.parametrize("diagonal", choices_of(GraphConfig)["diagonal"])
+@pytest.mark.parametrize("diagonal", constraints_of(GraphConfig)["diagonal"].choices)
 def test_per_image_edges_match_the_equation(diagonal):
     edges = make("learned_per_image", diagonal)
     one_hot, confidence = np.eye(K), np.float64(CONFIDENCE)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors, ShapeRefiner, fit_similarity
+from lcgcn_jax.models.gcn import GraphConv, OffsetVoting, PairVectors
+from lcgcn_jax.models.shape_refiner import ShapeRefiner, fit_similarity
 
 B, K, N, M = 2, 6, 4, 3
 RNG = np.random.default_rng(0)

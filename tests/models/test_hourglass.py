@@ -123,8 +123,8 @@ def test_initial_bias_is_the_prior_or_0():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stacks": 0}, "at least 1 stack"),
-        ({"width": 15}, "an even width"),
+        ({"stacks": 0}, "stacks: 0 is not available; use a whole number from 1 to 64"),
+        ({"width": 15}, "width: 15 is not available; use a multiple of 2"),
         ({"activation": "tanh"}, "'tanh' is not available; use one of sigmoid, linear"),
         ({"arch": "w18"}, "unknown field 'arch'"),
     ],

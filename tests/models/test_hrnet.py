@@ -1,18 +1,19 @@
 import functools
 import json
 import math
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from torch_reference import torch_normal, torch_tensor
 
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.fields import constraints_of
 from lcgcn_jax.models.bundles import abstract_weights
-from lcgcn_jax.models.config import HRNetConfig, choices_of
+from lcgcn_jax.models.config import HRNetConfig
 from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.hrnet import ARCHS, HRNet
 from lcgcn_jax.models.layers import PRIOR_BIAS, make_rngs
@@ -40,7 +41,7 @@ def shapes(arch, side, **options):
 
 
 def test_every_arch_has_a_size():
-    assert choices_of(HRNetConfig)["arch"] == tuple(ARCHS)
+    assert constraints_of(HRNetConfig)["arch"].choices == tuple(ARCHS)
 
 
 @pytest.mark.parametrize("arch", CHANNELS)
@@ -134,24 +135,6 @@ def torch_key(name):
             step = f"{step}." if int(source) < int(target) else ""
             return f"stage{int(stage) + 2}.{m}.fuse_layers.{target}.{source}.{step}{index}.{leaf}"
     raise AssertionError(name)
-
-
-def torch_normal(key, shape):
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
-    return generator.standard_normal(shape).astype(np.float32)
-
-
-def torch_tensor(key, shape):
-    n = torch_normal(key, shape)
-    if key.endswith("running_mean"):
-        return 0.1 * n
-    if key.endswith("running_var"):
-        return 1 + 0.1 * np.abs(n)
-    if key.endswith("bias"):
-        return 0.2 + 0.1 * n
-    if len(shape) <= 1:
-        return 0.5 + 0.1 * n
-    return n * np.float32(math.sqrt(2 / math.prod(shape[1:])))
 
 
 def torch_shapes(shared, k):

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from lcgcn_jax.models.config import GraphConfig, choices_of
+from lcgcn_jax.fields import constraints_of
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.layers import (
     MLP,
     BatchNorm,
@@ -170,7 +171,7 @@ def test_mlp_is_linear_relu_and_norm_except_in_the_last_layer():
     np.testing.assert_allclose(mlp(x, train=False), h, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", choices_of(GraphConfig)["norm"])
+@pytest.mark.parametrize("norm", constraints_of(GraphConfig)["norm"].choices)
 @pytest.mark.parametrize("train", [True, False])
 def test_leading_axes_of_mlp_are_one_batch(norm, train):
     mlp, x = make_mlp(norm), normal(2, 3, 4, 6)

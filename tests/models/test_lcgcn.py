@@ -8,9 +8,10 @@ from flax import nnx
 
 from lcgcn_jax import losses
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.fields import constraints_of
 from lcgcn_jax.heatmaps import DECODERS
 from lcgcn_jax.models import registry
-from lcgcn_jax.models.config import GraphConfig, choices_of
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.graph_head import GraphHead
 from lcgcn_jax.models.interfaces import GraphFeatures
 from lcgcn_jax.models.lcgcn import LCGCNOutput, normalize_images
@@ -20,7 +21,9 @@ from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weight
 B, K, SIZE = 2, 5, 32
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(B, SIZE, SIZE, 3)), jnp.float32)
 NARROW = {"embedding_widths": [7, 3], "class_widths": [4, 2], "gcn_widths": [6, 2]}
-CHOICES = choices_of(GraphConfig)
+CHOICES = {
+    name: field.choices for name, field in constraints_of(GraphConfig).items() if field.choices
+}
 VISIBILITY_FIELDS = {"edge_inputs", "gate"}  # tests/models/test_visibility.py
 
 

@@ -5,9 +5,9 @@ import pytest
 from flax import nnx
 
 from lcgcn_jax.heatmaps import sample
-from lcgcn_jax.models.config import GraphConfig, PatchRefinerConfig
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.models.graph_head import GraphHead
-from lcgcn_jax.models.patch_refiner import PatchRefiner
+from lcgcn_jax.models.patch_refiner import SIDE, PatchRefiner
 
 B, K, C, HH, HW = 2, 5, 6, 12, 16
 RNG = np.random.default_rng(0)
@@ -86,8 +86,8 @@ def test_only_the_patch_and_only_the_heatmap_of_the_landmark_have_an_effect():
 
     gradients = jax.grad(energy, argnums=(0, 1))(MAPS, HEATMAPS)
     rows, columns = np.nonzero(np.asarray(gradients[0][0] != 0).any(axis=-1))
-    assert np.ptp(rows) <= PatchRefinerConfig().side
-    assert np.ptp(columns) <= PatchRefinerConfig().side
+    assert np.ptp(rows) <= SIDE
+    assert np.ptp(columns) <= SIDE
     x, y = np.asarray(POSITIONS[0, 0]) * [HW, HH] - 0.5
     assert abs(rows.mean() - y) < 1
     assert abs(columns.mean() - x) < 1

@@ -10,10 +10,11 @@ from flax import nnx
 
 from lcgcn_jax import losses
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.fields import constraints_of
 from lcgcn_jax.interop.torch_weights import export_weights
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models import connectivity
-from lcgcn_jax.models.config import GraphConfig, VisibilityConfig, choices_of
+from lcgcn_jax.models.config import GraphConfig, VisibilityConfig
 from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.visibility import log_probabilities
 from lcgcn_jax.models.weights import merge_weights, split_weights
@@ -51,7 +52,7 @@ def make(config):
     return nnx.jit(lambda: create_model(config, K, rngs=nnx.Rngs(0)))()
 
 
-@pytest.mark.parametrize("head", choices_of(VisibilityConfig)["head"][1:])
+@pytest.mark.parametrize("head", constraints_of(VisibilityConfig)["head"].choices[1:])
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_every_graph_outputs_probabilities(toy, graph, head):
     if head == "local" and graph not in ("paper", "cascade"):
@@ -111,7 +112,7 @@ def test_head_is_off_by_default_and_does_not_change_other_outputs(toy):
         np.testing.assert_allclose(*(getattr(o, name) for o in outputs), atol=1e-5)
 
 
-@pytest.mark.parametrize("inputs", choices_of(GraphConfig)["edge_inputs"])
+@pytest.mark.parametrize("inputs", constraints_of(GraphConfig)["edge_inputs"].choices)
 def test_edges_depend_only_on_their_inputs(inputs):
     edges = connectivity.PerImageEdges(
         K, class_widths=(4, 2), edge_widths=(6,), diagonal="learned", norm="none", inputs=inputs,

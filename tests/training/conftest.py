@@ -36,9 +36,7 @@ def cached_programs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "build_train_step", _cached(trainer.build_train_step, _step_key))
         for module, name in (
-            (trainer, "make_predict_step"),
-            (trainer, "make_refine_step"),
-            (trainer, "make_detect_step"),
+            (trainer, "make_inference_step"),
             (sharding, "compile_predict_step"),
         ):
             patch.setattr(module, name, _cached(getattr(module, name), lambda *args: args))
@@ -65,7 +63,7 @@ def _step_key(config: Config, num_landmarks: int, mesh) -> tuple:
         scheme="",
         seed=0,
         init_from="",
-        init_scope="",
+        init_scope="heatmap",
         data=DataConfig(image_size=config.data.image_size),
         train=TrainConfig(
             mode=train.mode,

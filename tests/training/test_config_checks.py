@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.models.registry import GRAPHS, HEATMAP_CONFIGS
+from lcgcn_jax.models.config import GRAPHS, HEATMAP_CONFIGS
 from lcgcn_jax.training.config import apply_overrides, config_names, default_config, load_config
 from lcgcn_jax.training.config_checks import (
     FIELDS,

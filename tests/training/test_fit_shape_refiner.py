@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from augmentations import NO_AUGMENTATION
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.augment import AugmentConfig
@@ -46,9 +47,7 @@ def run(make_tiny_config, tmp_path_factory):
 @pytest.mark.slow
 def test_shape_refinement_lowers_the_training_error(run, synthetic98):
     dataset, before = open_dataset(synthetic98), load_bundle(run)
-    after = fit_shape_refiner(
-        before, dataset, "train", augment=AugmentConfig.none(), views=1, ridge=1.0
-    )
+    after = fit_shape_refiner(before, dataset, "train", augment=NO_AUGMENTATION, views=1, ridge=1.0)
     means = [
         split_errors(
             LandmarkModel(bundle).predict_crops, dataset, "train", image_size=32, batch_size=8

@@ -1,5 +1,7 @@
 """The coordinate loss of the heatmap stage."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,8 @@ from lcgcn_jax.heatmaps import moments
 from lcgcn_jax.models.lcgcn import LCGCNOutput
 from lcgcn_jax.training.config import default_config
 from lcgcn_jax.training.config_checks import check_config
-from lcgcn_jax.training.config_types import LossConfig
-from lcgcn_jax.training.steps import HEATMAP_COORDINATE_LOSSES, check_activation, total_loss
+from lcgcn_jax.training.config_types import HeatmapCoordinateLoss, LossConfig
+from lcgcn_jax.training.steps import check_activation, total_loss
 
 B, K, SIDE, SIZE = 2, 3, 8, 32
 RNG = np.random.default_rng(0)
@@ -26,7 +28,7 @@ def total(logits, landmarks=LANDMARKS, visible=VISIBLE, **config):
         LCGCNOutput(logits, landmarks, jnp.ones((B, K)), None, landmarks),
         landmarks,
         visible,
-        config=default_config().loss.to_dict() | config,
+        config=LossConfig(**config),
         groups=("heatmap",),
         size=SIZE,
     )
@@ -55,7 +57,7 @@ def test_default_adds_nothing():
     assert value == parts["focal"]
 
 
-@pytest.mark.parametrize("name", HEATMAP_COORDINATE_LOSSES[1:])
+@pytest.mark.parametrize("name", get_args(HeatmapCoordinateLoss)[1:])
 def test_landmarks_outside_the_crop_do_not_count(name):
     outside = LANDMARKS.at[0, 0].set(jnp.array([-3.0, 10.0])).at[1, 2].set(jnp.array([10.0, 33.0]))
     inside_only = VISIBLE.at[0, 0].set(False).at[1, 2].set(False)
@@ -66,7 +68,7 @@ def test_landmarks_outside_the_crop_do_not_count(name):
     )
 
 
-@pytest.mark.parametrize("name", HEATMAP_COORDINATE_LOSSES[1:])
+@pytest.mark.parametrize("name", get_args(HeatmapCoordinateLoss)[1:])
 def test_gradient_descent_moves_the_means_to_the_landmarks(name):
     """From a peak that is 3 px away, as a heatmap model would learn it."""
     options = {"heatmap_coordinate": name, "heatmap_weight": 0.0, "heatmap_temperature": 1.0}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,10 @@ import pytest
 from lcgcn_jax.evaluation.face_errors import errors_of
 from lcgcn_jax.landmarks import IBUG68
 from lcgcn_jax.models.lcgcn import LCGCNOutput
-from lcgcn_jax.training.config import default_config
-from lcgcn_jax.training.steps import COORDINATE_LOSSES, HEATMAP_LOSSES, total_loss
+from lcgcn_jax.training.config_types import HeatmapLoss, LossConfig
+from lcgcn_jax.training.steps import COORDINATE_LOSSES, total_loss
 
-LOSSES = sorted(itertools.product(HEATMAP_LOSSES, COORDINATE_LOSSES))
+LOSSES = sorted(itertools.product(get_args(HeatmapLoss), COORDINATE_LOSSES))
 
 
 @pytest.mark.parametrize(("heatmap", "coordinate"), LOSSES)
@@ -23,7 +24,7 @@ def test_missing_landmarks_change_neither_the_loss_nor_its_gradient(heatmap, coo
     located = np.array([[True, False, True], [False, False, False]])
     logits = jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32)
     points = jnp.asarray(rng.uniform(0, 32, (2, 3, 2)), jnp.float32)
-    config = default_config().loss.to_dict() | {"heatmap": heatmap, "coordinate": coordinate}
+    config = LossConfig(heatmap=heatmap, coordinate=coordinate)
 
     def loss(values, landmarks):
         logits, points = values

@@ -134,17 +134,7 @@ def test_modes_train_their_parts(mode, parts):
     optimizer.init({name: PARAMS[name] for name in names})
 
 
-def test_unknown_mode_is_named():
-    with pytest.raises(InputError, match=r"train\.mode: unknown mode 'both'; use one of joint"):
-        trained_names("both", PARAMS)
-
-
 def test_frozen_mode_without_a_graph_is_rejected():
     heatmap_params = {name: value for name, value in PARAMS.items() if name.startswith("heatmap")}
     with pytest.raises(InputError, match=r"'frozen' trains the graph, and model\.graph is None"):
         trained_names("frozen", heatmap_params)
-
-
-def test_unknown_schedule_is_named():
-    with pytest.raises(InputError, match=r"optimizer\.schedule: unknown schedule 'linear'"):
-        rates(schedule="linear")

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ from lcgcn_jax import losses
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.heatmaps import encode
 from lcgcn_jax.models.lcgcn import LCGCNOutput
-from lcgcn_jax.training.config import default_config
+from lcgcn_jax.training.config_types import HeatmapLoss, LossConfig
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
-from lcgcn_jax.training.steps import COORDINATE_LOSSES, HEATMAP_LOSSES, total_loss
+from lcgcn_jax.training.steps import COORDINATE_LOSSES, total_loss
 from lcgcn_jax.training.trainer import Trainer
 
 B, K, SIDE = 2, 3, 8
@@ -26,9 +28,14 @@ def parts_of(size, *, activation="sigmoid", groups=("heatmap", "graph"), **confi
     predicted = true + jnp.asarray(size * rng.uniform(-0.1, 0.1, (B, K, 2)), jnp.float32)
     stages = predicted[:, None]
     output = LCGCNOutput(LOGITS, true, jnp.ones((B, K)), jnp.zeros((B, K, K)), predicted, stages)
-    config = default_config().loss.to_dict() | config
     loss = total_loss(
-        output, true, VISIBLE, config=config, groups=groups, size=size, activation=activation
+        output,
+        true,
+        VISIBLE,
+        config=LossConfig(**config),
+        groups=groups,
+        size=size,
+        activation=activation,
     )
     return loss, true, predicted
 
@@ -62,8 +69,7 @@ def test_every_stage_is_supervised():
     output = LCGCNOutput(
         None, true, jnp.ones((B, K)), None, stages[-1], stages=jnp.stack(stages, axis=1)
     )
-    config = default_config().loss.to_dict()
-    _, parts = total_loss(output, true, VISIBLE, config=config, groups=("graph",), size=64)
+    _, parts = total_loss(output, true, VISIBLE, config=LossConfig(), groups=("graph",), size=64)
     expected = np.mean([losses.l1(t / 64, true / 64, VISIBLE) for t in stages])
     np.testing.assert_allclose(parts["l1"], expected, rtol=1e-5)
 
@@ -87,7 +93,7 @@ def heatmap_loss(name, points, heatmaps):
         output,
         landmarks,
         jnp.ones((B, K), bool),
-        config=default_config().loss.to_dict() | {"heatmap": name},
+        config=LossConfig(heatmap=name),
         groups=("heatmap",),
         size=4 * SIDE,
         activation="sigmoid" if name == "focal" else "linear",
@@ -132,7 +138,7 @@ def test_targets_follow_the_heatmap_offset(offset):
         output,
         landmarks,
         VISIBLE,
-        config=default_config().loss.to_dict() | {"heatmap": "mse"},
+        config=LossConfig(heatmap="mse"),
         groups=("heatmap",),
         size=4 * SIDE,
         activation="linear",
@@ -155,7 +161,7 @@ def test_total_is_the_weighted_sum_of_the_trained_stages():
 @pytest.mark.parametrize(
     ("heatmap", "coordinate"),
     # Every other test trains with focal and l1.
-    list(zip(HEATMAP_LOSSES[1:], list(COORDINATE_LOSSES)[1:], strict=True)),
+    list(zip(get_args(HeatmapLoss)[1:], list(COORDINATE_LOSSES)[1:], strict=True)),
 )
 def test_each_loss_trains(tiny_config, tmp_path, heatmap, coordinate):
     tiny_config.loss.heatmap, tiny_config.loss.coordinate = heatmap, coordinate

@@ -56,6 +56,17 @@ def run_of_two(make_tiny_config, tmp_path_factory):
     return training
 
 
+def test_mean_shapes_of_a_new_run_are_separate_arrays(tiny_config, tmp_path):
+    """The training step donates its state, and no array can be donated twice."""
+    graph = tiny_config.model.graph
+    graph.message, graph.output, graph.shape_refiner = "offset_votes", "residual", True
+    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
+    shapes = [training.state.batch_stats[name] for name in MEAN_SHAPES[:2]]
+    assert all(np.asarray(shape).any() for shape in shapes)
+    assert shapes[0].unsafe_buffer_pointer() != shapes[1].unsafe_buffer_pointer()
+    training.batches.close()
+
+
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_path, stop_at_three):
     whole, finished = train(tiny_config, tmp_path / "whole")
     assert finished

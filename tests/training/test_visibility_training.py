@@ -15,7 +15,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.face_errors import SplitErrors, split_errors
 from lcgcn_jax.evaluation.predictions import with_flip_test
 from lcgcn_jax.evaluation.report import format_visibility, summarize
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.landmarks import WFLW98
 from lcgcn_jax.models.bundles import BEST, load_bundle
 from lcgcn_jax.models.lcgcn import LCGCNOutput
@@ -71,7 +71,7 @@ def test_training_lowers_the_loss_and_predicts(visibility_config, labeled98, tmp
     assert any(0 <= row.get("validation/visibility_auroc", -1) <= 100 for row in rows)
     assert load_bundle(tmp_path / "run" / BEST).has_visibility
 
-    model, dataset = load(tmp_path / "run"), open_dataset(labeled98)
+    model, dataset = load_model(tmp_path / "run"), open_dataset(labeled98)
     errors = split_errors(model.predict_crops, dataset, "test", image_size=32, batch_size=8)
     assert errors.visibility.shape == errors.visibility_labels.shape == (24, 98)
     result = json.loads(json.dumps(summarize(dataset, "test", errors, boxes="gt").to_dict()))

@@ -20,7 +20,7 @@ from lcgcn_jax.data.dataset import open_datasets
 from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.evaluation.fit_uncertainty import calibrate
 from lcgcn_jax.evaluation.tables import format_calibration
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.models.bundles import SHIPPED, find_bundle, save_uncertainty
 from lcgcn_jax.models.hub import hub_reference
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         where = "comes with the package" if bundle.parent == SHIPPED else "is a download"
         raise InputError(f"{args.model}: {where}; give --out for a calibrated copy")
     use_compilation_cache()
-    model = load(bundle)
+    model = load_model(bundle)
     if args.out is None and model.calibration is not None and not args.overwrite:
         raise InputError(f"{bundle}: is already calibrated; give --out or --overwrite")
     datasets = open_datasets(args.data, model.scheme, args.offsets)

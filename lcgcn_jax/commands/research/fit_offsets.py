@@ -18,7 +18,7 @@ from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_count, number
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.evaluation.predictions import with_flip_test
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.training.fit_offsets import fit_annotation_offsets
 
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     require_writable(args.out, overwrite=args.overwrite)
     use_compilation_cache()
-    model = load(args.model)
+    model = load_model(args.model)
     dataset = open_dataset(args.data)
     require_scheme(dataset, model.scheme)
     predict = model.predict_crops

@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 import pytest
+from augmentations import NO_AUGMENTATION
 
 from lcgcn_jax.data import records
 from lcgcn_jax.data.augment import AugmentConfig, augment_face
@@ -509,7 +510,7 @@ def test_missing_point_is_mirrored_with_the_face(images):
             record,
             dataset.scheme,
             32,
-            AugmentConfig(**(vars(AugmentConfig.none()) | {"mirror": mirror})),
+            AugmentConfig(**(vars(NO_AUGMENTATION) | {"mirror": mirror})),
             np.random.default_rng(0),
         )
         for mirror in (0.0, 1.0)

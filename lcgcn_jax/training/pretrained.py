@@ -124,7 +124,12 @@ def _head_prefixes(config: Config, model: LCGCN) -> tuple[str, ...]:
 
 
 def _check_landmarks(
-    path: str | Path, source: Source, config: Config, scheme: LandmarkScheme, *, is_head_random: bool
+    path: str | Path,
+    source: Source,
+    config: Config,
+    scheme: LandmarkScheme,
+    *,
+    is_head_random: bool,
 ) -> None:
     """Check that weights have the head that the training needs, for its landmarks."""
     if config.init_scope == "whole" and source.num_landmarks is None:

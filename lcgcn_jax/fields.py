@@ -69,7 +69,7 @@ def constraints_of(config_class: type[Any], prefix: str = "") -> dict[str, Const
     constraints: dict[str, Constraint] = {}
     for field in dataclasses.fields(config_class):
         name, hint = prefix + field.name, hints[field.name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             constraints |= constraints_of(hint, f"{name}.")
         elif (constraint := _constraint(field, hint)) is not None:
             constraints[name] = constraint

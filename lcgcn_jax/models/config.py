@@ -229,7 +229,7 @@ class ModelConfig:
         """Convert to plain types; `registry.model_config` is the inverse."""
         fields = dataclasses.asdict(self)
         if self.graph is not None:
-            name = next(name for name, kind in GRAPHS.items() if isinstance(self.graph, kind))
+            name = next(name for name, kind in GRAPHS.items() if kind is type(self.graph))
             fields["graph"] = {"name": name, **fields["graph"]}
         return fields
 

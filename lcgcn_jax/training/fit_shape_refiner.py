@@ -69,7 +69,7 @@ def fit_shape_refiner(
         output = model(normalize_images(images))
         size = images.shape[2]
         transform, landmarks = model.graph.shape_refiner.to_canonical(
-            (output.landmarks + 0.5) / size, output.confidence
+            (output.landmarks + 0.5) / size, jnp.asarray(output.confidence)
         )
         square = (transform[:, :, 0] ** 2).sum(axis=-1)[:, None, None]
         errors = (truth - output.landmarks) / size

@@ -149,6 +149,7 @@ def heatmap_coordinate_loss(
     visible = visible & ((points >= -0.5) & (points < last)).all(axis=-1)
     if config.heatmap_coordinate == "star":
         return losses.star(mean, covariance, points, visible, restriction=1 / (hh * hw / 4))
+    assert config.heatmap_coordinate != "none"
     scale = _FRAME / hw
     loss = COORDINATE_LOSSES[config.heatmap_coordinate]
     return loss(mean * scale, points * scale, visible) / _FRAME

@@ -1,7 +1,7 @@
 """Plots and overlays: landmarks on images, stage comparison, edges of the graph, training curves."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcgcn_jax.visualize.faces import (
     draw_landmarks,
@@ -13,6 +13,10 @@ from lcgcn_jax.visualize.faces import (
 )
 from lcgcn_jax.visualize.overlays import draw, draw_faces
 
+if TYPE_CHECKING:
+    from lcgcn_jax.visualize.curves import plot_curves
+    from lcgcn_jax.visualize.edges import edge_threshold, plot_edge_matrices, plot_edges
+
 # These modules import Matplotlib, which takes a second and which `lcgcn predict` does not need.
 _PLOTS = {
     "plot_curves": "curves",
@@ -21,7 +25,7 @@ _PLOTS = {
     "plot_edges": "edges",
 }
 
-__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
     "draw",
     "draw_faces",
     "draw_landmarks",

@@ -81,7 +81,7 @@ def draw_points(
     """Draw one circle per located landmark in place: filled with an optional black rim, or a ring."""
     if is_hollow is None:
         is_hollow = np.zeros(len(landmarks), bool)
-    is_located = np.isfinite(landmarks).all(axis=1)
+    is_located = np.isfinite(landmarks.sum(axis=1))
     fixed = fixed_point(np.where(is_located[:, None], landmarks, 0.0)).tolist()
     for point, located, color, hollow in zip(fixed, is_located, colors, is_hollow, strict=True):
         if not located:

@@ -164,7 +164,7 @@ def format_xml(images: Sequence[PredictedImage], scheme: LandmarkScheme) -> str:
     ET.SubElement(root, "version").text = "1.1"
     for number, image in enumerate(images):
         size = {"width": str(image.width), "height": str(image.height)}
-        element = ET.SubElement(root, "image", id=str(number), name=image.name, **size)
+        element = ET.SubElement(root, "image", {"id": str(number), "name": image.name, **size})
         for face in image.faces:
             _add_skeleton(element, face, scheme)
     ET.indent(root)

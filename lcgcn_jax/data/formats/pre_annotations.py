@@ -45,7 +45,7 @@ class PredictedFace:
     @property
     def located(self) -> Bool[np.ndarray, "k"]:
         """Which landmarks have a location."""
-        return np.isfinite(self.landmarks).all(axis=1)
+        return np.isfinite(self.landmarks.sum(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,11 @@ CORRUPTIONS = {"dark": "low_light"}
 """Former names of values of `--corruption`."""
 
 
+def upgrade_corruption(name: str) -> str:
+    """Convert a value of `--corruption` to the current name."""
+    return CORRUPTIONS.get(name, name)
+
+
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the configuration of a bundle or run, including nested fields, to current names.
 

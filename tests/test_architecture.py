@@ -22,7 +22,7 @@ LAYERS = [
     {"synthetic"},
     {"models", "data"},
     {"losses", "uncertainty", "distributed"},
-    {"heatmaps", "image_io"},
+    {"heatmaps", "image_io", "arguments"},
     {
         "geometry",
         "landmarks",
@@ -33,7 +33,7 @@ LAYERS = [
         "atomic_io",
         "image_arrays",
     },
-    {"fields"},
+    {"fields", "exit_codes"},
     {"accelerators", "errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

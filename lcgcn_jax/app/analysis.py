@@ -109,9 +109,10 @@ def analyze(path: Path, model: LandmarkModel) -> Analysis:
 def move_face(face: Face, affine: geometry.Affine) -> Face:
     """Map the coordinates of a face by a scale and a shift."""
     scale = float(affine[0, 0])
-    error = face.predicted_error
+    error, crop = face.predicted_error, face.crop
     return dataclasses.replace(
         face,
+        crop=None if crop is None else geometry.compose(crop, geometry.invert(affine)),
         box=geometry.transform_box(affine, face.box),
         landmarks=geometry.transform_points(affine, face.landmarks),
         heatmap_landmarks=geometry.transform_points(affine, face.heatmap_landmarks),

@@ -29,6 +29,7 @@ _BUTTONS = ["download", "fullscreen"]  # without Gradio's button that shares ima
 _TABLE_HEADER = ["from landmark", "weight", "times uniform"]
 _LEGEND = (
     "Points have the color of their confidence, from blue (0) to yellow (1). Rings are probably not visible. "
+    "A dashed face is not reliable: the model has probably failed on it, or it is not a face. "
     "Pink circles have the radius of the predicted error. The thickness of an edge is its weight."
 )
 _CSS = ".error {color: #d32f2f; font-weight: 600} .download {margin-right: 1.5em}"

@@ -22,9 +22,9 @@ Example: lcgcn bench --config configs/w300_lcgcn.py:small --only forward,graph
 import argparse
 import functools
 
+from lcgcn_jax.arguments import integers
 from lcgcn_jax.atomic_io import require_writable, write_json
-from lcgcn_jax.commands.options import add, add_count, integers
-from lcgcn_jax.errors import choose
+from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.profiling.benchmark import format_benchmark, run_benchmark
 from lcgcn_jax.profiling.measurements import BENCHMARKS
 from lcgcn_jax.training.config_checks import load_checked_config
@@ -46,8 +46,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         require_writable(args.json, overwrite=args.overwrite)
     names = args.only.split(",") if args.only else list(BENCHMARKS)
-    for name in names:
-        choose("--only", name, BENCHMARKS)
     config, _ = load_checked_config(args.config, args.overrides)
     if args.batch_size is not None:
         config.train.batch_size = args.batch_size

@@ -13,17 +13,17 @@ Example: lcgcn eval --model runs/small --data data/w300 --split full --flip-test
 import argparse
 from pathlib import Path
 
-from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
+from lcgcn_jax.compat import upgrade_corruption
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import BOXES, evaluate
 from lcgcn_jax.evaluation.face_errors import write_face_errors
 from lcgcn_jax.evaluation.reported_results import reported_table
-from lcgcn_jax.evaluation.tables import format_comparison
+from lcgcn_jax.evaluation.tables import compare_reported
 from lcgcn_jax.inference.model import load
 from lcgcn_jax.landmarks import EVALUATION_NORMALIZERS
 
@@ -31,21 +31,13 @@ from lcgcn_jax.landmarks import EVALUATION_NORMALIZERS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--model", "--data")
     add(parser, "--split", required=True, help="for example test, common, challenge, full")
-    text = (
-        "face boxes: of the true landmarks, of the dataset, or of the face detector on the clean "
-    )
-    text += "image (missed faces get the gt box and are counted)"
+    text = "face boxes: of the true landmarks, of the dataset, or of the face detector on the "
+    text += "clean image (missed faces get the gt box and are counted)"
     add(parser, "--boxes", choices=BOXES, default="gt", help=text)
     add(parser, "--detector-model", "--flip-test")
     text = "corrupt each crop, seeded by its name: rectangles, Gaussian blur or noise, or low light"
-    add(
-        parser,
-        "--corruption",
-        type=lambda name: compat.CORRUPTIONS.get(name, name),
-        choices=CORRUPTIONS,
-        default="none",
-        help=text,
-    )
+    corruption = {"type": upgrade_corruption, "choices": CORRUPTIONS, "default": "none"}
+    add(parser, "--corruption", **corruption, help=text)
     text = "divide errors by the distance between the outer eye corners or the pupils, or by the "
     text += "square root of the area of the true landmarks' box (default: that of the dataset)"
     add(parser, "--normalizer", choices=EVALUATION_NORMALIZERS, help=text)
@@ -70,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
             "--compare-reported: reported errors are for the normalizer and the annotations of the "
             "dataset; leave out --normalizer and --offsets"
         )
-    reported = reported_table(dataset) if args.compare_reported else None
+    if args.compare_reported:
+        reported_table(dataset)  # raises an error before the evaluation
     names = ("split", "boxes", "flip_test", "corruption", "normalizer", "offsets", "batch_size")
     settings = {name: getattr(args, name) for name in (*names, "detector_model")}
     result = evaluate(model, dataset, **settings)
     print(result)
-    if reported is not None:
-        sets = reported.measured_sets(dataset, args.split, result.to_dict())
-        print(format_comparison(reported, sets, args.split, result.conditions))
+    if args.compare_reported:
+        print(compare_reported(dataset, args.split, result))
     if args.per_face is not None:
         write_face_errors(args.per_face, dataset, args.split, result.errors)
     if args.json is not None:

@@ -12,12 +12,10 @@ Example:
 import argparse
 from pathlib import Path
 
-from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.commands.options import add
-from lcgcn_jax.errors import InputError, printable, require_absent
+from lcgcn_jax.errors import printable
 from lcgcn_jax.interop.import_bundle import import_bundle
 from lcgcn_jax.interop.torch_weights import TORCH_ARCHS
-from lcgcn_jax.models.bundles import save_bundle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    require_absent(args.out, overwrite=args.overwrite)
-    if args.out.exists() and not args.out.is_dir():
-        raise InputError(f"{args.out}: not a folder; choose another --out")
-    bundle, card, messages = import_bundle(args.file, args.arch, args.scheme, args.graph)
-    with writing(args.out):
-        save_bundle(args.out, bundle, card)
-    for message in messages:
+    inputs = (args.file, args.arch, args.scheme, args.graph)
+    for message in import_bundle(*inputs, args.out, overwrite=args.overwrite):
         print(f"{args.out}: {printable(message)}")
     return 0

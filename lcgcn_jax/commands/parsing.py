@@ -5,9 +5,8 @@ import ast
 import importlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from lcgcn_jax import compat
+from lcgcn_jax.arguments import Parser
 from lcgcn_jax.errors import did_you_mean
 
 COMMANDS = (
@@ -16,23 +15,6 @@ COMMANDS = (
 )  # fmt: skip
 RESEARCH = ("ablation", "fit-shape", "fit-offsets", "calibrate", "calibrate-detector", "compile")
 """Subcommands of `lcgcn research`; `lcgcn NAME` without `research` works too."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser that reports an error in one line and prints descriptions as written."""
-
-    def __init__(self, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def parse_known_args(self, args=None, namespace=None):
-        """Accept former option names, and underscores instead of dashes."""
-        if args is not None:
-            args = compat.upgrade_arguments(list(args), set(self._option_string_actions))
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

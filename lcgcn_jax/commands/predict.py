@@ -14,11 +14,11 @@ Those for labeling tools count from --count-from, as 'lcgcn prepare' reads them.
   stream  (camera:N, rtsp://..., http://...) as a video, until --max-frames
 
 OpenCV's YuNet detects the faces, unless you give boxes; in videos, every
---detect-every frames and when a face is lost. A file of boxes
-(--boxes) is JSON, {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the
-header image,x0,y0,x1,y1. An image without a face has an empty list or four
-empty cells. With --box-format xywh, the numbers are x, y, width and height, and
-the header is image,x,y,width,height.
+--detect-every frames and when a face is lost. A file of boxes (--boxes) is
+JSON, {"photo.jpg": [[x0, y0, x1, y1], ...], ...}, or CSV with the header
+image,x0,y0,x1,y1. An image without a face has an empty list or four empty
+cells. With --box-format xywh, the numbers are x, y, width and height, and the
+header is image,x,y,width,height.
 
 Unusable files are listed at the end, and the exit code is 1. Ctrl-C keeps the
 finished images, the frames of a stream in its usual files, and those of another
@@ -37,19 +37,18 @@ Examples:
 
 import argparse
 import sys
-from pathlib import Path
 
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_face_options, add_flag, add_job_options
-from lcgcn_jax.commands.result_options import add_result_options, result_files
-from lcgcn_jax.commands.video_options import add_video_options, video_options
+from lcgcn_jax.commands import predict_options as options
+from lcgcn_jax.commands.options import add
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.inference import batch_predict
+from lcgcn_jax.inference.batch_predict import BatchPredictor
+from lcgcn_jax.inference.box_sources import find_box_source
 from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
 from lcgcn_jax.inference.large_jobs import Shard
 from lcgcn_jax.inference.model import load
-from lcgcn_jax.inference.results import BoxFile
 from lcgcn_jax.inference.sources import find_inputs
+from lcgcn_jax.inference.video_predict import VideoOptions
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
 from lcgcn_jax.visualize.overlays import draw_faces
 
@@ -59,50 +58,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="+", metavar="INPUT", help="image, video, folder, quoted pattern, or stream"
     )
     add(parser, "--model", default=DEFAULT_MODEL)
-    boxes = parser.add_mutually_exclusive_group()
-    text = "face box in pixels, from chin to eyebrows; repeat it for each face of the input"
-    boxes.add_argument("--box", action="append", metavar="X0,Y0,X1,Y1", help=text)
-    boxes.add_argument("--boxes", type=Path, metavar="FILE", help="file of face boxes, see above")
-    add_flag(boxes, "--whole-image", "each image is the crop of one face")
-    add(boxes, "--detector-model")
-    add_face_options(parser)
-    add_flag(parser, "--stored-pixels", "ignore the EXIF orientation of images")
-    add_result_options(parser)
-    add_flag(parser, "--draw-edges", "draw the strongest edges of the graph")
-    add_video_options(parser)
-    add_job_options(parser)
+    options.add_face_options(parser)
+    options.add_result_options(parser)
+    options.add_video_options(parser)
+    options.add_job_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict and write; returns 1 if an input was skipped or no face was found at all, else 0."""
     shard = Shard.parse(args.shard)
     inputs = find_inputs(args.inputs, args.out)
-    if args.box is not None and len(inputs.files) > 1:
-        raise InputError(f"--box needs a single input, got {len(inputs.files)}; use --boxes")
-    video = video_options(args, inputs.files)
-    has_boxes = args.box is not None or args.boxes is not None
-    if args.box_format != "xyxy" and not has_boxes:
-        raise InputError("--box-format applies to --box and --boxes; give one of them")
-    if args.min_score is not None and (has_boxes or args.whole_image):
+    video = VideoOptions(args.fps, args.smooth, args.detect_every, args.max_frames)
+    video.require_video(inputs.files)
+    box_source, box_warning = find_box_source(
+        inputs.files,
+        boxes=args.box,
+        file=args.boxes,
+        whole_image=args.whole_image,
+        box_format=args.box_format,
+    )
+    if args.min_score is not None and box_source is not None:
         raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
-    files = result_files(args, shard)
+    files = options.result_files(args, shard)
     selected = shard.select(inputs.files)
     files.check(selected)
-    box_source, warnings = None, [inputs.describe_unread()]
-    if args.box is not None:
-        boxes = [batch_predict.parse_box(text, args.box_format) for text in args.box]
-        box_source = batch_predict.boxes_from(lambda path: boxes)
-    elif args.boxes is not None:
-        box_file = BoxFile(args.boxes, args.box_format)
-        box_file.assign(inputs.files)
-        box_source = batch_predict.boxes_from(box_file.of)
-        warnings.append(box_file.describe_unused())
-    elif args.whole_image:
-        box_source = batch_predict.whole_image_box
     with quiet_opencv():
         use_compilation_cache()
         model = load(args.model, detector_model=args.detector_model, scheme=args.scheme)
-        predictor = batch_predict.BatchPredictor(
+        predictor = BatchPredictor(
             model,
             files,
             box_source,
@@ -115,6 +98,6 @@ def run(args: argparse.Namespace) -> int:
             min_confidence=args.min_confidence,
         )
         summary = predictor.run(selected)
-    for warning in filter(None, [*summary.warnings, *warnings]):
+    for warning in filter(None, [*summary.warnings, inputs.describe_unread(), box_warning]):
         print(printable(warning), file=sys.stderr)
     return summary.exit_code

@@ -12,8 +12,9 @@ Example:
 import argparse
 from pathlib import Path
 
+from lcgcn_jax.arguments import number
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_count, number
+from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.inference.model import load_model

@@ -5,12 +5,19 @@ from typing import Any
 
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.evaluation.fit_uncertainty import CalibrationFit
-from lcgcn_jax.evaluation.report import format_uncertainty
-from lcgcn_jax.evaluation.reported_results import METRICS, ReportedTable
+from lcgcn_jax.evaluation.report import EvaluationResult, format_uncertainty
+from lcgcn_jax.evaluation.reported_results import METRICS, ReportedTable, reported_table
 from lcgcn_jax.tables import format_table
 
 _HEADINGS = {"nme": "NME %", "fr10": "FR@0.1 %", "auc10": "AUC@0.1"}
 _DIGITS = {"nme": 2, "fr10": 2, "auc10": 3}
+
+
+def compare_reported(dataset: FaceDataset, split: str, result: EvaluationResult) -> str:
+    """Table of the results of an evaluation and reported ones (`reported_table`)."""
+    table = reported_table(dataset)
+    sets = table.measured_sets(dataset, split, result.to_dict())
+    return format_comparison(table, sets, split, result.conditions)
 
 
 def format_comparison(

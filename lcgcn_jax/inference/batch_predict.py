@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lcgcn_jax.errors import InputError, printable
-from lcgcn_jax.geometry import BOX_FORMATS, Box, box_of_crop
+from lcgcn_jax.geometry import crop_side
 from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference.box_sources import BoxSource
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.face_detector import MIN_SCORE
 from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, is_full_batch
@@ -28,37 +29,9 @@ from lcgcn_jax.inference.video import varies
 from lcgcn_jax.inference.video_predict import VideoOptions, VideoPredictor
 from lcgcn_jax.interrupts import Interrupted, deferred, received
 
-BoxSource = Callable[[Path, np.ndarray], Sequence[BoxInput]]
-"""Path of an image and its pixels -> its face boxes."""
-
 _MAX_THREADS = 8
 _WAITING_PIXELS = 50_000_000  # of images that are read, but not predicted yet
 _MAX_NAMES = 20  # in a message
-
-
-def boxes_from(boxes_of: Callable[[Path], Sequence[BoxInput]]) -> BoxSource:
-    """Box source with the boxes of a file or an option."""
-    return lambda path, image: boxes_of(path)
-
-
-def whole_image_box(path: Path, image: np.ndarray) -> Sequence[BoxInput]:
-    """Box source for images that are face crops."""
-    return [box_of_crop(image.shape[1], image.shape[0])]
-
-
-def parse_box(text: str, box_format: str = "xyxy") -> list[float]:
-    """Parse a face box, for example `x0,y0,x1,y1`.
-
-    Raises:
-      InputError: the text is not four numbers.
-    """
-    try:
-        box = [float(part) for part in text.split(",")]
-    except ValueError:
-        box = []
-    if len(box) != 4:
-        raise InputError(f"--box {text}: a box is four numbers {BOX_FORMATS[box_format]} in pixels")
-    return box
 
 
 @dataclasses.dataclass
@@ -322,7 +295,7 @@ class BatchPredictor:
             [face.landmarks for face in faces],
             [face.confidence for face in faces],
             self._model.scheme,
-            sides=[_side(face.box) for face in faces],
+            sides=[crop_side(face.box, 1.0) for face in faces],
             edges=[face.edges for face in faces] if self._draw_edges else None,
             visibility=[face.visibility for face in faces],
             reliable=[face.reliable for face in faces],
@@ -360,10 +333,6 @@ class BatchPredictor:
                 f"{file.label}: the frame rate varies; {outputs[1]} plays at a constant "
                 f"{summary.rate:.4g} frames per second, and {outputs[0]} has the time stamps"
             )
-
-
-def _side(box: Box) -> float:
-    return float((box[2:] - box[:2]).max())
 
 
 @contextlib.contextmanager

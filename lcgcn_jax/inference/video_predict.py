@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import replacing_all
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.image_inputs import BoxInput
@@ -40,6 +41,16 @@ class VideoOptions:
     smooth: bool = False
     detect_every: int = DETECT_EVERY
     max_frames: int | None = None
+
+    def require_video(self, inputs: Sequence[InputFile]) -> None:
+        """Check that there is a video if an option differs from its default.
+
+        Raises:
+          InputError: no input is a video.
+        """
+        if self != VideoOptions() and not any(file.is_video for file in inputs):
+            names = "--smooth, --fps, --detect-every and --max-frames"
+            raise InputError(f"{names} apply to videos, but no input is a video")
 
 
 @dataclasses.dataclass

@@ -4,24 +4,42 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcgcn_jax.errors import printable
+from lcgcn_jax.atomic_io import writing
+from lcgcn_jax.errors import InputError, printable, require_absent
 from lcgcn_jax.interop.torch_files import read_state_dict, read_torch_file
 from lcgcn_jax.interop.torch_weights import TORCH_ARCHS, TorchModel, import_weights
 from lcgcn_jax.landmarks import get_scheme
-from lcgcn_jax.models.bundles import Bundle
+from lcgcn_jax.models.bundles import Bundle, save_bundle
 
 
 def import_bundle(
-    file: Path, arch: str, scheme: str, graph_file: Path | None = None
-) -> tuple[Bundle, str, list[str]]:
-    """Import PyTorch weights, those of the graph head from a separate file if it is given.
+    file: Path,
+    arch: str,
+    scheme: str,
+    graph_file: Path | None,
+    out: Path,
+    *,
+    overwrite: bool = False,
+) -> list[str]:
+    """Import PyTorch weights, those of the graph head from a separate file if it is given, as a bundle.
+
+    Args:
+      file: file of the weights.
+      arch: HRNet architecture, one of `TORCH_ARCHS`.
+      scheme: name or file of the landmark scheme.
+      graph_file: separate file of the graph head.
+      out: folder of the bundle.
+      overwrite: replace an existing bundle.
 
     Returns:
-      The bundle, its model card, and messages about what was initialized or left out.
+      Messages about what was initialized or left out.
 
     Raises:
-      InputError: a file or the scheme cannot be used.
+      InputError: a file or the scheme cannot be used, or the folder exists or cannot be written.
     """
+    require_absent(out, overwrite=overwrite)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder; choose another --out")
     landmark_scheme = get_scheme(scheme)
     torch_file = read_torch_file(file)
     bundle, imported = import_weights(
@@ -38,7 +56,9 @@ def import_bundle(
         others = ", ".join(torch_file.others)
         messages.append(f"read {torch_file.key} of {file}; not used: {others}")
     files = [file] if graph_file is None else [file, graph_file]
-    return bundle, _model_card(imported, description, files), messages
+    with writing(out):
+        save_bundle(out, bundle, _model_card(imported, description, files))
+    return messages
 
 
 def _model_card(imported: TorchModel, description: str, files: Sequence[Path]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, choose
 from lcgcn_jax.profiling.measurements import BENCHMARKS, BenchmarkResult, Measurements
 from lcgcn_jax.profiling.timing import format_seconds
 from lcgcn_jax.synthetic.dataset import LAYOUTS, prepare_synthetic
@@ -41,8 +41,10 @@ def run_benchmark(
       the forward pass, and `end_to_end`, the rate of training over that of its step on constant data.
 
     Raises:
-      InputError: the configuration or the data cannot be used.
+      InputError: a part is unknown, or the configuration or the data cannot be used.
     """
+    for part in parts:
+        choose("--only", part, BENCHMARKS)
     # Fresh weights are as fast as trained ones, and a frozen model has to run instead of being cached.
     config = ml_collections.ConfigDict(config.to_dict())
     config.init_from, config.train.cache = "", False

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
-from lcgcn_jax.atomic_io import write_json
+from lcgcn_jax.atomic_io import write_json, write_whole, writing
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.evaluation import metrics
 from lcgcn_jax.models.bundles import load_bundle
@@ -229,6 +229,21 @@ def _difference(
         "points": 100 * float((errors - against).mean()),
         "points_ci95": [100 * low, 100 * high],
     }
+
+
+def write_tables(results: Mapping[str, VariantErrors], out: Path) -> str:
+    """Write the tables of an ablation to `table.json` and `table.md`; returns the latter.
+
+    Raises:
+      InputError: a file cannot be written.
+    """
+    summary = summarize(results)
+    table = markdown(summary)
+    write_json(out / "table.json", summary)
+    path = out / "table.md"
+    with writing(path):
+        write_whole(path, lambda partial: partial.write_text(table, encoding="utf-8"))
+    return table
 
 
 def markdown(summary: Mapping[str, Any]) -> str:

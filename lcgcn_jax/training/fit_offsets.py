@@ -19,11 +19,12 @@ from lcgcn_jax.data.annotation_offsets import (
     to_complex,
     to_pairs,
 )
-from lcgcn_jax.data.dataset import FaceDataset
+from lcgcn_jax.data.dataset import FaceDataset, require_scheme
 from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.predictions import Predict
+from lcgcn_jax.evaluation.predictions import Predict, with_flip_test
 from lcgcn_jax.geometry import transform_points
+from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.tables import format_table
 
@@ -90,6 +91,21 @@ class OffsetFit:
             f"constant in x that mirror images do not share: {self.flip_bias:.2f} (standard error "
             f"{self.flip_bias_error:.2f}{note})"
         )
+
+
+def fit_offsets_to_model(
+    model: LandmarkModel, dataset: FaceDataset, *, flip_test: bool, **settings: Any
+) -> OffsetFit:
+    """Fit the offsets of a dataset relative to a model; `settings` are those of `fit_annotation_offsets`.
+
+    Raises:
+      InputError: as in `fit_annotation_offsets`, or the model has another landmark scheme.
+    """
+    require_scheme(dataset, model.scheme)
+    predict = model.predict_crops
+    if flip_test:
+        predict = with_flip_test(predict, model.scheme, model.flip_bias)
+    return fit_annotation_offsets(predict, dataset, image_size=model.image_size, **settings)
 
 
 def fit_annotation_offsets(

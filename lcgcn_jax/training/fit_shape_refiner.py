@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
+from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
 from lcgcn_jax.data.pipeline import view_batches
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, one_line, require_absent
 from lcgcn_jax.evaluation.mean_face import mean_shape
-from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle
+from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle, save_bundle
 from lcgcn_jax.models.graph_head import GraphHead
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.shape_refiner import ShapeRefiner
@@ -149,16 +150,14 @@ def _with_identity_refiner(bundle: Bundle, shape: Float[np.ndarray, "k 2"]) -> B
 
 
 def refine_run(
-    workdir: Path, data: Path, split: str, *, views: int, ridge: float
-) -> tuple[Bundle, str]:
-    """Fit a shape refiner to the best model of a run, with the augmentation of the run.
-
-    Returns:
-      The bundle with the refinement, and its model card.
+    workdir: Path, data: Path, split: str, out: Path, *, views: int, ridge: float
+) -> None:
+    """Fit a shape refiner to the best model of a run, with its augmentation; writes a new bundle.
 
     Raises:
-      InputError: the run or the data cannot be used.
+      InputError: the run or the data cannot be used, or the folder exists or cannot be written.
     """
+    require_absent(out)
     try:
         stored = (read_run_config(workdir) or {})["data"]["augment"]
         fields: dict[str, Any] = {
@@ -174,4 +173,6 @@ def refine_run(
     refined = fit_shape_refiner(bundle, dataset, split, augment=augment, views=views, ridge=ridge)
     card = (find_bundle(workdir) / CARD).read_text(encoding="utf-8")
     views_text = f"{views} views of the faces of the split {split}"
-    return refined, f"{card}\nWith a linear shape refinement, fitted to {views_text}.\n"
+    card += f"\nWith a linear shape refinement, fitted to {views_text}.\n"
+    with writing(out):
+        save_bundle(out, refined, card)

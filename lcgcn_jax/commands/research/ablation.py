@@ -11,11 +11,10 @@ Example: lcgcn research ablation --model runs/w300 --out runs/table3
 
 import argparse
 
-from lcgcn_jax.atomic_io import write_json, write_whole, writing
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.errors import choose
-from lcgcn_jax.training.ablation import ROWS, markdown, run_ablation, summarize
+from lcgcn_jax.training.ablation import ROWS, run_ablation, write_tables
 from lcgcn_jax.training.config_checks import load_checked_config
 
 
@@ -36,11 +35,5 @@ def run(args: argparse.Namespace) -> int:
     config.init_from = args.model
     use_compilation_cache()
     results = run_ablation(config, args.out, rows=rows, seeds=args.seeds, overridden=overrides)
-    summary = summarize(results)
-    table = markdown(summary)
-    write_json(args.out / "table.json", summary)
-    path = args.out / "table.md"
-    with writing(path):
-        write_whole(path, lambda partial: partial.write_text(table, encoding="utf-8"))
-    print(table)
+    print(write_tables(results, args.out))
     return 0

@@ -11,18 +11,10 @@ Example: lcgcn research calibrate --model runs/small --data data/w300
 """
 
 import argparse
-import shutil
 
-from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
-from lcgcn_jax.data.dataset import open_datasets
-from lcgcn_jax.errors import InputError, require_absent
-from lcgcn_jax.evaluation.fit_uncertainty import calibrate
-from lcgcn_jax.evaluation.tables import format_calibration
-from lcgcn_jax.inference.model import load_model
-from lcgcn_jax.models.bundles import SHIPPED, find_bundle, save_uncertainty
-from lcgcn_jax.models.hub import hub_reference
+from lcgcn_jax.evaluation.calibrate_bundle import calibrate_bundle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,29 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    bundle = find_bundle(args.model)
-    if args.out is not None:
-        require_absent(args.out)
-    elif bundle.parent == SHIPPED or hub_reference(args.model):
-        where = "comes with the package" if bundle.parent == SHIPPED else "is a download"
-        raise InputError(f"{args.model}: {where}; give --out for a calibrated copy")
     use_compilation_cache()
-    model = load_model(bundle)
-    if args.out is None and model.calibration is not None and not args.overwrite:
-        raise InputError(f"{bundle}: is already calibrated; give --out or --overwrite")
-    datasets = open_datasets(args.data, model.scheme, args.offsets)
-    fit = calibrate(
-        model.predict_crops,
-        datasets,
+    report = calibrate_bundle(
+        args.model,
+        args.data,
         args.split,
-        image_size=model.image_size,
+        offsets=args.offsets,
         batch_size=args.batch_size,
+        out=args.out,
+        overwrite=args.overwrite,
     )
-    print(format_calibration(datasets, args.split, fit))
-    out = args.out or bundle
-    with writing(out):
-        if args.out is not None:
-            shutil.copytree(bundle, out)
-        save_uncertainty(out, fit.calibration)
-    print(f"{out}: calibrated; errors are in % of {model.scheme.normalizer_text}")
+    print(report)
     return 0

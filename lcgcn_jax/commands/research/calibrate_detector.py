@@ -3,7 +3,7 @@
 Runs the face detector on a prepared dataset, fits the map from its boxes and
 five points to the bounding box of the landmarks on one split, and measures the
 errors of the face crops on another. Prints the coefficients of
-inference.face_detector.BOX_MAP.
+inference.box_map.BOX_MAP.
 
 Example: lcgcn research calibrate-detector --data data/w300
 """

@@ -13,13 +13,13 @@ Example:
 
 import argparse
 
+from lcgcn_jax.arguments import number
 from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_count, number
-from lcgcn_jax.data.dataset import open_dataset, require_scheme
-from lcgcn_jax.evaluation.predictions import with_flip_test
+from lcgcn_jax.commands.options import add, add_count
+from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.inference.model import load_model
-from lcgcn_jax.training.fit_offsets import fit_annotation_offsets
+from lcgcn_jax.training.fit_offsets import fit_offsets_to_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,16 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     require_writable(args.out, overwrite=args.overwrite)
     use_compilation_cache()
-    model = load_model(args.model)
-    dataset = open_dataset(args.data)
-    require_scheme(dataset, model.scheme)
-    predict = model.predict_crops
-    if args.flip_test:
-        predict = with_flip_test(predict, model.scheme, model.flip_bias)
-    fit = fit_annotation_offsets(
-        predict,
-        dataset,
-        image_size=model.image_size,
+    fit = fit_offsets_to_model(
+        load_model(args.model),
+        open_dataset(args.data),
+        flip_test=args.flip_test,
         batch_size=args.batch_size,
         min_count=args.min_count,
         max_ratio=args.max_ratio,

@@ -12,11 +12,9 @@ Example:
 import argparse
 from pathlib import Path
 
-from lcgcn_jax.atomic_io import writing
+from lcgcn_jax.arguments import number
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_count, number
-from lcgcn_jax.errors import require_absent
-from lcgcn_jax.models.bundles import save_bundle
+from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.training.fit_shape_refiner import refine_run
 
 
@@ -31,12 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    require_absent(args.out)
     use_compilation_cache()
-    bundle, card = refine_run(
-        args.workdir, args.data, args.split, views=args.views, ridge=args.ridge
-    )
-    with writing(args.out):
-        save_bundle(args.out, bundle, card)
+    settings = {"views": args.views, "ridge": args.ridge}
+    refine_run(args.workdir, args.data, args.split, args.out, **settings)
     print(f"{args.out}: the best model of {args.workdir} with a linear shape refinement")
     return 0

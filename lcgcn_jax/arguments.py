@@ -1,0 +1,52 @@
+"""Command-line arguments: parser with errors in one line, and types of options."""
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+from lcgcn_jax import compat
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that reports an error in one line and prints descriptions as written."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Accept former option names, and underscores instead of dashes."""
+        if args is not None:
+            args = compat.upgrade_arguments(list(args), set(self._option_string_actions))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and the message in one line."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable:
+    """Type of a numeric option of at least `minimum`, or above it."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not (value > minimum if above else value >= minimum):
+            bound = f"{'above' if above else 'at least'} {minimum}"
+            raise argparse.ArgumentTypeError(f"{text} has to be {bound}")
+        return value
+
+    parse.__name__ = kind.__name__  # for the message of argparse
+    return parse
+
+
+def fraction(text: str) -> float:
+    """Type of an option with a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} has to be from 0 to 1")
+    return value
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Type of an option with integers of at least 0, separated by commas."""
+    return tuple(number(int, 0)(part) for part in text.split(","))

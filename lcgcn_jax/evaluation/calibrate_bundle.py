@@ -1,0 +1,67 @@
+"""Calibration of the predicted errors of a bundle (`lcgcn research calibrate`)."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from lcgcn_jax.atomic_io import writing
+from lcgcn_jax.data.dataset import open_datasets
+from lcgcn_jax.errors import InputError, require_absent
+from lcgcn_jax.evaluation.fit_uncertainty import calibrate
+from lcgcn_jax.evaluation.tables import format_calibration
+from lcgcn_jax.inference.model import load_model
+from lcgcn_jax.models.bundles import SHIPPED, find_bundle, save_uncertainty
+from lcgcn_jax.models.hub import hub_reference
+
+
+def calibrate_bundle(
+    model: str | Path,
+    data: Sequence[Path],
+    split: str,
+    *,
+    offsets: Sequence[tuple[str, str]] = (),
+    batch_size: int = 32,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Fit the uncertainty model of a bundle, and write it into the bundle or a copy.
+
+    Args:
+      model: as in `load_model`; one of the package or of the Hub needs `out`.
+      data: dataset folders.
+      split: split to fit on.
+      offsets: dataset folders with files of annotation offsets, which are removed.
+      batch_size: faces per batch.
+      out: folder of the copy; None: change the bundle itself.
+      overwrite: replace the calibration of the bundle.
+
+    Returns:
+      A report of the quality of the fit.
+
+    Raises:
+      InputError: the model or the data cannot be used, or the calibration or `out` exists.
+    """
+    bundle = find_bundle(model)
+    if out is not None:
+        require_absent(out)
+    elif bundle.parent == SHIPPED or hub_reference(model):
+        where = "comes with the package" if bundle.parent == SHIPPED else "is a download"
+        raise InputError(f"{model}: {where}; give --out for a calibrated copy")
+    loaded = load_model(bundle)
+    if out is None and loaded.calibration is not None and not overwrite:
+        raise InputError(f"{bundle}: is already calibrated; give --out or --overwrite")
+    datasets = open_datasets(data, loaded.scheme, offsets)
+    fit = calibrate(
+        loaded.predict_crops,
+        datasets,
+        split,
+        image_size=loaded.image_size,
+        batch_size=batch_size,
+    )
+    target = out or bundle
+    with writing(target):
+        if out is not None:
+            shutil.copytree(bundle, target)
+        save_uncertainty(target, fit.calibration)
+    unit = f"{target}: calibrated; errors are in % of {loaded.scheme.normalizer_text}"
+    return f"{format_calibration(datasets, split, fit)}\n{unit}"

@@ -6,6 +6,7 @@ threads, and the options of JAX and XLA. A file starts with the SHA-256 of the r
 its code, as for JAX's own compilation cache, so only files of the same user are read.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -54,9 +55,10 @@ def read_program(digest: str, *parts: object) -> bytes | None:
         if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
             return None
         content = path.read_bytes()
-        os.utime(path)  # the oldest files are deleted first
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # a read-only folder
+        os.utime(path)  # the oldest files are deleted first
     program = content[_DIGEST_BYTES:]
     return program if hashlib.sha256(program).digest() == content[:_DIGEST_BYTES] else None
 

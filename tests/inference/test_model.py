@@ -21,7 +21,7 @@ def single_crop(monkeypatch):
 
 def test_loaded_model_has_scheme_and_configuration(model):
     assert model.scheme == lcgcn_jax.WFLW98
-    assert model.config["heatmap"]["arch"] == "tiny"
+    assert model.config["heatmap"]["name"] == "toy"
     assert model.image_size == 64
 
 

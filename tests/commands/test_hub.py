@@ -113,11 +113,12 @@ def server(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    hub.utils.disable_progress_bars()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     try:
         yield server
     finally:
+        hub.utils.enable_progress_bars()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -9,32 +9,41 @@ from safetensors.numpy import load_file
 
 from lcgcn_jax import compat, create_model
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.models.bundles import CONFIG, SHIPPED, WEIGHTS, abstract_weights, load_bundle
+from lcgcn_jax.models.bundles import CONFIG, WEIGHTS, abstract_weights, load_bundle
 from lcgcn_jax.training.config import default_config, load_config
 from lcgcn_jax.training.config_checks import check_config
 
-FORMER = SHIPPED / "w300-lcgcn-small"
+
+@pytest.fixture
+def former_bundle(shared):
+    """Bundle written with the names of version 0.1."""
+    return shared / "models" / "trial-small"
 
 
-def test_shipped_bundle_of_0_1_loads_with_every_weight():
-    stored = load_file(FORMER / WEIGHTS)
+def test_bundle_of_0_1_loads_with_every_weight(former_bundle):
+    stored = load_file(former_bundle / WEIGHTS)
     assert any(
         name.startswith("graph.guesses.") for name in stored
     )  # the file has the former names
-    bundle = load_bundle(FORMER)
+    bundle = load_bundle(former_bundle)
     assert len(bundle.weights) == len(stored)
-    assert bundle.flip_bias == json.loads((FORMER / CONFIG).read_text())["mirror_offset"]
-    assert bundle.calibration is not None
+    assert bundle.flip_bias == json.loads((former_bundle / CONFIG).read_text())["mirror_offset"]
     assert bundle.model["graph"]["shape_refiner"] is True
 
 
-def test_former_and_new_names_have_one_order():
+def test_former_calibration_is_renamed():
+    former = {"calibration": {"peak_weight": 0.3, "spread_weight": 1.1}}
+    upgraded = compat.upgrade_config(former)
+    assert upgraded == {"uncertainty": {"peak_weight": 0.3, "std_weight": 1.1}}
+
+
+def test_former_and_new_names_have_one_order(former_bundle):
     """Moving averages are vectors in the order of the names and need no permutation."""
-    stored = load_file(FORMER / WEIGHTS)
+    stored = load_file(former_bundle / WEIGHTS)
     upgraded = compat.upgrade_weights(stored)
     for former, new in zip(sorted(stored), sorted(upgraded), strict=True):
         assert stored[former] is upgraded[new]
-    _, params, batch_stats = abstract_weights(load_bundle(FORMER).model, 68)
+    _, params, batch_stats = abstract_weights(load_bundle(former_bundle).model, 68)
     assert set(upgraded) == set(params | batch_stats)
 
 

@@ -60,5 +60,5 @@ def test_upload_and_webcam_in_colab(colab, capsys):
 
 def test_files_and_unknown_sources(tmp_path):
     np.testing.assert_array_equal(notebook_image(SAMPLE), read_image(SAMPLE))
-    with pytest.raises(InputError, match="unknown source or file 'uplod'; did you mean 'upload'"):
-        notebook_image("uplod")
+    with pytest.raises(InputError, match="unknown source or file 'uploads'; did you mean 'upload'"):
+        notebook_image("uploads")

@@ -19,7 +19,7 @@ def calibrate_bundle(
     data: Sequence[Path],
     split: str,
     *,
-    offsets: Sequence[tuple[str, str]] = (),
+    offsets: Sequence[Sequence[str]] = (),
     batch_size: int = 32,
     out: Path | None = None,
     overwrite: bool = False,

@@ -14,9 +14,9 @@ from lcgcn_jax import geometry
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.uncertainty import UncertaintyModel
 
-# Mean predicted error as a fraction of the range of the calibration. Of 420 clean and occluded 300W validation
-# faces, none was above 0.54 after all crops; of 119 MERL-RAV validation faces, 8; of 212 boxes without a face,
-# all but 3 (cartoons and backgrounds). Noise was above 0.65.
+# Mean predicted error as a fraction of the range of the calibration. After all crops, none of 420 clean and
+# occluded 300W validation faces was above 0.54, 8 of 119 MERL-RAV validation faces, and 209 of 212 boxes
+# without a face (the others are cartoons and backgrounds). Noise was above 0.65.
 _UNCERTAIN = 0.5  # above this value, other crops are tried
 _FAILED = (0.54, 0.8)  # the failure weight increases from 0 to 1 in this interval
 # Maximum upper end of that range, as a multiple of its lower end. A calibration that was also fitted on

@@ -5,6 +5,7 @@ import html
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from lcgcn_jax.app.video import predict_video
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.visualize.overlays import draw
+
+UseModel = Callable[[str], AbstractContextManager[LandmarkModel]]
 
 _KEEP_SECONDS = 600  # of uploaded and temporary files
 _STATE_SECONDS = 3600
@@ -58,14 +61,12 @@ def _encode(image: np.ndarray | None) -> ImageData | None:
     return ImageData(url=f"data:image/jpeg;base64,{text}", orig_name="landmarks.jpg")
 
 
-def build_page(
-    models: Sequence[str], load: Callable[[str], LandmarkModel], folder: Path
-) -> gr.Blocks:
+def build_page(models: Sequence[str], use: UseModel, folder: Path) -> gr.Blocks:
     """Build the page.
 
     Args:
       models: names of the models to choose from; the first one is selected.
-      load: function that returns the model of a name, from a cache.
+      use: function from the name of a model to a context with the model.
       folder: folder for the results of videos while they are sent.
     """
     with gr.Blocks(
@@ -84,11 +85,11 @@ def build_page(
                 list(views.LAYERS), value=[views.ERRORS], label="Show", elem_id="layers"
             )
         with gr.Tab("Image"):
-            _add_image_tab(model, layers, load)
+            _add_image_tab(model, layers, use)
         with gr.Tab("Video"):
-            _add_video_tab(model, load, folder)
+            _add_video_tab(model, use, folder)
         with gr.Tab("Webcam"):
-            _add_webcam_tab(model, load)
+            _add_webcam_tab(model, use)
     return page
 
 
@@ -109,9 +110,7 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def _add_image_tab(
-    model: gr.Dropdown, layers: gr.CheckboxGroup, load: Callable[[str], LandmarkModel]
-) -> None:
+def _add_image_tab(model: gr.Dropdown, layers: gr.CheckboxGroup, use: UseModel) -> None:
     state = gr.State(None, time_to_live=_STATE_SECONDS)
     selected = gr.State(Selection(), time_to_live=_STATE_SECONDS)
     with gr.Row():
@@ -160,7 +159,8 @@ def _add_image_tab(
         result, message, links = None, "", ""
         if path is not None:
             try:
-                result = views.analyze(Path(path), load(name))
+                with use(name) as loaded:
+                    result = views.analyze(Path(path), loaded)
                 message, links = _escape(result.describe()), _download_links(result)
             except InputError as error:
                 message = _error(error)
@@ -194,7 +194,7 @@ def _add_image_tab(
     view.select(click_view, inputs, [selected, *images, *texts], **private)
 
 
-def _add_video_tab(model: gr.Dropdown, load: Callable[[str], LandmarkModel], folder: Path) -> None:
+def _add_video_tab(model: gr.Dropdown, use: UseModel, folder: Path) -> None:
     with gr.Row():
         with gr.Column():
             clip = gr.Video(
@@ -218,7 +218,8 @@ def _add_video_tab(model: gr.Dropdown, load: Callable[[str], LandmarkModel], fol
             return
         with tempfile.TemporaryDirectory(dir=folder) as work:
             try:
-                lines, video, playable = predict_video(Path(path), load(name), Path(work))
+                with use(name) as loaded:
+                    lines, video, playable = predict_video(Path(path), loaded, Path(work))
             except InputError as error:
                 yield [None, None, _error(error)]
                 return
@@ -232,7 +233,7 @@ def _add_video_tab(model: gr.Dropdown, load: Callable[[str], LandmarkModel], fol
     )  # fmt: skip
 
 
-def _add_webcam_tab(model: gr.Dropdown, load: Callable[[str], LandmarkModel]) -> None:
+def _add_webcam_tab(model: gr.Dropdown, use: UseModel) -> None:
     with gr.Row():
         camera = gr.Image(
             label="Webcam", sources=["webcam"], streaming=True, type="numpy", elem_id="camera"
@@ -249,7 +250,8 @@ def _add_webcam_tab(model: gr.Dropdown, load: Callable[[str], LandmarkModel]) ->
         if factor < 1:
             frame = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         try:
-            faces = load(name).predict(frame)
+            with use(name) as loaded:
+                faces = loaded.predict(frame)
         except InputError as error:  # another model that cannot be loaded was chosen
             return [frame, str(error), ()]
         times = (*times[-9:], time.monotonic())

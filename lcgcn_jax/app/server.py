@@ -1,13 +1,14 @@
 """Server of the page, for the command line and for notebooks."""
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,35 @@ LOCALHOST = "127.0.0.1"
 
 _INSTALL = "pip install 'lcgcn-jax[app]'"
 _MAX_MODELS = 3  # in memory
+_MAX_WAIT = 20.0  # for running predictions when the page is closed, in seconds
+
+
+class _Models:
+    """Models in memory, and the number of predictions that are running."""
+
+    def __init__(self, detector_model: str | Path | None):
+        load = functools.partial(load_model, detector_model=detector_model)
+        self.load = functools.lru_cache(maxsize=_MAX_MODELS)(load)
+        self._running, self._changed = 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def use(self, name: str) -> Iterator[LandmarkModel]:
+        """Context with the model of a name."""
+        self._count(1)
+        try:
+            yield self.load(name)
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._running += change
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait for running predictions: a thread in XLA or OpenCV aborts the process when Python ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running, timeout=_MAX_WAIT)
 
 
 class App:
@@ -28,8 +58,8 @@ class App:
       url: address on this computer.
     """
 
-    def __init__(self, page: Any, url: str, folder: Path):
-        self._page, self.url, self._folder = page, url, folder
+    def __init__(self, page: Any, url: str, folder: Path, models: _Models):
+        self._page, self.url, self._folder, self._models = page, url, folder, models
         atexit.register(self.close)
 
     def __repr__(self) -> str:
@@ -42,6 +72,7 @@ class App:
     def close(self) -> None:
         """Stop the server, and delete the files that were uploaded."""
         self._page.close(verbose=False)
+        self._models.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
         os.environ.pop("GRADIO_TEMP_DIR", None)
         atexit.unregister(self.close)
@@ -76,12 +107,9 @@ def launch_app(
     if importlib.util.find_spec("gradio") is None:
         raise InputError(f"the page needs Gradio; {_INSTALL}")
 
-    @functools.lru_cache(maxsize=_MAX_MODELS)
-    def load(name: str) -> LandmarkModel:
-        return load_model(name, detector_model=detector_model)
-
+    loaded = _Models(detector_model)
     names = list(dict.fromkeys([*map(str, models), DEFAULT_MODEL, *list_models()]))
-    _ = load(names[0]).detector  # raises an error before the page opens
+    _ = loaded.load(names[0]).detector  # raises an error before the page opens
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from lcgcn_jax.app.page import build_page, launch_options  # imports Gradio, which takes seconds
 
@@ -91,7 +119,7 @@ def launch_app(
     results, uploads = folder / "results", folder / "uploads"
     results.mkdir()
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    page = build_page(names, load, results)
+    page = build_page(names, loaded.use, results)
     try:
         _, url, _ = page.launch(
             server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
@@ -106,4 +134,4 @@ def launch_app(
                 "--port or --host"
             ) from error
         raise
-    return App(page, url, folder)
+    return App(page, url, folder, loaded)

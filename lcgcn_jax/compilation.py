@@ -17,9 +17,10 @@ def inference_options() -> dict[str, str | bool]:
     """Compiler options for `jax.jit` of the programs that predict faces.
 
     On a CPU, XLA's older emitter of fusions compiles `w300-lcgcn-small` in 23 % less time. The program has
-    the same results and takes 1.5 % longer (docs/research/speed.md).
+    the same results and takes 1.5 % longer (docs/research/speed.md). Later versions of JAX do not have it.
     """
-    fast = _FAST_COMPILATION if jax.default_backend() == "cpu" else {}
+    is_available = jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11)
+    fast = _FAST_COMPILATION if is_available else {}
     return {**compiler_options(), **fast}
 
 

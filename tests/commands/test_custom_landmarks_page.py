@@ -3,14 +3,13 @@
 import contextlib
 import csv
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from page_commands import shortened_commands
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.dataset import open_dataset
@@ -21,23 +20,12 @@ from lcgcn_jax.training.metric_writer import read_metrics
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHORTER = {
-    "--faces": 40,
-    "--test-faces": 16,
-    "--config.train.steps": 2,
-    "--config.train.eval_every": 2,
-    "--config.train.checkpoint_every": 2,
-}
 SMALLER = ["--config.data.image_size=64", "--config.train.batch_size=8"]
 
 
 def commands_of(text):
     """Commands of a block, with fewer faces and steps."""
-    for name, value in SHORTER.items():
-        text = re.sub(rf"({re.escape(name)}[= ])\S+", rf"\g<1>{value}", text)
-    for line in text.replace("\\\n", " ").splitlines():
-        program, *words = shlex.split(line)
-        assert program == "lcgcn"
+    for words in shortened_commands(text, faces=40, test_faces=16):
         yield words + (SMALLER if words[0] == "train" else [])
 
 

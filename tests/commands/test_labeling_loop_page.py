@@ -5,11 +5,11 @@ import functools
 import json
 import re
 import runpy
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from page_commands import shortened_commands
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.dataset import open_dataset
@@ -19,23 +19,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_compilation")]
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/tutorials/labeling-loop.md"
-SHORTER = {
-    "--faces": 60,
-    "--test-faces": 6,
-    "--config.train.steps": 2,
-    "--config.train.eval_every": 2,
-    "--config.train.checkpoint_every": 2,
-}
 SMALLER = ["--config.data.image_size=64", "--config.train.batch_size=4"]
 
 
 def commands_of(text):
     """Commands of a block, with fewer faces and steps, and a tiny model from random weights at first."""
-    for name, value in SHORTER.items():
-        text = re.sub(rf"({re.escape(name)}[= ])\S+", rf"\g<1>{value}", text)
-    for line in text.replace("\\\n", " ").splitlines():
-        program, *words = shlex.split(line)
-        assert program == "lcgcn"
+    for words in shortened_commands(text, faces=60, test_faces=6):
         if words[0] == "train":
             words = [w for w in words if "w300-lcgcn-small" not in w and "=backbone" not in w]
             words += [*SMALLER, "--config.model.heatmap.arch=tiny"]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # In docstrings, comments, messages, help texts and documentation.
 PHRASES = {
-    r"(?:me)(?:nd)(?:s|ed|ing)?": "fix, correct",
+    r"(?:m)(?:end)(?:s|ed|ing)?": "fix, correct",
     r"told|said": "reported, described",
     r"what (is|was|it) sa(id|ys)": "the message",
     r"go(es|ing)? on": "resume, continue",

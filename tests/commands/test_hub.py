@@ -18,6 +18,7 @@ from lcgcn_jax.models.bundles import CARD, CONFIG, WEIGHTS, load_bundle, save_bu
 
 hub = pytest.importorskip("huggingface_hub", reason="needs: pip install 'lcgcn-jax[hub]'")
 constants = pytest.importorskip("huggingface_hub.constants")
+utils = pytest.importorskip("huggingface_hub.utils")
 
 MODEL = {
     "heatmap": {"name": "toy"},
@@ -113,12 +114,12 @@ def server(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    hub.utils.disable_progress_bars()
+    utils.disable_progress_bars()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     try:
         yield server
     finally:
-        hub.utils.enable_progress_bars()
+        utils.enable_progress_bars()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import gc
 import math
 import os
 import re
@@ -29,6 +30,9 @@ import numpy as np
 import pytest
 import yaml
 from _pytest.runner import runtestprotocol
+
+# Traced programs are many small objects that stay alive, and each collection visits all of them.
+gc.set_threshold(50_000, 20, 50)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -8,12 +8,14 @@ from hypothesis.extra.numpy import arrays
 
 from lcgcn_jax import heatmaps
 from lcgcn_jax.geometry import input_to_heatmap
-from lcgcn_jax.heatmaps import DECODERS, heatmap_pixels_at, sample, windows
+from lcgcn_jax.heatmaps import DECODERS, heatmap_pixels_at
 
 # Compiled as one program; without `jit`, every operation would be compiled separately.
 decode = jax.jit(heatmaps.decode, static_argnames=("method", "activation"))
 encode = jax.jit(heatmaps.encode, static_argnames=("shape", "sigma", "subpixel"))
 heatmap_std = jax.jit(heatmaps.heatmap_std, static_argnames="activation")
+sample = jax.jit(heatmaps.sample, static_argnames="bilinear")
+windows = jax.jit(heatmaps.windows, static_argnums=2)
 
 H, W = 20, 24
 RNG = np.random.default_rng(0)
@@ -181,7 +183,9 @@ def test_soft_is_differentiable_and_argmax_is_not():
     logits = gaussian_logits(np.array([[8.0, 9.0]]), 1.5)
 
     def gradient_of_x(method):
-        return np.asarray(jax.grad(lambda m: decode(m, method)[0][0, 0, 0])(logits))[0, ..., 0]
+        return np.asarray(jax.jit(jax.grad(lambda m: decode(m, method)[0][0, 0, 0]))(logits))[
+            0, ..., 0
+        ]
 
     assert not gradient_of_x("argmax").any()
     soft = gradient_of_x("soft")

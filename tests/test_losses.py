@@ -19,6 +19,15 @@ from lcgcn_jax.losses import (
     wing,
 )
 
+# A program for each function compiles faster than one for each operation.
+adaptive_wing, bce, l1, mse, normalized_l2, smooth_l1, wing = map(
+    jax.jit, (adaptive_wing, bce, l1, mse, normalized_l2, smooth_l1, wing)
+)
+focal = jax.jit(focal, static_argnames=("alpha", "beta"))
+star = jax.jit(star, static_argnames=("beta", "restriction"))
+moments = jax.jit(moments, static_argnames=("normalization", "temperature"))
+encode = jax.jit(encode, static_argnames=("shape", "sigma", "subpixel"))
+
 RNG = np.random.default_rng(0)
 B, H, W, K = 2, 6, 5, 3
 LOGITS = jnp.asarray(RNG.normal(-1, 2, (B, H, W, K)), jnp.float32)

@@ -98,6 +98,7 @@ def test_create_model_has_the_shapes_of_the_config(source, landmarks):
     assert output.landmarks.shape == (2, landmarks, 2)
 
 
+@pytest.mark.slow
 def test_create_model_reads_the_architecture_of_trained_models(small_run):
     for source, first in (("w300-lcgcn-small", "stem1"), (small_run, "first")):
         loaded = nnx.eval_shape(lambda source=source: lc.create_model(source))
@@ -140,6 +141,7 @@ def test_module_predicts_as_the_model(toy_model):
     assert model.module is model.module
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_optax(toy_model, tmp_path):
     """Two steps change the module but not the model, and a bundle keeps the new weights."""
     model = toy_model
@@ -212,6 +214,7 @@ def test_draw(model, tmp_path):
     assert not np.shares_memory(empty, image)
 
 
+@pytest.mark.slow
 def test_evaluate_equals_the_command(small_run, synthetic98, tmp_path, capsys):
     from lcgcn_jax.commands.main import main
 
@@ -226,6 +229,7 @@ def test_evaluate_equals_the_command(small_run, synthetic98, tmp_path, capsys):
     assert (result.num_faces, result.missed, result.errors.heatmap.shape) == (24, None, (24,))
 
 
+@pytest.mark.slow
 def test_evaluate_options(model, synthetic98):
     plain, flipped, occluded = (
         lc.evaluate(model, synthetic98, split="validation", **options)

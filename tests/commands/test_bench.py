@@ -82,6 +82,7 @@ def test_all_results_are_present_and_positive(config, synthetic98, tmp_path, cap
     assert max(len(line) for line in output.splitlines() if line != str(config)) <= 100
 
 
+@pytest.mark.slow
 def test_two_benchmarks_on_a_dataset(config, synthetic98, tmp_path):
     out = tmp_path / "bench.json"
     options = ["--data", synthetic98, "--only", "forward,decode", "--repetitions", 2, "--json", out]

@@ -39,7 +39,10 @@ class Case:
     is_trained: bool
 
 
-@pytest.fixture(scope="module", params=["small", pytest.param("shipped", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) for name in ("small", "shipped")],
+)
 def case(request, small_run, synthetic98, synthetic68):
     if request.param == "small":
         photo = sorted((synthetic98 / "official").rglob("*.jpg"))[0]

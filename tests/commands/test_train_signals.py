@@ -24,13 +24,9 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGTERM, 143),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
-    ],
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
 def test_signal_saves_a_checkpoint(toy, synthetic98, tmp_path, monkeypatch, capsys, number, code):
     (tmp_path / "config.py").write_text(CONFIG)

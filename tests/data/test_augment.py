@@ -237,6 +237,7 @@ def test_corrupted_crops_depend_only_on_the_name(kind):
         np.testing.assert_array_equal(first[field], plain[field])
 
 
+@pytest.mark.slow
 def test_corruptions_have_their_documented_strength():
     size, names = 96, [f"face {i}" for i in range(60)]
     image = np.random.default_rng(0).integers(60, 196, (300, 300, 3), np.uint8)
@@ -330,6 +331,7 @@ def test_aspect_and_shear_span_their_limits():
     assert 6 < max(angles) < 16
 
 
+@pytest.mark.slow
 def test_normal_distribution_has_the_limits_and_half_of_them_as_deviation():
     config = AugmentConfig(
         distribution="normal", rotation=40.0, zoom=(1.0, 1.0), shift=0.0, mirror=0.0

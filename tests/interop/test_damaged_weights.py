@@ -176,6 +176,7 @@ def small(random_bundle):
     return export_weights(bundle, graph=False, source="bundle")
 
 
+@pytest.mark.slow
 def test_weights_of_the_wrong_shape_or_value(small, tmp_path, capsys):
     kernel, last = small["conv1.weight"], small["head.3.weight"]
     broken = np.where(np.arange(kernel.size).reshape(kernel.shape) == 5, np.float32(np.nan), kernel)

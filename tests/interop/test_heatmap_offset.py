@@ -123,6 +123,7 @@ def authors_example(rng, side):
     return position, np.trunc(point * CROP / side / 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "added"), [(CROP, 0.0), (CROP // 2, 0.5)])
 def test_lcgcn_authors_truncate(side, added):
     """Faces that are not resized are decoded without bias, others with the bias of `torch_layouts`."""

@@ -295,14 +295,9 @@ def test_missing_jax2onnx_raises_with_the_install_command(shipped, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "graph",
-    [
-        {"edge_inputs": "both", "gate": "visibility"},
-        pytest.param({"name": "dag"}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("graph", [{"edge_inputs": "both", "gate": "visibility"}, {"name": "dag"}])
 def test_visibility_is_the_last_output(toy, random_bundle, tmp_path, kind, graph):
     require_converter(kind)
     model = {

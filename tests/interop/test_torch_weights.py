@@ -116,6 +116,7 @@ def their_head(state, positions, confidences, features):
     return edges, nodes
 
 
+@pytest.mark.slow
 def test_graph_head_has_the_outputs_of_the_authors_code(lcgcn, parity):
     edges, coordinates = our_head(lcgcn, head_inputs(parity))
     theirs = parity.outputs("lcgcn_head_98")
@@ -123,6 +124,7 @@ def test_graph_head_has_the_outputs_of_the_authors_code(lcgcn, parity):
     assert relative_error(coordinates, theirs["coordinates"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_graph_head_with_unequal_edges_agrees_with_its_description(hrnet98, graph98, parity):
     """In the stored outputs, the last ReLU of the edges is 0 for every pair, so all edges are equal."""
     inputs, theirs = head_inputs(parity), parity.outputs("lcgcn_head_98")
@@ -177,6 +179,7 @@ def assert_same_weights(ours, theirs):
         np.testing.assert_array_equal(ours[name], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize(("starts", "code"), [(MMPOSE_0, "mmpose 0.x"), (MMPOSE_1, "mmpose 1.x")])
 def test_import_of_mmpose_layouts(face, hrnet98, starts, code, prefix):
@@ -255,6 +258,7 @@ def test_one_missing_key_is_rejected(hrnet98, key):
     assert f"1 keys do not fit the model; 1 missing: {key}" in rejection(state)
 
 
+@pytest.mark.slow
 def test_incomplete_head_is_rejected(hrnet98):
     state = {key: value for key, value in hrnet98.items() if not key.startswith("head.3")}
     assert "6 unknown: head.0.bias, head.0.weight" in rejection(state)
@@ -310,6 +314,7 @@ class ConstantHeatmapModel(nnx.Module):
         return self.logits[...], self.features[...]
 
 
+@pytest.mark.slow
 def test_prediction_from_heatmaps_agrees_with_the_authors_code(lcgcn, graph98, parity):
     """Their `LandmarkModel` maps peaks / 64 to landmarks / 256."""
     logits = parity.normal("logits", (1, 64, 64, 98))

@@ -28,6 +28,7 @@ def make(config=SMALL):
     return model
 
 
+@nnx.jit
 def run(model, maps=MAPS, peaks=PEAKS):
     return model(peaks, CONFIDENCE, model.select_features(maps, HEATMAPS, peaks), train=False)
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,11 @@ def randomize(module):
     return module
 
 
+def run(edges, confidence, *, train):
+    """Edges, compiled as one program."""
+    return nnx.jit(functools.partial(type(edges).__call__, train=train))(edges, confidence)
+
+
 def make(kind, diagonal="learned", norm="none"):
     if kind == "learned_per_image":
         widths = {"class_widths": (6, 3), "edge_widths": (4,)}
@@ -37,7 +44,7 @@ def make(kind, diagonal="learned", norm="none"):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_incoming_edge_weights_sum_to_1(kind):
-    edges = make(kind)(CONFIDENCE, train=False)
+    edges = run(make(kind), CONFIDENCE, train=False)
     assert edges.shape == (B, K, K)
     assert (np.asarray(edges) >= 0).all()
     np.testing.assert_allclose(edges.sum(axis=-1), np.ones((B, K)), rtol=1e-6)
@@ -46,13 +53,13 @@ def test_incoming_edge_weights_sum_to_1(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_per_image_edges_depend_on_confidences(kind):
     edges = make(kind)
-    first, second = (edges(c, train=False) for c in (CONFIDENCE, CONFIDENCE[::-1]))
+    first, second = (run(edges, c, train=False) for c in (CONFIDENCE, CONFIDENCE[::-1]))
     assert np.allclose(first, second, atol=1e-3) == (kind != "learned_per_image")
 
 
 def test_edges_do_not_depend_on_other_images():
     edges = make("learned_per_image")
-    batch, single = edges(CONFIDENCE, train=False), edges(CONFIDENCE[1:2], train=False)
+    batch, single = run(edges, CONFIDENCE, train=False), run(edges, CONFIDENCE[1:2], train=False)
     np.testing.assert_allclose(batch[1:2], single, rtol=1e-5)
 
 
@@ -60,14 +67,14 @@ def test_static_edges_are_the_softmax_of_their_matrix():
     edges = make("learned_static")
     exp = np.exp(np.asarray(edges.logits[...], np.float64))
     expected = exp / exp.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(edges(CONFIDENCE, train=True)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(run(edges, CONFIDENCE, train=True)[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"), [("uniform", np.full((K, K), 1 / K)), ("self_only", np.eye(K))]
 )
 def test_fixed_edges_are_constant(kind, expected):
-    for edges in make(kind)(CONFIDENCE, train=False):
+    for edges in run(make(kind), CONFIDENCE, train=False):
         np.testing.assert_allclose(edges, expected, rtol=1e-6)
 
 
@@ -103,14 +110,14 @@ def test_per_image_edges_match_the_equation(diagonal):
             )
             logits[j] = reference_mlp(edges.edge_mlp, pair)[0]
         expected[image, i] = np.exp(logits) / np.exp(logits).sum()
-    np.testing.assert_allclose(edges(CONFIDENCE, train=True), expected, rtol=1e-4)
+    np.testing.assert_allclose(run(edges, CONFIDENCE, train=True), expected, rtol=1e-4)
 
 
 def test_zero_diagonal_does_not_change_the_ratios_of_other_weights():
     edges = make("learned_per_image", "zero")
     with_diagonal = make("learned_per_image", "learned")
     nnx.update(with_diagonal, nnx.state(edges))
-    zero, learned = edges(CONFIDENCE, train=False), with_diagonal(CONFIDENCE, train=False)
+    zero, learned = run(edges, CONFIDENCE, train=False), run(with_diagonal, CONFIDENCE, train=False)
     off = ~np.eye(K, dtype=bool)
     # The ratios of the other weights are equal, since only one logit of each row differs.
     for a, b in zip(np.asarray(zero), np.asarray(learned), strict=True):
@@ -125,10 +132,10 @@ def test_zero_diagonal_does_not_change_the_ratios_of_other_weights():
 
 def test_batch_norm_of_classes_does_not_depend_on_the_batch_size():
     edges = make("learned_per_image", norm="batch")
-    edges(CONFIDENCE, train=True)
+    run(edges, CONFIDENCE, train=True)
     single = make("learned_per_image", norm="batch")
     nnx.update(single, nnx.state(edges, nnx.Param))
-    single(CONFIDENCE[:1], train=True)
+    run(single, CONFIDENCE[:1], train=True)
     means = [module.class_mlp.norms[0].mean[...] for module in (edges, single)]
     np.testing.assert_allclose(*means, rtol=1e-6)
 
@@ -139,6 +146,6 @@ def test_all_edge_parameters_have_a_gradient():
     def first_column(params):
         return nnx.merge(graphdef, params)(CONFIDENCE, train=True)[..., 0].sum()
 
-    gradients = jax.tree.leaves(jax.grad(first_column)(params))
+    gradients = jax.tree.leaves(jax.jit(jax.grad(first_column))(params))
     # A constant that is added to all logits of a row has no effect, so the last bias has no gradient.
     assert sum(not np.allclose(g, 0, atol=1e-6) for g in gradients) == len(gradients) - 1

@@ -32,8 +32,7 @@ def make(num_landmarks=K, *, dtype=jnp.float32, **options):
     )
 
 
-@pytest.mark.parametrize("side", [64, 72, 128])
-@pytest.mark.parametrize("stacks", [1, 2, 3])
+@pytest.mark.parametrize(("stacks", "side"), [(1, 72), (2, 64), (2, 128)])
 def test_heatmaps_and_features_have_stride_4(side, stacks):
     def run():
         model = make(stacks=stacks, width=16)
@@ -49,6 +48,7 @@ def num_parameters(stacks, width):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
+@pytest.mark.slow
 def test_number_of_parameters_is_that_of_the_paper():
     # The public model with 8 stacks of width 256 has about 25.6 million, 3.2 million per stack.
     assert num_parameters(8, 256) == pytest.approx(25.6e6, rel=0.05)

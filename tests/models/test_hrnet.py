@@ -44,7 +44,10 @@ def test_every_arch_has_a_size():
     assert constraints_of(HRNetConfig)["arch"].choices == tuple(ARCHS)
 
 
-@pytest.mark.parametrize("arch", CHANNELS)
+@pytest.mark.parametrize(
+    "arch",
+    [arch if arch == "tiny" else pytest.param(arch, marks=pytest.mark.slow) for arch in CHANNELS],
+)
 def test_heatmaps_and_features_have_stride_4(arch):
     logits, features = shapes(arch, 64)
     assert logits.shape == (2, 16, 24, 7)
@@ -63,7 +66,7 @@ def test_outputs_are_bfloat16():
 
 @pytest.fixture(scope="module")
 def small():
-    return nnx.jit(lambda: make(features="head"))()
+    return make(features="head")
 
 
 def test_head_features_are_the_input_of_the_last_convolution(small):
@@ -79,7 +82,7 @@ def test_initial_probability_is_the_prior(small):
 
 
 def test_initial_linear_heatmap_is_0():
-    model = nnx.jit(lambda: make(activation="linear"))()
+    model = make(activation="linear")
     assert model.activation == "linear"
     assert not model.head_out.bias[...].any()
 

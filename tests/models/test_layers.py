@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,11 @@ def normal(*shape):
     return jnp.asarray(RNG.normal(size=shape), jnp.float32)
 
 
+def run(module, x, **mode):
+    """Output of a module, compiled as one program."""
+    return nnx.jit(functools.partial(type(module).__call__, **mode))(module, x)
+
+
 def make_mlp(norm, widths=(5, 4, 3)):
     return MLP(6, widths, norm=norm, momentum=0.9, dtype=jnp.float32, rngs=nnx.Rngs(0))
 
@@ -43,7 +50,7 @@ def test_convolution_matches_a_sum_over_windows(stride, size, shape):
     for i, j in np.ndindex(shape):
         window = padded[0, stride * i : stride * i + size, stride * j : stride * j + size]
         expected[0, i, j] = np.einsum("yxi,yxio->o", window, conv.kernel[...]) + 0.7
-    np.testing.assert_allclose(conv(x), expected, atol=1e-5)
+    np.testing.assert_allclose(run(conv, x), expected, atol=1e-5)
 
 
 def test_1x1_convolution_matches_lax():
@@ -52,7 +59,7 @@ def test_1x1_convolution_matches_lax():
     expected = lax.conv_general_dilated(
         x, conv.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    np.testing.assert_allclose(conv(x), expected, atol=1e-5)
+    np.testing.assert_allclose(run(conv, x), expected, atol=1e-5)
 
 
 def batch_norms(dtype=jnp.float32):
@@ -70,12 +77,12 @@ def test_batch_norm_matches_flax(leading):
     ours, theirs = batch_norms()
     for _ in range(2):
         x = 3 * normal(*leading, 5) + 10
-        expected = theirs(x, use_running_average=False)
-        np.testing.assert_allclose(ours(x, train=True), expected, atol=1e-4)
+        expected = run(theirs, x, use_running_average=False)
+        np.testing.assert_allclose(run(ours, x, train=True), expected, atol=1e-4)
     np.testing.assert_allclose(ours.mean[...], theirs.mean[...], rtol=1e-4)
     np.testing.assert_allclose(ours.var[...], theirs.var[...], rtol=1e-4)
-    expected = theirs(x, use_running_average=True)
-    np.testing.assert_allclose(ours(x, train=False), expected, atol=1e-4)
+    expected = run(theirs, x, use_running_average=True)
+    np.testing.assert_allclose(run(ours, x, train=False), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("leading", [(8,), (2, 4, 6)])
@@ -90,7 +97,7 @@ def test_batch_norm_gradient_matches_flax(leading):
                 weights * jnp.tanh(nnx.merge(graphdef, params, rest, copy=True)(x, **mode))
             ).sum()
 
-        dx, d_params = jax.grad(loss, argnums=(0, 1))(x, params)
+        dx, d_params = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, params)
         return dx, d_params["scale"][...], d_params["bias"][...]
 
     ours, theirs = batch_norms()
@@ -113,7 +120,7 @@ def test_batch_norm_gradient_in_bfloat16_is_close_to_float32():
             y = nnx.merge(graphdef, state, copy=True)(x, train=True)
             return (weights * y.astype(jnp.float32)).sum()
 
-        return jax.grad(loss)(x.astype(dtype))
+        return jax.jit(jax.grad(loss))(x.astype(dtype))
 
     half = gradient(jnp.bfloat16)
     assert half.dtype == jnp.bfloat16
@@ -123,21 +130,21 @@ def test_batch_norm_gradient_in_bfloat16_is_close_to_float32():
 def test_batch_norm_keeps_its_statistics_in_evaluation():
     ours, _ = batch_norms()
     before = ours.mean[...], ours.var[...]
-    ours(normal(8, 5) + 10, train=False)
+    run(ours, normal(8, 5) + 10, train=False)
     jax.tree.map(np.testing.assert_array_equal, before, (ours.mean[...], ours.var[...]))
 
 
 def test_batch_norm_variance_is_precise_with_a_large_mean():
     ours, _ = batch_norms()
     x = normal(1000, 5)
-    ours(x + 4096, train=True)
+    run(ours, x + 4096, train=True)
     variance = (ours.var[...] - 0.9) / 0.1
     np.testing.assert_allclose(variance, x.var(axis=0), rtol=2e-3)
 
 
 def test_batch_norm_statistics_of_bfloat16_are_float32():
     ours, _ = batch_norms(jnp.bfloat16)
-    assert ours(normal(8, 5).astype(jnp.bfloat16), train=True).dtype == jnp.bfloat16
+    assert run(ours, normal(8, 5).astype(jnp.bfloat16), train=True).dtype == jnp.bfloat16
     assert ours.mean[...].dtype == ours.var[...].dtype == jnp.float32
 
 
@@ -168,15 +175,15 @@ def test_mlp_is_linear_relu_and_norm_except_in_the_last_layer():
         if norm is not None:
             mean, scale = np.asarray(norm.mean[...]), np.asarray(norm.scale[...])
             h = (np.maximum(h, 0) - mean) / np.sqrt(1 + 1e-5) * scale
-    np.testing.assert_allclose(mlp(x, train=False), h, atol=1e-5)
+    np.testing.assert_allclose(run(mlp, x, train=False), h, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", constraints_of(GraphConfig)["norm"].choices)
 @pytest.mark.parametrize("train", [True, False])
 def test_leading_axes_of_mlp_are_one_batch(norm, train):
     mlp, x = make_mlp(norm), normal(2, 3, 4, 6)
-    flat = mlp(x.reshape(24, 6), train=train)
-    np.testing.assert_allclose(mlp(x, train=train), flat.reshape(2, 3, 4, 3), atol=1e-5)
+    flat = run(mlp, x.reshape(24, 6), train=train)
+    np.testing.assert_allclose(run(mlp, x, train=train), flat.reshape(2, 3, 4, 3), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +191,7 @@ def test_leading_axes_of_mlp_are_one_batch(norm, train):
 )
 def test_rows_of_mlp_depend_on_each_other_only_with_batch_norm(norm, is_independent):
     mlp, x = make_mlp(norm), normal(8, 6)
-    part, whole = mlp(x[:4], train=True), mlp(x, train=True)[:4]
+    part, whole = run(mlp, x[:4], train=True), run(mlp, x, train=True)[:4]
     assert np.allclose(part, whole, atol=1e-5) == is_independent
 
 
@@ -194,21 +201,21 @@ def test_mlp_with_relu_and_norm_after_the_last_layer(last_norm):
     mlp = MLP(6, (5, 3), last_relu=True, last_norm=last_norm, **options, rngs=nnx.Rngs(0))
     linear = MLP(6, (5, 3), **options, rngs=nnx.Rngs(0))
     x = normal(4, 6)
-    expected = linear(x, train=False)
+    expected = run(linear, x, train=False)
     assert (np.asarray(expected) < 0).any()
     expected = np.maximum(expected, 0)
     if last_norm:
         norm = mlp.norms[1]
         norm.scale.set_value(normal(3))
         norm.bias.set_value(normal(3))
-        expected = norm(jnp.asarray(expected), train=False)
-    np.testing.assert_allclose(mlp(x, train=False), expected, rtol=1e-5, atol=1e-6)
+        expected = run(norm, jnp.asarray(expected), train=False)
+    np.testing.assert_allclose(run(mlp, x, train=False), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mlp_with_one_layer_is_linear():
     mlp, x = make_mlp("batch", widths=(3,)), normal(2, 6)
     np.testing.assert_allclose(
-        mlp(x, train=True) + mlp(-x, train=True), np.zeros((2, 3)), atol=1e-6
+        run(mlp, x, train=True) + run(mlp, -x, train=True), np.zeros((2, 3)), atol=1e-6
     )
 
 

@@ -32,6 +32,7 @@ def make():
     return randomize(PatchRefiner(K, C, rngs=nnx.Rngs(0)))
 
 
+@nnx.jit
 def run(refiner, positions=POSITIONS, edges=EDGES, maps=MAPS, heatmaps=HEATMAPS):
     return refiner(positions, jnp.log(CONFIDENCE), edges, maps, heatmaps)
 
@@ -81,10 +82,10 @@ def test_only_the_patch_and_only_the_heatmap_of_the_landmark_have_an_effect():
     self_only = jnp.eye(K)[None].repeat(B, axis=0)
 
     def energy(maps, heatmaps):
-        refined = run(refiner, edges=self_only, maps=maps, heatmaps=heatmaps)
+        refined = refiner(POSITIONS, jnp.log(CONFIDENCE), self_only, maps, heatmaps)
         return (refined[:, :1] ** 2).sum()
 
-    gradients = jax.grad(energy, argnums=(0, 1))(MAPS, HEATMAPS)
+    gradients = jax.jit(jax.grad(energy, argnums=(0, 1)))(MAPS, HEATMAPS)
     rows, columns = np.nonzero(np.asarray(gradients[0][0] != 0).any(axis=-1))
     assert np.ptp(rows) <= SIDE
     assert np.ptp(columns) <= SIDE

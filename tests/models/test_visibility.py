@@ -49,11 +49,17 @@ def config_of(head="attention", **graph):
 
 
 def make(config):
-    return nnx.jit(lambda: create_model(config, K, rngs=nnx.Rngs(0)))()
+    return create_model(config, K, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("head", constraints_of(VisibilityConfig)["head"].choices[1:])
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(
+    "graph",
+    [
+        graph if graph == "paper" else pytest.param(graph, marks=pytest.mark.slow)
+        for graph in GRAPHS
+    ],
+)
 def test_every_graph_outputs_probabilities(toy, graph, head):
     if head == "local" and graph not in ("paper", "cascade"):
         pytest.skip("the graph does not depend on the kind of head")
@@ -136,7 +142,7 @@ def test_gate_scales_messages_by_the_visibility_of_the_source():
     np.testing.assert_allclose(hidden, edges, rtol=1e-4)
 
 
-@pytest.mark.parametrize("visibility_gradient", [False, True])
+@pytest.mark.parametrize("visibility_gradient", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_coordinate_loss_trains_the_head_only_with_visibility_gradient(toy, visibility_gradient):
     config = config_of(
         edge_inputs="both", gate="visibility", norm="none", visibility_gradient=visibility_gradient

@@ -33,6 +33,7 @@ def test_the_seed_determines_the_face():
     assert np.abs(first.landmarks - other.landmarks).mean() > 1
 
 
+@pytest.mark.slow
 def test_landmarks_are_inside_the_image_and_span_half_of_it(faces):
     points = np.stack([face.landmarks for face in faces])
     assert points.dtype == np.float64
@@ -44,6 +45,7 @@ def test_landmarks_are_inside_the_image_and_span_half_of_it(faces):
     assert extent.max() < 0.61
 
 
+@pytest.mark.slow
 def test_features_are_in_anatomical_order(faces):
     for face in faces:
         p = face.landmarks
@@ -55,6 +57,7 @@ def test_features_are_in_anatomical_order(faces):
         assert ((p[lower] - p[upper]) @ across >= 0).all()
 
 
+@pytest.mark.slow
 def test_near_frontal_faces_are_nearly_symmetric(plain_seeds, faces):
     differences = []
     for seed in plain_seeds:
@@ -78,6 +81,7 @@ def test_schemes_agree_on_shared_landmarks(wflw, ibug):
         np.testing.assert_allclose(a.landmarks[list(wflw)], b.landmarks[list(ibug)], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_attributes_are_independent_and_have_a_rate_of_20_percent(faces):
     flags = np.array([[face.attributes[name] for name in synthetic.ATTRIBUTES] for face in faces])
     rates = flags.mean(axis=0)
@@ -87,6 +91,7 @@ def test_attributes_are_independent_and_have_a_rate_of_20_percent(faces):
     assert np.abs(correlation - np.eye(6)).max() < 0.25
 
 
+@pytest.mark.slow
 def test_blur_and_pose_attributes_change_the_image(faces):
     def mean(name, value, score):
         return np.mean([score(face) for face in faces if face.attributes[name] is value])
@@ -106,6 +111,7 @@ def test_blur_and_pose_attributes_change_the_image(faces):
     assert mean("pose", True, rotation) > 1.5 * mean("pose", False, rotation)
 
 
+@pytest.mark.slow
 def test_only_faces_with_the_occlusion_attribute_have_occluded_landmarks(faces):
     num_occluded = np.array([face.occluded.sum() for face in faces])
     flagged = np.array([face.attributes["occlusion"] for face in faces])
@@ -114,6 +120,7 @@ def test_only_faces_with_the_occlusion_attribute_have_occluded_landmarks(faces):
     assert num_occluded[flagged].mean() < 60
 
 
+@pytest.mark.slow
 def test_pupil_landmarks_are_at_the_drawn_pupils(plain_seeds):
     for seed in plain_seeds[:8]:
         face = synthetic.draw_face(seed, WFLW98, size=384)
@@ -125,6 +132,7 @@ def test_pupil_landmarks_are_at_the_drawn_pupils(plain_seeds):
             assert np.abs(_dark_centroid(gray, center) - center).max() < 1.0
 
 
+@pytest.mark.slow
 def test_jaw_landmarks_are_on_an_image_edge(plain_seeds):
     """The color gradient across the jaw is larger than the gradient across the cheek."""
     for seed in plain_seeds[:8]:
@@ -143,6 +151,7 @@ def test_jaw_landmarks_are_on_an_image_edge(plain_seeds):
         assert change(jaw) > 2 * change(jaw - 16 * outward)
 
 
+@pytest.mark.slow
 def test_the_face_does_not_depend_on_the_image_size(plain_seeds):
     for seed in plain_seeds[:6]:
         small, large = (synthetic.draw_face(seed, WFLW98, size=size) for size in (192, 384))

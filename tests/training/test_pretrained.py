@@ -128,7 +128,7 @@ def trained(request, make_tiny_config, tmp_path_factory):
     """Workdir with checkpoints of two steps and no best model, and the weights to evaluate."""
     config = two_steps(make_tiny_config(), ema_decay=request.param)
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    training = Trainer(config, workdir, make_mesh(8)).prepare()
+    training = Trainer(config, workdir, make_mesh(1)).prepare()
     training.run()
     shutil.rmtree(workdir / BEST)
     weights = {n: np.asarray(v) for part in training.state.evaluated for n, v in part.items()}
@@ -149,6 +149,7 @@ def load_from(config, path):
     return load_weights(config)
 
 
+@pytest.mark.slow
 def test_run_without_a_best_model_gives_its_latest_checkpoint(tiny_config, trained):
     workdir, evaluated = trained
     tiny_config.init_scope = "whole"
@@ -285,6 +286,7 @@ def test_imagenet_file_gives_its_backbone(hrnet, face, tmp_path, scope):
     assert message == f"starts with the backbone of {path}; the head is random"
 
 
+@pytest.mark.slow
 def test_other_meaning_of_heatmaps_is_reported(face, tmp_path):
     config = hrnet_config(activation="sigmoid")
     config.model.heatmap_offset = None

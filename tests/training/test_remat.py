@@ -37,12 +37,13 @@ class OneBlock(nnx.Module):
         return self.out(x), x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "heatmap",
     [
         {"name": "one_block"},
-        pytest.param({"name": "hrnet", "arch": "tiny"}, marks=pytest.mark.slow),
-        pytest.param({"name": "hourglass", "stacks": 1, "width": 16}, marks=pytest.mark.slow),
+        {"name": "hrnet", "arch": "tiny"},
+        {"name": "hourglass", "stacks": 1, "width": 16},
     ],
     ids=lambda heatmap: heatmap["name"],
 )

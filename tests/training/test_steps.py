@@ -158,6 +158,7 @@ def test_total_is_the_weighted_sum_of_the_trained_stages():
     assert set(parts) == {"mse"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heatmap", "coordinate"),
     # Every other test trains with focal and l1.

@@ -67,6 +67,7 @@ def test_mean_shapes_of_a_new_run_are_separate_arrays(tiny_config, tmp_path):
     training.batches.close()
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_path, stop_at_three):
     whole, finished = train(tiny_config, tmp_path / "whole")
     assert finished
@@ -90,6 +91,7 @@ def test_loss_falls(tiny_config, tmp_path):
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_one_device_and_many_agree(tiny_config, tmp_path):
     tiny_config.train.steps = tiny_config.train.eval_every = 2
     # The first step of Adam moves all weights equally far, also those whose gradient is only rounding errors.
@@ -132,6 +134,7 @@ def changed_parts(before, after):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "parts"),
     [
@@ -177,6 +180,7 @@ def test_scalars_that_are_not_finite_stop_the_run(tiny_config, tmp_path, what):
     assert training.checkpoints.latest is None
 
 
+@pytest.mark.slow
 def test_infinite_loss_stops_with_step_rate_and_records(tiny_config, tmp_path):
     tiny_config.optimizer.learning_rate.heatmap = 1e30
     training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
@@ -216,6 +220,7 @@ def test_run_of_an_older_version_without_epochs_resumes(tiny_config, tmp_path):
     assert tiny_config.train.steps is None
 
 
+@pytest.mark.slow
 def test_epochs_are_resolved_with_the_data_and_written(tiny_config, tmp_path):
     tiny_config.train.update({"steps": None, "eval_every": None, "checkpoint_every": None})
     tiny_config.train.epochs = 0.5
@@ -304,6 +309,7 @@ def test_data_of_another_scheme_is_refused(tiny_config, synthetic68, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_only_the_latest_checkpoints_stay(tiny_config, tmp_path):
     tiny_config.train.steps = 6
     tiny_config.train.checkpoint_every = 1
@@ -387,6 +393,7 @@ def test_cached_training_resumes_bit_for_bit(frozen_config, tmp_path, stop_at_th
     assert_same_state(whole.state, second.state)
 
 
+@pytest.mark.slow
 def test_runs_with_different_seeds_share_the_cache(frozen_config, tmp_path):
     frozen_config.train.cache = True
     first = Trainer(frozen_config, tmp_path / "first", make_mesh(1)).prepare()
@@ -431,6 +438,7 @@ def example_batch(config):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "loss"), [("joint", "focal"), ("heatmap_only", "adaptive_wing")])
 def test_missing_landmarks_are_masked(
     tiny_config, custom29, custom_landmarks_page, tmp_path, mode, loss

@@ -90,6 +90,7 @@ def test_training_lowers_the_loss_and_predicts(visibility_config, labeled98, tmp
     assert model.predict_crops(np.zeros((0, 32, 32, 3), np.uint8)).visibility.shape == (0, 98)
 
 
+@pytest.mark.slow
 def test_labels_change_nothing_without_a_head(visibility_config, synthetic98, tmp_path):
     visibility_config.model.visibility.head = "none"
     visibility_config.train.steps = visibility_config.train.eval_every = 2
@@ -112,6 +113,7 @@ def test_data_without_labels_is_rejected(visibility_config, synthetic98, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_sources_with_and_without_labels(visibility_config, synthetic98, labeled98, tmp_path):
     visibility_config.data.dir = str(synthetic98)
     visibility_config.data.sources = ((str(synthetic98), 1.0), (str(labeled98), 1.0))
@@ -151,6 +153,7 @@ def test_cached_training_with_the_head(visibility_config, tmp_path, graph):
     assert cached.validate().visibility is not None
 
 
+@pytest.mark.slow
 def test_a_trained_model_gets_the_head_and_loses_it(visibility_config, tmp_path):
     config = visibility_config
     config.train.steps = config.train.eval_every = config.train.checkpoint_every = 1

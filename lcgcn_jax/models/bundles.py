@@ -295,7 +295,7 @@ def read_bundle(
                 )
         size, flip_bias = int(config["image_size"]), float(config.get("flip_bias", 0.0))
         bundle = Bundle(config["model"], scheme, size, {}, calibration, flip_bias)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _config_error(source, error) from error
     try:
         stored = (path / WEIGHTS).read_bytes()

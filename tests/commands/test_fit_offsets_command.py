@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.annotation_offsets import read_offsets
 from lcgcn_jax.data.dataset import open_dataset

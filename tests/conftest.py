@@ -242,6 +242,17 @@ def detector_model(shared) -> Path:
     return shared / "models" / "face_detection_yunet_2023mar.onnx"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+    """Uses one of the simulated devices by default, for which programs compile faster."""
+    from lcgcn_jax.training import sharding
+
+    make_mesh = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda num_devices=1: make_mesh(num_devices))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Tests download nothing."""
@@ -309,16 +320,6 @@ def custom29(make_once, synthetic98, custom_landmarks_page) -> Path:
     return make_once("custom29", lambda out: records.prepare(annotations, out))
 
 
-@contextlib.contextmanager
-def _one_device():
-    """Trains on one of the simulated devices, for which programs compile faster."""
-    from lcgcn_jax.training import sharding
-
-    with pytest.MonkeyPatch.context() as patch, _fast_compilation():
-        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, 1))
-        yield
-
-
 @pytest.fixture(scope="session")
 def journey(make_once) -> Path:
     """Output of `lcgcn demo` (data, a run of the tiny HRNet, evaluation, plots) and of `lcgcn train`.
@@ -333,7 +334,11 @@ def journey(make_once) -> Path:
         faces = ["--faces", "40", "--test-faces", "24"]
         data = f"--config.data.dir={demo / 'data'}"
         train = ["train", *config, "--workdir", demo / "train", data]
-        with (folder / "stdout").open("w") as out, contextlib.redirect_stdout(out), _one_device():
+        with (
+            (folder / "stdout").open("w") as out,
+            contextlib.redirect_stdout(out),
+            _fast_compilation(),
+        ):
             for command in (["demo", "--out", demo, *config, *faces], train):
                 assert main([str(word) for word in command]) == 0
 
@@ -365,7 +370,7 @@ def small_run(small_run_config, make_once, synthetic98) -> Path:
     def fill(folder):
         config = load_config(small_run_config)
         config.data.dir = str(synthetic98)
-        with _one_device():
+        with _fast_compilation():
             train(config, folder)
 
     registry.register_heatmap_model("toy", toy_model())

@@ -161,7 +161,7 @@ def test_prediction_pages_run(page, folder):
 
 
 @pytest.mark.slow
-def test_training_page_runs(synthetic68, tmp_path):
+def test_training_page_runs(synthetic68, tmp_path, fast_compilation):
     (block,) = [b for b in blocks(ROOT / "docs/tutorials/training.md", "python") if "lc.train" in b]
     reduction = "config.model.heatmap.arch = 'tiny'; config.data.image_size = 64\n"
     reduction += (

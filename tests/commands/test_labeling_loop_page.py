@@ -1,7 +1,6 @@
 """The commands of docs/tutorials/labeling-loop.md, with fewer faces and steps, and a tiny model."""
 
 import contextlib
-import functools
 import json
 import re
 import runpy
@@ -13,7 +12,6 @@ from page_commands import shortened_commands
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.dataset import open_dataset
-from lcgcn_jax.training import sharding
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_compilation")]
 
@@ -33,8 +31,6 @@ def commands_of(text):
 
 def test_page_runs(tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    one_device = functools.partial(sharding.make_mesh, 1)  # compiles faster than eight
-    monkeypatch.setattr(sharding, "make_mesh", one_device)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     blocks = re.findall(r"^```(\w+)(.*)\n((?:.*\n)*?)```$", PAGE.read_text(), re.MULTILINE)
     with contextlib.chdir(tmp_path):

@@ -1,5 +1,7 @@
 """Graph convolution over a dense adjacency, and offset voting."""
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -19,8 +21,6 @@ class GraphConv(nnx.Module):
     over pairs and channels. `e` must therefore be normalized over its last axis.
 
     Args:
-      inputs: input width n.
-      outputs: output width m.
       shape_features: whether q_ij is part of the message.
       pair_width: length of the learned vectors v_ij in the message; 0: none.
       zero_init: whether all weights start at 0.

@@ -20,12 +20,7 @@ _MIN_VARIANCE = 1e-6  # px^2; keeps the square roots of `star` differentiable
 
 
 def focal(
-    logits: Heatmaps,
-    targets: Heatmaps,
-    visible: Visible,
-    *,
-    alpha: float = 2.0,
-    beta: float = 4.0,
+    logits: Heatmaps, targets: Heatmaps, visible: Visible, *, alpha: float = 2.0, beta: float = 4.0
 ) -> Float[Array, ""]:
     """Penalty-reduced focal loss: mean over visible landmarks of the sum over heatmap pixels.
 

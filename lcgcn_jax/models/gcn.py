@@ -37,16 +37,13 @@ class GraphConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         init = nnx.initializers.zeros_init() if zero_init else glorot_normal
-        self.node = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
-        self.neighbor = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
-        self.shape = (
-            nnx.Param(init(rngs.params(), (2, outputs), jnp.float32)) if shape_features else None
-        )
-        self.pair = (
-            nnx.Param(init(rngs.params(), (pair_width, outputs), jnp.float32))
-            if pair_width
-            else None
-        )
+
+        def matrix(rows: int) -> nnx.Param[Array]:
+            return nnx.Param(init(rngs.params(), (rows, outputs), jnp.float32))
+
+        self.node, self.neighbor = matrix(inputs), matrix(inputs)
+        self.shape = matrix(2) if shape_features else None
+        self.pair = matrix(pair_width) if pair_width else None
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(

@@ -1,8 +1,8 @@
 """Command-line arguments: parser with errors in one line, and types of options."""
 
 import argparse
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from lcgcn_jax import compat
 
@@ -14,7 +14,9 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] typeshed has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Accept former option names, and underscores instead of dashes."""
         if args is not None:
             args = compat.upgrade_arguments(list(args), set(self._option_string_actions))

@@ -129,9 +129,8 @@ def _former_names(tree: Any) -> set[str]:
 def _rename(tree: Any, names: Mapping[str, str]) -> Any:
     if isinstance(tree, Mapping):
         return {_renamed(name, names): _rename(value, names) for name, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(
-        tree, "_fields"
-    ):  # a named tuple, such as a state of optax
+    # A named tuple, such as a state of optax.
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(_rename(value, names) for value in tree))
     if isinstance(tree, list | tuple):
         return type(tree)(_rename(value, names) for value in tree)

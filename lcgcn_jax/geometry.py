@@ -32,9 +32,11 @@ _UPRIGHT_AXES = {
 }  # fmt: skip
 
 
-def box_of_landmarks(landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarray, "k"]) -> Box:
-    """Bounding box of the visible landmarks, which is the ground-truth box in evaluation."""
-    points = landmarks[visible]
+def box_of_landmarks(
+    landmarks: Float[np.ndarray, "k 2"], visible: Bool[np.ndarray, "k"] | None = None
+) -> Box:
+    """Bounding box of the visible landmarks, by default all, which is the ground-truth box in evaluation."""
+    points = landmarks if visible is None else landmarks[visible]
     return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float64)
 
 
@@ -79,18 +81,6 @@ def check_box(box: Box, width: int, height: int) -> None:
         raise ValueError(f"the center of the box is outside {size}")
     if max(x1 - x0, y1 - y0) < _MIN_BOX_SIDE:
         raise ValueError("the box is less than half a pixel large")
-
-
-def perspective_transform(size: int, corner_offsets: Float[np.ndarray, "4 2"]) -> Homography:
-    """The homography that moves the corners of a square crop.
-
-    Args:
-      corner_offsets: (x, y) by which the corners move, in fractions of the side: top left, top right, bottom
-        right, bottom left.
-    """
-    corners = (size - 1) * np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
-    moved = corners + np.float32(size) * corner_offsets.astype(np.float32)
-    return cv2.getPerspectiveTransform(corners, moved)
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:

@@ -31,9 +31,8 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 Normalization = Literal["softmax", "sigmoid"]
 """Normalization of heatmaps to probability distributions over their pixels (`moments`)."""
 
-_STD_WINDOW = (
-    1 / 8
-)  # fraction of the side in each direction from the peak, for the standard deviation
+# Fraction of the side in each direction from the peak, for the standard deviation.
+_STD_WINDOW = 1 / 8
 _RADIUS = 2  # pixels on each side of the peak that sub-pixel decoding reads
 _DARK_SIGMA = 1.0  # pixels; Gaussian smoothing before the Newton step of DARK
 
@@ -308,10 +307,5 @@ def moments(
     variance_x = (along_x * jnp.square(dx)).sum(axis=1)
     variance_y = (along_y * jnp.square(dy)).sum(axis=1)
     covariance = ((weights * dx[:, None]).sum(axis=2) * dy).sum(axis=1)
-    return mean, jnp.stack(
-        [
-            jnp.stack([variance_x, covariance], axis=-1),
-            jnp.stack([covariance, variance_y], axis=-1),
-        ],
-        axis=-2,
-    )
+    entries = jnp.stack([variance_x, covariance, covariance, variance_y], axis=-1)
+    return mean, entries.reshape(*mean.shape, 2)

@@ -52,9 +52,8 @@ _READERS = (
     (re.compile(rb"P[1-6]\s"), PpmImagePlugin.PpmImageFile),
 )
 _ISO_BOX = re.compile(rb"\0\0[\0-\x0f].ftyp", re.DOTALL)  # start of AVIF, HEIC and MP4
-_JPEG_MARKER = re.compile(
-    rb"\xff([\x01-\xcf\xd8-\xfe])"
-)  # except restart markers, padding and 0xff bytes
+# Except restart markers, padding and 0xff bytes.
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _JPEG_EOI, _JPEG_SOS = 0xD9, 0xDA
 # Markers between the scans of one image: DHT, EOI, SOS, DQT, DNL, DRI, APP0 to APP15, COM.
 _JPEG_AFTER_SCAN = frozenset({0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)})
@@ -249,13 +248,12 @@ def _open(encoded: bytes) -> tuple[PIL.Image.Image, ImageHeader]:
         image = reader(io.BytesIO(encoded))
         orientation = _orientation(image, encoded)
         width, height = image.size
-        if (
-            image.format == "TIFF" and orientation >= 5
-        ):  # the size in Pillow is that of the upright image
+        # The size in Pillow is that of the upright image.
+        if image.format == "TIFF" and orientation >= 5:
             width, height = height, width
     except Exception as error:  # corrupt headers raise errors of many types
         raise ValueError("the image cannot be decoded") from error
-    return image, ImageHeader(image.format, (width, height), orientation)
+    return image, ImageHeader(image.format or "", (width, height), orientation)
 
 
 def _reader(encoded: bytes) -> Callable[[io.BytesIO], PIL.Image.Image]:

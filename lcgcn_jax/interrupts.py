@@ -16,7 +16,6 @@ class Interrupted(KeyboardInterrupt):
     """A signal stopped the command.
 
     Attributes:
-      number: the signal.
       saved: what was saved of the work in progress, or how to clean up, for the message; may be empty.
     """
 

@@ -60,7 +60,7 @@ class LandmarkScheme:
     names: tuple[str, ...]
     contours: tuple[Contour, ...]
     mirror: tuple[int, ...]
-    normalizer: tuple[int, int] | str
+    normalizer: tuple[int, ...] | str
 
     def __post_init__(self):
         if not self.names:
@@ -155,22 +155,22 @@ class LandmarkScheme:
           One distance per face; NaN if a landmark of the normalizer is not annotated, or the distance is
           not known or not positive.
         """
-        if self.normalizer == "given":
+        if not isinstance(self.normalizer, str):
+            i, j = self.normalizer
+            between = np.linalg.norm(landmarks[..., i, :] - landmarks[..., j, :], axis=-1)
+            distance = np.where(visible[..., i] & visible[..., j], between, np.nan)
+        elif self.normalizer == "given":
             distance = annotated_distance
         elif self.normalizer == "box":
             shown = visible[..., None]
             low = np.where(shown, landmarks, np.inf).min(axis=-2)
             high = np.where(shown, landmarks, -np.inf).max(axis=-2)
             distance = np.sqrt((high - low).prod(axis=-1))
-        elif self.normalizer == "inter_pupil":
+        else:
             assert self._eyes is not None  # `__post_init__` raises for such a scheme
             left, right = (landmarks[..., list(eye), :].mean(axis=-2) for eye in self._eyes)
             is_located = visible[..., [*self._eyes[0], *self._eyes[1]]].all(axis=-1)
             distance = np.where(is_located, np.linalg.norm(left - right, axis=-1), np.nan)
-        else:
-            i, j = self.normalizer
-            between = np.linalg.norm(landmarks[..., i, :] - landmarks[..., j, :], axis=-1)
-            distance = np.where(visible[..., i] & visible[..., j], between, np.nan)
         return np.where(distance > 0, distance, np.nan)
 
     def to_ibug68(self, points: Float[np.ndarray, "*b k c"]) -> Float[np.ndarray, "*b 68 c"]:
@@ -186,16 +186,13 @@ class LandmarkScheme:
         Raises:
           InputError: the scheme is neither WFLW98 nor IBUG68, or the array does not have `k` landmarks.
         """
-        if self.name not in (WFLW98.name, IBUG68.name):
-            raise InputError(
-                f"scheme {self.name}: no conversion to {IBUG68.name}; it exists for {WFLW98.name}"
-            )
+        _, indices = convert_scheme(self, IBUG68.name)
         points = np.asarray(points)
         if points.ndim < 2 or points.shape[-2] != self.num_landmarks:
             raise InputError(
                 f"points: shape {points.shape}; give an array [..., {self.num_landmarks}, 2]"
             )
-        return points[..., WFLW98_TO_IBUG68, :] if self.name == WFLW98.name else points
+        return points if indices is None else points[..., indices, :]
 
     @property
     def _eyes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -216,7 +213,7 @@ class LandmarkScheme:
         Raises:
           InputError: the scheme does not have the landmarks that the normalizer needs.
         """
-        normalizer: tuple[int, int] | str = name.replace("-", "_")
+        normalizer: tuple[int, ...] | str = name.replace("-", "_")
         if name == "outer-eye":
             normalizer = SCHEMES.get(self.name, self).normalizer
             if isinstance(normalizer, str):
@@ -524,7 +521,7 @@ def convert_scheme(
         return scheme, None
     if (name, scheme.name, scheme.names) != (IBUG68.name, WFLW98.name, WFLW98.names):
         raise InputError(
-            f"scheme {name}: the model has the landmarks {scheme.name}, and only {WFLW98.name} can be "
+            f"scheme {name}: no conversion of the landmarks {scheme.name}; only {WFLW98.name} can be "
             f"converted, to {IBUG68.name}; leave out the scheme"
         )
     return IBUG68, WFLW98_TO_IBUG68

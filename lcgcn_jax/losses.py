@@ -20,12 +20,7 @@ _MIN_VARIANCE = 1e-6  # px^2; keeps the square roots of `star` differentiable
 
 
 def focal(
-    logits: Heatmaps,
-    targets: Heatmaps,
-    visible: Visible,
-    *,
-    alpha: float = 2.0,
-    beta: float = 4.0,
+    logits: Heatmaps, targets: Heatmaps, visible: Visible, *, alpha: float = 2.0, beta: float = 4.0
 ) -> Float[Array, ""]:
     """Penalty-reduced focal loss: mean over visible landmarks of the sum over heatmap pixels.
 
@@ -70,17 +65,7 @@ def mse(heatmaps: Heatmaps, targets: Heatmaps, visible: Visible) -> Float[Array,
     return masked_mean(0.5 * jnp.square(error).mean(axis=(1, 2)), visible)
 
 
-def adaptive_wing(
-    heatmaps: Heatmaps,
-    targets: Heatmaps,
-    visible: Visible,
-    *,
-    omega: float = 14.0,
-    epsilon: float = 1.0,
-    alpha: float = 2.1,
-    theta: float = 0.5,
-    weight: float = 10.0,
-) -> Float[Array, ""]:
+def adaptive_wing(heatmaps: Heatmaps, targets: Heatmaps, visible: Visible) -> Float[Array, ""]:
     """Weighted Adaptive Wing loss, averaged over the pixels of visible landmarks.
 
     With d = |t - h| for a target t and a heatmap value h: `omega log(1 + (d / epsilon)^(alpha - t))` where
@@ -90,12 +75,8 @@ def adaptive_wing(
     Args:
       heatmaps: as in `mse`.
       targets: in 0..1.
-      omega: scale.
-      epsilon: error up to which the curve is steep.
-      alpha: exponent on the background; at a peak it is one less.
-      theta: error from which the loss is linear.
-      weight: W, the additional weight of pixels near a peak.
     """
+    omega, epsilon, alpha, theta, weight = 14.0, 1.0, 2.1, 0.5, 10.0  # those of the paper
     mask = visible[:, None, None]
     targets = jnp.where(mask, targets, 0.0)
     error = jnp.abs(jnp.where(mask, heatmaps.astype(jnp.float32) - targets, 0.0))

@@ -24,7 +24,7 @@ from lcgcn_jax.evaluation.evaluator import BOXES, evaluate
 from lcgcn_jax.evaluation.face_errors import write_face_errors
 from lcgcn_jax.evaluation.reported_results import reported_table
 from lcgcn_jax.evaluation.tables import compare_reported
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.landmarks import EVALUATION_NORMALIZERS
 
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     for path in filter(None, (args.json, args.per_face)):
         require_writable(path, overwrite=args.overwrite)
     use_compilation_cache()
-    model = load(args.model)
+    model = load_model(args.model)
     dataset = open_dataset(args.data)
     require_scheme(dataset, model.scheme)
     if args.compare_reported and (args.normalizer, args.offsets) != (None, None):

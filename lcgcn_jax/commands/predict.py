@@ -46,7 +46,7 @@ from lcgcn_jax.inference.batch_predict import BatchPredictor
 from lcgcn_jax.inference.box_sources import find_box_source
 from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
 from lcgcn_jax.inference.large_jobs import Shard
-from lcgcn_jax.inference.model import load
+from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.inference.sources import find_inputs
 from lcgcn_jax.inference.video_predict import VideoOptions
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
@@ -84,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
     files.check(selected)
     with quiet_opencv():
         use_compilation_cache()
-        model = load(args.model, detector_model=args.detector_model, scheme=args.scheme)
+        model = load_model(args.model, detector_model=args.detector_model, scheme=args.scheme)
+        if args.draw_edges and model.config["graph"] is None:
+            raise InputError(f"--draw-edges: {args.model} has no graph; leave out the option")
         predictor = BatchPredictor(
             model,
             files,

@@ -164,10 +164,12 @@ def _random_affine(
 def _random_perspective(
     size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> geometry.Homography | None:
+    """Homography that moves the corners of the crop."""
     if not config.perspective:
         return None
-    offsets = rng.uniform(-config.perspective, config.perspective, (4, 2))
-    return geometry.perspective_transform(size, offsets)
+    offsets = rng.uniform(-config.perspective, config.perspective, (4, 2)).astype(np.float32)
+    corners = (size - 1) * np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    return cv2.getPerspectiveTransform(corners, corners + np.float32(size) * offsets)
 
 
 def jitter_colors(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
@@ -242,4 +244,6 @@ def compress_jpeg(image: Image, quality: float) -> Image:
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)

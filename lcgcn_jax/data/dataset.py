@@ -21,6 +21,7 @@ UNIONS = {"full": "common+challenge"}
 """Name -> union of splits."""
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class FaceSource(Sequence[dict[str, Any]]):
     """Random access to the faces of some splits.
 
@@ -29,36 +30,30 @@ class FaceSource(Sequence[dict[str, Any]]):
     `visibility` becomes -1 (unknown). Pickling stores only the path, so worker processes open their own
     files.
 
-    Args:
+    Attributes:
       split: their splits, joined by `+`.
       offsets: removed from the landmarks; `box` is then the box of the moved landmarks.
       with_images: whether records have the field `image`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        split: str,
-        length: int,
-        offsets: AnnotationOffsets | None = None,
-        attribute_names: Sequence[str] = (),
-        *,
-        with_images: bool = True,
-    ):
-        self._path = path
-        self._split = split
-        self._length = length
-        self._offsets = offsets
-        self._attribute_names = tuple(attribute_names)
-        self._with_images = with_images
+    path: Path
+    split: str
+    length: int
+    offsets: AnnotationOffsets | None = None
+    attribute_names: Sequence[str] = ()
+    _: dataclasses.KW_ONLY
+    with_images: bool = True
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        index = range(self._length)[index]
+    # Grain reads single records, so there are no slices.
+    def __getitem__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, index: SupportsIndex
+    ) -> dict[str, Any]:
+        index = range(self.length)[index]
         record = dict(self._records[index])
-        if not self._with_images:
+        if not self.with_images:
             del record["image"]
         texts = {key: record[key].decode() for key in ("name", "subset", "group")}
         absent = {
@@ -68,18 +63,18 @@ class FaceSource(Sequence[dict[str, Any]]):
         return self._without_offsets(absent | record | texts)
 
     def __repr__(self) -> str:
-        return f"FaceSource({str(self._path)!r}, {self._split!r})"
+        return f"FaceSource({str(self.path)!r}, {self.split!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_records"}
 
     def _without_offsets(self, record: dict[str, Any]) -> dict[str, Any]:
-        if self._offsets is None:
+        if self.offsets is None:
             return record
-        names = zip(self._attribute_names, record["attributes"], strict=True)
+        names = zip(self.attribute_names, record["attributes"], strict=True)
         located = record["visible"]
         # Context crops are not scaled, so that their pixels are those of the image.
-        landmarks = self._offsets.remove(
+        landmarks = self.offsets.remove(
             record["landmarks"], located, [name for name, is_set in names if is_set]
         )
         box = geometry.box_of_landmarks(landmarks, located).astype(np.float32)
@@ -87,8 +82,10 @@ class FaceSource(Sequence[dict[str, Any]]):
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
-        builder = tfds.builder_from_directory(self._path)
-        return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
+        builder = tfds.builder_from_directory(self.path)
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        # TFDS decorates the method without types.
+        return builder.as_data_source(self.split, decoders=decoders)  # pyright: ignore[reportCallIssue]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +93,7 @@ class FaceDataset:
     """Prepared dataset.
 
     Attributes:
-      path: folder of the dataset.
       name: layout of the source, for example `300w`.
-      scheme: landmark scheme.
       attribute_names: names of the columns of `attributes`.
       num_faces: number of faces in each split.
       subsets: number of faces in each subset.

@@ -122,7 +122,6 @@ def prepare(
     Args:
       layout: one of `OFFICIAL_READERS` or `CUSTOM_FORMATS`.
       src: folder of the official files, or of the images.
-      out: folder of the records.
       overwrite: whether a dataset in this folder may be replaced.
       stored_pixels: whether the annotations refer to the images without their EXIF orientation.
       **options: options of an official reader; for custom landmarks `annotations` (`parse_annotations`,

@@ -44,7 +44,6 @@ class RawFace:
     """A face as stated in an annotation file.
 
     Attributes:
-      image: path of the image.
       points: pixels, counted as in the file.
       visible: which points have a location.
       box: the four numbers of the face box, in the form `box_form`, or None.
@@ -115,8 +114,6 @@ def add_faces(
     """Check the entries of an annotation file and add their faces, bad records and notes.
 
     Args:
-      annotations: the list to extend.
-      path: the file.
       split: the split of all its faces, or `UNSTATED`.
       entries: the content of the file.
       find_image: maps `RawFace.image` to the image; raises ValueError if it cannot be used.
@@ -267,8 +264,6 @@ def percent_note(path: Path, faces: Sequence[RawFace], images: Sequence[Path | N
     """Note about points that may be percent of the image size: all within 100 px of large images.
 
     Args:
-      path: the annotation file.
-      faces: all its faces.
       images: the image of each face, or None.
     """
     located = [face.points[_located(face)] for face in faces]

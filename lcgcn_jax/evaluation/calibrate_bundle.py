@@ -28,10 +28,7 @@ def calibrate_bundle(
 
     Args:
       model: as in `load_model`; one of the package or of the Hub needs `out`.
-      data: dataset folders.
-      split: split to fit on.
       offsets: dataset folders with files of annotation offsets, which are removed.
-      batch_size: faces per batch.
       out: folder of the copy; None: change the bundle itself.
       overwrite: replace the calibration of the bundle.
 
@@ -52,11 +49,7 @@ def calibrate_bundle(
         raise InputError(f"{bundle}: is already calibrated; give --out or --overwrite")
     datasets = open_datasets(data, loaded.scheme, offsets)
     fit = calibrate(
-        loaded.predict_crops,
-        datasets,
-        split,
-        image_size=loaded.image_size,
-        batch_size=batch_size,
+        loaded.predict_crops, datasets, split, image_size=loaded.image_size, batch_size=batch_size
     )
     target = out or bundle
     with writing(target):

@@ -140,7 +140,6 @@ def split_errors(
     batch_size: int,
     box: str | Float[np.ndarray, "n 4"] = "gt",
     corruption: str = "none",
-    num_threads: int = 4,
 ) -> SplitErrors:
     """Predict each face of a split once, and measure the errors in pixels of its image.
 
@@ -161,7 +160,6 @@ def split_errors(
         batch_size=batch_size,
         box=box,
         corruption=corruption,
-        num_threads=num_threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -4,6 +4,8 @@ The error of a face is the mean distance of its annotated landmarks from the tru
 normalizing distance of its scheme; 0.04 is 4 %.
 """
 
+# SciPy has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 from typing import Any
 
 import numpy as np
@@ -76,7 +78,7 @@ def bootstrap_interval(
         return mean, mean
     from scipy import stats  # takes a second to import
 
-    interval = stats.bootstrap(
+    interval: Any = stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=resamples,

@@ -24,15 +24,15 @@ class EvaluationResult:
       split: name of the split.
       num_faces: number of faces that were measured.
       boxes: source of the face boxes: `gt`, `rect` or `detector`.
-      stages: metrics of the stages `heatmap` and `graph` over all measured faces.
-      subsets: `num_faces` and the metrics of both stages for each subset: the parts of a union of splits,
-        the sources of the faces, and their attributes.
       unmeasured: number of faces without a normalizing distance; they are not part of `num_faces`.
       missed: number of faces that the face detector did not find; None with other boxes.
       corruption: corruption that was applied to each crop; `none` for clean crops.
       flip_test: whether the predictions for the crop and its mirror image were averaged.
       normalizer: normalizer that was chosen in place of that of the scheme; None for that of the scheme.
       offsets: SHA-256 of the annotation offsets that were removed from the ground truth; None without any.
+      stages: metrics of the stages `heatmap` and `graph` over all measured faces.
+      subsets: `num_faces` and the metrics of both stages for each subset: the parts of a union of splits,
+        the sources of the faces, and their attributes.
       visibility: metrics of the predicted visibility (`SplitErrors.visibility_summary`), with `subsets`;
         None without a visibility head or labels.
       calibration: quality of the predicted errors (`metrics.uncertainty_metrics`). Its `fitted_here` is
@@ -45,14 +45,14 @@ class EvaluationResult:
     split: str
     num_faces: int
     boxes: str
-    stages: dict[str, Any]
-    subsets: dict[str, dict[str, Any]]
     unmeasured: int
     missed: int | None
     corruption: str
     flip_test: bool
     normalizer: str | None
     offsets: str | None
+    stages: dict[str, Any]
+    subsets: dict[str, dict[str, Any]]
     visibility: dict[str, Any] | None
     calibration: dict[str, Any] | None
     errors: SplitErrors = dataclasses.field(repr=False, compare=False)
@@ -63,21 +63,11 @@ class EvaluationResult:
         Keys of conditions and metrics that do not apply are left out: `unmeasured`, `missed`, `corruption`,
         `normalizer`, `offsets`, `visibility` and `calibration`.
         """
-        fields = {
-            "dataset": self.dataset,
-            "split": self.split,
-            "num_faces": self.num_faces,
-            "boxes": self.boxes,
+        fields = vars(self) | {
             "unmeasured": self.unmeasured or None,
-            "missed": self.missed,
             "corruption": None if self.corruption == "none" else self.corruption,
-            "normalizer": self.normalizer,
-            "offsets": self.offsets,
-            "stages": self.stages,
-            "subsets": self.subsets,
-            "visibility": self.visibility,
-            "calibration": self.calibration,
         }
+        del fields["flip_test"], fields["errors"]
         return {name: value for name, value in fields.items() if value is not None}
 
     @property

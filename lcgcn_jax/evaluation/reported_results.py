@@ -18,8 +18,6 @@ class ReportedResult:
     """Results that one publication reports for one method.
 
     Attributes:
-      method: name of the method.
-      year: year of the publication.
       source: the paper with its venue, or the model zoo.
       figures: known values by set, then by metric (one of `METRICS`).
       note: known conditions, or how a figure was read; may be empty.

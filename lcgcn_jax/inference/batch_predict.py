@@ -90,20 +90,17 @@ class BatchPredictor:
     parallel to Python. Results are written and printed in the order of the inputs.
 
     Args:
-      model: the model.
       files: where the results are written.
       box_source: face boxes of each image or frame; by default those of the model's face detector.
       draw: `visualize.draw_faces`; an argument because `visualize` imports this package.
-      draw_edges: draw the strongest edges of the graph.
+      draw_edges: draw the strongest edges of the graph, which the model has.
       upright: apply the EXIF orientation of images.
-      video: options for videos.
       box_format: format of the boxes of `box_source`, one of `geometry.BOX_FORMATS`.
       min_score: minimum score of a detected face.
       min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 
     Raises:
-      InputError: `draw_edges` for a model without a graph, the face detector cannot be loaded, or the
-        results cannot hold the scheme of the model.
+      InputError: the face detector cannot be loaded, or the results cannot hold the scheme of the model.
     """
 
     def __init__(
@@ -120,8 +117,6 @@ class BatchPredictor:
         min_score: float = MIN_SCORE,
         min_confidence: float = 0.0,
     ):
-        if draw_edges and model.config["graph"] is None:
-            raise InputError("--draw-edges: the model has no graph; leave out the option")
         self._model, self._files, self._box_source = model, files, box_source
         files.check_scheme(model.scheme)
         if box_source is None:
@@ -159,7 +154,7 @@ class BatchPredictor:
             parts = [f"{summary.num_finished} of {len(inputs)} inputs are finished"]
             parts[0] += f" in {self._files.folder}" if summary.num_finished else ""
             parts += [saved] if (saved := getattr(stop, "saved", "")) else []
-            stop.saved = "; ".join(parts)
+            stop.saved = "; ".join(parts)  # pyright: ignore[reportAttributeAccessIssue]
             raise
         finally:
             with _writing(self._files.folder):

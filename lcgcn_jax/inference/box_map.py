@@ -98,7 +98,6 @@ def fit_box_map(detections: Detections, boxes: Boxes, *, points: bool = True) ->
     """Fit a `BoxMap` by least squares on faces and their mirror images.
 
     Args:
-      detections: one detection per face.
       boxes: bounding boxes of the landmarks of these faces.
       points: whether the map depends on the five points; otherwise it has constants only.
     """

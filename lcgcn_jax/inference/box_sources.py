@@ -7,8 +7,8 @@ import numpy as np
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import BOX_FORMATS, box_of_crop
+from lcgcn_jax.inference.box_files import BoxFile
 from lcgcn_jax.inference.image_inputs import BoxInput
-from lcgcn_jax.inference.results import BoxFile
 from lcgcn_jax.inference.sources import InputFile
 
 BoxSource = Callable[[Path, np.ndarray], Sequence[BoxInput]]
@@ -26,9 +26,8 @@ def find_box_source(
     """Find the source of the face boxes of inputs.
 
     Args:
-      inputs: the inputs.
       boxes: texts of the boxes of a single input.
-      file: file of boxes (`results.BoxFile`).
+      file: file of boxes (`box_files.BoxFile`).
       whole_image: whether each image is the crop of one face.
       box_format: format of the boxes, one of `geometry.BOX_FORMATS`.
 

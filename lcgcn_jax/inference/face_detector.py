@@ -124,7 +124,6 @@ class FaceDetector:
         """Detect the faces in an RGB image of any size.
 
         Args:
-          image: the image.
           min_score: minimum score of a detection.
           quarter_turns: number of clockwise rotations of the image by 90 degrees before the detection; the
             result is in pixels of the rotated image.
@@ -150,14 +149,6 @@ class FaceDetector:
                 detections.append(_from_yunet(rows, full_size / size))
         return _suppress_overlapping(Detections.concatenate(detections), min_score)
 
-    def face_boxes(self, image: ImageInput) -> Boxes:
-        """Bounding boxes of the landmarks of the faces in an RGB image: `scored_boxes` without scores.
-
-        Raises:
-          InputError: as in `detect`.
-        """
-        return self.scored_boxes(image)[0]
-
     def scored_boxes(self, image: ImageInput) -> tuple[Boxes, Float[np.ndarray, "n"]]:
         """Bounding boxes of the landmarks of the faces in an RGB image, and scores: `find_faces`.
 
@@ -178,7 +169,6 @@ class FaceDetector:
         it.
 
         Args:
-          image: the image.
           min_score: minimum score of a detection.
 
         Raises:

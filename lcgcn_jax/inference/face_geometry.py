@@ -82,7 +82,6 @@ def align_transform(
 
     Args:
       landmarks: in pixels of the image.
-      scheme: landmark scheme.
       size: side of the crop in pixels.
       template: location of two or more landmarks or parts in the crop. Default: `ARCFACE_TEMPLATE`,
         multiplied by `size / 112`.

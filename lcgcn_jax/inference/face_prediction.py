@@ -21,7 +21,7 @@ class _Crop(NamedTuple):
     """Crop of a face: the image, the index of its box, and the affine from the image to the crop."""
 
     image: BoxedImage
-    index: int
+    box_index: int
     affine: geometry.Affine
 
 
@@ -40,7 +40,6 @@ class FacePredictor:
 
     Attributes:
       predict_crops: function from uint8 RGB crops `[b s s 3]` to an `LCGCNOutput` of NumPy arrays.
-      scheme: landmark scheme.
       image_size: side s of the crops, in pixels.
       calibration: uncertainty model; without it, no face counts as uncertain.
     """
@@ -92,14 +91,14 @@ class FacePredictor:
 
         return [
             Face(
-                box=crop.image.boxes[crop.index],
+                box=crop.image.boxes[crop.box_index],
                 landmarks=in_image(output.landmarks, i),
                 confidence=output.confidence[i],
                 heatmap_landmarks=in_image(output.heatmap_landmarks, i),
                 edges=None if output.edges is None else output.edges[i],
                 predicted_error_percent=None if error is None else error[i],
                 visibility=None if output.visibility is None else output.visibility[i],
-                score=crop.image.scores[crop.index],
+                score=crop.image.scores[crop.box_index],
                 crop=crop.affine,
                 scheme=self.scheme,
             )
@@ -169,4 +168,5 @@ class FacePredictor:
 
 
 def _mean_error(face: Face) -> float:
+    assert face.predicted_error_percent is not None
     return face.predicted_error_percent.mean()

@@ -24,7 +24,6 @@ class BoxedImage:
     """An image and the face boxes in it.
 
     Attributes:
-      pixels: the image.
       boxes: face boxes, in pixels.
       scores: score of the face detector for each box; None for a box from the caller.
       crops: affine to the first crop of each face, for example `robust_crops.crop_around` the landmarks in
@@ -54,9 +53,6 @@ def check_boxes(
     """Convert the face boxes of an image to arrays (x0, y0, x1, y1).
 
     Args:
-      boxes: face boxes.
-      width: width of the image.
-      height: height of the image.
       name: name of the image, for the error message.
       box_format: one of `geometry.BOX_FORMATS`.
 

@@ -22,7 +22,6 @@ class JsonLines:
     their lines.
 
     Args:
-      path: the file.
       resume: keep the lines of an earlier job. Otherwise the first line replaces the file.
 
     Attributes:

@@ -176,9 +176,8 @@ class LandmarkModel(CropModel):
           images: images of any sizes, as in `predict`.
           boxes: face boxes of each image, as in `predict`; None for an image in which the face detector
             detects the faces.
-          box_format: as in `predict`.
-          min_score: as in `predict`.
-          min_confidence: as in `predict`.
+
+        The other arguments are as in `predict`.
 
         Returns:
           The faces of each image.
@@ -216,11 +215,9 @@ class LandmarkModel(CropModel):
         """Read an image, and check its face boxes or detect them.
 
         Args:
-          image: as in `predict`.
-          boxes: as in `predict`.
           name: name of the image in error messages, if `image` is not a path.
-          box_format: as in `predict`.
-          min_score: as in `predict`.
+
+        The other arguments are as in `predict`.
 
         Raises:
           InputError: as in `predict`.
@@ -310,10 +307,7 @@ def list_models() -> list[str]:
 
 
 def load_model(
-    model: str | Path,
-    *,
-    detector_model: str | Path | None = None,
-    scheme: str | None = None,
+    model: str | Path, *, detector_model: str | Path | None = None, scheme: str | None = None
 ) -> LandmarkModel:
     """Load a model for prediction.
 

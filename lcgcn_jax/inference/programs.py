@@ -38,7 +38,6 @@ class Programs:
     """Compiled forward passes of one model; it can be used by several threads at once.
 
     Args:
-      bundle: the model.
       digest: digest of the files of the bundle; empty: programs are not stored in the cache.
     """
 

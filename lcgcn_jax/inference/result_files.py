@@ -42,7 +42,6 @@ class ResultFiles:
     """Folder and format of the results.
 
     Attributes:
-      folder: folder of the results.
       format: format of the landmarks of images, one of `FORMATS`; those of videos are JSON lines.
       overwrite: whether existing results may be replaced.
       overlays: whether the overlays of images are written.
@@ -140,7 +139,8 @@ class ResultFiles:
             )
         folders = {(file.path.parent, (self.folder / file.name).parent) for file in files}
         is_repeated = self.skip_existing or self.shard.count > 1
-        if is_repeated and self.overlays and any(map(_are_same, folders)):
+        is_input = any(os.path.realpath(a) == os.path.realpath(b) for a, b in folders)
+        if is_repeated and self.overlays and is_input:
             raise InputError(
                 f"{self.folder}: is the folder of the inputs, so the next process would read the overlays as "
                 "inputs; choose another --out, or give --no-overlay"
@@ -244,30 +244,26 @@ class ResultFiles:
         return list(contents)
 
 
-def _are_same(folders: tuple[Path, Path]) -> bool:
-    first, second = map(os.path.realpath, folders)
-    return first == second
-
-
 def rename_interrupted(partials: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:
     """Rename the partial files of an interrupted video to `NAME.interrupted.SUFFIX`, numbered if needed.
 
     Raises:
       OSError: a file cannot be renamed; all are deleted then.
     """
-    for number in itertools.count(1):
-        label = "interrupted" if number == 1 else f"interrupted-{number}"
-        names = [path.with_name(f"{path.stem}.{label}{path.suffix}") for path in outputs]
-        if not any(os.path.lexists(name) for name in names):
-            break
+    labels = itertools.chain(["interrupted"], (f"interrupted-{i}" for i in itertools.count(2)))
+    choices = (
+        [path.with_name(f"{path.stem}.{label}{path.suffix}") for path in outputs]
+        for label in labels
+    )
+    names = next(paths for paths in choices if not any(map(os.path.lexists, paths)))
     with deferred():
-        renamed = []
-        try:
-            for partial, name in zip(partials, names, strict=True):
+        renamed: list[Path] = []
+        for partial, name in zip(partials, names, strict=True):
+            try:
                 partial.replace(name)
-                renamed.append(name)
-        except OSError as error:
-            for path in renamed:
-                path.unlink()
-            raise OSError(error.errno, error.strerror, str(name)) from error
-    return names
+            except OSError as error:
+                for path in renamed:
+                    path.unlink()
+                raise OSError(error.errno, error.strerror, str(name)) from error
+            renamed.append(name)
+    return renamed

@@ -39,7 +39,6 @@ def is_uncertain(percent: PerLandmark, calibration: UncertaintyModel) -> bool:
 
     Args:
       percent: error of each landmark by the calibration, in percent.
-      calibration: uncertainty model.
     """
     return _fraction_of_range(percent, calibration) > _UNCERTAIN
 
@@ -65,8 +64,6 @@ def final_errors(
     Args:
       percent: error of each landmark by the calibration, in percent of the normalizing distance.
       landmarks: in pixels.
-      scheme: landmark scheme.
-      calibration: uncertainty model.
 
     Returns:
       Predicted errors in percent and in pixels, never below those of the calibration; in pixels, None if the
@@ -125,17 +122,14 @@ def upright_crop(landmarks: Landmarks, degrees: float, size: int) -> geometry.Af
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     upright = np.array([[cos, sin, 0.0], [-sin, cos, 0.0]])
     points = geometry.transform_points(upright, landmarks)
-    box = geometry.box_of_landmarks(points, np.ones(len(points), bool))
+    box = geometry.box_of_landmarks(points)
     if not np.isfinite(box).all() or (box[2:] - box[:2]).max() < 1:
         return None
     return geometry.compose(geometry.crop_transform(box, size), upright)
 
 
 def crop_around(
-    landmarks: Landmarks,
-    scheme: LandmarkScheme,
-    size: int,
-    crop: geometry.Affine | None = None,
+    landmarks: Landmarks, scheme: LandmarkScheme, size: int, crop: geometry.Affine | None = None
 ) -> geometry.Affine | None:
     """Affine from an image to a crop around landmarks, in which the face is upright.
 
@@ -162,7 +156,6 @@ def candidate_crops(
 
     Args:
       landmarks: predicted landmarks, in pixels of the image.
-      scheme: landmark scheme.
       size: side of the crops, in pixels.
       crop: affine to the crop in which they were predicted.
 
@@ -210,6 +203,5 @@ def is_reliable(percent: PerLandmark, calibration: UncertaintyModel) -> bool:
 
     Args:
       percent: error of each landmark by the calibration, in percent.
-      calibration: uncertainty model.
     """
     return _fraction_of_range(percent, calibration) <= _FAILED[0]

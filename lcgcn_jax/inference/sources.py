@@ -15,17 +15,8 @@ from lcgcn_jax.image_io import IMAGE_SUFFIXES
 from lcgcn_jax.inference import streams
 
 VIDEO_SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".avi",
-    ".mkv",
-    ".webm",
-    ".mpg",
-    ".mpeg",
-    ".wmv",
-    ".mjpeg",
-)
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mjpeg",
+)  # fmt: skip
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 """Suffixes of images that have to be converted to another format first."""
 
@@ -101,7 +92,6 @@ def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
     used whatever its suffix. A camera or network stream (`streams.is_stream`) is a video.
 
     Args:
-      texts: command-line arguments.
       out: folder of the results. If it is below an input folder, the overlays in it are not inputs.
 
     Raises:

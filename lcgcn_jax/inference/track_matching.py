@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lcgcn_jax.geometry import Box
 from lcgcn_jax.inference.face import Face
 
 MAX_ABSENCE = 1.0
@@ -35,9 +34,7 @@ _SHAPE_NOISE = (0.04, 0.06)
 _SHAPE_GAP = 0.5  # seconds until the maximum
 
 _MAX_DEVIATION = 5.0  # of a face from its track, in standard deviations
-_SAME_FACE = (
-    0.25  # mean distance of landmarks in face sides, below which two predictions are of one face
-)
+_SAME_FACE = 0.25  # mean distance of landmarks of one face in two predictions, in face sides
 _IMPOSSIBLE = 1e6
 
 Landmarks = Float[np.ndarray, "k 2"]
@@ -147,11 +144,6 @@ def shape_distance(first: Landmarks, second: Landmarks) -> float:
     )
     norms = np.vdot(a, a).real * np.vdot(b, b).real
     return float(np.sqrt(max(0.0, 1 - abs(np.vdot(a, b)) ** 2 / norms))) if norms > 0 else 0.0
-
-
-def landmark_box(landmarks: Landmarks) -> Box:
-    """Bounding box of all landmarks."""
-    return np.concatenate([landmarks.min(axis=0), landmarks.max(axis=0)]).astype(np.float64)
 
 
 def side_of(landmarks: Landmarks) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.geometry import Box, box_overlaps
+from lcgcn_jax.geometry import Box, box_of_landmarks, box_overlaps
 from lcgcn_jax.image_arrays import ImageInput, describe_value, rgb_image
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.face_detector import MIN_SCORE
@@ -25,7 +25,6 @@ from lcgcn_jax.inference.track_matching import (
     Track,
     assign,
     is_same,
-    landmark_box,
     optimal_pairs,
     side_of,
 )
@@ -45,12 +44,8 @@ _MAX_UNDETECTED = 2.0
 _MAX_STEP = 5.0  # seconds from one frame to the next over which tracks last
 _MAX_WAIT = 4  # frames from one detection to the next while a face is missing or doubtful
 _MIN_OVERLAP = 0.4  # IoU of a tracked face and its detection
-_ANY_OVERLAP = (
-    0.1  # IoU above which a tracked face has probably lost the landmarks of the detected face
-)
-_MAX_UNCERTAINTY = (
-    0.25  # standard deviation of a predicted position in face sides; a crop extends by 0.125
-)
+_ANY_OVERLAP = 0.1  # IoU above which a tracked face probably lost the landmarks of the detected one
+_MAX_UNCERTAINTY = 0.25  # std. of a predicted position in face sides; a crop extends by 0.125
 _MIN_CONFIDENCE = 0.5  # mean confidence of a tracked face, relative to that of the last detection
 
 
@@ -131,7 +126,6 @@ class FaceTracker:
         """Set up the tracker.
 
         Args:
-          model: the model.
           detect_every: maximum number of frames from one run of the face detector to the next.
           smooth: smooth the landmarks over time (One Euro filter).
           min_score: minimum score of a detected face, in 0..1.
@@ -152,10 +146,7 @@ class FaceTracker:
         self._search_wait = 1  # frames from one detection to the next while a face is missing
 
     def update(
-        self,
-        image: ImageInput,
-        time: float | None = None,
-        boxes: Iterable[BoxInput] | None = None,
+        self, image: ImageInput, time: float | None = None, boxes: Iterable[BoxInput] | None = None
     ) -> list[Face]:
         """Predict the faces in the next frame.
 
@@ -221,7 +212,7 @@ class FaceTracker:
             x, y = landmarks.mean(axis=0)
             if crop is not None and 0 <= x < width and 0 <= y < height:
                 targets.append(tracked)
-                boxes.append(landmark_box(landmarks))
+                boxes.append(box_of_landmarks(landmarks))
                 crops.append(crop)
         scores = [tracked.track.face.score for tracked in targets]
         faces = self._predictor.follow(BoxedImage(pixels, boxes, scores, crops))
@@ -230,7 +221,7 @@ class FaceTracker:
             # Of two tracks on one face, one has lost its face; `assign` decides which one.
             is_duplicate = any(is_same(face.landmarks, f.face.landmarks) for f in followed)
             if np.isfinite(tracked.track.cost(face)) and not is_duplicate:
-                face = dataclasses.replace(face, box=landmark_box(face.landmarks))
+                face = dataclasses.replace(face, box=box_of_landmarks(face.landmarks))
                 followed.append(_FollowedFace(tracked, face, self._is_doubtful(face, tracked)))
         return followed
 

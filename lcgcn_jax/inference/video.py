@@ -91,8 +91,9 @@ def open_video(
         first = list(itertools.islice(frames, _NUM_TIMED if is_camera else 2))
         if not first:
             raise InputError(f"{name}: no frame of a video can be read; give a complete video")
-        rates = [_stated_rate(capture), _rate([frame.time for frame in first])]
-        rate = frames_per_second or next(filter(None, rates[::-1] if is_camera else rates), None)
+        rates = [capture.get(cv2.CAP_PROP_FPS), _rate([frame.time for frame in first])]
+        possible = (rate for rate in (rates[::-1] if is_camera else rates) if 0 < rate <= MAX_RATE)
+        rate = frames_per_second or next(possible, None)
         if rate is None:
             raise InputError(f"{name}: the frame rate is unknown; give it with --fps")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -139,20 +140,11 @@ def _camera_frames(capture: Any) -> Iterator[Frame]:
         yield Frame(now - start, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
-def _stated_rate(capture: Any) -> float | None:
-    """Frame rate that a file or stream states, if it is possible."""
-    return _checked_rate(capture.get(cv2.CAP_PROP_FPS))
-
-
-def _rate(times: list[float]) -> float | None:
-    """Frame rate of the first frames, if it is possible."""
+def _rate(times: list[float]) -> float:
+    """Frame rate of the first frames; 0 if it is unknown."""
     steps = np.diff(times)
     step = float(np.median(steps)) if len(steps) else 0.0
-    return _checked_rate(1 / step if step > 0 else 0.0)
-
-
-def _checked_rate(rate: float) -> float | None:
-    return rate if math.isfinite(rate) and 0 < rate <= MAX_RATE else None
+    return 1 / step if step > 0 else 0.0
 
 
 def _read_ahead(items: Iterator[T]) -> Generator[T, None, None]:

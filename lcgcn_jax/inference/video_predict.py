@@ -77,8 +77,6 @@ class VideoPredictor:
     """Predictor of the faces in a video, which writes the results.
 
     Attributes:
-      tracker: tracker of the faces.
-      options: options for videos.
       draw: function that draws faces on a frame.
       boxes_of: function that returns the face boxes of each frame; None: faces are detected and followed.
       geometry: whether the JSON lines have the geometry of faces.

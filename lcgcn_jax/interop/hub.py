@@ -46,7 +46,6 @@ def write_hub_folder(
     The card of the model is kept, and so are its metadata; those of the arguments replace them.
 
     Args:
-      folder: folder to write.
       model: as in `load_model`.
       heatmap_only: leave out the graph head.
       license: license of the weights, an identifier of the Hub such as `apache-2.0`; by default that in the

@@ -24,12 +24,9 @@ def import_bundle(
     """Import PyTorch weights, those of the graph head from a separate file if it is given, as a bundle.
 
     Args:
-      file: file of the weights.
       arch: HRNet architecture, one of `TORCH_ARCHS`.
       scheme: name or file of the landmark scheme.
       graph_file: separate file of the graph head.
-      out: folder of the bundle.
-      overwrite: replace an existing bundle.
 
     Returns:
       Messages about what was initialized or left out.

@@ -31,6 +31,7 @@ from lcgcn_jax.atomic_io import require_writable, write_whole, writing
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import CROP_SCALE
 from lcgcn_jax.inference.model import LandmarkModel
+from lcgcn_jax.landmarks import convert_scheme
 from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle, load_bundle
 
@@ -44,13 +45,20 @@ OPSET = 20
 """ONNX operator set; supported by onnxruntime since 1.18."""
 
 
-def crops_to_landmarks(bundle: Bundle) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """Build the exported function from uint8 crops `[b s s 3]` to a dictionary of `output_names`."""
+def crops_to_landmarks(
+    bundle: Bundle, scheme: str | None = None
+) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """Build the exported function from uint8 crops `[b s s 3]` to a dictionary of `output_names`.
+
+    Args:
+      scheme: scheme of the landmarks, as in `load_model`.
+    """
     names = output_names(bundle)
+    _, selected = convert_scheme(bundle.scheme, scheme)
     model = fold_batch_norm(*bundle.create())
 
     def predict(crops):
-        output = model.predict(crops)
+        output = model.predict(crops).take(selected)
         # Copies, since without a graph head two outputs are the same value, which has one name in ONNX.
         return {name: jnp.copy(getattr(output, name)) for name in names}
 
@@ -62,7 +70,7 @@ def output_names(bundle: Bundle) -> tuple[str, ...]:
     return (*OUTPUTS, "visibility") if bundle.has_visibility else OUTPUTS
 
 
-def describe(bundle: Bundle) -> dict[str, Any]:
+def describe(bundle: Bundle, scheme: str | None = None) -> dict[str, Any]:
     """Metadata of an exported graph for a client, in plain types.
 
     `image_size` is s. A crop has the center of the face box, which is tight around the landmarks, and
@@ -73,7 +81,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "input": "RGB crops, uint8 [b, s, s, 3], s = image_size",
         "image_size": bundle.image_size,
         "crop_scale": CROP_SCALE,
-        "scheme": bundle.scheme.to_dict(),
+        "scheme": convert_scheme(bundle.scheme, scheme)[0].to_dict(),
     }
 
 
@@ -82,7 +90,7 @@ def description_file(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_stablehlo(path: Path, bundle: Bundle) -> None:
+def write_stablehlo(path: Path, bundle: Bundle, scheme: str | None = None) -> None:
     """Write the graph as StableHLO, and its metadata next to it.
 
     `jax.export.deserialize(path.read_bytes()).call(crops)` returns a dictionary of `output_names`.
@@ -92,14 +100,14 @@ def write_stablehlo(path: Path, bundle: Bundle) -> None:
     """
     size = bundle.image_size
     crops = jax.ShapeDtypeStruct(export.symbolic_shape(f"b, {size}, {size}, 3"), jnp.uint8)
-    predict = jax.jit(crops_to_landmarks(bundle))
+    predict = jax.jit(crops_to_landmarks(bundle, scheme))
     data = export.export(predict, platforms=PLATFORMS)(crops).serialize()
-    description = json.dumps(describe(bundle), indent=1) + "\n"
+    description = json.dumps(describe(bundle, scheme), indent=1) + "\n"
     write_whole(path, lambda tmp: tmp.write_bytes(data))
     write_whole(description_file(path), lambda tmp: tmp.write_text(description, encoding="utf-8"))
 
 
-def write_onnx(path: Path, bundle: Bundle) -> None:
+def write_onnx(path: Path, bundle: Bundle, scheme: str | None = None) -> None:
     """Write the graph as ONNX with its metadata; the scheme is JSON.
 
     Raises:
@@ -109,7 +117,7 @@ def write_onnx(path: Path, bundle: Bundle) -> None:
     with _quiet("jax2onnx", "onnx_ir"):
         to_onnx, onnx_ir, onnx = _import_jax2onnx(path)
         size = bundle.image_size
-        predict = crops_to_landmarks(bundle)
+        predict = crops_to_landmarks(bundle, scheme)
         converted = to_onnx(
             lambda crops: tuple(predict(crops).values()),
             [jax.ShapeDtypeStruct(("b", size, size, 3), jnp.uint8)],
@@ -124,7 +132,7 @@ def write_onnx(path: Path, bundle: Bundle) -> None:
         onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
         model.metadata_props.update(
             (name, value if isinstance(value, str) else json.dumps(value))
-            for name, value in describe(bundle).items()
+            for name, value in describe(bundle, scheme).items()
         )
         proto = onnx_ir.to_proto(model)
     onnx.checker.check_model(proto)
@@ -137,7 +145,7 @@ def export_model(
     """Export a model as one graph from uint8 crops `[b s s 3]` to landmarks.
 
     Args:
-      model: a model, or an argument of `load_model`.
+      model: a model, of which the landmarks of its scheme are exported, or an argument of `load_model`.
       path: file to write; its suffix selects the format: `.onnx` or `.stablehlo`.
       overwrite: replace an existing file.
 
@@ -154,9 +162,10 @@ def export_model(
     outputs = [file, description_file(file)] if file.suffix == ".stablehlo" else [file]
     for output in outputs:
         require_writable(output, overwrite=overwrite)
-    bundle = model.bundle if isinstance(model, LandmarkModel) else load_bundle(model)
+    is_loaded = isinstance(model, LandmarkModel)
+    bundle = model.bundle if is_loaded else load_bundle(model)
     with writing(file):
-        writers[file.suffix](file, bundle)
+        writers[file.suffix](file, bundle, model.scheme.name if is_loaded else None)
     return file
 
 

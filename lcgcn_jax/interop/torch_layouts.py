@@ -125,11 +125,7 @@ HRNET_FACE = Layout("HRNet-Facial-Landmark-Detection", "", ("head.0", "head.1", 
 MMPOSE_0 = Layout(
     "mmpose 0.x",
     "backbone.",
-    (
-        "keypoint_head.final_layer.0",
-        "keypoint_head.final_layer.1",
-        "keypoint_head.final_layer.3",
-    ),
+    ("keypoint_head.final_layer.0", "keypoint_head.final_layer.1", "keypoint_head.final_layer.3"),
     0.0,
 )
 MMPOSE_1 = Layout(

@@ -53,7 +53,6 @@ class Bundle:
 
     Attributes:
       model: model configuration for `registry.create_model`.
-      scheme: landmark scheme.
       image_size: side of the crops in training, in pixels.
       weights: parameters and batch statistics by flat name.
       calibration: uncertainty model, which predicts errors; None if it was not fitted.
@@ -111,8 +110,6 @@ def abstract_weights(
     model and copying it traces once.
 
     Args:
-      model: configuration.
-      num_landmarks: k.
       dtype: dtype of the heatmap model's computation.
       remat: see `registry.create_model`.
 
@@ -153,8 +150,6 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
     """Write a bundle, all of its files or none. Those of an existing bundle are replaced.
 
     Args:
-      path: folder of the bundle.
-      bundle: content.
       card: text of the model card.
       dtype: dtype of the stored kernels and matrices: `float32`, or `float16` for half the size. Biases and
         statistics stay float32, since they are small and may exceed the range of float16. Loaded weights
@@ -334,7 +329,6 @@ def check_weights(
 
     Args:
       path: file of the weights, for the message.
-      weights: arrays by name.
       expected: objects with a `shape` by name.
 
     Raises:

@@ -1,5 +1,7 @@
 """Two-stage graph cascade from the mean shape ("DAG", Li et al., ECCV 2020), a baseline of the paper."""
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -42,10 +44,7 @@ class MeanShapeCascade(nnx.Module):
         self.fine_steps = config.fine_steps
 
     def select_features(
-        self,
-        maps: Float[Array, "b h w c"],
-        heatmaps: Float[Array, "b h w k"],
-        pixels: Positions,
+        self, maps: Float[Array, "b h w c"], heatmaps: Float[Array, "b h w k"], pixels: Positions
     ) -> GraphFeatures:
         """Return the feature maps."""
         del heatmaps, pixels

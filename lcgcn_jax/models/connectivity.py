@@ -1,5 +1,7 @@
 """Edge weights (adjacency) of the landmark graph."""
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 from collections.abc import Callable
 from typing import Any
 

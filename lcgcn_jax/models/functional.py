@@ -14,13 +14,7 @@ from lcgcn_jax.models.weights import Weights, merge_weights
 
 
 class FunctionalModel(NamedTuple):
-    """A model that is split into its structure and its weights.
-
-    Attributes:
-      graphdef: structure of the model.
-      params: parameters by name.
-      batch_stats: batch statistics by name.
-    """
+    """A model that is split into its structure and its weights."""
 
     graphdef: nnx.GraphDef[Any]
     params: Weights

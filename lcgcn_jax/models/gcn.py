@@ -1,5 +1,7 @@
 """Graph convolution over a dense adjacency, and offset voting."""
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -19,8 +21,6 @@ class GraphConv(nnx.Module):
     over pairs and channels. `e` must therefore be normalized over its last axis.
 
     Args:
-      inputs: input width n.
-      outputs: output width m.
       shape_features: whether q_ij is part of the message.
       pair_width: length of the learned vectors v_ij in the message; 0: none.
       zero_init: whether all weights start at 0.
@@ -37,16 +37,13 @@ class GraphConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         init = nnx.initializers.zeros_init() if zero_init else glorot_normal
-        self.node = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
-        self.neighbor = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
-        self.shape = (
-            nnx.Param(init(rngs.params(), (2, outputs), jnp.float32)) if shape_features else None
-        )
-        self.pair = (
-            nnx.Param(init(rngs.params(), (pair_width, outputs), jnp.float32))
-            if pair_width
-            else None
-        )
+
+        def matrix(rows: int) -> nnx.Param[Array]:
+            return nnx.Param(init(rngs.params(), (rows, outputs), jnp.float32))
+
+        self.node, self.neighbor = matrix(inputs), matrix(inputs)
+        self.shape = matrix(2) if shape_features else None
+        self.pair = matrix(pair_width) if pair_width else None
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(

@@ -1,5 +1,7 @@
 """Stacked hourglass (Newell et al. 2016) for facial landmarks."""
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 from typing import Any
 
 import jax
@@ -75,6 +77,7 @@ class StackedHourglass(nnx.Module):
         x = _halve(self.stem_blocks[0](x, train=train))
         for block in self.stem_blocks[1:]:
             x = block(x, train=train)
+        logits = features = x
         for i, hourglass in enumerate(self.hourglasses):
             y = run_module(hourglass, x, train=train, remat=self.remat)
             y = self.blocks[i](y, train=train)
@@ -112,7 +115,9 @@ class PreActivation(nnx.Module):
     ):
         widths = (inputs, outputs // 2, outputs // 2, outputs)
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        self.norms = nnx.List(BatchNorm(n, momentum=momentum, **options) for n in widths[:-1])
+        self.norms: nnx.List[BatchNorm | Identity] = nnx.List(
+            BatchNorm(n, momentum=momentum, **options) for n in widths[:-1]
+        )
         self.convs = nnx.List(
             Conv(widths[i], widths[i + 1], size, **options) for i, size in enumerate((1, 3, 1))
         )
@@ -129,7 +134,9 @@ class PreActivation(nnx.Module):
     def fold_batch_norm(self) -> None:
         """Fold all norms except the first, which no convolution precedes."""
         for i, conv in enumerate(self.convs[:-1]):
-            conv.fold(self.norms[i + 1])
+            norm = self.norms[i + 1]
+            assert isinstance(norm, BatchNorm)
+            conv.fold(norm)
             self.norms[i + 1] = Identity()
 
 
@@ -141,7 +148,7 @@ def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b hh hw c"]:
     return x.reshape(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).max(axis=(2, 4))
 
 
-def _double(x: Float[Array, "b h w c"], shape: tuple[int, int]) -> Float[Array, "b hh hw c"]:
+def _double(x: Float[Array, "b h w c"], shape: tuple[int, ...]) -> Float[Array, "b hh hw c"]:
     """Nearest-neighbor upsampling by 2, cropped to the shape."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return x[:, : shape[0], : shape[1]]

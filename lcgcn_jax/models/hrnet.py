@@ -85,7 +85,8 @@ class HRNet(nnx.Module):
             Bottleneck(64 if i == 0 else stage1_width, size.bottleneck_width, **options)
             for i in range(size.bottlenecks)
         )
-        self.transitions, self.stages = nnx.List(), nnx.List()
+        self.transitions: nnx.List[Transition] = nnx.List()
+        self.stages: nnx.List[nnx.List[MultiScaleModule]] = nnx.List()
         previous = (stage1_width,)
         for branches, modules in zip((2, 3, 4), size.modules, strict=True):
             widths = size.widths[:branches]
@@ -122,6 +123,7 @@ class HRNet(nnx.Module):
 
     def fold_batch_norm(self) -> None:
         """Fold the BatchNorm of the head, see `bn_folding.fold_batch_norm`."""
+        assert isinstance(self.head_bn, BatchNorm)
         self.head_conv.fold(self.head_bn)
         self.head_bn = Identity()
 
@@ -158,7 +160,7 @@ class Transition(nnx.Module):
     """Convolutions from the branches of one stage to those of the next, which has one branch more."""
 
     def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], **options: Any):
-        self.convs = nnx.List()
+        self.convs: nnx.List[ConvBN | None] = nnx.List()
         for i, width in enumerate(outputs):
             if i < len(inputs):
                 same = inputs[i] == width
@@ -167,7 +169,7 @@ class Transition(nnx.Module):
                 self.convs.append(ConvBN(inputs[-1], width, 3, stride=2, **options))
 
     def __call__(self, branches: list[Array], *, train: bool) -> list[Array]:
-        out = []
+        out: list[Array] = []
         for i, conv in enumerate(self.convs):
             x = branches[min(i, len(branches) - 1)]
             out.append(x if conv is None else jax.nn.relu(conv(x, train=train)))
@@ -190,12 +192,12 @@ class MultiScaleModule(nnx.Module):
         )
 
     def __call__(self, branches: list[Array], *, train: bool) -> list[Array]:
-        outputs = []
+        outputs: list[Array] = []
         for x, blocks in zip(branches, self.branches, strict=True):
             for block in blocks:
                 x = block(x, train=train)
             outputs.append(x)
-        fused = []
+        fused: list[Array] = []
         for target, paths in enumerate(self.fuse):
             shape = outputs[target].shape[1:3]
             total = outputs[target]

@@ -3,15 +3,19 @@
 Arrays are NHWC. Parameters and statistics are float32; `dtype` is the dtype of the computation.
 """
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import functools
 import itertools
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from lcgcn_jax.heatmaps import Activation
 from lcgcn_jax.models.config import Norm
@@ -34,6 +38,7 @@ __all__ = [
 PRIOR_BIAS = -2.19
 """Initial bias before a sigmoid: every pixel starts at probability 0.1, or the focal loss diverges."""
 
+T = TypeVar("T")
 Images = Float[Array, "b h w i"]
 Outputs = Float[Array, "b hh hw o"]
 
@@ -72,6 +77,7 @@ class ConvBN(nnx.Module):
 
     def fold_batch_norm(self) -> None:
         """Fold the BatchNorm into the convolution, see `bn_folding.fold_batch_norm`."""
+        assert isinstance(self.bn, BatchNorm)
         self.conv.fold(self.bn)
         self.bn = Identity()
 
@@ -92,7 +98,7 @@ def heatmap_conv(
     )
 
 
-def run_module(module: nnx.Module, x: PyTree[Array], *, train: bool, remat: bool) -> PyTree[Array]:
+def run_module(module: Callable[..., T], x: T, *, train: bool, remat: bool) -> T:
     """Compute `module(x, train=train)`, optionally with activations recomputed in the backward pass.
 
     With `remat`, activations inside the module are not kept for the gradient: less memory, more work (Chen et
@@ -100,7 +106,11 @@ def run_module(module: nnx.Module, x: PyTree[Array], *, train: bool, remat: bool
     """
     if not (remat and train):
         return module(x, train=train)
-    return nnx.remat(lambda module, x: module(x, train=train))(module, x)
+
+    def run(module: Callable[..., T], x: T) -> T:
+        return module(x, train=train)
+
+    return nnx.remat(run)(module, x)
 
 
 class MLP(nnx.Module):
@@ -164,7 +174,7 @@ def _norm(
     return nnx.LayerNorm(channels, dtype=dtype, rngs=rngs) if kind == "layer" else None
 
 
-def upsample_bilinear(x: Images, shape: tuple[int, int]) -> Float[Array, "b hh hw i"]:
+def upsample_bilinear(x: Images, shape: tuple[int, ...]) -> Float[Array, "b hh hw i"]:
     """Bilinear upsampling with half-pixel centers (`align_corners=False` of PyTorch).
 
     Two matrix products with constant interpolation matrices, which are fast on every backend and which ONNX

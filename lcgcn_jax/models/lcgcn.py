@@ -14,13 +14,7 @@ from lcgcn_jax.geometry import centered_offset, heatmap_to_input, input_to_heatm
 from lcgcn_jax.models.cascade import MeanShapeCascade
 from lcgcn_jax.models.config import CascadeConfig, GraphConfig, ModelConfig
 from lcgcn_jax.models.graph_head import GraphHead
-from lcgcn_jax.models.interfaces import (
-    Graph,
-    GraphInputs,
-    HasActivation,
-    HeatmapModel,
-    LCGCNOutput,
-)
+from lcgcn_jax.models.interfaces import Graph, GraphInputs, HasActivation, HeatmapModel, LCGCNOutput
 from lcgcn_jax.models.visibility import VisibilityHead
 
 __all__ = ["LCGCN", "MEAN_SHAPES", "GraphInputs", "LCGCNOutput", "normalize_images"]
@@ -139,6 +133,7 @@ class LCGCN(nnx.Module):
         shift_in, shift_out = (
             (-self.heatmap_offset, 0.0) if self._positions_from_corner else (0.5, 0.5)
         )
+        assert graph_inputs.features is not None
         logits = visible_logit = visibility = None
         if self.visibility is not None:
             logits = self._visibility_logits(graph_inputs, size)

@@ -1,5 +1,7 @@
 """Patch refinement: moves landmarks by the features and heatmaps in a patch around each of them."""
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,13 +32,7 @@ class PatchRefiner(nnx.Module):
     "Sparse Local Patch Transformer", CVPR 2022).
     """
 
-    def __init__(
-        self,
-        num_landmarks: int,
-        feature_channels: int,
-        *,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, num_landmarks: int, feature_channels: int, *, rngs: nnx.Rngs):
         inputs = SIDE * SIDE * (_CHANNELS + 1) + _CLASS_WIDTH + 1
         self.project = nnx.Param(glorot_normal(rngs.params(), (feature_channels, _CHANNELS)))
         self.classes = nnx.Param(normal_init(1.0)(rngs.params(), (num_landmarks, _CLASS_WIDTH)))

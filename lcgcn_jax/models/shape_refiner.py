@@ -1,5 +1,7 @@
 """Linear shape refinement, and the similarity that fits a mean shape to landmarks."""
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float

@@ -1,5 +1,7 @@
 """Visibility head: probability that each landmark is visible in the image."""
 
+# Types of JAX functions are partially unknown.
+# pyright: reportUnknownMemberType=false
 import math
 
 import jax

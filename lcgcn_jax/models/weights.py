@@ -6,7 +6,7 @@ Bundles store flat names, the optimizer groups weights by them, and error messag
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,10 @@ from jaxtyping import Array, Float, PyTree
 
 from lcgcn_jax.models.interfaces import AnyArray
 
-Weights = dict[str, jax.Array | jax.ShapeDtypeStruct]
+if TYPE_CHECKING:
+    Weights = dict[str, jax.Array]
+else:  # an abstract model has shapes and dtypes instead of arrays
+    Weights = dict[str, jax.Array | jax.ShapeDtypeStruct]
 """Arrays by name, or only shapes and dtypes for an abstract model."""
 
 

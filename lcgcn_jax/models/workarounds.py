@@ -18,6 +18,8 @@ Each entry names the upstream code or issue and the condition for deletion. `lcg
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +39,15 @@ def per_channel(values: Float[Array, "c"], like: Float[Array, "*b c"]) -> Float[
     return values.astype(like.dtype).reshape((1,) * (like.ndim - 1) + values.shape)
 
 
-def to_float64(weights: nnx.Variable) -> np.ndarray:
+def to_float64(weights: nnx.Variable[Array]) -> np.ndarray:
     """Copy weights to the host in float64, for folding."""
     return np.asarray(weights[...], np.float64)
 
 
 def to_float32(weights: np.ndarray) -> jax.Array:
     """Convert folded weights to float32."""
-    return jax.device_put(
-        weights.astype(np.float32)
-    )  # `jnp.asarray` compiles a copy for each shape
+    # `jnp.asarray` compiles a copy for each shape.
+    return jax.device_put(weights.astype(np.float32))
 
 
 def normal_init(std: float) -> nnx.Initializer:
@@ -56,10 +57,12 @@ def normal_init(std: float) -> nnx.Initializer:
     for the smallest HRNet on a CPU, compared to 1 s with this function.
     """
 
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    def init(
+        key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32, out_sharding: Any = None
+    ) -> Array:
         del out_sharding
 
-        def sample(bits):
+        def sample(bits: Array) -> np.ndarray:
             rng = np.random.default_rng(np.asarray(bits).tolist())
             return (std * rng.standard_normal(shape)).astype(dtype)
 
@@ -71,13 +74,17 @@ def normal_init(std: float) -> nnx.Initializer:
     return init
 
 
-def he_normal(key, shape, dtype=jnp.float32, out_sharding=None):
+def he_normal(
+    key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32, out_sharding: Any = None
+) -> Array:
     """Initialize for ReLU networks (He et al. 2015, fan-out): std sqrt(2 / (outputs x kernel area))."""
     fan_out = math.prod(shape) / shape[-2]
     return normal_init(math.sqrt(2 / fan_out))(key, shape, dtype, out_sharding)
 
 
-def glorot_normal(key, shape, dtype=jnp.float32, out_sharding=None):
+def glorot_normal(
+    key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32, out_sharding: Any = None
+) -> Array:
     """Initialize by Glorot and Bengio 2010: std sqrt(2 / (inputs + outputs))."""
     return normal_init(math.sqrt(2 / sum(shape)))(key, shape, dtype, out_sharding)
 

@@ -40,7 +40,6 @@ class BenchmarkResult:
     """Measurement of one benchmark.
 
     Attributes:
-      name: benchmark name.
       timing: time per iteration.
       faces: faces per iteration, or None.
       cost: cost of the program, or None if the benchmark is not a single program.
@@ -135,6 +134,7 @@ class Measurements:
         step, batch = self._train_step, self._batch
 
         def steps():
+            scalars = None
             for _ in range(_STEPS):
                 self._training.state, scalars = step(self._training.state, batch)
             return scalars
@@ -148,6 +148,7 @@ class Measurements:
         step, training = self._train_step, self._training
 
         def steps():
+            scalars = None
             for _ in range(_STEPS):
                 batch = next(training.batches)
                 batch.pop("record")

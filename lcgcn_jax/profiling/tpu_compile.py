@@ -90,7 +90,6 @@ class StepCost:
     """Cost of a compiled training step per chip.
 
     Attributes:
-      topology: topology of the slice.
       num_chips: number of chips in the slice.
       batch_size: faces per step over all chips.
       memory: bytes of memory in use: the sum of `parts`.

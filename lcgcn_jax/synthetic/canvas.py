@@ -107,7 +107,7 @@ def polygon_mask(shape: Sequence, *polygons: np.ndarray) -> np.ndarray:
 
 
 def draw_polygons(
-    pixels: np.ndarray, polygons: Sequence[np.ndarray], color: Vector | float
+    pixels: np.ndarray, polygons: Sequence[np.ndarray], color: Sequence[int | float] | float
 ) -> None:
     """Fill polygons in pixel coordinates with antialiased edges."""
     # One call per polygon: a single call would leave a hole where two polygons overlap.

@@ -10,10 +10,7 @@ from lcgcn_jax.data.records import PrepareReport
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.synthetic.writers import write_300w, write_wflw
 
-LAYOUTS = {
-    "wflw98": (write_wflw, wflw.read),
-    "ibug68": (write_300w, w300.read),
-}
+LAYOUTS = {"wflw98": (write_wflw, wflw.read), "ibug68": (write_300w, w300.read)}
 """Writer and reader of the official file layout, by the name of the scheme."""
 
 OFFICIAL = "official"

@@ -22,7 +22,7 @@ def light_face(
     shade = traits.ambient * (1 + 3 * hollow) + traits.diffuse * lambert
     shade *= 1 + 0.02 * _noise(rng, RELIEF_SHAPE, 3) + 0.012 * _noise(rng, RELIEF_SHAPE, 1)
     shade = cv2.merge([shade] * 3)
-    shade += _speckles(rng, traits)[..., None] * np.float32([0.5, 0.8, 1.0])
+    shade += _speckles(rng, traits)[..., None] * np.array([0.5, 0.8, 1.0], np.float32)
     shade += (0.1 * np.clip(lambert, 0, 1) ** 10)[..., None]
     region = hair_region(traits)
     if region is not None:

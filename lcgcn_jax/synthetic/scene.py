@@ -21,7 +21,8 @@ def background(rng: np.random.Generator, side: int) -> np.ndarray:
     for _ in range(rng.integers(0, 9)):
         center = rng.uniform(-4, 52, 2)
         if rng.random() < 0.5:
-            shape = ellipse(center, *rng.uniform(3, 16, 2), rng.uniform(0, 3))
+            width, height = rng.uniform(3, 16, 2)
+            shape = ellipse(center, width, height, rng.uniform(0, 3))
         else:
             reach, angle = rng.uniform(3, 20, 2), rng.normal(0, 0.3)
             shape = (_SQUARE * reach) @ _rotation(angle) + center

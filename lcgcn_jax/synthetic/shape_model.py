@@ -30,7 +30,6 @@ def fit_shape_model(
     """Fit the shape model by principal component analysis.
 
     Args:
-      num_faces: number of random faces.
       num_modes: number of modes `m`.
 
     Returns:

@@ -94,7 +94,7 @@ def _draw_all(paths: Sequence[Path], seed: int, scheme: LandmarkScheme) -> list[
 
 def _wflw_line(face: SyntheticFace, name: str) -> str:
     """Line of a WFLW list: landmarks, their bounding box, attributes, path."""
-    box = box_of_landmarks(face.landmarks, np.ones(len(face.landmarks), bool))
+    box = box_of_landmarks(face.landmarks)
     fields = [f"{value:.6f}" for value in face.landmarks.ravel()]
     fields += [str(int(value)) for value in np.round(box)]
     fields += [str(int(face.attributes[attribute])) for attribute in ATTRIBUTES]

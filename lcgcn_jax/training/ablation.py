@@ -30,8 +30,6 @@ class Variant:
     """A graph of the table.
 
     Attributes:
-      text: description.
-      decode: landmark decoding.
       graph: fields of `model.graph` that differ from the paper's.
       views: largest number of fixed views per face, if the configuration's would not fit in memory.
     """
@@ -118,7 +116,6 @@ def run_ablation(
       config: configuration of a frozen training with `train.cache`, on the heatmap model of `init_from`.
       out: folder of the training runs, `ROW/seedN`.
       rows: keys of `ROWS`; consecutive ones with the same `decode` share the cached features.
-      seeds: training runs per row.
       overridden: names of the config fields that were set on the command line.
 
     Raises:
@@ -258,10 +255,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
         columns = [f"{row[kind]['heatmap_nme']:.3f}" for kind in kinds]
         nme.append([f"heatmap stage, {decode}", *columns])
     for name, row in summary["rows"].items():
-        deviations = [
-            np.std(row[kind]["nme_by_seed"], ddof=1) if _seeds(row) > 1 else 0 for kind in kinds
-        ]
-        columns = [f"{row[k]['nme']:.3f} ± {s:.3f}" for k, s in zip(kinds, deviations, strict=True)]
+        by_seed = {kind: row[kind]["nme_by_seed"] for kind in kinds}
+        deviation = {k: np.std(n, ddof=1) if len(n) > 1 else 0 for k, n in by_seed.items()}
+        columns = [f"{row[kind]['nme']:.3f} ± {deviation[kind]:.3f}" for kind in kinds]
         nme.append([f"`{name}`: {ROWS[name].text}", *columns])
         columns = [_format_difference(row[kind]["against_heatmap"]) for kind in kinds]
         gain.append([f"`{name}` - heatmap stage", *columns])
@@ -269,10 +265,6 @@ def markdown(summary: Mapping[str, Any]) -> str:
         columns = [_format_difference(pair[kind]) for kind in kinds]
         gain.append([f"`{pair['row']}` - `{pair['against']}`", *columns])
     return f"{_table(['NME, %', *head], nme)}\n{_table(['difference, points', *head], gain)}"
-
-
-def _seeds(row: Mapping[str, Any]) -> int:
-    return len(next(iter(row.values()))["nme_by_seed"])
 
 
 def _format_difference(difference: Mapping[str, Any]) -> str:

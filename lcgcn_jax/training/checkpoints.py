@@ -29,6 +29,7 @@ from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights, check_weights
+from lcgcn_jax.models.interfaces import AnyArray
 from lcgcn_jax.models.weights import Weights, from_vector
 from lcgcn_jax.training.config import RUN_CONFIG, differences
 from lcgcn_jax.training.run_lock import needs_writing
@@ -84,7 +85,7 @@ class Checkpoints:
             try:
                 with _save_options():
                     ocp.save_checkpointables(
-                        partial.resolve(), {"state": _as_dict(state), "progress": progress}
+                        str(partial.resolve()), {"state": _as_dict(state), "progress": progress}
                     )
                 if is_primary_process():
                     _write_checksums(partial)
@@ -212,7 +213,7 @@ def _verify_checksums(path: Path) -> None:
             raise _damaged(path, f"{name} has changed since it was written")
 
 
-def _damaged(path: Path, reason: str) -> InputError:
+def _damaged(path: Path, reason: str | None) -> InputError:
     return InputError(
         f"{path}: not a checkpoint, or damaged: {reason}; remove this folder to resume from the checkpoint "
         "before it"
@@ -222,15 +223,15 @@ def _damaged(path: Path, reason: str) -> InputError:
 def _state_metadata(path: Path) -> dict[str, PyTree]:
     """Shapes and types of the state in a checkpoint."""
     try:
-        return ocp.checkpointables_metadata(path.resolve()).metadata["state"]
+        return ocp.checkpointables_metadata(str(path.resolve())).metadata["state"]
     # Orbax does not document what it raises for a damaged checkpoint.
     except Exception as error:
         raise _damaged(path, one_line(error)) from error
 
 
-def _load(path: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
+def _load(path: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
     try:
-        return ocp.load_checkpointables(path.resolve(), abstract)
+        return ocp.load_checkpointables(str(path.resolve()), abstract)
     except Exception as error:  # as above
         raise _damaged(path, one_line(error)) from error
 
@@ -261,7 +262,7 @@ def read_checkpoint(path: Path) -> Bundle:
     return Bundle(model, scheme, size, weights, flip_bias=flip_bias)
 
 
-def _read_evaluated(path: Path, like: Weights) -> dict[str, np.ndarray]:
+def _read_evaluated(path: Path, like: Weights) -> dict[str, AnyArray]:
     """Read only the weights to evaluate, as NumPy arrays, which need no device."""
     metadata = _state_metadata(path)
     fields = ("ema",) if metadata.get("ema") else ("params", "batch_stats")

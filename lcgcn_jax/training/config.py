@@ -239,7 +239,7 @@ def _parse_value(name: str, text: str, old: Any) -> Any:
     value = text if isinstance(old, str) else _parse_yaml(name, text)
     if value is None and name.removeprefix("train.") in EPOCHS:
         return None
-    if isinstance(old, float) and type(value) in (int, str):
+    if isinstance(old, float) and isinstance(value, int | str) and not isinstance(value, bool):
         # YAML reads 1e-3 as text.
         with contextlib.suppress(ValueError):
             value = float(value)

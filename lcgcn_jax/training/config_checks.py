@@ -122,18 +122,15 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
         check_image_size(config.data.image_size, _STRIDE)
     groups = TRAINED[train.mode]
     weights = {"heatmap": "heatmap_weight", "graph": "coordinate_weight"}
-    if not any(loss[weights[group]] for group in groups):
-        fields = " and ".join(f"loss.{weights[group]}" for group in groups)
-        raise InputError(
-            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected "
-            "a number above 0"
-        )
-    if not any(rates[group] for group in groups):
-        fields = " and ".join(f"optimizer.learning_rate.{group}" for group in groups)
-        raise InputError(
-            f"config {fields}: got 0, so that nothing is learned in train.mode {train.mode!r}; expected "
-            "a number above 0"
-        )
+    for values in (
+        {f"loss.{weights[group]}": loss[weights[group]] for group in groups},
+        {f"optimizer.learning_rate.{group}": rates[group] for group in groups},
+    ):
+        if not any(values.values()):
+            raise InputError(
+                f"config {' and '.join(values)}: got 0, so that nothing is learned in train.mode "
+                f"{train.mode!r}; expected a number above 0"
+            )
     if train.cache and (train.mode != "frozen" or config.data.views < 1):
         raise InputError(
             "config train.cache: needs a frozen heatmap model and fixed views of each face; set train.mode "

@@ -63,7 +63,7 @@ class FeatureCache:
 
     def __init__(self, detect: Detect, dataset: FaceDataset, *, image_size: int, batch_size: int):
         self._detect, self._dataset = detect, dataset
-        self._sizes = {"image_size": image_size, "batch_size": batch_size}
+        self._sizes: dict[str, Any] = {"image_size": image_size, "batch_size": batch_size}
         self._views: dict[tuple, TrainingViews] = {}
         self._splits: dict[tuple[str, str], list[tuple[GraphInputs, Batch]]] = {}
 

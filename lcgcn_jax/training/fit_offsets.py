@@ -65,7 +65,6 @@ class OffsetFit:
     """Fitted offsets and their quality.
 
     Attributes:
-      offsets: the offsets.
       flip_bias: horizontal bias relative to mirror images, a part of the offsets, in percent of the outer eye
         distance; 0 if it was not significant.
       flip_bias_error: standard error of the bias.
@@ -186,10 +185,8 @@ def fit_offsets(
     Args:
       annotated: landmarks in image pixels; may be NaN where not located.
       predicted: landmarks of the model in the same pixels.
-      located: which landmarks are annotated.
       groups: group of each face; "" for none.
       min_count: smallest number of located landmarks, mirror images included, to fit an offset to.
-      max_ratio: see above.
       provenance: data and model of the fit, stored with the offsets (`AnnotationOffsets`).
 
     Raises:
@@ -288,9 +285,7 @@ def _residuals(
 
 
 def _flip_bias(
-    by_group: Mapping[str, Residuals],
-    partners: Mapping[str, str],
-    scheme: LandmarkScheme,
+    by_group: Mapping[str, Residuals], partners: Mapping[str, str], scheme: LandmarkScheme
 ) -> tuple[float, float]:
     """Horizontal bias relative to mirror images, 0 if not significant, and its standard error.
 

@@ -50,11 +50,7 @@ class Source:
 
 
 def load_pretrained_weights(
-    config: Config,
-    scheme: LandmarkScheme,
-    model: LCGCN,
-    params: Weights,
-    batch_stats: Weights,
+    config: Config, scheme: LandmarkScheme, model: LCGCN, params: Weights, batch_stats: Weights
 ) -> tuple[Weights, Weights, str]:
     """Replace random weights with those of `config.init_from`.
 

@@ -66,7 +66,7 @@ def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
     )
 
 
-def compile_train_step(step: Callable, mesh: Mesh) -> Callable:
+def compile_train_step(step: Callable, mesh: Mesh) -> jax.stages.Wrapped:
     """Jit `step(state, batch)` with a replicated, donated state and a batch split over `data`."""
     return jax.jit(
         step,

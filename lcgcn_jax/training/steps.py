@@ -1,7 +1,7 @@
 """Pure functions of a training step and of prediction; `sharding` compiles them."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -141,9 +141,7 @@ def heatmap_coordinate_loss(
     """
     hh, hw = logits.shape[1:3]
     mean, covariance = heatmaps.moments(
-        logits,
-        normalization=config.heatmap_normalization,
-        temperature=config.heatmap_temperature,
+        logits, normalization=config.heatmap_normalization, temperature=config.heatmap_temperature
     )
     last = jnp.array([[[hw - 0.5, hh - 0.5]]], points.dtype)
     visible = visible & ((points >= -0.5) & (points < last)).all(axis=-1)
@@ -206,7 +204,7 @@ def make_train_step(
         )
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types
             updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
-        learned = optax.apply_updates(learned, updates)
+        learned = cast(Weights, optax.apply_updates(learned, updates))  # typed as any tree
         params = state.params | learned
         step = state.step + 1
         scalars = {

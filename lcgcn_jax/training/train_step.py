@@ -17,12 +17,7 @@ from lcgcn_jax.training.config_checks import check_image_size
 from lcgcn_jax.training.config_types import Config, DType
 from lcgcn_jax.training.optimizer import make_optimizer, trained_names
 from lcgcn_jax.training.state import TrainState, create_state
-from lcgcn_jax.training.steps import (
-    Batch,
-    Scalars,
-    check_activation,
-    make_train_step,
-)
+from lcgcn_jax.training.steps import Batch, Scalars, check_activation, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +25,6 @@ class TrainStep:
     """Training step with the model and the optimizer that it trains.
 
     Attributes:
-      mesh: devices to train on.
       model: structure of the model, with shapes and types instead of weights.
       trained: names of the parameters that train.
       optimizer: optimizer of these parameters.
@@ -47,7 +41,7 @@ class TrainStep:
     schedules: dict[str, optax.Schedule]
     with_ema: bool
     function: Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
-    compiled: Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
+    compiled: jax.stages.Wrapped
 
     def init_state(self, params: Weights, batch_stats: Weights) -> TrainState:
         """State before the first step, on the mesh."""

@@ -70,13 +70,8 @@ class Trainer:
       dataset: data of the validation faces and the mean shape.
       mixture: data to train on.
       num_faces: faces in an epoch.
-      mesh: devices to train on.
-      train_step: compiled training step.
       schedules: learning rate of each parameter group that trains.
       start_message: description of pretrained weights; empty if the run resumes or has none.
-      checkpoints: checkpoints in the workdir.
-      state: training state.
-      batches: training batches.
       best_nme: lowest validation NME so far, in percent.
       stopped_by: signal that ended `run` early.
 
@@ -88,7 +83,7 @@ class Trainer:
     mixture: FaceMixture
     num_faces: int
     mesh: jax.sharding.Mesh
-    train_step: Callable
+    train_step: jax.stages.Wrapped
     schedules: dict[str, Callable]
     checkpoints: Checkpoints
     state: TrainState

@@ -67,8 +67,6 @@ def plot_edges(
       crops: RGB face crops.
       landmarks: positions of the nodes (landmarks of the heatmap stage) in crop pixels.
       edges: edges of the same faces; row i holds the edges into landmark i.
-      scheme: landmark scheme.
-      titles: one title per face.
       target_nodes: landmarks whose incoming edges are drawn; None: all.
       threshold: smallest weight that is drawn; None: `edge_threshold`. The differences always use
         `edge_threshold` of their absolute values.
@@ -112,11 +110,6 @@ def plot_edge_matrices(edges: Edges, scheme: LandmarkScheme, titles: list[str]) 
 
     Row i holds the edges into landmark i. Landmarks are in the order of the scheme's parts, with lines
     between the parts. The differences are omitted for one face, and where they are negligible.
-
-    Args:
-      edges: edges of the faces.
-      scheme: landmark scheme.
-      titles: one title per face.
     """
     order = [i for part in scheme.parts.values() for i in part]
     edges = edges[:, order][:, :, order]
@@ -198,8 +191,9 @@ def _label_grid(
     """Add row labels and a color bar, with an arrow at an end that `values` exceed."""
     for axes in grid[::_COLUMNS]:
         axes.set_ylabel(row_label, fontsize=11)
-    above = values.max() > mappable.norm.vmax
-    below = values.min() < mappable.norm.vmin < 0
+    low, top = mappable.get_clim()
+    above = values.max() > top
+    below = values.min() < low < 0
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}
     bar = figure.colorbar(mappable, ax=list(grid), extend=extend.get((above, below), "neither"))
     bar.set_label(bar_label, fontsize=11)
@@ -241,7 +235,7 @@ def _draw_edges(
         return 0
     order = np.argsort(np.abs(weights[i, j]), kind="stable")  # the strongest on top
     i, j = i[order], j[order]
-    strength = (np.abs(weights[i, j]) - threshold) / (mappable.norm.vmax - threshold)
+    strength = (np.abs(weights[i, j]) - threshold) / (mappable.get_clim()[1] - threshold)
     colors = mappable.to_rgba(weights[i, j])
     colors[:, 3] = np.interp(strength, (0, 1), _OPACITY)
     width = side * np.interp(strength, (0, 1), _EDGE_WIDTH)[:, None]
@@ -250,7 +244,9 @@ def _draw_edges(
     # Landmarks may coincide; the triangle then has no area.
     across = across * width / 2 / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
     triangles = np.stack([landmarks[j] + across, landmarks[j] - across, landmarks[i]], axis=1)
-    axes.add_collection(PolyCollection(triangles, facecolors=colors, linewidths=0, zorder=2.5))
+    axes.add_collection(
+        PolyCollection(list(triangles), facecolors=colors, linewidths=0, zorder=2.5)
+    )
     return len(i)
 
 

@@ -36,7 +36,6 @@ def draw_landmarks(
     Args:
       image: RGB image.
       landmarks: positions in image pixels, drawn with a precision of 1/16 pixel; NaN: not drawn.
-      scheme: landmark scheme.
       color: RGB color.
       radius: radius of the points in pixels.
       contours: draw the contours at half opacity.
@@ -149,7 +148,6 @@ def stage_comparison(
       crops: RGB face crops.
       truth: ground-truth landmarks in crop pixels.
       stages: predicted landmarks by the name of the stage.
-      scheme: landmark scheme.
       width: width of one crop in the result in pixels, rounded to a multiple of the crop side.
     """
     factor = max(1, round(width / crops.shape[1]))

@@ -56,7 +56,6 @@ def draw_incoming_edges(
     Args:
       image: RGB image.
       points: landmarks in pixels of the image.
-      landmark: target of the edges.
       edges: as `strongest_edges` returns them; the thickness of a line is proportional to the weight, and
         weights below 5 % of the strongest are left out.
     """

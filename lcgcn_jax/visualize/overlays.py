@@ -55,7 +55,6 @@ def draw_faces(
       image: RGB image.
       landmarks: landmarks of each face in image pixels.
       confidence: confidence of the landmarks of each face, in 0..1.
-      scheme: landmark scheme.
       sides: side of each face box in pixels; it scales points and lines.
       edges: edges of each face; the k strongest between different landmarks are drawn.
       visibility: visibility of the landmarks of each face, in 0..1; None for a face without it.
@@ -92,11 +91,7 @@ def draw_faces(
 
 
 def draw(
-    image: ImageInput,
-    faces: Sequence[Face],
-    *,
-    edges: bool = False,
-    legend: bool = False,
+    image: ImageInput, faces: Sequence[Face], *, edges: bool = False, legend: bool = False
 ) -> UInt8[np.ndarray, "_rows w 3"]:
     """Draw predicted faces on an image.
 

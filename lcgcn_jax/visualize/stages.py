@@ -37,9 +37,9 @@ def compare_stages(
     faces: dict[str, np.ndarray], output: LCGCNOutput, dataset: FaceDataset
 ) -> np.ndarray:
     """Draw the ground truth and both stages next to each other, for the result of `predict_faces`."""
-    stages = {"heatmap stage": output.heatmap_landmarks}
+    stages = {"heatmap stage": np.asarray(output.heatmap_landmarks)}
     if output.edges is not None:
-        stages["graph stage"] = output.landmarks
+        stages["graph stage"] = np.asarray(output.landmarks)
     return stage_comparison(faces["image"], faces["landmarks"], stages, dataset.scheme)
 
 
@@ -58,15 +58,8 @@ def plot_faces(
     """Plot the stages of a model, and the edges of its graph.
 
     Args:
-      model: the model.
-      dataset: the data.
-      split: split of the faces.
-      out: folder of the plots.
-      count: number of faces.
-      skip: number of faces of the split to skip first.
       landmark: landmark or part whose incoming edges are plotted; None for all.
       threshold: as in `plot_edges`.
-      overwrite: whether existing plots may be replaced.
 
     Returns:
       The plots: `STAGES`, and for a model with a graph `EDGES` and `MATRICES`.
@@ -88,16 +81,17 @@ def plot_faces(
     save_image(paths[0], compare_stages(faces, output, dataset))
     if has_graph:
         titles = [f"face {record}" for record in faces["record"]]
+        edges = np.asarray(output.edges)
         figure = plot_edges(
             faces["image"],
-            output.heatmap_landmarks,
-            output.edges,
+            np.asarray(output.heatmap_landmarks),
+            edges,
             model.scheme,
             titles,
             target_nodes=target_nodes,
             threshold=threshold,
         )
         figure.savefig(paths[1], dpi=160, bbox_inches="tight")
-        figure = plot_edge_matrices(output.edges, model.scheme, titles)
+        figure = plot_edge_matrices(edges, model.scheme, titles)
         figure.savefig(paths[2], dpi=160, bbox_inches="tight")
     return paths

@@ -11,6 +11,7 @@ from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.video import VideoWriter, open_video
+from lcgcn_jax.models.bundles import load_bundle, save_bundle
 
 
 @pytest.fixture
@@ -60,6 +61,15 @@ def test_invalid_box_is_an_error_and_nothing_is_written(
     out = tmp_path / "out"
     error = error_line("predict", "--model", small_run, photo, f"--box={box}", "--out", out)
     assert message in error
+    assert not out.exists()
+
+
+def test_edges_of_a_model_without_a_graph_are_an_error(error_line, small_run, photo, tmp_path):
+    model, out = tmp_path / "heatmaps_only", tmp_path / "out"
+    save_bundle(model, load_bundle(small_run).without_graph(), "")
+    arguments = ["--model", model, photo, "--whole-image", "--draw-edges", "--out", out]
+    error = error_line("predict", *arguments)
+    assert f"--draw-edges: {model} has no graph" in error
     assert not out.exists()
 
 

@@ -105,7 +105,7 @@ def test_each_face_of_a_group_is_detected_once(detector, shared, name, faces):
 def test_boxes_scale_with_the_image(detector, shared):
     image = read_image(shared / "data/photos/2009_004587.jpg")
     larger = cv2.resize(image, None, fx=7, fy=7, interpolation=cv2.INTER_CUBIC)
-    boxes, larger_boxes = detector.face_boxes(image), detector.face_boxes(larger)
+    boxes, larger_boxes = detector.find_faces(image).boxes, detector.find_faces(larger).boxes
     assert larger.shape[0] * larger.shape[1] > 9e6
     boxes, larger_boxes = boxes[boxes[:, 0].argsort()], larger_boxes[larger_boxes[:, 0].argsort()]
     side = (boxes[:, 2:] - boxes[:, :2]).max()
@@ -172,7 +172,7 @@ def test_of_nested_boxes_the_first_is_selected():
 
 
 def test_boxes_of_a_crowd_are_not_nested(detector, shared):
-    boxes = detector.face_boxes(read_image(shared / "data/photos/bald_guys.jpg"))
+    boxes = detector.find_faces(read_image(shared / "data/photos/bald_guys.jpg")).boxes
     assert 23 <= len(boxes) <= 25
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
@@ -184,10 +184,10 @@ def test_boxes_of_a_crowd_are_not_nested(detector, shared):
 
 def test_faces_are_detected_in_gray_and_rgba_images(detector, shared):
     image = read_image(shared / "data/photos/2009_004587.jpg")
-    boxes = detector.face_boxes(image)
+    boxes = detector.find_faces(image).boxes
     rgba = np.dstack([image, np.zeros_like(image[..., 0])])
-    np.testing.assert_array_equal(detector.face_boxes(rgba), boxes)
-    assert len(detector.face_boxes(image.mean(axis=2).astype(np.uint8))) == 2
+    np.testing.assert_array_equal(detector.find_faces(rgba).boxes, boxes)
+    assert len(detector.find_faces(image.mean(axis=2).astype(np.uint8)).boxes) == 2
     with pytest.raises(InputError, match="float32 array"):
         detector.detect(image.astype(np.float32))
 

@@ -82,7 +82,7 @@ def test_faces_are_detected_without_boxes(small_run, shared, detector_model):
     path = shared / "data/photos/2009_004587.jpg"
     faces = model.predict(path)
     assert len(faces) == 2
-    boxes = model.detector.face_boxes(read_image(path))
+    boxes = model.detector.find_faces(read_image(path)).boxes
     np.testing.assert_array_equal([face.box for face in faces], boxes)
     blank = np.zeros((50, 60, 3), np.uint8)
     assert [len(faces) for faces in model.predict_batch([blank, path])] == [0, 2]

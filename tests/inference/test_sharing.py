@@ -134,9 +134,9 @@ def test_copy_does_not_need_the_detector_file(bundle, shared, detector_model, tm
 def test_detector_is_copied(shared, detector_model):
     image = read_image(shared / "data/photos/2009_004587.jpg")
     detector = FaceDetector(detector_model)
-    boxes = detector.face_boxes(image)
+    boxes = detector.find_faces(image).boxes
     for copied in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):
-        np.testing.assert_array_equal(copied.face_boxes(image), boxes)
+        np.testing.assert_array_equal(copied.find_faces(image).boxes, boxes)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")

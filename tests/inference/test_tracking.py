@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.geometry import crop_transform, invert, transform_points
+from lcgcn_jax.geometry import box_of_landmarks, crop_transform, invert, transform_points
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.image_inputs import BoxedImage
 from lcgcn_jax.inference.model import LandmarkModel
-from lcgcn_jax.inference.track_matching import landmark_box
 from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker, track_frames
 from lcgcn_jax.inference.video import VideoWriter
 from lcgcn_jax.landmarks import IBUG68
@@ -77,7 +76,7 @@ class World(LandmarkModel):
         if boxes is not None:
             return BoxedImage(image, [np.array(box) for box in boxes], [None] * len(boxes))
         self.detections += 1
-        boxes = [landmark_box(p.landmarks) for p in self.visible() if p.detectable]
+        boxes = [box_of_landmarks(p.landmarks) for p in self.visible() if p.detectable]
         boxes = [box + self.rng.normal(0, 3, 4) for box in boxes]
         return BoxedImage(image, boxes, [0.9] * len(boxes))
 
@@ -283,7 +282,7 @@ def test_smoothing_changes_only_the_landmarks():
 def test_boxes_of_the_caller_replace_detection():
     world = World(Person(0, (300, 300)), Person(1, (600, 300)))
     tracker = FaceTracker(world)
-    boxes = [landmark_box(person.landmarks) for person in world.persons]
+    boxes = [box_of_landmarks(person.landmarks) for person in world.persons]
     frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     first = tracker.update(frame, 0.0, boxes)
     second = tracker.update(frame, 0.1, boxes[::-1])

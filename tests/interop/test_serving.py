@@ -20,15 +20,18 @@ from lcgcn_jax import geometry
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.interop.serving import (
     OUTPUTS,
     PLATFORMS,
+    describe,
     description_file,
+    export_model,
     output_names,
     write_onnx,
     write_stablehlo,
 )
-from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
+from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
 from lcgcn_jax.models.bundles import CONFIG, find_bundle, load_bundle
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.weights import merge_weights
@@ -145,6 +148,23 @@ def assert_served(random_bundle, folder, decode, graph, kind):
     bundle = random_bundle(config, FIVE, 32)
     crops = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     assert_agree(SERVE[kind](write(kind, folder, bundle)), bundle, crops, (1, 20))
+
+
+@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_model_loaded_with_another_scheme_is_exported_in_this_scheme(
+    toy, random_bundle, tmp_path, kind
+):
+    require_converter(kind)
+    config = {"heatmap": {"name": "toy"}, "decode": "dark", "graph": None, "bn_momentum": 0.9}
+    model = LandmarkModel(random_bundle(config, WFLW98, 32), scheme="ibug68")
+    path = export_model(model, tmp_path / f"face.{kind}")
+    crops = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    expected = model.predict_crops(crops)
+    for name, values in SERVE[kind](path)(crops).items():
+        np.testing.assert_allclose(values, getattr(expected, name), rtol=0, atol=TOLERANCE)
+    assert describe(model.bundle, "ibug68")["scheme"] == IBUG68.to_dict()
+    if kind == "stablehlo":
+        assert json.loads(description_file(path).read_text())["scheme"] == IBUG68.to_dict()
 
 
 @pytest.mark.slow

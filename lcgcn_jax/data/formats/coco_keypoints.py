@@ -32,8 +32,6 @@ class _Category:
     """Category, and the landmarks of the scheme among its keypoints.
 
     Attributes:
-      name: name of the category.
-      keypoints: names of its keypoints.
       order: index of the keypoint of each landmark, or -1; None if no keypoint has the name of a landmark,
         so that keypoints count in order.
       missing: landmarks without a keypoint, if other landmarks have one.
@@ -52,8 +50,6 @@ def read_annotations(path: Path, scheme: LandmarkScheme, notes: list[str]) -> It
     of other categories.
 
     Args:
-      path: the file.
-      scheme: the landmarks.
       notes: extended by notes about the file.
 
     Raises:

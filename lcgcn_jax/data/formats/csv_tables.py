@@ -43,8 +43,6 @@ def read_table(path: Path, scheme: LandmarkScheme, notes: list[str]) -> Iterator
     order mark. Empty rows and lines that start with `#` are skipped.
 
     Args:
-      path: the file.
-      scheme: the landmarks.
       notes: extended by notes about the file.
 
     Raises:

@@ -43,7 +43,6 @@ def read_csv(
     Args:
       src: the folder of the images.
       files: the files, by split. A single file may be under `UNSTATED`.
-      scheme: the landmarks.
       count_from: coordinate of the center of the first pixel: 0, 1, or 0.5 if its corner is at 0.
 
     Raises:

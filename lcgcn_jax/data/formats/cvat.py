@@ -115,17 +115,12 @@ def _read_image(
 
 
 def _read_points(
-    shape: ET.Element,
-    group: tuple | None,
-    scheme: LandmarkScheme,
-    face: tuple | None = None,
+    shape: ET.Element, group: tuple | None, scheme: LandmarkScheme, face: tuple | None = None
 ) -> Iterator[LabeledPoint]:
     """Read a points element.
 
     Args:
-      shape: the element.
       group: the face that it belongs to, if stated.
-      scheme: the landmarks.
       face: the group of the points if the element has all points of a face.
     """
     label = shape.get("label", "").strip()
@@ -158,7 +153,6 @@ def format_xml(images: Sequence[PredictedImage], scheme: LandmarkScheme) -> str:
 
     Args:
       images: the images; those without faces are listed, too.
-      scheme: the landmarks.
     """
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
@@ -191,10 +185,6 @@ def format_labels(images: Sequence[PredictedImage], scheme: LandmarkScheme) -> s
     """Format the labels of a task or project as JSON, for the tab "Raw" of CVAT's label constructor.
 
     A new skeleton has the mean shape of the predicted faces, and lines along the contours of the scheme.
-
-    Args:
-      images: the images.
-      scheme: the landmarks.
     """
     shape = _template(images, scheme.num_landmarks)
     lines = [

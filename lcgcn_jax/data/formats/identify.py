@@ -85,7 +85,6 @@ def require_format(path: Path, expected: str) -> None:
     """Reject a file that is recognized as another format.
 
     Args:
-      path: the file.
       expected: the format that the caller reads, one of the names in this module.
 
     Raises:

@@ -40,12 +40,8 @@ from lcgcn_jax.landmarks import LandmarkScheme
 _GROUPING = "in Label Studio, draw a box per face, and make its key points the children of the box"
 _LABEL_KEYS = ("keypointlabels", "labels")
 _IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jfif|png|bmp|webp|tiff?|avif|hei[cf])$", re.IGNORECASE)
-_IMAGE, _BOXES, _POINTS, _VISIBILITY = (
-    "image",
-    "faces",
-    "landmarks",
-    "visibility",
-)  # tags of the config
+# Tags of the config.
+_IMAGE, _BOXES, _POINTS, _VISIBILITY = "image", "faces", "landmarks", "visibility"
 _CHOICES = ("visible", "occluded")
 _POINT_WIDTH = 0.4  # percent of the image
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
@@ -258,9 +254,7 @@ def _path_of_location(location: str) -> str:
 def image_finder(src: Path) -> ImageFinder:
     """Image finder that also matches the names that Label Studio gives to uploaded files."""
     return ImageFinder(
-        src,
-        stored_name=_stored_name,
-        original_name=lambda name: _UPLOAD_PREFIX.sub("", name),
+        src, stored_name=_stored_name, original_name=lambda name: _UPLOAD_PREFIX.sub("", name)
     )
 
 
@@ -279,7 +273,6 @@ def format_tasks(images: Sequence[PredictedImage], scheme: LandmarkScheme) -> st
 
     Args:
       images: the images; those without faces are listed, too.
-      scheme: the landmarks.
     """
     tasks = []
     for image in images:
@@ -294,10 +287,7 @@ def format_tasks(images: Sequence[PredictedImage], scheme: LandmarkScheme) -> st
         if scores:
             prediction["score"] = round(min(scores), 4)
         tasks.append(
-            {
-                "data": {_IMAGE: f"/data/local-files/?d={location}"},
-                "predictions": [prediction],
-            }
+            {"data": {_IMAGE: f"/data/local-files/?d={location}"}, "predictions": [prediction]}
         )
     return json.dumps(tasks, ensure_ascii=False) + "\n"
 

@@ -52,9 +52,6 @@ class LabeledImage:
 
     Attributes:
       name: name of the entry in reports.
-      image_path: the image.
-      points: the points of all faces.
-      boxes: the face boxes.
       stated_size: width and height of the image as stated in the file, or None.
       split: the split stated in the file, or `UNSTATED`.
       flags: names of the attributes that are true for the image.
@@ -76,10 +73,8 @@ class LabeledFile:
     """Content of an annotation file or of a folder of them.
 
     Attributes:
-      path: the file.
       images: the usable entries, in the order of the file.
       bad: the entries that cannot be used.
-      remarks: notes about the content.
     """
 
     path: Path
@@ -98,14 +93,11 @@ class LabeledFile:
 
 
 def read_entries(
-    path: Path,
-    items: Iterable[tuple[str, _Item]],
-    read_item: Callable[[str, _Item], LabeledImage],
+    path: Path, items: Iterable[tuple[str, _Item]], read_item: Callable[[str, _Item], LabeledImage]
 ) -> LabeledFile:
     """Read the entries of an annotation file; unusable ones are listed in `bad`.
 
     Args:
-      path: the file.
       items: the entries, each with its name in reports.
       read_item: reads an entry, given its name; raises ValueError if it cannot be used.
     """
@@ -133,9 +125,6 @@ def to_annotations(
 
     Args:
       kind: file format, such as `cvat`.
-      files: the content, by split.
-      finder: the images.
-      scheme: the landmarks.
       count_from: coordinate of the center of the first pixel in the files: 0, 0.5 or 1.
       grouping: how to group the points of a face in the tool, for error messages.
       attribute_names: names of the attributes in `flags`.
@@ -218,8 +207,6 @@ def landmarks_of_labels(
 
     Args:
       label_entries: label -> the entry of the file with its first occurrence, for error messages.
-      scheme: the landmarks.
-      path: the file.
 
     Raises:
       InputError: a label is not a landmark of the scheme, or it is unclear where the numbers start.
@@ -279,7 +266,6 @@ def group_faces(
     more boxes, one face per box.
 
     Args:
-      image: the annotations.
       indices: label -> landmark.
       grouping: how to group the points of a face in the tool, for error messages.
 

@@ -43,7 +43,6 @@ def read(
       src: the folder of the images.
       files: by split, a JSON file, a folder of them, a pattern such as `labels/*.json`, or several
         of these.
-      scheme: the landmarks.
       count_from: coordinate of the center of the first pixel: 0, 1, or 0.5 if its corner is at 0.
 
     Raises:

@@ -69,7 +69,6 @@ def parse_number(value: Any, what: str) -> float:
     """Convert a value of a file to a finite number.
 
     Args:
-      value: text or a number.
       what: description of the number for the message.
 
     Raises:

@@ -55,8 +55,6 @@ class PredictedImage:
     Attributes:
       name: path below the folder of the images, with `/` as separators.
       folder: name of the folder of the images.
-      width: width in pixels.
-      height: height in pixels.
       faces: the faces; empty if none was found.
     """
 
@@ -95,7 +93,6 @@ def format_coco(images: Sequence[PredictedImage], scheme: LandmarkScheme) -> str
 
     Args:
       images: the images; those without faces are listed, too.
-      scheme: the landmarks.
     """
     category = {
         "id": 1,

@@ -129,8 +129,6 @@ def missing_layout(src: Path, message: str, folders: Iterable[str]) -> InputErro
     """Error for a folder without any subset, with the likely fix.
 
     Args:
-      src: the folder.
-      message: what is missing.
       folders: the folders of the layout.
     """
     message = f"{src}: {message}"

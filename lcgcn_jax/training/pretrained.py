@@ -19,6 +19,7 @@ from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.models.interfaces import HasHead
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.weights import Weights
+from lcgcn_jax.storage import as_path
 from lcgcn_jax.training.checkpoints import CHECKPOINTS, latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.config import differences
 from lcgcn_jax.training.config_types import Config, InitScope
@@ -174,7 +175,7 @@ def read_source(path: str | Path, config: Config) -> Source:
     """
     if hub_reference(path) is not None:
         return _source_of(load_bundle(path))
-    path = Path(path)
+    path = as_path(path)
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent
     if path.suffix in SAFETENSORS + PICKLED and not path.is_dir():

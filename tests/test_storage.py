@@ -1,5 +1,6 @@
 """Files in a bucket of an emulator of Cloud Storage."""
 
+import contextlib
 import errno
 import pickle
 import sys
@@ -95,7 +96,7 @@ def test_many_objects_are_all_listed(bucket, monkeypatch):  # noqa: F811
 def test_files_are_replaced_whole(bucket):  # noqa: F811
     path = bucket / "a.json"
     write_json(path, [1])
-    with pytest.raises(ZeroDivisionError), replacing(path) as partial:
+    with contextlib.suppress(ZeroDivisionError), replacing(path) as partial:
         partial.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "[\n 1\n]\n"

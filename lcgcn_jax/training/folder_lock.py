@@ -1,5 +1,6 @@
 """Exclusive lock of a folder: `flock` on a disk, an object with heartbeats in a bucket."""
 
+import abc
 import contextlib
 import email.utils
 import errno
@@ -14,7 +15,7 @@ import uuid
 import weakref
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.storage import BucketPath, StorageError
@@ -29,9 +30,10 @@ EXPIRY_SECONDS = 60
 """Age of the last heartbeat from which on another process takes over the lock."""
 
 
-class FolderLock(Protocol):
+class FolderLock(abc.ABC):
     """Lock of a folder, held until it is closed."""
 
+    @abc.abstractmethod
     def require_held(self) -> None:
         """Check that no other process has taken over the lock.
 
@@ -39,6 +41,7 @@ class FolderLock(Protocol):
           InputError: it has.
         """
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Unlock the folder."""
 
@@ -60,7 +63,7 @@ def _held_by(folder: Path, holder: str) -> InputError:
     )
 
 
-class _DiskLock:
+class _DiskLock(FolderLock):
     """Lock of the operating system, which a killed process does not leave behind."""
 
     def __init__(self, folder: Path):
@@ -81,13 +84,16 @@ class _DiskLock:
         except BaseException:
             os.close(descriptor)
             raise
-        self.close = weakref.finalize(self, os.close, descriptor)
+        self._unlock = weakref.finalize(self, os.close, descriptor)
 
     def require_held(self) -> None:
         pass
 
+    def close(self) -> None:
+        self._unlock()
 
-class _BucketLock:
+
+class _BucketLock(FolderLock):
     """Object that is created only if it does not exist, and that a thread replaces at each heartbeat.
 
     Every replacement names the generation that it replaces, so that of two processes that take over the lock

@@ -224,19 +224,20 @@ def _filesystem() -> Any:
     # etils prefers TensorFlow if it is installed. The other one asks for the type of each bucket.
     os.environ.setdefault("EPATH_USE_TF", "false")
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    if host := os.environ.get("STORAGE_EMULATOR_HOST"):
-        os.environ.setdefault(
-            "TENSORSTORE_GCS_HTTP_URL", host if "://" in host else f"http://{host}"
-        )
     try:
         import fsspec.config
-        import gcsfs
+        from gcsfs.core import GCSFileSystem
     except ImportError as error:
         raise InputError("gs:// needs gcsfs; pip install 'lcgcn-jax[gcs]'") from error
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs errors that it raises
-    # Listings change: other processes write to the bucket too. Also for the file system of etils.
-    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    return gcsfs.GCSFileSystem()
+    # Also for the file system of etils. Listings change, because other processes write to the bucket.
+    options = fsspec.config.conf.setdefault("gcs", {})
+    options.setdefault("use_listings_cache", False)
+    if host := os.environ.get("STORAGE_EMULATOR_HOST"):
+        options.setdefault("token", "anon")
+        url = host if "://" in host else f"http://{host}"
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", url)
+    return GCSFileSystem()
 
 
 @contextlib.contextmanager

@@ -95,7 +95,9 @@ def stops_after(read_range, number):
     return read
 
 
-@pytest.mark.parametrize("sums", [("md5Hash", "crc32c"), ("crc32c",)])  # composed objects have no MD5
+@pytest.mark.parametrize(
+    "sums", [("md5Hash", "crc32c"), ("crc32c",)]
+)  # composed objects have no MD5
 def test_copy_is_compared_with_its_checksum(bucket, monkeypatch, sums):  # noqa: F811
     (bucket / "x.bin").write_bytes(CONTENT)
     listed = BucketPath.objects
@@ -126,7 +128,10 @@ def test_large_copies_are_reported_and_need_room(bucket, monkeypatch, capsys):  
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("gs://nobucket/a", "no bucket 'nobucket'"), ("gs://faces/none", "no such folder in the bucket")],
+    [
+        ("gs://nobucket/a", "no bucket 'nobucket'"),
+        ("gs://faces/none", "no such folder in the bucket"),
+    ],
 )
 def test_missing_folders_are_errors(emulator, url, message):  # noqa: F811
     with pytest.raises(InputError, match=f"{url}: {message}"):

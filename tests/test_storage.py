@@ -184,7 +184,7 @@ def test_errors_have_one_line(error, message):
 
 
 def test_missing_extra_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, "gcsfs.core", None)
     storage._filesystem.cache_clear()
     with pytest.raises(InputError, match=r"^gs:// needs gcsfs; pip install 'lcgcn-jax\[gcs\]'$"):
         as_path("gs://faces/a").is_dir()

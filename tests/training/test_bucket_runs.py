@@ -1,6 +1,5 @@
 """Training runs in a bucket of an emulator: killed, started again, and evaluated."""
 
-import itertools
 import json
 import signal
 
@@ -9,7 +8,6 @@ import pytest
 from emulator import bucket, emulator  # noqa: F401
 from test_kills import CHECKPOINT_EVERY, EVAL_EVERY, TrainProcess, state_and_metrics, step_of
 
-from lcgcn_jax import bucket_copy
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.inference.model import load_model
@@ -18,6 +16,8 @@ from lcgcn_jax.storage import file_sizes
 from lcgcn_jax.training.api import CURVES
 from lcgcn_jax.training.checkpoints import CHECKSUMS, latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.folder_lock import LOCK
+from lcgcn_jax.training.sharding import make_mesh
+from lcgcn_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -71,7 +71,9 @@ def test_killed_run_in_a_bucket_ends_like_one_on_a_disk(
 
     assert not has_incomplete_checkpoint(parts)
     assert not (parts / LOCK).exists()
-    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, parts)]
+    names = [
+        sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, parts)
+    ]
     assert names[0] == names[1]
     assert len(names[0]) == make_tiny_config().train.keep
     assert (parts / CURVES).read_bytes().startswith(b"\x89PNG")
@@ -99,4 +101,5 @@ def test_killed_run_in_a_bucket_ends_like_one_on_a_disk(
     assert results[0] == results[1]
     assert load_model(str(parts)).scheme == open_dataset(str(data)).scheme
     config.init_from, config.data.dir = str(parts), str(data)
-    assert config.init_from.startswith("gs://")
+    trainer = Trainer(config, tmp_path / "new", make_mesh(1)).prepare()
+    assert str(parts) in trainer.start_message

@@ -36,7 +36,10 @@ def test_living_holder_keeps_the_folder(bucket, capsys):  # noqa: F811
     holder = f"process {os.getpid()} on {os.uname().nodename}"
     with pytest.raises(InputError, match=f"{bucket}: {holder} is training in this folder; wait"):
         lock_folder(bucket)
-    assert f"{holder} is training in this folder, or was killed; waiting up to " in capsys.readouterr().err
+    assert (
+        f"{holder} is training in this folder, or was killed; waiting up to "
+        in capsys.readouterr().err
+    )
     first.require_held()
     first.close()
     assert not (bucket / LOCK).exists()

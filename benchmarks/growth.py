@@ -1,0 +1,203 @@
+r"""Growth of time and memory with faces per batch, landmarks, image size, and devices.
+
+    python benchmarks/growth.py --json growth.json
+
+varies one quantity at a time; the others keep the first value of their list. Each measurement runs in its
+own process, on random weights and images: inference on one device, and training steps on simulated devices of
+this machine, which share its cores. The last column of a table is the exponent of the growth of the time from
+the line before: 1 is linear, 2 is quadratic. `--batch '' --size ''` leaves tables out.
+
+The graph is also measured alone. Its edges are one matrix for each face, so its FLOPs and bytes are quadratic
+in the number of landmarks.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from step_variants import repeat_step
+
+from lcgcn_jax.arguments import integers, number
+from lcgcn_jax.models.bundles import abstract_weights
+from lcgcn_jax.profiling.roofline import Cost
+from lcgcn_jax.profiling.timing import format_seconds, measure
+from lcgcn_jax.profiling.tpu_compile import lower_train_step
+from lcgcn_jax.tables import format_table
+from lcgcn_jax.training import sharding
+from lcgcn_jax.training.config import load_config
+from lcgcn_jax.training.steps import make_inference_step
+
+AXES = ("batch", "landmarks", "size", "devices")
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+      kind: `inference`, `graph` (only the graph), or `training`.
+      batch: faces per batch, over all devices.
+      size: side of the crops in pixels.
+    """
+
+    kind: str
+    config: str
+    batch: int
+    landmarks: int
+    size: int
+    devices: int
+    repetitions: int
+
+
+def main() -> None:
+    """Parse the flags, measure each cell in a process, and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="w300_lcgcn_best:small", help="(%(default)s)")
+    text = "values, separated by commas (%(default)s)"
+    parser.add_argument("--batch", type=values, default="8,1,2,4,16,32,64,128,256", help=text)
+    parser.add_argument("--landmarks", type=values, default="68,98,150,200,300", help=text)
+    parser.add_argument("--size", type=values, default="192,128,256,384,512", help=text)
+    parser.add_argument("--devices", type=values, default="1,2,4,8", help=text)
+    help = "faces per training step, over all devices (%(default)s)"
+    parser.add_argument("--train-batch", type=number(int, 1), default=16, help=help)
+    parser.add_argument("--repetitions", type=number(int, 1), default=5, help="(%(default)s)")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # of a process that measures
+    args = parser.parse_args()
+    if args.cell is not None:
+        print(json.dumps(run(Cell(**json.loads(args.cell)))))
+        return
+    rows = []
+    for axis in AXES:
+        cells = [measure_in_process(cell) for cell in cells_of(args, axis)]
+        rows += [{"axis": axis, **cell} for cell in cells]
+        for kind in dict.fromkeys(cell["kind"] for cell in cells):
+            print(format_growth(axis, [cell for cell in cells if cell["kind"] == kind]), flush=True)
+    if args.json is not None:
+        result = {"jax": jax.__version__, "cores": os.cpu_count(), "rows": rows}
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def values(text: str) -> tuple[int, ...]:
+    """Type of an option with integers, or with none."""
+    return integers(text) if text else ()
+
+
+def cells_of(args: argparse.Namespace, axis: str) -> list[Cell]:
+    """Measurements of a table, in the order of the quantity."""
+    fixed = {name: next(iter(getattr(args, name)), 1) for name in AXES} | {"devices": 1}
+    fixed |= {"config": args.config, "repetitions": args.repetitions}
+    kinds = {"landmarks": ("inference", "graph"), "devices": ("training",)}.get(
+        axis, ("inference",)
+    )
+    if axis == "devices":
+        fixed["batch"] = args.train_batch
+    points = sorted(set(getattr(args, axis)))
+    return [Cell(**fixed | {axis: value, "kind": kind}) for kind in kinds for value in points]
+
+
+def measure_in_process(cell: Cell) -> dict[str, Any]:
+    """Measure in a new process, whose memory is that of this measurement."""
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cell.devices}"
+    )
+    command = [sys.executable, __file__, "--cell", json.dumps(dataclasses.asdict(cell))]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return dataclasses.asdict(cell) | json.loads(done.stdout.splitlines()[-1])
+
+
+def run(cell: Cell) -> dict[str, float]:
+    """Compile and measure; times in seconds, memory in bytes."""
+    program, step = (training if cell.kind == "training" else inference)(cell)
+    for _ in range(2):
+        jax.block_until_ready(step())
+    resident = reset_peak()
+    timing = measure({"step": step}, repetitions=cell.repetitions, warmup=0)["step"]
+    memory, cost = program.memory_analysis(), Cost.of(program)
+    return {
+        "seconds": timing.median,
+        "peak": peak(),
+        "growth": peak() - resident,
+        "temporaries": memory.temp_size_in_bytes,
+        "flops": cost.flops * cell.devices,
+        "bytes": cost.bytes * cell.devices,
+    }
+
+
+def training(cell: Cell) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
+    """Training step on simulated devices, with the landmarks of the config."""
+    config = load_config(cell.config)
+    config.data.image_size = cell.size
+    program = lower_train_step(config, jax.devices()[: cell.devices], cell.batch).compile()
+    return program, repeat_step(program)
+
+
+def inference(cell: Cell) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
+    """Program from crops, or from the inputs of the graph, to landmarks."""
+    model = abstract_weights(load_config(cell.config).model.to_dict(), cell.landmarks)
+    weights = (model.params, model.batch_stats)
+    inputs = jax.ShapeDtypeStruct((cell.batch, cell.size, cell.size, 3), jnp.uint8)
+    function = make_inference_step(model.graphdef, "predict")
+    if cell.kind == "graph":
+        detect = make_inference_step(model.graphdef, "detect")
+        inputs = jax.eval_shape(detect, *weights, inputs)
+        function = make_inference_step(model.graphdef, "refine", cell.size)
+    step = sharding.compile_predict_step(function, sharding.make_mesh(1))
+    program = step.lower(*weights, inputs).compile()
+    rng = np.random.default_rng(0)
+
+    def sample(info: jax.ShapeDtypeStruct) -> np.ndarray:
+        high = 255 if info.dtype == jnp.uint8 else 0.1
+        return rng.uniform(0, high, info.shape).astype(info.dtype)
+
+    arguments = jax.device_put(jax.tree.map(sample, (*weights, inputs)))
+    return program, lambda: program(*arguments)
+
+
+def reset_peak() -> int:
+    """Set the peak of the resident memory to its current value, and return it; in bytes."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak()
+
+
+def peak() -> int:
+    """Peak of the resident memory in bytes, since the last reset."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def format_growth(axis: str, cells: Sequence[dict[str, Any]]) -> str:
+    """Format the measurements of one kind as a table."""
+    first = cells[0]
+    fixed = ", ".join(f"{name} {first[name]}" for name in AXES if name != axis)
+    table = [[axis, "per face", "peak, MiB", "temporaries, MiB", "GFLOP", "GB", "exponent"]]
+    for before, cell in zip([None, *cells], cells, strict=False):
+        exponent = "" if before is None else f"{slope(axis, before, cell):.2f}"
+        sizes = [f"{cell[name] / MIB:,.0f}" for name in ("peak", "temporaries")]
+        costs = [f"{cell[name] / cell['batch'] / 1e9:.3g}" for name in ("flops", "bytes")]
+        time = format_seconds(cell["seconds"] / cell["batch"])
+        table.append([f"{cell[axis]}", time, *sizes, *costs, exponent])
+    return f"\n{first['kind']} by {axis}; {fixed}\n{format_table(table)}"
+
+
+def slope(axis: str, before: dict[str, Any], after: dict[str, Any]) -> float:
+    """Exponent of the growth of the time of a batch between two measurements."""
+    return math.log(after["seconds"] / before["seconds"]) / math.log(after[axis] / before[axis])
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ own process, on random weights and images: inference on one device, and training
 this machine, which share its cores. The last column of a table is the exponent of the growth of the time from
 the line before: 1 is linear, 2 is quadratic. `--batch '' --size ''` leaves tables out.
 
-The graph is also measured alone. Its edges are one matrix for each face, so its FLOPs and bytes are quadratic
+The graph is also measured without the heatmap model. Its edges are one matrix for each face, so its FLOPs and bytes are quadratic
 in the number of landmarks.
 """
 
@@ -42,7 +42,7 @@ MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Case:
     """One measurement.
 
     Attributes:
@@ -61,7 +61,7 @@ class Cell:
 
 
 def main() -> None:
-    """Parse the flags, measure each cell in a process, and print the tables."""
+    """Parse the flags, measure each case in a process, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,17 +75,17 @@ def main() -> None:
     parser.add_argument("--train-batch", type=number(int, 1), default=16, help=help)
     parser.add_argument("--repetitions", type=number(int, 1), default=5, help="(%(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)  # of a process that measures
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # of a process that measures
     args = parser.parse_args()
-    if args.cell is not None:
-        print(json.dumps(run(Cell(**json.loads(args.cell)))))
+    if args.case is not None:
+        print(json.dumps(run(Case(**json.loads(args.case)))))
         return
     rows = []
     for axis in AXES:
-        cells = [measure_in_process(cell) for cell in cells_of(args, axis)]
-        rows += [{"axis": axis, **cell} for cell in cells]
-        for kind in dict.fromkeys(cell["kind"] for cell in cells):
-            print(format_growth(axis, [cell for cell in cells if cell["kind"] == kind]), flush=True)
+        cases = [measure_in_process(case) for case in cases_of(args, axis)]
+        rows += [{"axis": axis, **case} for case in cases]
+        for kind in dict.fromkeys(case["kind"] for case in cases):
+            print(format_growth(axis, [case for case in cases if case["kind"] == kind]), flush=True)
     if args.json is not None:
         result = {"jax": jax.__version__, "cores": os.cpu_count(), "rows": rows}
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -96,7 +96,7 @@ def values(text: str) -> tuple[int, ...]:
     return integers(text) if text else ()
 
 
-def cells_of(args: argparse.Namespace, axis: str) -> list[Cell]:
+def cases_of(args: argparse.Namespace, axis: str) -> list[Case]:
     """Measurements of a table, in the order of the quantity."""
     fixed = {name: next(iter(getattr(args, name)), 1) for name in AXES} | {"devices": 1}
     fixed |= {"config": args.config, "repetitions": args.repetitions}
@@ -106,56 +106,56 @@ def cells_of(args: argparse.Namespace, axis: str) -> list[Cell]:
     if axis == "devices":
         fixed["batch"] = args.train_batch
     points = sorted(set(getattr(args, axis)))
-    return [Cell(**fixed | {axis: value, "kind": kind}) for kind in kinds for value in points]
+    return [Case(**fixed | {axis: value, "kind": kind}) for kind in kinds for value in points]
 
 
-def measure_in_process(cell: Cell) -> dict[str, Any]:
+def measure_in_process(case: Case) -> dict[str, Any]:
     """Measure in a new process, whose memory is that of this measurement."""
     flags = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cell.devices}"
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={case.devices}"
     )
-    command = [sys.executable, __file__, "--cell", json.dumps(dataclasses.asdict(cell))]
+    command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-    return dataclasses.asdict(cell) | json.loads(done.stdout.splitlines()[-1])
+    return dataclasses.asdict(case) | json.loads(done.stdout.splitlines()[-1])
 
 
-def run(cell: Cell) -> dict[str, float]:
+def run(case: Case) -> dict[str, float]:
     """Compile and measure; times in seconds, memory in bytes."""
-    program, step = (training if cell.kind == "training" else inference)(cell)
+    program, step = (training if case.kind == "training" else inference)(case)
     for _ in range(2):
         jax.block_until_ready(step())
     resident = reset_peak()
-    timing = measure({"step": step}, repetitions=cell.repetitions, warmup=0)["step"]
+    timing = measure({"step": step}, repetitions=case.repetitions, warmup=0)["step"]
     memory, cost = program.memory_analysis(), Cost.of(program)
     return {
         "seconds": timing.median,
         "peak": peak(),
         "growth": peak() - resident,
         "temporaries": memory.temp_size_in_bytes,
-        "flops": cost.flops * cell.devices,
-        "bytes": cost.bytes * cell.devices,
+        "flops": cost.flops * case.devices,
+        "bytes": cost.bytes * case.devices,
     }
 
 
-def training(cell: Cell) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
+def training(case: Case) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
     """Training step on simulated devices, with the landmarks of the config."""
-    config = load_config(cell.config)
-    config.data.image_size = cell.size
-    program = lower_train_step(config, jax.devices()[: cell.devices], cell.batch).compile()
+    config = load_config(case.config)
+    config.data.image_size = case.size
+    program = lower_train_step(config, jax.devices()[: case.devices], case.batch).compile()
     return program, repeat_step(program)
 
 
-def inference(cell: Cell) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
+def inference(case: Case) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
     """Program from crops, or from the inputs of the graph, to landmarks."""
-    model = abstract_weights(load_config(cell.config).model.to_dict(), cell.landmarks)
+    model = abstract_weights(load_config(case.config).model.to_dict(), case.landmarks)
     weights = (model.params, model.batch_stats)
-    inputs = jax.ShapeDtypeStruct((cell.batch, cell.size, cell.size, 3), jnp.uint8)
+    inputs = jax.ShapeDtypeStruct((case.batch, case.size, case.size, 3), jnp.uint8)
     function = make_inference_step(model.graphdef, "predict")
-    if cell.kind == "graph":
+    if case.kind == "graph":
         detect = make_inference_step(model.graphdef, "detect")
         inputs = jax.eval_shape(detect, *weights, inputs)
-        function = make_inference_step(model.graphdef, "refine", cell.size)
+        function = make_inference_step(model.graphdef, "refine", case.size)
     step = sharding.compile_predict_step(function, sharding.make_mesh(1))
     program = step.lower(*weights, inputs).compile()
     rng = np.random.default_rng(0)
@@ -180,17 +180,17 @@ def peak() -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def format_growth(axis: str, cells: Sequence[dict[str, Any]]) -> str:
+def format_growth(axis: str, cases: Sequence[dict[str, Any]]) -> str:
     """Format the measurements of one kind as a table."""
-    first = cells[0]
+    first = cases[0]
     fixed = ", ".join(f"{name} {first[name]}" for name in AXES if name != axis)
     table = [[axis, "per face", "peak, MiB", "temporaries, MiB", "GFLOP", "GB", "exponent"]]
-    for before, cell in zip([None, *cells], cells, strict=False):
-        exponent = "" if before is None else f"{slope(axis, before, cell):.2f}"
-        sizes = [f"{cell[name] / MIB:,.0f}" for name in ("peak", "temporaries")]
-        costs = [f"{cell[name] / cell['batch'] / 1e9:.3g}" for name in ("flops", "bytes")]
-        time = format_seconds(cell["seconds"] / cell["batch"])
-        table.append([f"{cell[axis]}", time, *sizes, *costs, exponent])
+    for before, case in zip([None, *cases], cases, strict=False):
+        exponent = "" if before is None else f"{slope(axis, before, case):.2f}"
+        sizes = [f"{case[name] / MIB:,.0f}" for name in ("peak", "temporaries")]
+        costs = [f"{case[name] / case['batch'] / 1e9:.3g}" for name in ("flops", "bytes")]
+        time = format_seconds(case["seconds"] / case["batch"])
+        table.append([f"{case[axis]}", time, *sizes, *costs, exponent])
     return f"\n{first['kind']} by {axis}; {fixed}\n{format_table(table)}"
 
 

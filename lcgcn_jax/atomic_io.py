@@ -42,7 +42,7 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
         yield partials
         with interrupts.deferred():
             for partial, path in zip(partials, paths, strict=True):
-                storage.publish_file(partial, path)
+                storage.commit_file(partial, path)
     except OSError as error:
         if str(error.filename) in names:
             raise OSError(error.errno, error.strerror, names[str(error.filename)]) from error

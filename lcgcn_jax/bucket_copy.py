@@ -29,7 +29,7 @@ _QUIET_BYTES = 64 << 20  # smaller copies are not reported
 def local_copy(folder: Path) -> Path:
     """Folder on a disk with the files of a folder, which is the folder itself unless it is in a bucket.
 
-    Files are copied once per machine, and again when they change. A copy that was interrupted goes on where
+    Files are copied once per machine, and again when they change. An interrupted copy continues where
     it ended. Each file is compared with its size and checksum in the bucket.
 
     Raises:

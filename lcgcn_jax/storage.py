@@ -311,7 +311,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 
 def partial_file(path: Path) -> Path:
-    """File on a disk to write before `publish_file`; on the same disk as `path`, if that is on one."""
+    """File on a disk to write before `commit_file`; on the same disk as `path`, if that is on one."""
     if isinstance(path, BucketPath):
         name = f"lcgcn-{secrets.token_hex(8)}.partial{path.suffix}"
         return Path(tempfile.gettempdir()) / name
@@ -319,7 +319,7 @@ def partial_file(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
 
 
-def publish_file(partial: Path, path: Path) -> None:
+def commit_file(partial: Path, path: Path) -> None:
     """Replace `path` by a complete partial file, atomically."""
     if isinstance(path, BucketPath):
         path.write_bytes(partial.read_bytes())
@@ -328,25 +328,25 @@ def publish_file(partial: Path, path: Path) -> None:
 
 
 def staging_folder(folder: Path, suffix: str) -> Path:
-    """Folder to write before `publish_folder`: with a suffix on a disk, the folder itself in a bucket.
+    """Folder to write before `commit_folder`: with a suffix on a disk, the folder itself in a bucket.
 
     In a bucket, a folder is complete once it has a marker, the file that is written last.
     """
     return folder if isinstance(folder, BucketPath) else folder.with_name(folder.name + suffix)
 
 
-def publish_folder(staged: Path, folder: Path) -> None:
+def commit_folder(staged: Path, folder: Path) -> None:
     """Rename a complete folder on a disk."""
     if staged != folder:
         staged.rename(folder)
 
 
-def is_published(folder: Path, marker: str) -> bool:
+def is_committed(folder: Path, marker: str) -> bool:
     """Whether a folder is complete, see `staging_folder`."""
     return not isinstance(folder, BucketPath) or (folder / marker).is_file()
 
 
-def remove_published(folder: Path, marker: str, suffix: str) -> None:
+def remove_committed(folder: Path, marker: str, suffix: str) -> None:
     """Remove a complete folder so that a half-removed one is not taken for one."""
     if isinstance(folder, BucketPath):
         (folder / marker).unlink(missing_ok=True)
@@ -365,14 +365,14 @@ def remove_folder(folder: Path) -> None:
             pass
 
 
-def unpublished_folders(folder: Path, marker: str, *patterns: str) -> list[Path]:
+def uncommitted_folders(folder: Path, marker: str, *patterns: str) -> list[Path]:
     """Incomplete folders in a folder.
 
     Args:
       patterns: of their names on a disk.
     """
     if isinstance(folder, BucketPath):
-        return [path for path in folder.iterdir() if not is_published(path, marker)]
+        return [path for path in folder.iterdir() if not is_committed(path, marker)]
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 

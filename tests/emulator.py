@@ -1,4 +1,4 @@
-"""Emulator of Cloud Storage on the loopback interface, in a process of its own."""
+"""Emulator of Cloud Storage on the loopback interface, in a separate process."""
 
 import os
 import subprocess

@@ -130,14 +130,14 @@ class Checkpoints:
         path = self._folder / str(step)
         if path != partial and path.exists():  # damaged, or the run would have resumed from it
             self._remove(path)
-        storage.publish_folder(partial, path)
+        storage.commit_folder(partial, path)
         complete = sorted(int(path.name) for path in _numbered(self._folder) if _is_complete(path))
         for path in _numbered(self._folder):
             if int(path.name) < step and int(path.name) not in complete[-self._keep :]:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        storage.remove_published(path, CHECKSUMS, _PARTIAL)
+        storage.remove_committed(path, CHECKSUMS, _PARTIAL)
 
     def _remove_partials(self) -> None:
         if not is_primary_process():
@@ -145,7 +145,7 @@ class Checkpoints:
         # The second pattern is Orbax's own name for a folder that is being written. Files that it still
         # writes after a failed save are removed at the next start.
         patterns = (f"*{_PARTIAL}*", "*.orbax-checkpoint-tmp*")
-        for path in storage.unpublished_folders(self._folder, CHECKSUMS, *patterns):
+        for path in storage.uncommitted_folders(self._folder, CHECKSUMS, *patterns):
             storage.remove_folder(path)
 
 
@@ -163,7 +163,7 @@ def latest_checkpoint(workdir: Path) -> Path | None:
 def _numbered(folder: Path) -> list[Path]:
     paths = folder.iterdir() if folder.is_dir() else ()
     return [
-        path for path in paths if path.name.isdecimal() and storage.is_published(path, CHECKSUMS)
+        path for path in paths if path.name.isdecimal() and storage.is_committed(path, CHECKSUMS)
     ]
 
 

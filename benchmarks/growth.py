@@ -4,11 +4,12 @@ r"""Growth of time and memory with faces per batch, landmarks, image size, and d
 
 varies one quantity at a time; the others keep the first value of their list. Each measurement runs in its
 own process, on random weights and images: inference on one device, and training steps on simulated devices of
-this machine, which share its cores. The last column of a table is the exponent of the growth of the time from
-the line before: 1 is linear, 2 is quadratic. `--batch '' --size ''` leaves tables out.
+this machine, which share its cores. The graph is also measured without the heatmap model; it computes one
+matrix of edges for each face, so its cost is quadratic in the number of landmarks.
 
-The graph is also measured without the heatmap model. Its edges are one matrix for each face, so its FLOPs and bytes are quadratic
-in the number of landmarks.
+The peak of the memory includes Python and the compiled program. GFLOP and GB (bytes that the operations read
+and write) per face are those of the compiler. The last two columns are exponents of the growth of the time
+and of the bytes of a batch from the line before: 1 is linear, 2 is quadratic.
 """
 
 import argparse
@@ -67,12 +68,13 @@ def main() -> None:
     )
     parser.add_argument("--config", default="w300_lcgcn_best:small", help="(%(default)s)")
     text = "values, separated by commas (%(default)s)"
-    parser.add_argument("--batch", type=values, default="8,1,2,4,16,32,64,128,256", help=text)
-    parser.add_argument("--landmarks", type=values, default="68,98,150,200,300", help=text)
-    parser.add_argument("--size", type=values, default="192,128,256,384,512", help=text)
-    parser.add_argument("--devices", type=values, default="1,2,4,8", help=text)
+    parser.add_argument("--batch", type=integers, default="8,1,2,4,16,32,64,128,256", help=text)
+    parser.add_argument("--landmarks", type=integers, default="68,98,150,200,300", help=text)
+    parser.add_argument("--size", type=integers, default="192,128,256,384,512", help=text)
+    parser.add_argument("--devices", type=integers, default="1,2,4,8", help=text)
     help = "faces per training step, over all devices (%(default)s)"
     parser.add_argument("--train-batch", type=number(int, 1), default=16, help=help)
+    parser.add_argument("--only", nargs="+", choices=AXES, default=AXES, help="tables (all)")
     parser.add_argument("--repetitions", type=number(int, 1), default=5, help="(%(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # of a process that measures
@@ -81,7 +83,7 @@ def main() -> None:
         print(json.dumps(run(Case(**json.loads(args.case)))))
         return
     rows = []
-    for axis in AXES:
+    for axis in args.only:
         cases = [measure_in_process(case) for case in cases_of(args, axis)]
         rows += [{"axis": axis, **case} for case in cases]
         for kind in dict.fromkeys(case["kind"] for case in cases):
@@ -91,14 +93,9 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def values(text: str) -> tuple[int, ...]:
-    """Type of an option with integers, or with none."""
-    return integers(text) if text else ()
-
-
 def cases_of(args: argparse.Namespace, axis: str) -> list[Case]:
     """Measurements of a table, in the order of the quantity."""
-    fixed = {name: next(iter(getattr(args, name)), 1) for name in AXES} | {"devices": 1}
+    fixed = {name: getattr(args, name)[0] for name in AXES} | {"devices": 1}
     fixed |= {"config": args.config, "repetitions": args.repetitions}
     kinds = {"landmarks": ("inference", "graph"), "devices": ("training",)}.get(
         axis, ("inference",)
@@ -123,15 +120,12 @@ def measure_in_process(case: Case) -> dict[str, Any]:
 def run(case: Case) -> dict[str, float]:
     """Compile and measure; times in seconds, memory in bytes."""
     program, step = (training if case.kind == "training" else inference)(case)
-    for _ in range(2):
-        jax.block_until_ready(step())
-    resident = reset_peak()
-    timing = measure({"step": step}, repetitions=case.repetitions, warmup=0)["step"]
+    reset_peak()
+    timing = measure({"step": step}, repetitions=case.repetitions)["step"]
     memory, cost = program.memory_analysis(), Cost.of(program)
     return {
         "seconds": timing.median,
         "peak": peak(),
-        "growth": peak() - resident,
         "temporaries": memory.temp_size_in_bytes,
         "flops": cost.flops * case.devices,
         "bytes": cost.bytes * case.devices,
@@ -168,10 +162,9 @@ def inference(case: Case) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
     return program, lambda: program(*arguments)
 
 
-def reset_peak() -> int:
-    """Set the peak of the resident memory to its current value, and return it; in bytes."""
+def reset_peak() -> None:
+    """Set the peak of the resident memory to its current value, without that of the compiler."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak()
 
 
 def peak() -> int:
@@ -184,19 +177,21 @@ def format_growth(axis: str, cases: Sequence[dict[str, Any]]) -> str:
     """Format the measurements of one kind as a table."""
     first = cases[0]
     fixed = ", ".join(f"{name} {first[name]}" for name in AXES if name != axis)
-    table = [[axis, "per face", "peak, MiB", "temporaries, MiB", "GFLOP", "GB", "exponent"]]
+    table = [[axis, "per face", "peak, MiB", "temporaries, MiB", "GFLOP", "GB", "time", "bytes"]]
     for before, case in zip([None, *cases], cases, strict=False):
-        exponent = "" if before is None else f"{slope(axis, before, case):.2f}"
+        exponents = ["", ""]
+        if before is not None:
+            exponents = [f"{slope(axis, name, before, case):.2f}" for name in ("seconds", "bytes")]
         sizes = [f"{case[name] / MIB:,.0f}" for name in ("peak", "temporaries")]
         costs = [f"{case[name] / case['batch'] / 1e9:.3g}" for name in ("flops", "bytes")]
         time = format_seconds(case["seconds"] / case["batch"])
-        table.append([f"{case[axis]}", time, *sizes, *costs, exponent])
+        table.append([f"{case[axis]}", time, *sizes, *costs, *exponents])
     return f"\n{first['kind']} by {axis}; {fixed}\n{format_table(table)}"
 
 
-def slope(axis: str, before: dict[str, Any], after: dict[str, Any]) -> float:
-    """Exponent of the growth of the time of a batch between two measurements."""
-    return math.log(after["seconds"] / before["seconds"]) / math.log(after[axis] / before[axis])
+def slope(axis: str, name: str, before: dict[str, Any], after: dict[str, Any]) -> float:
+    """Exponent of the growth of a figure between two measurements."""
+    return math.log(after[name] / before[name]) / math.log(after[axis] / before[axis])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import signal
 
 import numpy as np
 import pytest
+import tiny
 from emulator import bucket, emulator  # noqa: F401
+from test_distributed import CONFIG, finish, start
 from test_kills import CHECKPOINT_EVERY, EVAL_EVERY, TrainProcess, state_and_metrics, step_of
 
 from lcgcn_jax.commands.main import main
@@ -16,6 +18,7 @@ from lcgcn_jax.storage import file_sizes
 from lcgcn_jax.training.api import CURVES
 from lcgcn_jax.training.checkpoints import CHECKSUMS, latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.folder_lock import LOCK
+from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
@@ -103,3 +106,20 @@ def test_killed_run_in_a_bucket_ends_like_one_on_a_disk(
     config.init_from, config.data.dir = str(parts), str(data)
     trainer = Trainer(config, tmp_path / "new", make_mesh(1)).prepare()
     assert str(parts) in trainer.start_message
+
+
+def test_two_processes_train_in_a_bucket(bucket, synthetic98, tmp_path, monkeypatch):  # noqa: F811
+    """As on a shared disk, but without one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = upload(synthetic98, bucket / "data")
+    metrics = []
+    for workdir, folder in ((tmp_path / "run", synthetic98), (bucket / "run", data)):
+        config = tmp_path / f"{len(metrics)}.py"
+        config.write_text(CONFIG.format(tiny=tiny.__file__, data=str(folder)))
+        finish(start(config, workdir, 2))
+        checkpoint = latest_checkpoint(workdir)
+        assert checkpoint.name == "6"
+        read_checkpoint(checkpoint)
+        rows = read_metrics(workdir)
+        metrics.append([{k: v for k, v in row.items() if "second" not in k} for row in rows])
+    assert metrics[0] == metrics[1]

@@ -18,9 +18,9 @@ from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.inference.model import load_model
-from lcgcn_jax.training.api import CURVES
 from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.storage import as_path
+from lcgcn_jax.training.api import CURVES
 from lcgcn_jax.training.metric_writer import LOG, read_metrics
 from lcgcn_jax.visualize import plot_curves
 from lcgcn_jax.visualize.stages import plot_faces

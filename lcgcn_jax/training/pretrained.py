@@ -70,7 +70,7 @@ def load_pretrained_weights(
       InputError: `init_from` cannot be read or does not fit the model, or weights that it lacks would be
         random and not train.
     """
-    path = hub_reference(config.init_from) or Path(config.init_from)
+    path = hub_reference(config.init_from) or as_path(config.init_from)
     scope = config.init_scope
     head = _head_prefixes(config, model)
     source = read_source(path, config)

@@ -10,8 +10,8 @@ usage: launch/tpu_pod.sh --name NAME --zone ZONE --type TYPE --config FILE[:ARG]
                          (--bucket NAME | --nfs HOST:/PATH) [options] [-- --config.NAME=VALUE ...]
 
 Requests a Cloud TPU slice (queued resource), installs the last commit of this clone on its machines, and
-trains on all of them. The data and the workdir are in a bucket or on an NFS server that each machine mounts.
-A preempted slice is deleted and requested again; the run resumes from its last checkpoint. Requires gcloud
+trains on all of them. The data and the workdir are in a bucket (gs://), or on an NFS server that each machine
+mounts. The service account of the slice needs the role Storage Object User for the bucket. A preempted slice is deleted and requested again; the run resumes from its last checkpoint. Requires gcloud
 with a default project.
 
   --name NAME            name of the slice
@@ -20,7 +20,7 @@ with a default project.
   --config FILE[:ARG]    config file in this clone
   --workdir DIR          folder of the run, relative to the bucket or NFS folder
   --data DIR             output of lcgcn prepare, relative to the bucket or NFS folder
-  --bucket NAME          Cloud Storage bucket (mounted with gcsfuse)
+  --bucket NAME          Cloud Storage bucket
   --nfs HOST:/PATH       NFS folder, such as a Filestore share
   --project PROJECT      Google Cloud project (default: that of gcloud)
   --runtime_version V    software version of the machines (default: by type)
@@ -110,20 +110,21 @@ on_all_machines() {
 
 # Install the package on each machine; repeatable. The images have Python 3.10; uv installs Python 3.12.
 install() {
-  local mount="sudo mount -t nfs $nfs ~/faces"
-  # Orbax commits a checkpoint by renaming its folder.
-  [[ -z $bucket ]] || mount="gcsfuse --implicit-dirs --rename-dir-limit 100000 $bucket ~/faces"
+  local mount=true
+  [[ -z $nfs ]] || mount="{ mountpoint -q ~/faces || sudo mount -t nfs $nfs ~/faces; }"
   run "${vm[@]}" scp "$archive" "$name:lcgcn.tar.gz" "${location[@]}" --worker all &&
     on_all_machines "mkdir -p ~/lcgcn ~/faces && tar -xzf ~/lcgcn.tar.gz -C ~/lcgcn && \
 python3 -m pip install --quiet --user uv && \
 python3 -m uv venv --quiet --allow-existing --python 3.12 ~/environment && \
-python3 -m uv pip install --quiet --python ~/environment/bin/python ~/lcgcn'[tpu]' && \
-{ mountpoint -q ~/faces || $mount; }"
+python3 -m uv pip install --quiet --python ~/environment/bin/python ~/lcgcn'[tpu,gcs]' && \
+$mount"
 }
 
 train() {
+  local folder="gs://$bucket"
+  [[ -z $nfs ]] || folder="\$HOME/faces"
   on_all_machines "cd ~/lcgcn && ~/environment/bin/lcgcn train --config $(printf %q "$config") --distributed \
---workdir ~/faces/$workdir --config.data.dir=\$HOME/faces/$data ${overrides[*]@Q} && echo TRAINING FINISHED"
+--workdir $folder/$workdir --config.data.dir=$folder/$data ${overrides[*]@Q} && echo TRAINING FINISHED"
 }
 
 cd "$root"

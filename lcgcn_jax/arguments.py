@@ -2,9 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lcgcn_jax import compat
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.storage import as_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +50,14 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} has to be from 0 to 1")
     return value
+
+
+def location(text: str) -> Path:
+    """Type of an option with a folder on a disk or in a bucket."""
+    try:
+        return as_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def integers(text: str) -> tuple[int, ...]:

@@ -2,19 +2,20 @@
 
 import contextlib
 import json
-import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lcgcn_jax import interrupts
+from lcgcn_jax import interrupts, storage
 from lcgcn_jax.errors import InputError, require_absent
 
 PARTIALS = ".*.partial*"
 """Pattern of temporary files, including those of killed processes."""
 
 _CHUNK = 1 << 20  # bytes read at a time
+_NUM_READERS = 8
 
 
 @contextlib.contextmanager
@@ -35,14 +36,13 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
     Raises:
       OSError: a file cannot be written; the error names it and not the temporary file.
     """
-    # The suffix tells some writers the format. The process id keeps files of other processes apart.
-    partials = [p.with_name(f".{p.stem}.{os.getpid()}.partial{p.suffix}") for p in paths]
+    partials = [storage.partial_file(path) for path in paths]
     names = {str(partial): str(path) for partial, path in zip(partials, paths, strict=True)}
     try:
         yield partials
         with interrupts.deferred():
             for partial, path in zip(partials, paths, strict=True):
-                partial.replace(path)
+                storage.commit_file(partial, path)
     except OSError as error:
         if str(error.filename) in names:
             raise OSError(error.errno, error.strerror, names[str(error.filename)]) from error
@@ -133,8 +133,9 @@ def checksums(folder: Path) -> dict[str, dict[str, int]]:
     Raises:
       OSError: a file cannot be read.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+    names = list(storage.file_sizes(folder))
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        return dict(zip(names, pool.map(lambda name: _checksum(folder / name), names), strict=True))
 
 
 def _checksum(path: Path) -> dict[str, int]:

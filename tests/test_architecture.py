@@ -22,7 +22,7 @@ LAYERS = [
     {"synthetic"},
     {"models", "data"},
     {"losses", "uncertainty", "distributed"},
-    {"heatmaps", "image_io", "arguments"},
+    {"heatmaps", "image_io", "arguments", "bucket_copy"},
     {
         "geometry",
         "landmarks",
@@ -33,7 +33,7 @@ LAYERS = [
         "atomic_io",
         "image_arrays",
     },
-    {"fields", "exit_codes"},
+    {"fields", "exit_codes", "storage"},
     {"accelerators", "errors", "interrupts"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}

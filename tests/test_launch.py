@@ -124,7 +124,8 @@ def test_lcgcn_parses_the_training_command_of_the_skypilot_template(monkeypatch)
     (args,) = calls
     config = load_config(args.config)
     apply_overrides(config, parse_overrides(args.overrides))
-    assert config.data.dir == "/faces/w300"
+    assert config.data.dir == "gs://my-faces/w300"
+    assert str(args.workdir) == "gs://my-faces/runs/w300"
 
 
 @in_each

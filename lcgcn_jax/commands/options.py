@@ -4,14 +4,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lcgcn_jax.arguments import number
+from lcgcn_jax.arguments import location, number
 
 _SHARED: dict[str, dict[str, Any]] = {
     "--model": {
         "required": True,
-        "help": "shipped model, bundle, training workdir, or hf://OWNER/REPO",
+        "help": "shipped model, bundle, training workdir (also gs://BUCKET/PATH), or hf://OWNER/REPO",
     },
-    "--data": {"type": Path, "required": True, "help": "dataset folder ('lcgcn prepare')"},
+    "--data": {
+        "type": location,
+        "required": True,
+        "help": "dataset folder ('lcgcn prepare'), or gs://BUCKET/PATH",
+    },
     "--out": {"type": Path, "required": True},
     "--json": {"type": Path, "metavar": "FILE", "help": "output file for the results"},
     "--overwrite": {"action": "store_true", "help": "replace existing output files"},

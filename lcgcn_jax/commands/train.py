@@ -8,8 +8,8 @@ Example:
 """
 
 import argparse
-from pathlib import Path
 
+from lcgcn_jax.arguments import location
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.distributed import initialize_distributed, is_primary_process
@@ -23,7 +23,8 @@ from lcgcn_jax.training.trainer import Trainer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--config")
-    add(parser, "--workdir", type=Path, required=True, help="folder of the run")
+    text = "folder of the run, or gs://BUCKET/PATH"
+    add(parser, "--workdir", type=location, required=True, help=text)
     text = "resume even if the config or the data differ from those of the run; the former config "
     text += "is kept in the folder under a number"
     add_flag(parser, "--accept-changes", text)
@@ -31,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--log", choices=LOGGERS, action="append", help=text)
     group = parser.add_argument_group(
         "multiple processes",
-        "Run the same command in each process, with a workdir on a shared disk. The\nprocesses "
-        "share the batch. A run can resume with a different number of processes.",
+        "Run the same command in each process, with a workdir on a shared disk or in a\nbucket. The "
+        "processes share the batch. A run can resume with a different number of\nprocesses.",
     )
     text = "find the processes automatically (TPU slice, Slurm, Open MPI)"
     add_flag(group, "--distributed", text)

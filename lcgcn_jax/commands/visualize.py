@@ -18,6 +18,8 @@ from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.inference.model import load_model
+from lcgcn_jax.models.hub import hub_reference
+from lcgcn_jax.storage import as_path
 from lcgcn_jax.training.api import CURVES
 from lcgcn_jax.training.metric_writer import LOG, read_metrics
 from lcgcn_jax.visualize import plot_curves
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rows = read_metrics(Path(args.model))
+    rows = [] if hub_reference(args.model) else read_metrics(as_path(args.model))
     if args.data is None and not rows:
         raise InputError(f"{args.model}: no {LOG} to plot; give --data to draw faces")
     if args.data is None and (args.landmark, args.edge_threshold) != (None, None):

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Complex, Float
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.storage import as_path
 
 _MIN_LOCATED = 8  # in schemes with 16 landmarks or more
 _ROUNDS = 5  # of Procrustes alignment
@@ -136,7 +137,7 @@ def read_offsets(path: Path | str, scheme: LandmarkScheme) -> AnnotationOffsets:
     Raises:
       InputError: it cannot be read, is corrupt, or is for another scheme.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         offsets = AnnotationOffsets.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

@@ -10,12 +10,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from lcgcn_jax import geometry
+from lcgcn_jax.bucket_copy import local_copy
 from lcgcn_jax.data.annotation_offsets import AnnotationOffsets, read_offsets
 from lcgcn_jax.data.annotations import SPLITS
 from lcgcn_jax.data.encoding import unknown_visibility
 from lcgcn_jax.data.records import RECORDS
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.storage import as_path
 
 UNIONS = {"full": "common+challenge"}
 """Name -> union of splits."""
@@ -162,16 +164,17 @@ class FaceDataset:
 
 
 def open_dataset(path: Path | str) -> FaceDataset:
-    """Open a folder written by `lcgcn prepare`.
+    """Open a folder written by `lcgcn prepare`; one in a bucket is copied to the cache folder first.
 
     Raises:
       InputError: the folder does not exist, or is not a prepared dataset.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; prepare a dataset with `lcgcn prepare`")
     if not (path / RECORDS / "dataset_info.json").is_file():
         raise InputError(f"{path}: not a prepared dataset; prepare one with `lcgcn prepare`")
+    path = local_copy(path)
     info = tfds.builder_from_directory(path / RECORDS).info
     # Both are optional in the types of TFDS.
     metadata: Any = info.metadata

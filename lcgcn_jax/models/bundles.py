@@ -22,9 +22,11 @@ from safetensors.numpy import load, load_file, save
 
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import write_all
+from lcgcn_jax.bucket_copy import local_copy
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.hub import download_snapshot, hub_reference
+from lcgcn_jax.storage import as_path
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 # A model whose program is in the cache is loaded without JAX and Flax, whose imports take most of a second.
@@ -202,7 +204,8 @@ def find_bundle(model: str | Path) -> Path:
 
     Args:
       model: folder of a bundle, training workdir, name of a shipped bundle, or `hf://owner/repo[@revision]`,
-        which is downloaded to the cache of huggingface_hub.
+        which is downloaded to the cache of huggingface_hub. A folder in a bucket, `gs://BUCKET/PATH`, is
+        copied to the cache folder.
 
     Raises:
       InputError: there is no such bundle.
@@ -215,11 +218,11 @@ def find_bundle(model: str | Path) -> Path:
                 "lcgcn_jax"
             )
         return snapshot
-    path = Path(model)
+    path = as_path(model)
     try:
         for candidate in (path, path / BEST):
             if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
-                return candidate
+                return local_copy(candidate)
         has_checkpoints = (path / "checkpoints").is_dir()
     except OSError as error:  # a folder without permission, or a name that is too long
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error

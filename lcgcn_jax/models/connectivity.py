@@ -88,8 +88,7 @@ class PerImageEdges(nnx.Module):
     def __call__(
         self, confidence: Confidence, visible_logit: Confidence | None = None, *, train: bool
     ) -> Edges:
-        one_hot = jnp.eye(self.num_landmarks, dtype=jnp.float32)
-        classes = self.class_mlp(all_pairs(_join)(one_hot, one_hot), train=train)
+        classes = self.class_mlp.of_class_pairs(train=train)
         scalars = (log_of(confidence) if self.log_confidence else confidence)[..., None]
         if self.inputs != "confidence":
             assert visible_logit is not None, "ModelConfig rejects these edges without the head"

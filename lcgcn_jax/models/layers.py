@@ -144,8 +144,24 @@ class MLP(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "*b i"], *, train: bool) -> Float[Array, "*b o"]:
+        return self._after_first_linear(self.linears[0](x), train=train)
+
+    def of_class_pairs(self, *, train: bool) -> Float[Array, "k k o"]:
+        """Apply the MLP to the one-hot vectors of all pairs of k classes; the input width is 2k.
+
+        The first layer of a pair is the sum of two rows of its kernel, so that the cost grows with the square
+        of k. The product with the one-hot vectors would be O(k^3).
+        """
+        first = self.linears[0]
+        rows, columns = jnp.split(first.kernel[...], 2)
+        assert first.bias is not None
+        pairs = rows[:, None] + columns[None] + first.bias[...][None, None]
+        return self._after_first_linear(pairs, train=train)
+
+    def _after_first_linear(self, x: Float[Array, "*b n"], *, train: bool) -> Float[Array, "*b o"]:
         for i, (linear, norm) in enumerate(itertools.zip_longest(self.linears, self.norms)):
-            x = linear(x)
+            if i > 0:
+                x = linear(x)
             if self.last_relu or i < len(self.linears) - 1:
                 x = jax.nn.relu(x)
             if isinstance(norm, BatchNorm):

@@ -15,6 +15,7 @@ from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models import registry
 from lcgcn_jax.models.bundles import BEST, load_bundle, shipped_bundles
 from lcgcn_jax.models.hub import hub_reference
+from lcgcn_jax.storage import as_path
 from lcgcn_jax.training.config import load_config
 from lcgcn_jax.training.metric_writer import TENSORBOARD, read_metrics
 from lcgcn_jax.training.run_lock import needs_writing
@@ -58,7 +59,7 @@ def create_model(
 def _model_config(source: Any) -> tuple[dict[str, Any], int | None]:
     """Configuration of the model, and the number of landmarks if there is a scheme."""
     if isinstance(source, str | Path):
-        if hub_reference(source) or str(source) in shipped_bundles() or Path(source).is_dir():
+        if hub_reference(source) or str(source) in shipped_bundles() or as_path(source).is_dir():
             bundle = load_bundle(source)
             return dict(bundle.model), bundle.scheme.num_landmarks
         source = load_config(str(source))
@@ -84,7 +85,7 @@ def train(
     Args:
       config: config file or name of a config, with an optional `:argument`, or a config, as `load_config`
         returns it.
-      workdir: folder of the run.
+      workdir: folder of the run, on a disk or `gs://BUCKET/PATH`.
       accept_changes: resume even if the config or the data differ from those of the run.
       on_validation: called after each validation with the step and its NME in percent, by
         `validation/heatmap_nme` and `validation/graph_nme`.
@@ -101,7 +102,7 @@ def train(
     """
     if not isinstance(config, ml_collections.ConfigDict):
         config = load_config(str(config))
-    folder = Path(workdir)
+    folder = as_path(workdir)
     trainer = Trainer(config, folder, accept_changes=accept_changes, loggers=loggers)
     is_finished = trainer.run(on_validation=on_validation)
     if is_primary_process():

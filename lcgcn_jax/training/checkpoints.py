@@ -1,7 +1,8 @@
 """Checkpoints of a training run: state, data position and progress.
 
 A checkpoint is an Orbax checkpoint, `WORKDIR/checkpoints/STEP`, with the checksums of its files in
-`checksums.json`. It is written to a partial folder and renamed once it is complete.
+`checksums.json`. It is written to a partial folder and renamed once it is complete. A folder in a bucket
+cannot be renamed; it is a checkpoint once it has `checksums.json`, which is written last.
 
 Orbax's own `training.Checkpointer` cannot replace this protocol (measured with orbax-checkpoint 0.12): it
 treats an empty or truncated folder as the latest checkpoint, because it checks only names. It stores no
@@ -12,7 +13,6 @@ writing and renaming, where checksums could be added.
 import dataclasses
 import json
 import logging
-import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from lcgcn_jax import compat
+from lcgcn_jax import compat, storage
 from lcgcn_jax.atomic_io import checksums, write_whole
 from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError, one_line
@@ -80,12 +81,14 @@ class Checkpoints:
         step = int(state.step)
         if step == self._latest:
             return
-        partial = self._folder / f"{step}{_PARTIAL}"
-        with needs_writing(self._folder):
+        partial = storage.staging_folder(self._folder / str(step), _PARTIAL)
+        with needs_writing(self._folder), storage.errors_of(self._folder):
             try:
+                if is_primary_process():
+                    storage.remove_folder(partial)  # in a bucket, a damaged checkpoint of this step
                 with _save_options():
                     ocp.save_checkpointables(
-                        str(partial.resolve()), {"state": _as_dict(state), "progress": progress}
+                        _orbax_path(partial), {"state": _as_dict(state), "progress": progress}
                     )
                 if is_primary_process():
                     _write_checksums(partial)
@@ -126,26 +129,25 @@ class Checkpoints:
     def _commit(self, partial: Path, step: int) -> None:
         """Rename a complete partial folder, and remove the oldest checkpoints."""
         path = self._folder / str(step)
-        if path.exists():  # damaged, or the run would have resumed from it
+        if path != partial and path.exists():  # damaged, or the run would have resumed from it
             self._remove(path)
-        partial.rename(path)
+        storage.commit_folder(partial, path)
         complete = sorted(int(path.name) for path in _numbered(self._folder) if _is_complete(path))
         for path in _numbered(self._folder):
             if int(path.name) < step and int(path.name) not in complete[-self._keep :]:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        # Renamed first, so that a half-removed checkpoint is not taken for one.
-        shutil.rmtree(path.rename(path.with_name(f"{path.name}.old{_PARTIAL}")))
+        storage.remove_committed(path, CHECKSUMS, _PARTIAL)
 
     def _remove_partials(self) -> None:
         if not is_primary_process():
             return
-        # The second pattern is Orbax's own name for a folder that is being written.
-        for pattern in (f"*{_PARTIAL}*", "*.orbax-checkpoint-tmp*"):
-            for path in self._folder.glob(pattern):
-                # Files that Orbax still writes after a failed save are removed at the next start.
-                shutil.rmtree(path, ignore_errors=True)
+        # The second pattern is Orbax's own name for a folder that is being written. Files that it still
+        # writes after a failed save are removed at the next start.
+        patterns = (f"*{_PARTIAL}*", "*.orbax-checkpoint-tmp*")
+        for path in storage.uncommitted_folders(self._folder, CHECKSUMS, *patterns):
+            storage.remove_folder(path)
 
 
 def latest_checkpoint(workdir: Path) -> Path | None:
@@ -161,7 +163,9 @@ def latest_checkpoint(workdir: Path) -> Path | None:
 
 def _numbered(folder: Path) -> list[Path]:
     paths = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in paths if path.name.isdecimal()]
+    return [
+        path for path in paths if path.name.isdecimal() and storage.is_committed(path, CHECKSUMS)
+    ]
 
 
 def _is_complete(path: Path) -> bool:
@@ -173,8 +177,8 @@ def _is_complete(path: Path) -> bool:
     if sums is None:
         # Not `ocp.is_orbax_checkpoint`, which accepts an empty folder.
         return all((path / name).is_file() for name in _ORBAX_FILES)
-    sizes = {path / name: checksum["bytes"] for name, checksum in sums.items()}
-    return all(file.is_file() and file.stat().st_size == size for file, size in sizes.items())
+    sizes = storage.file_sizes(path)
+    return all(sizes.get(name) == checksum["bytes"] for name, checksum in sums.items())
 
 
 def _write_checksums(path: Path) -> None:
@@ -223,7 +227,7 @@ def _damaged(path: Path, reason: str | None) -> InputError:
 def _state_metadata(path: Path) -> dict[str, PyTree]:
     """Shapes and types of the state in a checkpoint."""
     try:
-        return ocp.checkpointables_metadata(str(path.resolve())).metadata["state"]
+        return ocp.checkpointables_metadata(_orbax_path(path)).metadata["state"]
     # Orbax does not document what it raises for a damaged checkpoint.
     except Exception as error:
         raise _damaged(path, one_line(error)) from error
@@ -231,7 +235,7 @@ def _state_metadata(path: Path) -> dict[str, PyTree]:
 
 def _load(path: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
     try:
-        return ocp.load_checkpointables(str(path.resolve()), abstract)
+        return ocp.load_checkpointables(_orbax_path(path), abstract)
     except Exception as error:  # as above
         raise _damaged(path, one_line(error)) from error
 
@@ -284,6 +288,10 @@ def _read_evaluated(path: Path, like: Weights) -> dict[str, AnyArray]:
                 f"{path}: its weights do not fit the configuration: {error}"
             ) from error
     return {name: value for field in fields for name, value in state[field].items()}
+
+
+def _orbax_path(path: Path) -> epath.Path:
+    return epath.Path(str(path.resolve()))
 
 
 def _save_options() -> ocp.Context:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.errors import InputError, choose, one_line
+from lcgcn_jax.storage import GrowingFolder
 from lcgcn_jax.training.run_lock import needs_writing
 
 LOG = "metrics.jsonl"
@@ -64,27 +65,29 @@ class MetricWriter:
         loggers: Sequence[str] = (TENSORBOARD,),
         config: Mapping[str, Any] | None = None,
     ):
-        self._path = workdir / LOG
+        self._folder, self._path = GrowingFolder(workdir), workdir / LOG
+        file, local = self._folder.local / LOG, self._folder.local
         rows = read_metrics(workdir)
         last_step = int(max((row["step"] for row in rows), default=0))
         text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
         with needs_writing(self._path):
-            write_whole(self._path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
-            self._file = self._path.open("a", encoding="utf-8")
+            write_whole(file, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+            self._folder.sync()
+            self._file = file.open("a", encoding="utf-8")
         self._loggers: list[_TensorBoard | _Tracker] = []
         try:
             for name in dict.fromkeys(loggers):
                 self._loggers.append(
-                    _TensorBoard(workdir, step)
+                    _TensorBoard(local, step)
                     if name == TENSORBOARD
-                    else _Tracker(name, workdir, last_step, dict(config or {}))
+                    else _Tracker(name, workdir, local, last_step, dict(config or {}))
                 )
         except InputError:
             self.close()
             raise
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values by name, such as `train/loss`.
+        """Log values by name, such as `train/loss`; in a bucket, they appear later.
 
         Raises:
           InputError: they cannot be written.
@@ -94,10 +97,20 @@ class MetricWriter:
             self._file.flush()
         for logger in self._loggers:
             logger.write(step, values)
+        self._folder.sync(now=False)
+
+    def flush(self) -> None:
+        """Write everything, before a checkpoint after which it will not be logged again.
+
+        Raises:
+          InputError: the folder cannot be written.
+        """
+        with needs_writing(self._path):
+            self._folder.sync()
 
     def close(self) -> None:
-        """Close the files. Errors are ignored, because `write` has flushed everything or raised."""
-        for file in (self._file, *self._loggers):
+        """Close the files. Errors are ignored, because `write` and `flush` have raised them."""
+        for file in (self._file, *self._loggers, self._folder):
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -138,13 +151,15 @@ class _Tracker:
     that of the workdir with a checksum of its path, so that a resumed training continues the run.
     """
 
-    def __init__(self, name: str, workdir: Path, last_step: int, config: dict[str, Any]):
+    def __init__(
+        self, name: str, workdir: Path, folder: Path, last_step: int, config: dict[str, Any]
+    ):
         tracker = _import_tracker(name)
         # Metrics of a killed run that are logged again are equal, because runs resume exactly.
         self._last_step = last_step
         path = workdir.absolute()
         run = f"{path.name}-{zlib.crc32(os.fsencode(path)):08x}"
-        options = {"id": run, "dir": str(workdir)} if name == "wandb" else {"embed": False}
+        options = {"id": run, "dir": str(folder)} if name == "wandb" else {"embed": False}
         project = os.environ.get(f"{name.upper()}_PROJECT") or "lcgcn_jax"
         try:
             self._run = tracker.init(

@@ -19,6 +19,7 @@ from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.models.interfaces import HasHead
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.weights import Weights
+from lcgcn_jax.storage import as_path
 from lcgcn_jax.training.checkpoints import CHECKPOINTS, latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.config import differences
 from lcgcn_jax.training.config_types import Config, InitScope
@@ -65,7 +66,7 @@ def load_pretrained_weights(
       InputError: `init_from` cannot be read or does not fit the model, or weights that it lacks would be
         random and not train.
     """
-    path = hub_reference(config.init_from) or Path(config.init_from)
+    path = hub_reference(config.init_from) or as_path(config.init_from)
     scope = config.init_scope
     head = _head_prefixes(config, model)
     source = read_source(path, config)
@@ -170,7 +171,7 @@ def read_source(path: str | Path, config: Config) -> Source:
     """
     if hub_reference(path) is not None:
         return _source_of(load_bundle(path))
-    path = Path(path)
+    path = as_path(path)
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent
     if path.suffix in SAFETENSORS + PICKLED and not path.is_dir():

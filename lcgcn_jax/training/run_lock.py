@@ -2,13 +2,10 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
-import socket
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +16,14 @@ from lcgcn_jax.data.records import RECORDS
 from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.models.bundles import BEST
+from lcgcn_jax.storage import StorageError
 from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
 from lcgcn_jax.training.config_types import EPOCHS, Config
+from lcgcn_jax.training.folder_lock import LOCK, FolderLock
+from lcgcn_jax.training.folder_lock import lock_folder as _lock
 
 DATA = "data.json"
 """Name of the file with the checksums of a run's data, in its workdir."""
-
-LOCK = "train.lock"
-"""Name of the file that a training process locks; it names that process."""
 
 OFFSETS = "annotation offsets"
 """Key of the checksum of the annotation offsets among those of a dataset."""
@@ -38,8 +35,8 @@ _NUM_SHOWN = 3  # changed files in a message
 class RunLock:
     """Exclusive lock on a workdir, checked against the configuration and data of its run.
 
-    Only the primary process reads the folder and writes to it. The lock belongs to the operating system, so
-    a killed process leaves none.
+    Only the primary process reads the folder and writes to it. A lock that a killed
+    process leaves behind is taken over (`folder_lock`).
 
     Args:
       workdir: folder of the run, created if it does not exist; unchanged if the run is rejected.
@@ -63,7 +60,7 @@ class RunLock:
     ):
         self._workdir = workdir
         self._accepted: dict[str, str] = {}
-        self._unlock: Callable[[], object] = lambda: None
+        self._lock: FolderLock | None = None
         if not is_primary_process():
             return
         data = _data_checksums(dataset)
@@ -77,7 +74,7 @@ class RunLock:
                     f"{workdir}: not empty and not a training run; give another --workdir"
                 )
             workdir.mkdir(parents=True, exist_ok=True)
-            self._unlock = weakref.finalize(self, os.close, _lock(workdir))
+            self._lock = _lock(workdir)
             for folder in (workdir, workdir / BEST):
                 for partial in folder.glob(PARTIALS):
                     partial.unlink()
@@ -102,9 +99,19 @@ class RunLock:
                 _write(path, text)
         self._accepted = {}
 
+    def require_held(self) -> None:
+        """Check that no other process has taken over the folder, before writing to it.
+
+        Raises:
+          InputError: one has, or the bucket cannot be used.
+        """
+        if self._lock is not None:
+            self._lock.require_held()
+
     def close(self) -> None:
         """Unlock the folder."""
-        self._unlock()
+        if self._lock is not None:
+            self._lock.close()
 
     def _start_or_compare(
         self,
@@ -157,7 +164,7 @@ def needs_writing(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise InputError(
-            f"{path}: cannot be written: {os.strerror(number)}; fix that, and the same command resumes "
+            f"{path}: cannot be written: {_reason(error, number)}; fix that, and the same command resumes "
             "from the last checkpoint"
         ) from error
 
@@ -169,37 +176,16 @@ def _error_number(error: Exception) -> int | None:
     return int(match[1]) if match else None
 
 
+def _reason(error: Exception, number: int) -> str:
+    return error.strerror if isinstance(error, StorageError) else os.strerror(number)
+
+
 def _has_other_content(workdir: Path) -> bool:
     if not workdir.is_dir() or (workdir / RUN_CONFIG).is_file():
         return False
     # Files of a run that was killed before it wrote its configuration.
     run_files = {workdir / LOCK, workdir / DATA, *workdir.glob(PARTIALS)}
     return any(path not in run_files for path in workdir.iterdir())
-
-
-def _lock(workdir: Path) -> int:
-    """Lock the folder for as long as the returned file descriptor is open."""
-    # Child processes do not inherit the descriptor, so the lock ends with this process.
-    descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 1024, 0).decode(errors="replace").strip()
-            raise InputError(
-                f"{workdir}: {holder or 'another process'} is training in this folder; wait for it, or "
-                "give another --workdir"
-            ) from error
-        except OSError as error:
-            # Some network file systems have no locks; training works without them.
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _data_checksums(dataset: FaceDataset) -> dict[str, dict[str, Any]]:

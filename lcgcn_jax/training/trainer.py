@@ -26,6 +26,7 @@ from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES, GraphInputs, LCGCNOutput
 from lcgcn_jax.models.weights import Weights
+from lcgcn_jax.storage import as_path, check_access
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
 from lcgcn_jax.training.config_checks import check_config
@@ -104,7 +105,7 @@ class Trainer:
         fields = config.to_dict()
         check_config(ml_collections.ConfigDict(fields))
         self.config = Config.from_dict(fields)
-        self.workdir = Path(workdir)
+        self.workdir = as_path(workdir)
         self._mesh = mesh
         self.feature_cache = feature_cache
         self.start_message = ""
@@ -133,6 +134,7 @@ class Trainer:
         config = self.config
         if config.train.cache and jax.process_count() > 1:
             raise InputError("config train.cache: works in one process only; set it to false")
+        raise_on_all_processes(lambda: check_access(self.workdir))
         self.dataset, self.mixture = raise_on_all_processes(lambda: open_train_data(config))
         self.num_faces = self.mixture.num_faces(config.data.train_split)
         previous = None
@@ -270,6 +272,8 @@ class Trainer:
                 stop = stop_after(step)
                 if is_last or stop is not None or step % checkpoint_every == 0:
                     self._require_finite(pending)
+                    if log is not None:
+                        log.flush()
                     self._save_checkpoint()
                 if stop is not None and not is_last:
                     self.stopped_by = stop
@@ -396,6 +400,8 @@ class Trainer:
             "batches": self.batches.get_state(),
             "best_nme": None if math.isinf(self.best_nme) else self.best_nme,
         }
+        assert self._lock is not None
+        self._lock.require_held()
         self.checkpoints.save(self.state, progress)
 
     def _validate_and_save_best(self) -> dict[str, float]:
@@ -415,6 +421,8 @@ class Trainer:
         return metrics
 
     def _save_best(self, metrics: dict[str, float]) -> None:
+        assert self._lock is not None
+        self._lock.require_held()
         params, batch_stats = self.state.evaluated
         bundle = Bundle(
             self.config.model.to_dict(),

@@ -1,0 +1,112 @@
+"""Lock of a folder in a bucket; test_run_lock.py has tests of the lock on a disk."""
+
+import json
+import os
+import time
+
+import pytest
+from emulator import bucket, emulator  # noqa: F401
+
+from lcgcn_jax.errors import InputError
+from lcgcn_jax.storage import BucketPath
+from lcgcn_jax.training import folder_lock
+from lcgcn_jax.training.folder_lock import LOCK, lock_folder
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch):
+    monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(folder_lock, "EXPIRY_SECONDS", 1.5)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Locks as of another machine, whose processes cannot be looked up."""
+    monkeypatch.setattr(folder_lock, "_machine", lambda: "")
+
+
+def no_heartbeats(monkeypatch):
+    monkeypatch.setattr(folder_lock._BucketLock, "_run", lambda self: None)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_living_holder_keeps_the_folder(bucket, capsys):  # noqa: F811
+    first = lock_folder(bucket)
+    time.sleep(1.1)  # some heartbeats
+    holder = f"process {os.getpid()} on {os.uname().nodename}"
+    with pytest.raises(InputError, match=f"{bucket}: {holder} is training in this folder; wait"):
+        lock_folder(bucket)
+    assert (
+        f"{holder} is training in this folder, or was killed; waiting up to "
+        in capsys.readouterr().err
+    )
+    first.require_held()
+    first.close()
+    assert not (bucket / LOCK).exists()
+    lock_folder(bucket).close()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_expired_lock_is_taken_over(bucket, monkeypatch):  # noqa: F811
+    with monkeypatch.context() as patch:
+        no_heartbeats(patch)
+        killed = lock_folder(bucket)
+    second = lock_folder(bucket)  # waits
+    second.require_held()
+    with pytest.raises(InputError, match="has taken over this folder, because this process had no"):
+        killed.require_held()
+    killed.close()  # leaves the lock of the other
+    second.require_held()
+    second.close()
+    with pytest.raises(InputError, match="another process has taken over"):
+        second.require_held()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_two_processes_do_not_take_over_the_same_lock(bucket, monkeypatch):  # noqa: F811
+    no_heartbeats(monkeypatch)
+    lock_folder(bucket)
+    time.sleep(2.1)
+    write = BucketPath.write
+
+    def write_after_another(self, content, generation=None):
+        if generation:  # another process is faster
+            monkeypatch.setattr(BucketPath, "write", write)
+            other = json.dumps({"holder": "process 1 on other", "id": "x"}).encode()
+            write(self, other, generation=generation)
+            heartbeats.append(self)
+        return write(self, content, generation)
+
+    heartbeats = []
+    monkeypatch.setattr(BucketPath, "write", write_after_another)
+    metadata = BucketPath.metadata
+
+    def metadata_after_heartbeat(self):
+        if heartbeats:
+            write(heartbeats[0], json.dumps({"holder": "process 1 on other"}).encode())
+        return metadata(self)
+
+    monkeypatch.setattr(BucketPath, "metadata", metadata_after_heartbeat)
+    with pytest.raises(InputError, match="process 1 on other is training in this folder"):
+        lock_folder(bucket)
+
+
+def test_lock_of_an_ended_process_of_this_machine_does_not_wait(bucket, monkeypatch):  # noqa: F811
+    no_heartbeats(monkeypatch)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    content = {"holder": "x", "id": "y", "machine": folder_lock._machine(), "pid": child}
+    (bucket / LOCK).write_text(json.dumps(content))
+    monkeypatch.setattr(folder_lock._BucketLock, "_wait", None)
+    lock_folder(bucket).close()
+
+
+def test_answer_of_a_heartbeat_may_be_lost(bucket, monkeypatch):  # noqa: F811
+    no_heartbeats(monkeypatch)
+    lock = lock_folder(bucket)
+    (bucket / LOCK).write_bytes(lock._content)  # written, but its generation never arrived
+    lock.require_held()
+    lock.require_held()
+    lock.close()

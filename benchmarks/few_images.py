@@ -5,8 +5,8 @@
 Draws synthetic faces, and labels 13 of their 98 landmarks as a custom scheme. For each number of training
 images, trains the same model twice for the same number of steps: with the backbone of `w300-lcgcn-small`,
 which was trained on real faces with 68 landmarks, and from random weights. Prints a Markdown table of the
-test NME, and writes it to OUT/table.md. Finished runs are not repeated, and an interrupted one continues: with
-`--max-runs 1`, each call trains one model, in about four minutes on one core.
+test NME, and writes it to OUT/table.md. Finished runs are not repeated, and an interrupted one continues:
+with `--max-runs 1`, each call trains one model, in a few minutes on one core.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main() -> None:
         "--counts", type=int, nargs="+", default=[20, 50, 200], help="(%(default)s)"
     )
     parser.add_argument("--steps", type=int, default=120, help="steps of 8 faces (%(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of the crops (%(default)s)")
+    parser.add_argument("--size", type=int, default=96, help="side of the crops (%(default)s)")
     parser.add_argument("--max-runs", type=int, default=-1, help="models to train (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     args = parser.parse_args()

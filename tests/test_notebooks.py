@@ -82,24 +82,26 @@ def detector_cache(tmp_path, monkeypatch):
         pytest.skip(f"no face detector: {error}")
 
 
-def test_badges_open_the_notebooks_of_the_repository():
-    """Without the URL of the repository in pyproject.toml, the badges lead to the page on notebooks."""
-    root = COLAB.parent
+def test_badges_open_the_notebooks():
+    """Without the URL of the repository in pyproject.toml, the badge leads to the upload dialog of Colab."""
+    root, colab = COLAB.parent, "https://colab.research.google.com"
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     repository = project["urls"].get("Repository", "").removeprefix("https://github.com/")
-    for page, notebooks in (
-        ("README.md", "docs/tutorials/colab.md"),
-        ("docs/index.md", "tutorials/colab.md"),
-    ):
-        badges = re.findall(
-            r"\[!\[[^]]*\]\([\w/.]*colab\.svg\)\]\((.*?)\)", (root / page).read_text()
-        )
-        if repository:
-            address = f"https://colab.research.google.com/github/{repository}/blob/main/colab"
-            order = sorted(NOTEBOOKS, key=lambda path: path.stem != "lcgcn_demo")
-            assert badges == [f"{address}/{path.name}" for path in order]
-        else:
-            assert badges == [notebooks] * len(NOTEBOOKS)
+    order = sorted(NOTEBOOKS, key=lambda path: path.stem != "lcgcn_demo")
+    addresses = [f"{colab}/github/{repository}/blob/main/colab/{path.name}" for path in order]
+    for page in ("README.md", "docs/index.md"):
+        text = (root / page).read_text()
+        badges = re.findall(r"\[!\[[^]]*\]\([\w/.]*colab\.svg\)\]\((.*?)\)", text)
+        assert badges == (addresses if repository else [f"{colab}/#upload=true"])
+        assert repository or all(f"colab/{path.name}" in text for path in order)
+
+
+@each_notebook
+def test_notebook_ends_with_the_image_of_the_user(path):
+    last = code_cells(nbformat.read(path, as_version=4))[-1].source
+    assert 'PHOTO = "upload"  # @param ["upload", "webcam", "sample"]' in last
+    assert "lc.notebook_image(PHOTO)" in last
+    assert ".predict(image)" in last
 
 
 @pytest.mark.slow

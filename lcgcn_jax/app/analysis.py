@@ -14,7 +14,7 @@ from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.visualize.faces import BLACK, WHITE, Image
+from lcgcn_jax.visualize.faces import BLACK, WHITE, Image, draw_number
 from lcgcn_jax.visualize.landmark_details import (
     draw_incoming_edges,
     draw_predicted_errors,
@@ -127,11 +127,10 @@ def overview(analysis: Analysis, selection: Selection, layers: Collection[str]) 
         return canvas
     for number, face in enumerate(analysis.shown):
         x0, y0, x1, y1 = np.round(face.box).astype(int).tolist()
-        for color, thickness in ((BLACK, 3), (WHITE, 1)):
-            if number == selection.face:
+        if number == selection.face:
+            for color, thickness in ((BLACK, 3), (WHITE, 1)):
                 cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness, cv2.LINE_AA)
-            font = cv2.FONT_HERSHEY_SIMPLEX
-            cv2.putText(canvas, str(number), (x0, y0 - 4), font, 0.6, color, thickness, cv2.LINE_AA)
+        draw_number(canvas, face.box, number)
     return canvas
 
 

@@ -3,7 +3,6 @@
 import base64
 import html
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,15 +17,15 @@ from lcgcn_jax.app import analysis as views
 from lcgcn_jax.app.analysis import Analysis, Selection
 from lcgcn_jax.app.uploads import MAX_IMAGE_BYTES, MAX_VIDEO_FRAMES, SAMPLE, display_name
 from lcgcn_jax.app.video import predict_video
+from lcgcn_jax.app.webcam import Webcam
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.model import LandmarkModel
-from lcgcn_jax.visualize.overlays import draw
 
 UseModel = Callable[[str], AbstractContextManager[LandmarkModel]]
 
 _KEEP_SECONDS = 600  # of uploaded and temporary files
 _STATE_SECONDS = 3600
-_FRAME_SIDE = 960  # of webcam frames, in pixels
+_CAMERA_SECONDS = 60  # after which a session without new frames forgets its faces
 _FRAME_INTERVAL = 0.05  # shortest time between webcam frames, in seconds
 _BUTTONS = ["download", "fullscreen"]  # without Gradio's button that shares images publicly
 _TABLE_HEADER = ["from landmark", "weight", "times uniform"]
@@ -240,27 +239,20 @@ def _add_webcam_tab(model: gr.Dropdown, use: UseModel) -> None:
         )
         result = _inline_output(label="Landmarks", buttons=[], elem_id="camera-result")
     rate = gr.Markdown("", elem_id="camera-rate")
-    last_times = gr.State((), time_to_live=_STATE_SECONDS)
+    session = gr.State(None, time_to_live=_CAMERA_SECONDS)
 
-    def process(frame: np.ndarray | None, name: str, times: tuple[float, ...]) -> list[Any]:
+    def process(frame: np.ndarray | None, name: str, webcam: Webcam | None) -> list[Any]:
         if frame is None:
-            return [None, "", ()]
-        frame = np.ascontiguousarray(frame[..., :3])
-        factor = _FRAME_SIDE / max(frame.shape[:2])
-        if factor < 1:
-            frame = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+            return [None, "", None]
+        webcam = webcam or Webcam()
         try:
             with use(name) as loaded:
-                faces = loaded.predict(frame)
+                return [*webcam.predict(frame, loaded), webcam]
         except InputError as error:  # another model that cannot be loaded was chosen
-            return [frame, str(error), ()]
-        times = (*times[-9:], time.monotonic())
-        speed = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
-        text = f"{len(faces)} face{'' if len(faces) == 1 else 's'}, {speed:.1f} frames per second"
-        return [draw(frame, faces), text, times]
+            return [frame, str(error), None]
 
     camera.stream(
-        process, [camera, model, last_times], [result, rate, last_times],
+        process, [camera, model, session], [result, rate, session],
         stream_every=_FRAME_INTERVAL, time_limit=600, concurrency_limit=2, show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip

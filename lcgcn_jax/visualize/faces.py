@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from lcgcn_jax.atomic_io import write_all
-from lcgcn_jax.geometry import Points
+from lcgcn_jax.geometry import Box, Points
 from lcgcn_jax.landmarks import LandmarkScheme
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -66,6 +66,14 @@ def draw_contours(
         pairs = [pair for pair in zip(line, ends, strict=False) if is_located[list(pair)].all()]
         pieces = [fixed[list(pair)] for pair in pairs]
         cv2.polylines(canvas, pieces, False, color, thickness, cv2.LINE_AA, shift=SHIFT)
+
+
+def draw_number(canvas: Image, box: Box, number: int | None) -> None:
+    """Draw the number of a face in place, above the top-left corner of its box."""
+    x, y = np.round(box[:2]).astype(int).tolist()
+    for color, thickness in ((BLACK, 3), (WHITE, 1)):
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(canvas, str(number), (x, y - 4), font, 0.6, color, thickness, cv2.LINE_AA)
 
 
 def draw_points(

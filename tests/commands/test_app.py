@@ -33,9 +33,21 @@ def test_unusable_models_are_errors_before_the_page_opens(error_line, tmp_path):
     assert "absent: no such bundle or training workdir" in error
 
 
+def write_camera(path):
+    """Write a video in the format of Chromium's simulated camera: the sample image, which sways."""
+    image = cv2.resize(cv2.imread(str(SAMPLE)), (480, 480), interpolation=cv2.INTER_AREA)
+    with path.open("wb") as file:
+        file.write(b"YUV4MPEG2 W640 H480 F10:1 C420jpeg\n")
+        for i in range(20):
+            shift = np.array([[1.0, 0, 80 + 30 * np.sin(np.pi * i / 10)], [0, 1, 0]])
+            frame = cv2.warpAffine(image, shift, (640, 480), borderMode=cv2.BORDER_REPLICATE)
+            file.write(b"FRAME\n" + cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420).tobytes())
+    return path
+
+
 @pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium with a simulated camera that shows the sample image."""
+def browser(tmp_path_factory):
+    """Headless Chromium with a simulated camera."""
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="needs: pip install 'lcgcn-jax[browser]'"
     )
@@ -47,6 +59,7 @@ def browser():
         "--no-sandbox",
         "--use-fake-ui-for-media-stream",
         "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={write_camera(tmp_path_factory.mktemp('camera') / 'camera.y4m')}",
     ]
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=options)
@@ -148,7 +161,7 @@ def test_unusable_files_have_a_clear_message(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_video_and_webcam(page, tmp_path):
+def test_video(page, tmp_path):
     image = cv2.imread(str(SAMPLE))
     path = str(tmp_path / "clip.mp4")
     writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), 10, (512, 512))
@@ -166,8 +179,16 @@ def test_video_and_webcam(page, tmp_path):
     lines = Path(info.value.path()).read_text().splitlines()
     assert [len(json.loads(line)["faces"]) for line in lines] == [1, 1, 1]
 
+
+@pytest.mark.slow
+def test_webcam_follows_a_face(page):
     page.get_by_role("tab", name="Webcam").click()
     page.get_by_text("Click to Access Webcam").click()
     page.get_by_text("Record").click()
-    page.get_by_text(re.compile(r"0 faces, [\d.]+ frames per second")).wait_for()
-    page.locator("#camera-result img").wait_for()
+    one_face = re.compile(r"1 face \(track 0\), [\d.]+ frames per second")
+    page.get_by_text(one_face).wait_for()
+    image, sources = page.locator("#camera-result img"), set()
+    while len(sources) < 15:
+        sources.add(image.get_attribute("src"))
+        page.wait_for_timeout(20)
+        assert one_face.search(page.inner_text("#camera-rate"))

@@ -7,9 +7,12 @@ import signal
 import cv2
 import numpy as np
 import pytest
+import rtsp_server
 
+from lcgcn_jax.app.uploads import SAMPLE
 from lcgcn_jax.commands import predict
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.video import open_video
@@ -117,6 +120,31 @@ def test_interrupted_camera_has_its_usual_files(run, tmp_path, monkeypatch):
     )
     assert count_frames(out / "camera0.mp4") == len(lines) > 0
     assert sorted(path.name for path in out.iterdir()) == ["camera0.jsonl", "camera0.mp4"]
+
+
+def test_rtsp_stream_with_a_password(run, tmp_path):
+    images = [np.full((64, 96, 3), 20 * i, np.uint8) for i in range(10)]
+    with rtsp_server.serve(images, rate=12.5, user="me:secret") as address:
+        assert run(address)[0] == 0
+        assert run(address, "--max-frames", 3, "--out", tmp_path / "first")[0] == 0
+    lines = lines_of(tmp_path / "out/127.0.0.1_live.jsonl")
+    times = [line["time"] for line in lines]
+    np.testing.assert_allclose(times, np.arange(10) / 12.5, atol=1e-3)
+    assert count_frames(tmp_path / "out/127.0.0.1_live.mp4") == 10
+    assert len(lines_of(tmp_path / "first/127.0.0.1_live.jsonl")) == 3
+
+
+@pytest.mark.slow
+def test_faces_of_an_rtsp_stream_are_tracked(tmp_path, detector_model):
+    image = cv2.resize(read_image(SAMPLE), (480, 480), interpolation=cv2.INTER_AREA)
+    images = [np.roll(image, 4 * i, axis=1) for i in range(12)]
+    with rtsp_server.serve(images) as address:
+        command = ["predict", address, "--out", tmp_path, "--detector-model", detector_model]
+        assert main([*map(str, command)]) == 0
+    lines = lines_of(tmp_path / "127.0.0.1_live.jsonl")
+    assert [[face["track"] for face in line["faces"]] for line in lines] == [[0]] * 12
+    x = [line["faces"][0]["landmarks"][30][0] for line in lines]
+    np.testing.assert_allclose(np.diff(x), 4, atol=2)
 
 
 @pytest.mark.parametrize("source", ["camera:99", "http://me:secret@127.0.0.1:9/clip.mp4"])

@@ -70,16 +70,16 @@ def test_coinciding_landmarks_have_no_crop():
 
 
 @pytest.mark.parametrize(
-    ("error", "uncertain"), [(2.0, False), (6.9, False), (7.1, True), (12.0, True)]
+    ("error", "uncertain"), [(2.0, False), (5.7, False), (5.9, True), (12.0, True)]
 )
-def test_face_is_uncertain_above_the_middle_of_the_range(error, uncertain):
+def test_face_is_uncertain_in_the_upper_part_of_the_range(error, uncertain):
     assert robust_crops.is_uncertain(np.full(5, error), CALIBRATION) == uncertain
 
 
 def test_range_of_a_calibration_of_hard_faces_is_limited():
     hard = dataclasses.replace(CALIBRATION, errors=np.array([2.0, 40.0]))
-    assert not robust_crops.is_uncertain(np.full(5, 9.9), hard)
-    assert robust_crops.is_uncertain(np.full(5, 10.1), hard)
+    assert not robust_crops.is_uncertain(np.full(5, 8.0), hard)
+    assert robust_crops.is_uncertain(np.full(5, 8.2), hard)
     error = percent_error(np.full(5, 16.0), FACE, SCHEME, hard)
     assert error.max() > 50
 

@@ -7,6 +7,7 @@ import threading
 import cv2
 import numpy as np
 import pytest
+import rtsp_server
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference import streams, video
@@ -103,6 +104,26 @@ def test_stream_that_stalls_ends(server, monkeypatch):
         count = len(list(stream.frames))
     STALL.set()
     assert 25 <= count <= 30
+
+
+@pytest.mark.parametrize("user", [None, "me:secret"])
+def test_rtsp_stream(user):
+    images = [np.full((64, 96, 3), color, np.uint8) for color in 4 * COLORS]
+    with rtsp_server.serve(images, rate=12.5, user=user) as address, open_video(address) as stream:
+        frames = list(stream.frames)
+        assert stream.frames_per_second == pytest.approx(12.5)
+    np.testing.assert_allclose([f.time for f in frames], np.arange(12) / 12.5, atol=1e-3)
+    np.testing.assert_allclose(mean_colors(frames), 4 * COLORS, atol=8)
+
+
+def test_rtsp_server_that_refuses_the_password():
+    with rtsp_server.serve([], user="me:secret") as address:
+        address = address.replace("secret", "wrong")
+        with pytest.raises(
+            InputError, match=r"^rtsp://127.0.0.1:\d+/live: cannot be opened; "
+        ) as e:
+            open_video(address).__enter__()
+    assert "wrong" not in str(e.value)
 
 
 @pytest.mark.parametrize("path", ["missing.mp4", "text.html"])

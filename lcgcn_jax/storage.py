@@ -23,7 +23,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PosixPath
 from typing import Any
@@ -102,16 +102,16 @@ class BucketPath(PosixPath):
         except FileNotFoundError:  # no such bucket
             return False
 
-    def iterdir(self) -> Iterator["BucketPath"]:
+    def iterdir(self) -> Generator["BucketPath", None, None]:
         objects, folders = self._list(delimiter="/")
         for name in [item["name"] for item in objects] + folders:
             if name != self._prefix:
                 yield self / name.removeprefix(self._prefix).rstrip("/")
 
-    def glob(self, pattern: str, **_: Any) -> Iterator["BucketPath"]:
+    def glob(self, pattern: str, **_: Any) -> Generator["BucketPath", None, None]:
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
-    def rglob(self, pattern: str, **_: Any) -> Iterator["BucketPath"]:
+    def rglob(self, pattern: str, **_: Any) -> Generator["BucketPath", None, None]:
         for item in self.objects():
             path = self / item["name"].removeprefix(self._prefix)
             if fnmatch.fnmatchcase(path.name, pattern):

@@ -177,7 +177,7 @@ def _error_number(error: Exception) -> int | None:
 
 
 def _reason(error: Exception, number: int) -> str:
-    return error.strerror if isinstance(error, StorageError) else os.strerror(number)
+    return str(error.strerror) if isinstance(error, StorageError) else os.strerror(number)
 
 
 def _has_other_content(workdir: Path) -> bool:

@@ -53,7 +53,7 @@ class Model(LandmarkModel):
 @pytest.fixture
 def model(monkeypatch):
     model = Model()
-    monkeypatch.setattr(predict, "load", lambda *args, **kwargs: model)
+    monkeypatch.setattr(predict, "load_model", lambda *args, **kwargs: model)
     return model
 
 

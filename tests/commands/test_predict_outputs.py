@@ -51,7 +51,7 @@ class Model(LandmarkModel):
 @pytest.fixture
 def model(monkeypatch):
     model = Model()
-    monkeypatch.setattr(predict, "load", lambda *args, **kwargs: model)
+    monkeypatch.setattr(predict, "load_model", lambda *args, **kwargs: model)
     monkeypatch.setattr(batch_predict, "is_full_batch", bool)
     return model
 
@@ -180,7 +180,7 @@ def test_error_after_a_signal_keeps_the_exit_code(run, tmp_path, monkeypatch):
         finally:
             raise InputError("m: cannot be written")
 
-    monkeypatch.setattr(predict, "load", load)
+    monkeypatch.setattr(predict, "load_model", load)
     code, errors = run(images(tmp_path / "in", 1))
     assert (code, errors) == (143, ["lcgcn: stopped by SIGTERM; m: cannot be written"])
 
@@ -223,7 +223,7 @@ def test_finished_images_are_saved(run, model, tmp_path, number):
 
 
 def test_signal_while_the_model_is_loaded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "load", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(predict, "load_model", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
     code, errors = run(images(tmp_path / "in", 1))
     assert (code, errors) == (143, ["lcgcn: stopped by SIGTERM"])
     assert not (tmp_path / "out").exists()
@@ -236,7 +236,7 @@ def test_signal_that_a_library_reports_as_its_error(run, tmp_path, monkeypatch):
         except KeyboardInterrupt as error:
             raise RuntimeError("callback failed") from error
 
-    monkeypatch.setattr(predict, "load", load)
+    monkeypatch.setattr(predict, "load_model", load)
     code, errors = run(images(tmp_path / "in", 1))
     assert (code, errors) == (130, ["lcgcn: stopped by SIGINT"])
 
@@ -359,7 +359,7 @@ def test_full_or_read_only_disk_in_any_command(run, tmp_path, monkeypatch, numbe
     def load(*args, **kwargs):
         raise OSError(number, os.strerror(number), "/some/file")
 
-    monkeypatch.setattr(predict, "load", load)
+    monkeypatch.setattr(predict, "load_model", load)
     code, errors = run(images(tmp_path / "in", 1))
     assert code == 2
     assert errors == [

@@ -67,7 +67,7 @@ class Camera:
 @pytest.fixture
 def model(monkeypatch):
     model = Model()
-    monkeypatch.setattr(predict, "load", lambda *args, **kwargs: model)
+    monkeypatch.setattr(predict, "load_model", lambda *args, **kwargs: model)
     return model
 
 

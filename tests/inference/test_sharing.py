@@ -372,7 +372,8 @@ def test_faces_with_a_low_confidence_are_left_out(model):
 def test_model_of_98_landmarks_predicts_68(random_bundle, monkeypatch):
     """All outputs and the calibration have the landmarks of 300W, also in copies of the model."""
     monkeypatch.setitem(registry._HEATMAP_MODELS, "one-layer", OneLayer)
-    monkeypatch.setattr(face_prediction.robust_crops, "is_off", lambda *args: False)
+    for name in ("is_off", "is_uncertain"):  # one crop, the given one
+        monkeypatch.setattr(face_prediction.robust_crops, name, lambda *args: False)
     calibration = UncertaintyModel(
         1.0, 0.0, np.arange(98) / 98, np.array([-9.0, 9.0]), np.array([1.0, 3.0]), fitted_on={}
     )
@@ -397,7 +398,7 @@ def test_model_of_98_landmarks_predicts_68(random_bundle, monkeypatch):
 def test_other_conversions_are_errors(bundle):
     assert LandmarkModel(bundle, scheme="three").scheme == SCHEME
     for name in ("ibug68", "wflw98"):
-        with pytest.raises(lcgcn_jax.InputError, match=f"scheme {name}: the model has the land"):
+        with pytest.raises(lcgcn_jax.InputError, match=f"scheme {name}: no conversion of the landmarks three"):
             LandmarkModel(bundle, scheme=name)
 
 
@@ -417,7 +418,8 @@ def test_uncertain_face_is_tried_again_in_other_crops(bundle, monkeypatch):
 
     monkeypatch.setattr(face_prediction.FacePredictor, "_predict_faces", record_candidates)
     monkeypatch.setattr(face_prediction.robust_crops, "is_uncertain", lambda *args: False)
-    monkeypatch.setattr(face_prediction.robust_crops, "is_off", lambda *args: False)
+    for name in ("is_off", "is_uncertain"):  # one crop, the given one
+        monkeypatch.setattr(face_prediction.robust_crops, name, lambda *args: False)
     (first,) = LandmarkModel(bundle).predict(IMAGE, [BOX])
     (certain,) = calibrated.predict(IMAGE, [BOX])
     np.testing.assert_array_equal(certain.landmarks, first.landmarks)

@@ -79,7 +79,11 @@ class RunLock:
                 for partial in folder.glob(PARTIALS):
                     partial.unlink()
             self._start_or_compare(config, dataset, data, accept_changes)
+        except InputError:
+            self.close()
+            raise
         except OSError as error:
+            self.close()
             raise InputError(
                 f"{workdir}: cannot be written: {error.strerror}; fix that, or give another --workdir"
             ) from error

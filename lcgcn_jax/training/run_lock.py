@@ -181,7 +181,8 @@ def _error_number(error: Exception) -> int | None:
 
 
 def _reason(error: Exception, number: int) -> str:
-    return error.strerror if isinstance(error, StorageError) else os.strerror(number)
+    reason = error.strerror if isinstance(error, StorageError) else None
+    return reason or os.strerror(number)
 
 
 def _has_other_content(workdir: Path) -> bool:

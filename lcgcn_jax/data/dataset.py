@@ -17,7 +17,7 @@ from lcgcn_jax.data.encoding import unknown_visibility
 from lcgcn_jax.data.records import RECORDS
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.storage import as_path
+from lcgcn_jax.storage import as_path, check_access
 
 UNIONS = {"full": "common+challenge"}
 """Name -> union of splits."""
@@ -170,6 +170,7 @@ def open_dataset(path: Path | str) -> FaceDataset:
       InputError: the folder does not exist, or is not a prepared dataset.
     """
     path = as_path(path)
+    check_access(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; prepare a dataset with `lcgcn prepare`")
     if not (path / RECORDS / "dataset_info.json").is_file():

@@ -235,7 +235,7 @@ def _state_metadata(path: Path) -> dict[str, PyTree]:
 
 def _load(path: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
     try:
-        return ocp.load_checkpointables(_orbax_path(path), abstract)
+        return ocp.load_checkpointables(_orbax_path(path), dict(abstract))
     except Exception as error:  # as above
         raise _damaged(path, one_line(error)) from error
 

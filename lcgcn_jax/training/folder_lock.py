@@ -109,7 +109,8 @@ class _BucketLock(FolderLock):
         self._mutex = threading.Lock()
         self._closed = threading.Event()
         self._generation = self._acquire()
-        threading.Thread(target=self._run, name="lock heartbeat", daemon=True).start()
+        options = {"args": (weakref.ref(self), self._closed), "daemon": True}
+        threading.Thread(target=_send_heartbeats, name="lock heartbeat", **options).start()
 
     def require_held(self) -> None:
         if (holder := self._heartbeat()) is not None:
@@ -176,18 +177,21 @@ class _BucketLock(FolderLock):
                 self._generation = held["generation"]  # an earlier answer was lost
         return None
 
-    def _run(self) -> None:
-        while not self._closed.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(StorageError):  # repeated at the next heartbeat
-                if self._heartbeat() is not None:
-                    return
-
     def _read(self) -> dict[str, Any]:
         try:
             content = json.loads(self._path.read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
+
+
+def _send_heartbeats(reference: "weakref.ref[_BucketLock]", closed: threading.Event) -> None:
+    """Send heartbeats until the lock is closed, deleted, or taken over."""
+    while not closed.wait(HEARTBEAT_SECONDS) and (lock := reference()) is not None:
+        with contextlib.suppress(StorageError):  # repeated at the next heartbeat
+            if lock._heartbeat() is not None:
+                return
+        del lock
 
 
 def _this_process() -> str:

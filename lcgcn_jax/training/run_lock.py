@@ -79,7 +79,11 @@ class RunLock:
                 for partial in folder.glob(PARTIALS):
                     partial.unlink()
             self._start_or_compare(config, dataset, data, accept_changes)
+        except InputError:
+            self.close()
+            raise
         except OSError as error:
+            self.close()
             raise InputError(
                 f"{workdir}: cannot be written: {error.strerror}; fix that, or give another --workdir"
             ) from error
@@ -177,7 +181,8 @@ def _error_number(error: Exception) -> int | None:
 
 
 def _reason(error: Exception, number: int) -> str:
-    return str(error.strerror) if isinstance(error, StorageError) else os.strerror(number)
+    reason = error.strerror if isinstance(error, StorageError) else None
+    return reason or os.strerror(number)
 
 
 def _has_other_content(workdir: Path) -> bool:

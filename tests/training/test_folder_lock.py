@@ -1,16 +1,21 @@
 """Lock of a folder in a bucket; test_run_lock.py has tests of the lock on a disk."""
 
+import dataclasses
 import json
 import os
+import subprocess
 import time
 
 import pytest
 from emulator import bucket, emulator  # noqa: F401
 
+from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.storage import BucketPath
 from lcgcn_jax.training import folder_lock
+from lcgcn_jax.training.config_types import Config
 from lcgcn_jax.training.folder_lock import LOCK, lock_folder
+from lcgcn_jax.training.run_lock import RunLock
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +31,7 @@ def elsewhere(monkeypatch):
 
 
 def no_heartbeats(monkeypatch):
-    monkeypatch.setattr(folder_lock._BucketLock, "_run", lambda self: None)
+    monkeypatch.setattr(folder_lock, "_send_heartbeats", lambda *_: None)
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -93,11 +98,9 @@ def test_two_processes_do_not_take_over_the_same_lock(bucket, monkeypatch):  # n
 
 def test_lock_of_an_ended_process_of_this_machine_does_not_wait(bucket, monkeypatch):  # noqa: F811
     no_heartbeats(monkeypatch)
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    content = {"holder": "x", "id": "y", "machine": folder_lock._machine(), "pid": child}
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    content = {"holder": "x", "id": "y", "machine": folder_lock._machine(), "pid": ended.pid}
     (bucket / LOCK).write_text(json.dumps(content))
     monkeypatch.setattr(folder_lock._BucketLock, "_wait", None)
     lock_folder(bucket).close()
@@ -110,3 +113,27 @@ def test_answer_of_a_heartbeat_may_be_lost(bucket, monkeypatch):  # noqa: F811
     lock.require_held()
     lock.require_held()
     lock.close()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_deleted_lock_expires(bucket):  # noqa: F811
+    """As the lock of a `Trainer` that was prepared and never run."""
+    lock_folder(bucket)
+    lock_folder(bucket).close()
+
+
+def test_rejected_run_is_unlocked(bucket, tiny_config):  # noqa: F811
+    dataset = open_dataset(tiny_config.data.dir)
+    config = Config.from_dict(tiny_config.to_dict())
+    RunLock(bucket / "run", config, dataset).close()
+    other = dataclasses.replace(config, seed=7)
+    with pytest.raises(InputError, match=r"another config \(seed: 0 -> 7\)"):
+        RunLock(bucket / "run", other, dataset)
+    accepted = RunLock(bucket / "run", other, dataset, accept_changes=True)
+    accepted.write_config()
+    accepted.close()
+    names = {path.name for path in (bucket / "run").iterdir()}
+    assert names == {"config.json", "config.1.json", "data.json"}
+    (bucket / "other.txt").write_text("x")
+    with pytest.raises(InputError, match="not empty and not a training run"):
+        RunLock(bucket, config, dataset)

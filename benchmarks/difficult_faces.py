@@ -10,7 +10,7 @@ longer side. Rotated faces are rotated with their images, and their boxes enclos
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -112,7 +112,7 @@ def one_crop_errors(model: lc.LandmarkModel, conditions: Sequence[Condition]) ->
     return results
 
 
-def measure_boxes(model: lc.LandmarkModel, faces: Sequence[list[Condition]]) -> None:
+def measure_boxes(model: lc.LandmarkModel, faces: Iterable[list[Condition]]) -> None:
     """Print the table of predictions in given boxes."""
     counter, rows = Counter(model), {}
     for conditions in faces:
@@ -132,7 +132,7 @@ def measure_boxes(model: lc.LandmarkModel, faces: Sequence[list[Condition]]) -> 
         )
 
 
-def measure_detector(model: lc.LandmarkModel, faces: Sequence[list[Condition]]) -> None:
+def measure_detector(model: lc.LandmarkModel, faces: Iterable[list[Condition]]) -> None:
     """Print the table of predictions in boxes of the face detector."""
     rows: dict[str, list[float]] = {}
     for conditions in faces:
@@ -170,10 +170,10 @@ def main() -> None:
     numbers = np.linspace(0, len(source) - 1, min(args.faces, len(source))).round().astype(int)
     records = [source[int(number)] for number in numbers]
     if args.part == "boxes":
-        measure_boxes(model, [list(box_conditions(record, model)) for record in records])
+        measure_boxes(model, (list(box_conditions(record, model)) for record in records))
         return
     measure = measure_boxes if args.part == "angles" else measure_detector
-    measure(model, [list(angle_conditions(record)) for record in records])
+    measure(model, (list(angle_conditions(record)) for record in records))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def write_tables(out: Path, counts: list[int]) -> None:
 
 def run(out: Path, count: int, init: str, args: argparse.Namespace) -> float:
     """Train on some images and return the NME on the test faces, in percent."""
-    result = out / f"{count}_{init or 'scratch'}_{args.seed}.json"
+    name = f"{count}_{init or 'scratch'}_{args.size}px_{args.steps}steps_seed{args.seed}"
+    result = out / f"{name}.json"
     if not result.exists():
         if args.max_runs == 0:
             raise SystemExit(f"{result.stem} is not trained yet; run the command again")

@@ -9,7 +9,7 @@ matrix of edges for each face, so its cost is quadratic in the number of landmar
 
 The peak of the memory includes Python and the compiled program. GFLOP and GB (bytes that the operations read
 and write) per face are those of the compiler. The last two columns are exponents of the growth of the time
-and of the bytes of a batch from the line before: 1 is linear, 2 is quadratic.
+and of the bytes of a batch from the line before: 1 is linear, 2 is quadratic. Requires Linux (`/proc`).
 """
 
 import argparse

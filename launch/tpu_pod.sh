@@ -11,8 +11,9 @@ usage: launch/tpu_pod.sh --name NAME --zone ZONE --type TYPE --config FILE[:ARG]
 
 Requests a Cloud TPU slice (queued resource), installs the last commit of this clone on its machines, and
 trains on all of them. The data and the workdir are in a bucket (gs://), or on an NFS server that each machine
-mounts. The service account of the slice needs the role Storage Object User for the bucket. A preempted slice is deleted and requested again; the run resumes from its last checkpoint. Requires gcloud
-with a default project.
+mounts. The service account of the slice needs the role Storage Object User for the bucket. A preempted slice
+is deleted and requested again; the run resumes from its last checkpoint. Requires gcloud with a default
+project.
 
   --name NAME            name of the slice
   --zone ZONE            zone, such as us-west4-a

@@ -521,8 +521,8 @@ def convert_scheme(
         return scheme, None
     if (name, scheme.name, scheme.names) != (IBUG68.name, WFLW98.name, WFLW98.names):
         raise InputError(
-            f"scheme {name}: no conversion of the landmarks {scheme.name}; only {WFLW98.name} can be "
-            f"converted, to {IBUG68.name}; leave out the scheme"
+            f"scheme {name}: no conversion from {scheme.name}; only {WFLW98.name} can be converted, to "
+            f"{IBUG68.name}"
         )
     return IBUG68, WFLW98_TO_IBUG68
 

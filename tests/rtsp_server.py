@@ -103,5 +103,7 @@ def serve(frames, *, rate=25.0, user=None):
         server.frames, server.rate, server.user = [np.asarray(f) for f in frames], rate, user
         threading.Thread(target=server.serve_forever, daemon=True).start()
         login = "" if user is None else f"{user}@"
-        yield f"rtsp://{login}127.0.0.1:{server.server_address[1]}/live"
-        server.shutdown()
+        try:
+            yield f"rtsp://{login}127.0.0.1:{server.server_address[1]}/live"
+        finally:
+            server.shutdown()

@@ -25,7 +25,7 @@ UseModel = Callable[[str], AbstractContextManager[LandmarkModel]]
 
 _KEEP_SECONDS = 600  # of uploaded and temporary files
 _STATE_SECONDS = 3600
-_CAMERA_SECONDS = 60  # after which a session without new frames forgets its faces
+_CAMERA_SECONDS = 60  # after the last frame of a session, its tracker is deleted
 _FRAME_INTERVAL = 0.05  # shortest time between webcam frames, in seconds
 _BUTTONS = ["download", "fullscreen"]  # without Gradio's button that shares images publicly
 _TABLE_HEADER = ["from landmark", "weight", "times uniform"]

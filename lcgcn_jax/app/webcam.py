@@ -57,7 +57,8 @@ class Webcam:
             text = _describe(faces, self._times)
         overlay = draw(frame, faces)
         for face in faces if len(faces) > 1 else ():
-            draw_number(overlay, face.box, face.track)
+            if face.track is not None:
+                draw_number(overlay, face.box, face.track)
         return overlay, text
 
 

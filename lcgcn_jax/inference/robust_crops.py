@@ -17,8 +17,7 @@ from lcgcn_jax.uncertainty import UncertaintyModel
 # Mean predicted error as a fraction of the range of the calibration. After all crops, none of 420 clean and
 # occluded 300W validation faces was above 0.54, 8 of 119 MERL-RAV validation faces, and 209 of 212 boxes
 # without a face (the others are cartoons and backgrounds). Noise was above 0.65.
-# The 2,648 inaccurate crops (NME above 15) of 168 300W validation faces rotated by 60 to 300 degrees were all
-# above 0.42, the upright faces below 0.33, and 11 of 336 faces rotated by 30 degrees above 0.38.
+# docs/how-to/difficult-faces.md has the measurements for the other threshold.
 _UNCERTAIN = 0.38  # above this value, other crops are tried
 _FAILED = (0.54, 0.8)  # the failure weight increases from 0 to 1 in this interval
 # Maximum upper end of that range, as a multiple of its lower end. A calibration that was also fitted on

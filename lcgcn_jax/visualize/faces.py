@@ -68,7 +68,7 @@ def draw_contours(
         cv2.polylines(canvas, pieces, False, color, thickness, cv2.LINE_AA, shift=SHIFT)
 
 
-def draw_number(canvas: Image, box: Box, number: int | None) -> None:
+def draw_number(canvas: Image, box: Box, number: int) -> None:
     """Draw the number of a face in place, above the top-left corner of its box."""
     x, y = np.round(box[:2]).astype(int).tolist()
     for color, thickness in ((BLACK, 3), (WHITE, 1)):

@@ -12,6 +12,7 @@ def draw(model, data, out, *more):
     return main(["visualize", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_stages_edges_and_curves_of_a_run(small_run, synthetic98, tmp_path, capsys):
     out = tmp_path / "p"
     assert draw(small_run, synthetic98, out, "--faces", 3) == 0

@@ -398,7 +398,7 @@ def test_model_of_98_landmarks_predicts_68(random_bundle, monkeypatch):
 def test_other_conversions_are_errors(bundle):
     assert LandmarkModel(bundle, scheme="three").scheme == SCHEME
     for name in ("ibug68", "wflw98"):
-        with pytest.raises(lcgcn_jax.InputError, match=f"scheme {name}: no conversion of"):
+        with pytest.raises(lcgcn_jax.InputError, match=f"scheme {name}: no conversion from three"):
             LandmarkModel(bundle, scheme=name)
 
 

@@ -179,6 +179,7 @@ def test_missing_pytorch_raises_with_the_install_command(tmp_path, monkeypatch):
         read_state_dict(tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 def test_safetensors_do_not_import_pytorch(tmp_path):
     save_file(STATE, tmp_path / "a.safetensors")
     code = (

@@ -147,6 +147,7 @@ def test_graph_head_with_unequal_edges_agrees_with_its_description(hrnet98, grap
     assert relative_error(coordinates, expected_coordinates) < 1e-5
 
 
+@pytest.mark.slow
 def test_configuration_of_imported_bundles(face, lcgcn):
     assert face.code == "HRNet-Facial-Landmark-Detection"
     assert (face.bundle.model["decode"], face.bundle.model["graph"]) == ("quarter", None)

@@ -156,6 +156,7 @@ def test_weights_match_those_of_the_public_code(shared):
     assert ours == torch_shapes(shared, 98)
 
 
+@pytest.mark.slow
 def test_w18_has_the_number_of_parameters_of_the_public_code(shared):
     _, params, _ = w18_weights(98)
     count = sum(math.prod(w.shape) for w in params.values())

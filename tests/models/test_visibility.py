@@ -143,7 +143,8 @@ def test_gate_scales_messages_by_the_visibility_of_the_source():
     np.testing.assert_allclose(hidden, edges, rtol=1e-4)
 
 
-@pytest.mark.parametrize("visibility_gradient", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("visibility_gradient", [False, True])
 @pytest.mark.usefixtures("fast_compilation")
 def test_coordinate_loss_trains_the_head_only_with_visibility_gradient(toy, visibility_gradient):
     config = config_of(

@@ -253,6 +253,7 @@ def test_pytorch_file_initializes_its_scope(hrnet, face, tmp_path, ending, scope
     assert message.startswith(f"starts with the {INIT_SCOPES[scope]} of {tmp_path}")
 
 
+@pytest.mark.slow
 def test_names_of_mmpose_are_mapped(hrnet, face, tmp_path):
     config = hrnet_config()
     config.model.heatmap_offset = 0.0
@@ -261,6 +262,7 @@ def test_names_of_mmpose_are_mapped(hrnet, face, tmp_path):
     assert message.endswith("face.safetensors")
 
 
+@pytest.mark.slow
 def test_file_of_the_authors_gives_the_whole_model(hrnet, tmp_path):
     bundle, state = hrnet
     config = hrnet_config(activation="sigmoid")

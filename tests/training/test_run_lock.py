@@ -60,6 +60,7 @@ def test_workdir_is_locked_by_one_run(tiny_config, lock_run, tmp_path):
     lock_run()
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_no_lock(run, lock_run):
     code = (
         "import sys, time; from pathlib import Path; from lcgcn_jax.training import run_lock\n"

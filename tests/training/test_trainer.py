@@ -154,6 +154,7 @@ def test_mode_trains_only_its_parts_and_their_statistics(tiny_config, tmp_path, 
     assert changed_parts(batch_stats, training.state.batch_stats) == parts
 
 
+@pytest.mark.slow
 def test_frozen_run_starts_from_another_heatmap_model(tiny_config, run_of_two, tmp_path):
     tiny_config.train.steps = 2
     tiny_config.train.mode = "frozen"

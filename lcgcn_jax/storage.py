@@ -48,13 +48,15 @@ def as_path(location: str | Path) -> Path:
     """Path of a file or folder; a `BucketPath` if the location starts with `gs://`.
 
     Raises:
-      InputError: the URL has another scheme, or no bucket.
+      InputError: the URL has another scheme or no bucket, or the system is Windows.
     """
     match = _URL.match(str(location))
     if match is None:
         return Path(location)
     if match["scheme"] != "gs":
         raise InputError(f"{location}: not supported; give a folder, or gs://BUCKET/PATH")
+    if os.name == "nt":
+        raise InputError(f"{location}: buckets cannot be used on Windows; give a folder")
     path = BucketPath(location)
     if len(path.parts) < 2:
         raise InputError(f"{location}: has no bucket; give gs://BUCKET/PATH")

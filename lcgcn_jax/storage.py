@@ -167,7 +167,7 @@ class BucketPath(PosixPath):
             files = _filesystem()
             _, answer = files.call(
                 "POST", f"{files._location}/upload/storage/v1/b/{{}}/o", self.parts[1],
-                uploadType="multipart", data=body,
+                uploadType="multipart", data=_Content(body),
                 headers={"Content-Type": f'multipart/related; boundary="{_BOUNDARY}"'},
                 timeout=_limit(len(content)), **condition,
             )  # fmt: skip
@@ -216,6 +216,13 @@ class BucketPath(PosixPath):
             if "nextPageToken" not in page or "maxResults" in params:
                 return objects, folders
             token = {"pageToken": page["nextPageToken"]}
+
+
+class _Content(io.BytesIO):
+    """Content of a request, which can be sent again after aiohttp has closed it."""
+
+    def close(self) -> None:
+        self.seek(0)
 
 
 def _limit(size: int) -> float:

@@ -162,7 +162,7 @@ def _require_interrupted(path: Path) -> None:
     """Check that an incomplete folder is not a checkpoint that was copied into a bucket."""
     if not path.name.isdecimal() or storage.is_staged(path, _PARTIAL):
         return
-    # Orbax may go on writing files after a failed save, when the object of `clear_staging` is removed.
+    # After a failed save, which removes the object of `clear_staging`, Orbax may still write files.
     if all((path / name).is_file() for name in _ORBAX_FILES) and not (path / _ORBAX_END).is_file():
         raise InputError(
             f"{path}: has no {CHECKSUMS}, so it is of an older version or an incomplete copy; copy it to a "

@@ -205,12 +205,12 @@ def test_changes_that_do_not_fit_the_checkpoint_are_rejected(
 @pytest.mark.parametrize("others", [["6/commit_success.txt"], ["6.partial"]])
 def test_interrupted_saves_in_a_bucket_are_removed(bucket, others):  # noqa: F811
     folder = bucket / "checkpoints"
-    kept = ["4/checksums.json", "notes/a.txt"]
+    remaining = ["4/checksums.json", "notes/a.txt"]
     names = [f"6/{name}" for name in checkpoints._ORBAX_FILES]
-    for name in [*names, *others, *kept, "8/state/a", "4.partial"]:
+    for name in [*names, *others, *remaining, "8/state/a", "4.partial"]:
         (folder / name).write_text("1")
     Checkpoints(bucket, keep=2)
-    assert list(storage.file_sizes(folder)) == kept
+    assert list(storage.file_sizes(folder)) == remaining
 
 
 def test_checkpoint_without_checksums_is_not_removed_from_a_bucket(bucket):  # noqa: F811

@@ -60,6 +60,13 @@ def location(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def local_path(text: str) -> Path:
+    """Type of an option with an output file or folder, which has to be on a disk."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: not a path on a disk")
+    return Path(text)
+
+
 def integers(text: str) -> tuple[int, ...]:
     """Type of an option with integers of at least 0, separated by commas."""
     return tuple(number(int, 0)(part) for part in text.split(","))

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -20,9 +19,13 @@ from lcgcn_jax.cache import cache_folder
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.storage import BucketPath, StorageError, check_access
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _CHUNK = 32 << 20  # bytes of a request
-_LIST = ".copied.json"  # name -> size and checksum of the files that were copied and checked
-_PART = ".partial"
+_LIST = "copied.json"  # name -> size and checksum of the files that were copied and checked
 _QUIET_BYTES = 64 << 20  # smaller copies are not reported
 
 
@@ -43,10 +46,15 @@ def local_copy(folder: Path) -> Path:
     items = {name: item for name, item in items.items() if not name.endswith("/") and name}
     if not items:
         raise InputError(f"{folder}: no such folder in the bucket; check the path")
+    for name in items:
+        _require_inside(folder, name)
+    # Outside of the copy, so that no object has the name of one of these files.
+    state = cache_folder() / "gs-state" / hashlib.sha256(str(folder).encode()).hexdigest()[:32]
     try:
         copy.mkdir(parents=True, exist_ok=True)
-        with _locked(copy):
-            _copy(folder, items, copy)
+        state.mkdir(parents=True, exist_ok=True)
+        with _locked(state):
+            _copy(folder, items, copy, state)
     except StorageError:
         raise
     except OSError as error:
@@ -56,17 +64,30 @@ def local_copy(folder: Path) -> Path:
     return copy
 
 
+def _require_inside(folder: BucketPath, name: str) -> None:
+    path = Path(name)
+    if path.anchor or ".." in path.parts:
+        raise InputError(f"{folder}: has an object {name!r} outside of this folder; rename it")
+    if path.as_posix() != name:  # `a//b` and `./a`, and `a\\b` on Windows
+        raise InputError(
+            f"{folder}: has an object {name!r}, which cannot be the path of a file; rename it"
+        )
+
+
 @contextlib.contextmanager
-def _locked(copy: Path) -> Iterator[None]:
+def _locked(state: Path) -> Iterator[None]:
     """Let the other processes of this machine wait until one has copied."""
-    with (copy / ".lock").open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with (state / "lock").open("w") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _copy(folder: BucketPath, items: Mapping[str, Mapping[str, Any]], copy: Path) -> None:
-    copied = _read_list(copy)
+def _copy(
+    folder: BucketPath, items: Mapping[str, Mapping[str, Any]], copy: Path, state: Path
+) -> None:
+    copied = _read_list(state)
     for name in copied.keys() - items.keys():
         (copy / name).unlink(missing_ok=True)
     current = {name: _checksum(item) for name, item in items.items()}
@@ -75,7 +96,7 @@ def _copy(folder: BucketPath, items: Mapping[str, Mapping[str, Any]], copy: Path
         for name, checksum in current.items()
         if copied.get(name) != checksum or not _has_size(copy / name, int(items[name]["size"]))
     }
-    parts = sum(_size(_part(copy / name)) for name in missing)
+    parts = sum(_size(_part(state, name)) for name in missing)
     total = sum(int(item["size"]) for item in missing.values())
     _require_room(folder, copy, total - parts)
     if total > _QUIET_BYTES:
@@ -86,20 +107,25 @@ def _copy(folder: BucketPath, items: Mapping[str, Mapping[str, Any]], copy: Path
         total=total, unit="B", unit_scale=True, desc="copy", disable=total <= _QUIET_BYTES
     ) as bar:
         for name, item in missing.items():
-            _copy_file(BucketPath(folder / name), item, copy / name, bar)
+            part, target = _part(state, name), copy / name
+            _copy_file(BucketPath(folder / name), item, part, bar)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
             copied[name] = current[name]
-            _write_list(copy, copied)
-    _write_list(copy, copied)
+            _write_list(state, copied)
+    _write_list(state, copied)
 
 
-def _copy_file(source: BucketPath, item: Mapping[str, Any], target: Path, bar: tqdm) -> None:
-    size, part = int(item["size"]), _part(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    resumed = _size(part)
+def _copy_file(source: BucketPath, item: Mapping[str, Any], part: Path, bar: tqdm) -> None:
+    size, resumed = int(item["size"]), _size(part)
     bar.update(resumed)
     with part.open("ab") as file:
         while (start := file.tell()) < size:
-            chunk = source.read_range(start, min(start + _CHUNK, size))
+            try:
+                chunk = source.read_range(start, min(start + _CHUNK, size))
+            except FileNotFoundError as error:
+                reason = "was deleted while it was copied; run the command again"
+                raise StorageError(errno.ENOENT, reason, str(source)) from error
             file.write(chunk)
             bar.update(len(chunk))
             if not chunk:
@@ -108,15 +134,15 @@ def _copy_file(source: BucketPath, item: Mapping[str, Any], target: Path, bar: t
     if not _has_size(part, size) or not _is_equal(part, item):
         part.unlink()
         if resumed:  # the object has changed since
-            return _copy_file(source, item, target, bar)
+            return _copy_file(source, item, part, bar)
         reason = "its copy has another checksum; the same command copies it again"
         raise StorageError(errno.EIO, reason, str(source))
-    part.replace(target)
     return None
 
 
-def _part(target: Path) -> Path:
-    return target.with_name(target.name + _PART)
+def _part(state: Path, name: str) -> Path:
+    """Incomplete copy of an object."""
+    return state / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.partial"
 
 
 def _size(path: Path) -> int:
@@ -156,14 +182,14 @@ def _require_room(folder: BucketPath, copy: Path, size: int) -> None:
         )
 
 
-def _read_list(copy: Path) -> dict[str, str]:
+def _read_list(state: Path) -> dict[str, str]:
     try:
-        return dict(json.loads((copy / _LIST).read_text(encoding="utf-8")))
+        return dict(json.loads((state / _LIST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _write_list(copy: Path, copied: Mapping[str, str]) -> None:
+def _write_list(state: Path, copied: Mapping[str, str]) -> None:
     write_whole(
-        copy / _LIST, lambda partial: partial.write_text(json.dumps(copied), encoding="utf-8")
+        state / _LIST, lambda partial: partial.write_text(json.dumps(copied), encoding="utf-8")
     )

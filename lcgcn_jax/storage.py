@@ -1,7 +1,8 @@
 """Files and folders on a disk, or in a Cloud Storage bucket: `gs://BUCKET/PATH`.
 
 `as_path` returns a path with the methods of pathlib for both. Buckets have no renaming, no appending and no
-locks. The functions of this module, `bucket_copy` and `folder_lock` have one implementation for each.
+locks. The functions of this module, `bucket_copy` and `folder_lock` have one implementation for disks and one
+for buckets.
 
 Buckets are read and written with gcsfs, by Orbax through `etils.epath`, and by TensorStore. All of them find
 the credentials of `gcloud auth application-default login`, of `GOOGLE_APPLICATION_CREDENTIALS`, and of
@@ -23,7 +24,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PosixPath
 from typing import Any
@@ -32,7 +33,8 @@ from lcgcn_jax.errors import InputError, one_line
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}")  # `Path` drops one of the slashes
 _BOUNDARY = "==lcgcn=="
-_REQUEST_SECONDS = 60  # limit for a request without content, with its repetitions
+_REQUEST_SECONDS = 60  # limit for a request, with its repetitions
+_BYTES_PER_SECOND = 1e6  # the content of a request extends its limit
 _NUM_REQUESTS = 8  # at the same time
 _SYNC_SECONDS = 30  # between two uploads of a growing file; buckets limit the rate for each object
 
@@ -48,13 +50,15 @@ def as_path(location: str | Path) -> Path:
     """Path of a file or folder; a `BucketPath` if the location starts with `gs://`.
 
     Raises:
-      InputError: the URL has another scheme, or no bucket.
+      InputError: the URL has another scheme or no bucket, or the system is Windows.
     """
     match = _URL.match(str(location))
     if match is None:
         return Path(location)
     if match["scheme"] != "gs":
         raise InputError(f"{location}: not supported; give a folder, or gs://BUCKET/PATH")
+    if os.name == "nt":
+        raise InputError(f"{location}: buckets cannot be used on Windows; give a folder")
     path = BucketPath(location)
     if len(path.parts) < 2:
         raise InputError(f"{location}: has no bucket; give gs://BUCKET/PATH")
@@ -131,8 +135,9 @@ class BucketPath(PosixPath):
 
     def read_range(self, start: int | None = None, end: int | None = None) -> bytes:
         """Read the bytes from `start` to `end`, which is excluded."""
+        size = (self.stat().st_size if end is None else end) - (start or 0)
         with errors_of(self):
-            return _filesystem().cat_file(str(self), start=start, end=end)
+            return _filesystem().cat_file(str(self), start=start, end=end, timeout=_limit(size))
 
     def read_bytes(self) -> bytes:
         return self.read_range()
@@ -162,9 +167,9 @@ class BucketPath(PosixPath):
             files = _filesystem()
             _, answer = files.call(
                 "POST", f"{files._location}/upload/storage/v1/b/{{}}/o", self.parts[1],
-                uploadType="multipart", data=body,
+                uploadType="multipart", data=_Content(body),
                 headers={"Content-Type": f'multipart/related; boundary="{_BOUNDARY}"'},
-                **condition,
+                timeout=_limit(len(content)), **condition,
             )  # fmt: skip
         return json.loads(answer)["generation"]
 
@@ -213,9 +218,21 @@ class BucketPath(PosixPath):
             token = {"pageToken": page["nextPageToken"]}
 
 
+class _Content(io.BytesIO):
+    """Content of a request, which can be sent again after aiohttp has closed it."""
+
+    def close(self) -> None:
+        self.seek(0)
+
+
+def _limit(size: int) -> float:
+    """Time limit in seconds of a request with a content of `size` bytes."""
+    return _REQUEST_SECONDS + size / _BYTES_PER_SECOND
+
+
 def _request(method: str, url: str, *names: str, **params: Any) -> tuple[Any, bytes]:
     """Headers and content of the answer of the JSON API."""
-    return _filesystem().call(method, url, *names, timeout=_REQUEST_SECONDS, **params)
+    return _filesystem().call(method, url, *names, timeout=_limit(0), **params)
 
 
 @functools.cache
@@ -273,7 +290,7 @@ def _reason(error: Exception) -> str:
     if kind.__module__.startswith("google.auth"):
         return f"no credentials ({text}); run `gcloud auth application-default login`"
     if isinstance(error, TimeoutError):
-        return f"no answer within {_REQUEST_SECONDS} s; check the network"
+        return "no answer in time; check the network"
     if kind.__module__.startswith(("aiohttp", "requests")):
         return f"cannot be reached ({text}); check the network"
     return text
@@ -311,7 +328,10 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 
 def partial_file(path: Path) -> Path:
-    """File on a disk to write before `commit_file`; on the same disk as `path`, if that is on one."""
+    """Temporary file for `commit_file`.
+
+    It is next to `path`, or in the temporary folder if `path` is in a bucket.
+    """
     if isinstance(path, BucketPath):
         name = f"lcgcn-{secrets.token_hex(8)}.partial{path.suffix}"
         return Path(tempfile.gettempdir()) / name
@@ -330,15 +350,41 @@ def commit_file(partial: Path, path: Path) -> None:
 def staging_folder(folder: Path, suffix: str) -> Path:
     """Folder to write before `commit_folder`: with a suffix on a disk, the folder itself in a bucket.
 
-    In a bucket, a folder is complete once it has a marker, the file that is written last.
+    In a bucket, a folder is complete once it has a marker, the file that is written last. While it is written
+    or removed, there is also an object with its name and the suffix (`clear_staging`).
     """
     return folder if isinstance(folder, BucketPath) else folder.with_name(folder.name + suffix)
 
 
-def commit_folder(staged: Path, folder: Path) -> None:
-    """Rename a complete folder on a disk."""
-    if staged != folder:
+def clear_staging(staged: Path, suffix: str) -> None:
+    """Remove what an earlier process left of a staging folder, before it is written."""
+    if isinstance(staged, BucketPath):
+        _mark(staged, suffix).write_bytes(b"")
+    remove_folder(staged)
+
+
+def commit_folder(staged: Path, folder: Path, suffix: str) -> None:
+    """Rename a complete folder on a disk, or remove the object of `clear_staging`."""
+    if isinstance(folder, BucketPath):
+        _mark(folder, suffix).unlink(missing_ok=True)
+    else:
         staged.rename(folder)
+
+
+def is_staged(folder: Path, suffix: str) -> bool:
+    """Whether a process was writing or removing a folder in a bucket."""
+    return isinstance(folder, BucketPath) and _mark(folder, suffix).is_file()
+
+
+def remove_marks(parent: Path, suffix: str) -> None:
+    """Remove the objects of `clear_staging` of the folders in a bucket folder."""
+    if isinstance(parent, BucketPath):
+        for path in parent.glob(f"*{suffix}"):
+            path.unlink(missing_ok=True)
+
+
+def _mark(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
 
 
 def is_committed(folder: Path, marker: str) -> bool:
@@ -347,10 +393,15 @@ def is_committed(folder: Path, marker: str) -> bool:
 
 
 def remove_committed(folder: Path, marker: str, suffix: str) -> None:
-    """Remove a complete folder so that a half-removed one is not taken for one."""
+    """Remove a complete folder.
+
+    If the removal is interrupted, the remaining files do not count as complete.
+    """
     if isinstance(folder, BucketPath):
+        _mark(folder, suffix).write_bytes(b"")
         (folder / marker).unlink(missing_ok=True)
         remove_folder(folder)
+        _mark(folder, suffix).unlink(missing_ok=True)
     else:
         shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}.old{suffix}")))
 
@@ -369,18 +420,29 @@ def uncommitted_folders(folder: Path, marker: str, *patterns: str) -> list[Path]
     """Incomplete folders in a folder.
 
     Args:
-      patterns: of their names on a disk.
+      patterns: of their names on a disk; in a bucket, their names are numbers.
     """
     if isinstance(folder, BucketPath):
-        return [path for path in folder.iterdir() if not is_committed(path, marker)]
+        numbered = (path for path in folder.iterdir() if path.name.isdecimal())
+        return [path for path in numbered if not is_committed(path, marker)]
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 class GrowingFolder:
-    """Folder whose files grow: `local` is the folder itself, or a copy on a disk that `sync` uploads."""
+    """Folder whose files grow: `local` is the folder itself, or a copy on a disk that `sync` uploads.
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    Args:
+      require_held: called before an upload; raises an InputError if another process owns the folder.
+      excluded: names of folders that are not uploaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        require_held: Callable[[], None] = lambda: None,
+        excluded: Collection[str] = (),
+    ):
+        self._folder, self._require_held, self._excluded = folder, require_held, frozenset(excluded)
         self._temporary = None
         self.local = folder
         self._uploaded: dict[Path, int] = {}
@@ -394,13 +456,18 @@ class GrowingFolder:
 
         Raises:
           StorageError: the bucket cannot be written.
+          InputError: another process owns the folder; nothing is uploaded, also without `now`.
         """
         if self._temporary is None or not (now or time.monotonic() - self._synced >= _SYNC_SECONDS):
             return
         self._synced = time.monotonic()
         with contextlib.nullcontext() if now else contextlib.suppress(StorageError):
-            for file in filter(Path.is_file, sorted(self.local.rglob("*"))):
-                content = file.read_bytes()
+            self._require_held()
+            for file in self._files():
+                try:
+                    content = file.read_bytes()
+                except FileNotFoundError:  # another library has removed it
+                    continue
                 if self._uploaded.get(file) != len(content):
                     (self._folder / file.relative_to(self.local)).write_bytes(content)
                     self._uploaded[file] = len(content)
@@ -412,3 +479,8 @@ class GrowingFolder:
         finally:
             if self._temporary is not None:
                 self._temporary.cleanup()
+
+    def _files(self) -> Iterator[Path]:
+        for folder, folders, names in os.walk(self.local):
+            folders[:] = sorted(set(folders) - self._excluded)
+            yield from filter(Path.is_file, (Path(folder, name) for name in sorted(names)))

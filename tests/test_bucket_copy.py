@@ -1,6 +1,8 @@
 """Copies of folders of a bucket in the cache folder."""
 
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -38,7 +40,7 @@ def reads(monkeypatch):
 
 def files(folder):
     sizes = file_sizes(folder)
-    return {name: (folder / name).read_bytes() for name in sizes if not name.startswith(".")}
+    return {name: (folder / name).read_bytes() for name in sizes}
 
 
 def test_folder_on_a_disk_is_not_copied(tmp_path):
@@ -60,6 +62,55 @@ def test_files_are_copied_once(bucket, reads, cache):  # noqa: F811
     assert files(local_copy(bucket)) == {"empty": b"changed", "y": b"new"}
     (copy / "y").unlink()
     assert files(local_copy(bucket)) == {"empty": b"changed", "y": b"new"}
+
+
+def objects_named(monkeypatch, *names):
+    items = [{"name": f"a/{name}", "size": "1", "md5Hash": ""} for name in names]
+    monkeypatch.setattr(bucket_copy, "check_access", lambda _: None)
+    monkeypatch.setattr(BucketPath, "objects", lambda self: items)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/etc/x", "outside of this folder; rename it"),
+        ("../../.bashrc", "outside of this folder; rename it"),
+        ("b/../../x", "outside of this folder; rename it"),
+        ("b//x", "which cannot be the path of a file; rename it"),
+    ],
+)
+def test_names_that_are_no_paths_in_the_folder_are_errors(name, message, monkeypatch, cache):
+    objects_named(monkeypatch, "good", name)
+    with pytest.raises(InputError) as raised:
+        local_copy(as_path("gs://faces/a"))
+    assert str(raised.value).startswith(f"gs://faces/a: has an object {name!r}")
+    assert str(raised.value).endswith(message)
+    assert not cache.exists()
+
+
+def test_deleted_object_is_an_error(monkeypatch):
+    def read_range(self, start, end):
+        raise FileNotFoundError(2, "No such file", str(self))
+
+    objects_named(monkeypatch, "x")
+    monkeypatch.setattr(BucketPath, "read_range", read_range)
+    with pytest.raises(
+        StorageError, match=r"^gs://faces/a/x: was deleted while it was copied; run"
+    ):
+        local_copy(as_path("gs://faces/a"))
+
+
+def test_prediction_can_be_imported_without_file_locks():
+    code = "import sys; sys.modules['fcntl'] = None; import lcgcn_jax.inference.model"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_any_file_name_is_copied(bucket):  # noqa: F811
+    contents = {name: name.encode() for name in (".lock", ".copied.json", "x", "x.partial", "lock")}
+    for name, content in contents.items():
+        (bucket / name).write_bytes(content)
+    assert files(local_copy(bucket)) == contents
+    assert files(local_copy(bucket)) == contents
 
 
 def test_interrupted_copy_goes_on(bucket, reads, monkeypatch):  # noqa: F811

@@ -13,6 +13,7 @@ Example: lcgcn eval --model runs/small --data data/w300 --split full --flip-test
 import argparse
 from pathlib import Path
 
+from lcgcn_jax.arguments import local_path
 from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--compare-reported", text)
     add(parser, "--batch-size", "--json", "--overwrite")
     text = "output CSV file for the NME of each face in %%: name, heatmap, graph"
-    add(parser, "--per-face", type=Path, metavar="FILE", help=text)
+    add(parser, "--per-face", type=local_path, metavar="FILE", help=text)
 
 
 def run(args: argparse.Namespace) -> int:

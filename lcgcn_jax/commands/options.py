@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lcgcn_jax.arguments import location, number
+from lcgcn_jax.arguments import local_path, location, number
 
 _SHARED: dict[str, dict[str, Any]] = {
     "--model": {
@@ -16,8 +16,8 @@ _SHARED: dict[str, dict[str, Any]] = {
         "required": True,
         "help": "dataset folder ('lcgcn prepare'), or gs://BUCKET/PATH",
     },
-    "--out": {"type": Path, "required": True},
-    "--json": {"type": Path, "metavar": "FILE", "help": "output file for the results"},
+    "--out": {"type": local_path, "required": True},
+    "--json": {"type": local_path, "metavar": "FILE", "help": "output file for the results"},
     "--overwrite": {"action": "store_true", "help": "replace existing output files"},
     "--batch-size": {"type": number(int, 1), "default": 32, "help": "faces per batch"},
     "--flip-test": {"action": "store_true", "help": "average over the crop and its mirror image"},

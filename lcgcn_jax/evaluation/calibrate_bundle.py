@@ -12,6 +12,7 @@ from lcgcn_jax.evaluation.tables import format_calibration
 from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.models.bundles import SHIPPED, find_bundle, save_uncertainty
 from lcgcn_jax.models.hub import hub_reference
+from lcgcn_jax.storage import BucketPath, as_path
 
 
 def calibrate_bundle(
@@ -27,7 +28,7 @@ def calibrate_bundle(
     """Fit the uncertainty model of a bundle, and write it into the bundle or a copy.
 
     Args:
-      model: as in `load_model`; one of the package or of the Hub needs `out`.
+      model: as in `load_model`; one of the package, of the Hub or in a bucket needs `out`.
       offsets: dataset folders with files of annotation offsets, which are removed.
       out: folder of the copy; None: change the bundle itself.
       overwrite: replace the calibration of the bundle.
@@ -39,9 +40,10 @@ def calibrate_bundle(
       InputError: the model or the data cannot be used, or the calibration or `out` exists.
     """
     bundle = find_bundle(model)
+    is_download = hub_reference(model) or isinstance(as_path(model), BucketPath)
     if out is not None:
         require_absent(out)
-    elif bundle.parent == SHIPPED or hub_reference(model):
+    elif bundle.parent == SHIPPED or is_download:
         where = "comes with the package" if bundle.parent == SHIPPED else "is a download"
         raise InputError(f"{model}: {where}; give --out for a calibrated copy")
     loaded = load_model(bundle)

@@ -2,7 +2,8 @@
 
 A checkpoint is an Orbax checkpoint, `WORKDIR/checkpoints/STEP`, with the checksums of its files in
 `checksums.json`. It is written to a partial folder and renamed once it is complete. A folder in a bucket
-cannot be renamed; it is a checkpoint once it has `checksums.json`, which is written last.
+cannot be renamed; it is a checkpoint once it has `checksums.json`, which is written last. While it is written
+or removed, the object `STEP.partial` exists.
 
 Orbax's own `training.Checkpointer` cannot replace this protocol (measured with orbax-checkpoint 0.12): it
 treats an empty or truncated folder as the latest checkpoint, because it checks only names. It stores no
@@ -47,6 +48,7 @@ CHECKSUMS = "checksums.json"
 """Name of the file with the checksums of a checkpoint's files. Checkpoints of older versions have none."""
 
 _PARTIAL = ".partial"
+_ORBAX_END = "commit_success.txt"  # written last, and only in a bucket
 _ORBAX_FILES = ("_CHECKPOINT_METADATA", "state/_METADATA", "progress/_METADATA")
 
 
@@ -57,6 +59,9 @@ class Checkpoints:
 
     Args:
       keep: number of the latest checkpoints to keep, at least one.
+
+    Raises:
+      InputError: a folder in a bucket is not a checkpoint, and was not left behind by a killed process.
     """
 
     def __init__(self, workdir: Path, keep: int):
@@ -85,7 +90,8 @@ class Checkpoints:
         with needs_writing(self._folder), storage.errors_of(self._folder):
             try:
                 if is_primary_process():
-                    storage.remove_folder(partial)  # in a bucket, a damaged checkpoint of this step
+                    # In a bucket, it can be a damaged checkpoint of this step.
+                    storage.clear_staging(partial, _PARTIAL)
                 with _save_options():
                     ocp.save_checkpointables(
                         _orbax_path(partial), {"state": _as_dict(state), "progress": progress}
@@ -131,7 +137,7 @@ class Checkpoints:
         path = self._folder / str(step)
         if path != partial and path.exists():  # damaged, or the run would have resumed from it
             self._remove(path)
-        storage.commit_folder(partial, path)
+        storage.commit_folder(partial, path, _PARTIAL)
         complete = sorted(int(path.name) for path in _numbered(self._folder) if _is_complete(path))
         for path in _numbered(self._folder):
             if int(path.name) < step and int(path.name) not in complete[-self._keep :]:
@@ -147,7 +153,21 @@ class Checkpoints:
         # writes after a failed save are removed at the next start.
         patterns = (f"*{_PARTIAL}*", "*.orbax-checkpoint-tmp*")
         for path in storage.uncommitted_folders(self._folder, CHECKSUMS, *patterns):
+            _require_interrupted(path)
             storage.remove_folder(path)
+        storage.remove_marks(self._folder, _PARTIAL)
+
+
+def _require_interrupted(path: Path) -> None:
+    """Check that an incomplete folder is not a checkpoint that was copied into a bucket."""
+    if not path.name.isdecimal() or storage.is_staged(path, _PARTIAL):
+        return
+    # After a failed save, which removes the object of `clear_staging`, Orbax may still write files.
+    if all((path / name).is_file() for name in _ORBAX_FILES) and not (path / _ORBAX_END).is_file():
+        raise InputError(
+            f"{path}: has no {CHECKSUMS}, so it is of an older version or an incomplete copy; copy it to a "
+            "disk and resume the run there, or remove this folder"
+        )
 
 
 def latest_checkpoint(workdir: Path) -> Path | None:

@@ -27,7 +27,7 @@ HEARTBEAT_SECONDS = 15
 """Time between two heartbeats of the lock in a bucket."""
 
 EXPIRY_SECONDS = 60
-"""Age of the last heartbeat from which on another process takes over the lock."""
+"""Age of the last heartbeat at which another process takes over the lock."""
 
 
 class FolderLock(abc.ABC):
@@ -133,6 +133,8 @@ class _BucketLock(FolderLock):
             return self._path.write(self._content, generation=0)
         while (held := self._path.metadata()) is not None:
             holder = self._read()
+            if holder.get("id") == self._id:  # the answer of the first request was lost
+                return held["generation"]
             age = _age(held)
             if age < EXPIRY_SECONDS and not _is_dead(holder):
                 self._wait(held["generation"], EXPIRY_SECONDS - age, holder.get("holder", ""))
@@ -149,8 +151,8 @@ class _BucketLock(FolderLock):
         """
         deadline = time.monotonic() + seconds
         print(
-            f"lcgcn: {self._folder}: {holder} is training in this folder, or was killed; waiting up to "
-            f"{seconds:.0f} s for its next heartbeat",
+            f"lcgcn: {self._folder}: {holder or 'another process'} is training in this folder, or was "
+            f"killed; waiting up to {seconds:.0f} s for its next heartbeat",
             file=sys.stderr,
         )
         while time.monotonic() < deadline:

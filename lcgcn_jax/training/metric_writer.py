@@ -6,7 +6,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class MetricWriter:
         logged again.
       loggers: names of `LOGGERS`.
       config: configuration of the run, for the trackers.
+      require_held: called before an upload; raises an InputError if another process has taken over the
+        folder.
 
     Raises:
       InputError: the folder cannot be written, or a tracker cannot be started.
@@ -64,8 +66,11 @@ class MetricWriter:
         step: int,
         loggers: Sequence[str] = (TENSORBOARD,),
         config: Mapping[str, Any] | None = None,
+        *,
+        require_held: Callable[[], None] = lambda: None,
     ):
-        self._folder, self._path = GrowingFolder(workdir), workdir / LOG
+        # The files of wandb are not uploaded: it has its own server, and changes them all the time.
+        self._folder, self._path = GrowingFolder(workdir, require_held, ("wandb",)), workdir / LOG
         file, local = self._folder.local / LOG, self._folder.local
         rows = read_metrics(workdir)
         last_step = int(max((row["step"] for row in rows), default=0))
@@ -90,7 +95,7 @@ class MetricWriter:
         """Log values by name, such as `train/loss`; in a bucket, they appear later.
 
         Raises:
-          InputError: they cannot be written.
+          InputError: they cannot be written, or another process has taken over the folder.
         """
         with needs_writing(self._path):
             self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
@@ -103,7 +108,7 @@ class MetricWriter:
         """Write everything, before a checkpoint after which it will not be logged again.
 
         Raises:
-          InputError: the folder cannot be written.
+          InputError: the folder cannot be written, or another process has taken it over.
         """
         with needs_writing(self._path):
             self._folder.sync()
@@ -111,7 +116,7 @@ class MetricWriter:
     def close(self) -> None:
         """Close the files. Errors are ignored, because `write` and `flush` have raised them."""
         for file in (self._file, *self._loggers, self._folder):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, InputError):
                 file.close()
 
 

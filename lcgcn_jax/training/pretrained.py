@@ -19,7 +19,7 @@ from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.models.interfaces import HasHead
 from lcgcn_jax.models.lcgcn import LCGCN
 from lcgcn_jax.models.weights import Weights
-from lcgcn_jax.storage import as_path
+from lcgcn_jax.storage import BucketPath, as_path
 from lcgcn_jax.training.checkpoints import CHECKPOINTS, latest_checkpoint, read_checkpoint
 from lcgcn_jax.training.config import differences
 from lcgcn_jax.training.config_types import Config, InitScope
@@ -175,6 +175,10 @@ def read_source(path: str | Path, config: Config) -> Source:
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent
     if path.suffix in SAFETENSORS + PICKLED and not path.is_dir():
+        if isinstance(path, BucketPath):
+            raise InputError(
+                f"{path}: read from a disk only; copy it with `gcloud storage cp` first"
+            )
         heatmap = config.model.heatmap
         if heatmap["name"] != "hrnet":
             raise InputError(

@@ -19,8 +19,7 @@ from lcgcn_jax.models.bundles import BEST
 from lcgcn_jax.storage import StorageError
 from lcgcn_jax.training.config import RUN_CONFIG, differences, fill_in, to_json
 from lcgcn_jax.training.config_types import EPOCHS, Config
-from lcgcn_jax.training.folder_lock import LOCK, FolderLock
-from lcgcn_jax.training.folder_lock import lock_folder as _lock
+from lcgcn_jax.training.folder_lock import LOCK, FolderLock, lock_folder
 
 DATA = "data.json"
 """Name of the file with the checksums of a run's data, in its workdir."""
@@ -74,7 +73,7 @@ class RunLock:
                     f"{workdir}: not empty and not a training run; give another --workdir"
                 )
             workdir.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(workdir)
+            self._lock = lock_folder(workdir)
             for folder in (workdir, workdir / BEST):
                 for partial in folder.glob(PARTIALS):
                     partial.unlink()

@@ -187,7 +187,9 @@ class Trainer:
             )
         )
         try:
-            self.checkpoints = Checkpoints(self.workdir, config.train.keep)
+            self.checkpoints = raise_on_all_processes(
+                lambda: Checkpoints(self.workdir, config.train.keep)
+            )
             progress = None
             if self.checkpoints.latest is not None:
                 self.state, progress = self.checkpoints.load(step.abstract_state())
@@ -272,8 +274,7 @@ class Trainer:
                 stop = stop_after(step)
                 if is_last or stop is not None or step % checkpoint_every == 0:
                     self._require_finite(pending)
-                    if log is not None:
-                        log.flush()
+                    raise_on_all_processes(lambda: None if log is None else log.flush())
                     self._save_checkpoint()
                 if stop is not None and not is_last:
                     self.stopped_by = stop
@@ -366,7 +367,11 @@ class Trainer:
         )
 
     def _open_log(self) -> MetricWriter:
-        return MetricWriter(self.workdir, self.step, self._loggers, self.config.to_dict())
+        assert self._lock is not None
+        config, require_held = self.config.to_dict(), self._lock.require_held
+        return MetricWriter(
+            self.workdir, self.step, self._loggers, config, require_held=require_held
+        )
 
     def _create_feature_cache(self) -> FeatureCache:
         if self.feature_cache is not None:
@@ -401,7 +406,7 @@ class Trainer:
             "best_nme": None if math.isinf(self.best_nme) else self.best_nme,
         }
         assert self._lock is not None
-        self._lock.require_held()
+        raise_on_all_processes(self._lock.require_held)
         self.checkpoints.save(self.state, progress)
 
     def _validate_and_save_best(self) -> dict[str, float]:
@@ -416,13 +421,13 @@ class Trainer:
             raise FloatingPointError(f"the validation error is {nme} at step {self.step}")
         if nme < self.best_nme:
             self.best_nme = nme
+            assert self._lock is not None
+            raise_on_all_processes(self._lock.require_held)
             if is_primary_process():
                 self._save_best(metrics)
         return metrics
 
     def _save_best(self, metrics: dict[str, float]) -> None:
-        assert self._lock is not None
-        self._lock.require_held()
         params, batch_stats = self.state.evaluated
         bundle = Bundle(
             self.config.model.to_dict(),

@@ -4,9 +4,11 @@ import errno
 from pathlib import Path
 
 import pytest
+from emulator import bucket, emulator  # noqa: F401
 
 from lcgcn_jax import atomic_io
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.models.bundles import DEFAULT_MODEL, find_bundle
 
 
 def commands(tmp_path, output):
@@ -93,3 +95,29 @@ def test_dataset_that_is_a_file_is_an_error(error_line, tmp_path):
         f"--config.data.dir={Path(__file__)}",
     )  # fmt: skip
     assert f"{Path(__file__)}: " in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("eval", "--model", "m", "--data", "d", "--split", "s", "--json"),
+        ("eval", "--model", "m", "--data", "d", "--split", "s", "--per-face"),
+        ("prepare", "wflw", "--src", "s", "--out"),
+        ("predict", "image.jpg", "--out"),
+        ("research", "calibrate", "--model", "m", "--data", "d", "--out"),
+        ("research", "fit-shape", "--workdir", "gs://faces/run", "--data", "d", "--out"),
+    ],
+)
+def test_output_in_a_bucket_is_an_error(error_line, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    option = f"argument {command[-1]}: gs://faces/out: not a path on a disk"
+    assert option in error_line(*command, "gs://faces/out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_copy_of_a_bundle_in_a_bucket_is_not_changed(bucket, error_line, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for path in find_bundle(DEFAULT_MODEL).iterdir():
+        (bucket / path.name).write_bytes(path.read_bytes())
+    error = error_line("research", "calibrate", "--model", bucket, "--data", tmp_path)
+    assert f"{bucket}: is a download; give --out for a calibrated copy" in error

@@ -5,10 +5,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from emulator import bucket, emulator  # noqa: F401
 from orbax.checkpoint import v1 as ocp
 
-from lcgcn_jax import compat
+from lcgcn_jax import compat, storage
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.training import checkpoints
 from lcgcn_jax.training.checkpoints import (
     CHECKSUMS,
     Checkpoints,
@@ -198,3 +200,42 @@ def test_changes_that_do_not_fit_the_checkpoint_are_rejected(
     after = files_of(run)
     lock = Path(LOCK)
     assert {**after, lock: b""} == {**before, lock: b""}
+
+
+@pytest.mark.parametrize("others", [["6/commit_success.txt"], ["6.partial"]])
+def test_interrupted_saves_in_a_bucket_are_removed(bucket, others):  # noqa: F811
+    folder = bucket / "checkpoints"
+    remaining = ["4/checksums.json", "notes/a.txt"]
+    names = [f"6/{name}" for name in checkpoints._ORBAX_FILES]
+    for name in [*names, *others, *remaining, "8/state/a", "4.partial"]:
+        (folder / name).write_text("1")
+    Checkpoints(bucket, keep=2)
+    assert list(storage.file_sizes(folder)) == remaining
+
+
+def test_checkpoint_without_checksums_is_not_removed_from_a_bucket(bucket):  # noqa: F811
+    for name in checkpoints._ORBAX_FILES:
+        (bucket / "checkpoints" / "6" / name).write_text("1")
+    sizes = storage.file_sizes(bucket)
+    with pytest.raises(
+        InputError, match=r"/6: has no checksums\.json, so it is of an older version"
+    ):
+        Checkpoints(bucket, keep=2)
+    assert storage.file_sizes(bucket) == sizes
+
+
+def test_removal_in_a_bucket_can_be_interrupted(bucket, monkeypatch):  # noqa: F811
+    path = bucket / "checkpoints" / "6"
+    for name in [*checkpoints._ORBAX_FILES, "commit_success.txt", CHECKSUMS]:
+        (path / name).write_text("1")
+
+    def interrupt(folder):
+        (folder / "commit_success.txt").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove_folder", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            storage.remove_committed(path, CHECKSUMS, checkpoints._PARTIAL)
+    Checkpoints(bucket, keep=2)
+    assert storage.file_sizes(bucket) == {}

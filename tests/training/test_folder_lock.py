@@ -9,12 +9,14 @@ import time
 import pytest
 from emulator import bucket, emulator  # noqa: F401
 
+from lcgcn_jax import storage
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.storage import BucketPath
 from lcgcn_jax.training import folder_lock
 from lcgcn_jax.training.config_types import Config
 from lcgcn_jax.training.folder_lock import LOCK, lock_folder
+from lcgcn_jax.training.metric_writer import MetricWriter, read_metrics
 from lcgcn_jax.training.run_lock import RunLock
 
 
@@ -104,6 +106,45 @@ def test_lock_of_an_ended_process_of_this_machine_does_not_wait(bucket, monkeypa
     (bucket / LOCK).write_text(json.dumps(content))
     monkeypatch.setattr(folder_lock._BucketLock, "_wait", None)
     lock_folder(bucket).close()
+
+
+def test_answer_of_the_first_request_may_be_lost(bucket, monkeypatch):  # noqa: F811
+    no_heartbeats(monkeypatch)
+    write = BucketPath.write
+
+    def write_twice(self, content, generation=None):
+        monkeypatch.setattr(BucketPath, "write", write)
+        write(self, content, generation)
+        return write(self, content, generation)  # gcsfs repeats the request
+
+    monkeypatch.setattr(BucketPath, "write", write_twice)
+    monkeypatch.setattr(folder_lock._BucketLock, "_wait", None)
+    lock = lock_folder(bucket)
+    lock.require_held()
+    lock.close()
+    assert not (bucket / LOCK).exists()
+
+
+def test_lock_of_an_unknown_process_expires(bucket, capsys):  # noqa: F811
+    (bucket / LOCK).write_text("no JSON")
+    lock_folder(bucket).close()
+    assert f"{bucket}: another process is training in this folder, or" in capsys.readouterr().err
+
+
+def test_process_that_lost_the_lock_uploads_no_metrics(bucket, monkeypatch):  # noqa: F811
+    no_heartbeats(monkeypatch)
+    lock = lock_folder(bucket)
+    writer = MetricWriter(bucket, 0, require_held=lock.require_held)
+    writer.write(1, {"train/loss": 0.5})
+    writer.flush()
+    rows = [{"step": 1, "train/loss": 0.5}]
+    (bucket / LOCK).write_text(json.dumps({"holder": "process 1 on other", "id": "x"}))
+    monkeypatch.setattr(storage, "_SYNC_SECONDS", 0)
+    for write in (lambda: writer.write(2, {"train/loss": 0.25}), writer.flush):
+        with pytest.raises(InputError, match="process 1 on other has taken over this folder"):
+            write()
+    writer.close()
+    assert read_metrics(bucket) == rows
 
 
 def test_answer_of_a_heartbeat_may_be_lost(bucket, monkeypatch):  # noqa: F811

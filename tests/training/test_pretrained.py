@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from emulator import bucket, emulator  # noqa: F401
 from flax import nnx
 from safetensors.numpy import save_file
 
@@ -19,7 +20,7 @@ from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import split_weights
 from lcgcn_jax.training.config import default_config, to_json
 from lcgcn_jax.training.config_types import Config
-from lcgcn_jax.training.pretrained import INIT_SCOPES, load_pretrained_weights
+from lcgcn_jax.training.pretrained import INIT_SCOPES, load_pretrained_weights, read_source
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
@@ -363,6 +364,12 @@ def test_file_of_another_size_is_rejected(face, tmp_path):
     assert "face.safetensors: " in message
     assert "keys do not fit the model" in message
     assert "layer1.1.conv1.weight" in message
+
+
+def test_pytorch_file_in_a_bucket_is_an_error(bucket):  # noqa: F811
+    (bucket / "x.pth").write_text("1")
+    with pytest.raises(InputError, match=r"/x\.pth: read from a disk only; copy it with `gcloud"):
+        read_source(bucket / "x.pth", Config())
 
 
 @pytest.mark.parametrize("scope", ["heatmap", "backbone"])

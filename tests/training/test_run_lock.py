@@ -64,7 +64,7 @@ def test_workdir_is_locked_by_one_run(tiny_config, lock_run, tmp_path):
 def test_killed_process_leaves_no_lock(run, lock_run):
     code = (
         "import sys, time; from pathlib import Path; from lcgcn_jax.training import run_lock\n"
-        "held = run_lock._lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(600)"
+        "held = run_lock.lock_folder(Path(sys.argv[1])); print('locked', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(run)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:

@@ -10,16 +10,15 @@ Example:
 """
 
 import argparse
-from pathlib import Path
 
-from lcgcn_jax.arguments import number
+from lcgcn_jax.arguments import location, number
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.training.fit_shape_refiner import refine_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the training run")
+    add(parser, "--workdir", type=location, required=True, help="folder of the training run")
     add(parser, "--data")
     add(parser, "--split", default="train", help="split to fit on")
     add(parser, "--out", help="folder of the new bundle")

@@ -28,9 +28,11 @@ def make(config=SMALL):
     return model
 
 
-@nnx.jit
-def run(model, maps=MAPS, peaks=PEAKS):
+def forward(model, maps=MAPS, peaks=PEAKS):
     return model(peaks, CONFIDENCE, model.select_features(maps, HEATMAPS, peaks), train=False)
+
+
+run = nnx.jit(forward)
 
 
 def randomize(model):
@@ -74,9 +76,11 @@ def homography_residual(before, after):
 @pytest.mark.slow
 def test_every_stage_samples_features_and_none_uses_the_peaks():
     model = randomize(make())
-    np.testing.assert_array_equal(run(model)[0], run(model, peaks=PEAKS + 0.1)[0])
-    fine_steps = run(model)[0]
-    gradients = [jax.grad(lambda maps, i=i: run(model, maps)[0][:, i].sum())(MAPS) for i in (1, 2)]
+    np.testing.assert_array_equal(forward(model)[0], forward(model, peaks=PEAKS + 0.1)[0])
+    fine_steps = forward(model)[0]
+    gradients = [
+        jax.grad(lambda maps, i=i: forward(model, maps)[0][:, i].sum())(MAPS) for i in (1, 2)
+    ]
     is_read = [np.asarray(gradient != 0).any(axis=-1) for gradient in gradients]
     assert (is_read[1] & ~is_read[0]).any(), "pixels that only the next step reads"
     assert not np.allclose(fine_steps[:, 1], fine_steps[:, 2])
@@ -85,10 +89,10 @@ def test_every_stage_samples_features_and_none_uses_the_peaks():
 @pytest.mark.slow
 def test_edges_are_static_and_learned_in_both_stages():
     model = randomize(make())
-    edges = run(model)[1]
+    edges = forward(model)[1]
     np.testing.assert_array_equal(edges[0], edges[1])
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    gradients = jax.grad(lambda p: (run(nnx.merge(graphdef, p, rest))[0] ** 2).sum())(params)
+    gradients = jax.grad(lambda p: (forward(nnx.merge(graphdef, p, rest))[0] ** 2).sum())(params)
     for stage in ("coarse", "fine"):
         assert np.abs(gradients[stage]["connectivity"]["logits"][...]).max() > 0
     assert isinstance(model.fine.connectivity, StaticEdges)
@@ -102,7 +106,7 @@ def test_every_option_changes_the_model(field):
     ]
     if field == "fine_steps":
         assert count[0] == count[1]
-        assert run(larger)[0].shape[1] == 1 + 2 * SMALL.fine_steps
+        assert forward(larger)[0].shape[1] == 1 + 2 * SMALL.fine_steps
     else:
         assert count[1] > count[0]
 

@@ -155,8 +155,10 @@ class MLP(nnx.Module):
         first = self.linears[0]
         rows, columns = jnp.split(first.kernel[...], 2)
         assert first.bias is not None
-        pairs = rows[:, None] + columns[None] + first.bias[...][None, None]
-        return self._after_first_linear(pairs, train=train)
+        rows = rows + first.bias[...][None]
+        k, n = rows.shape
+        pairs = jnp.repeat(rows, k, axis=0) + jnp.tile(columns, (k, 1))
+        return self._after_first_linear(pairs.reshape(k, k, n), train=train)
 
     def _after_first_linear(self, x: Float[Array, "*b n"], *, train: bool) -> Float[Array, "*b o"]:
         for i, (linear, norm) in enumerate(itertools.zip_longest(self.linears, self.norms)):

@@ -113,25 +113,27 @@ def test_any_file_name_is_copied(bucket):  # noqa: F811
     assert files(local_copy(bucket)) == contents
 
 
-def test_interrupted_copy_goes_on(bucket, reads, monkeypatch):  # noqa: F811
+def test_interrupted_copy_resumes(bucket, reads):  # noqa: F811
     (bucket / "x.bin").write_bytes(CONTENT)
-    with monkeypatch.context() as patch:
-        patch.setattr(BucketPath, "read_range", stops_after(BucketPath.read_range, 2))
-        with pytest.raises(KeyboardInterrupt):
-            local_copy(bucket)
+    copy_partly(bucket, 2)
     assert reads == [("x.bin", 0), ("x.bin", 4096)]
     assert files(local_copy(bucket)) == {"x.bin": CONTENT}
     assert reads[2:] == [("x.bin", 8192)]
 
 
-def test_object_that_changes_is_copied_again(bucket, reads, monkeypatch):  # noqa: F811
+def test_object_that_changes_is_copied_again(bucket, reads):  # noqa: F811
     (bucket / "x.bin").write_bytes(CONTENT)
-    with monkeypatch.context() as patch:
-        patch.setattr(BucketPath, "read_range", stops_after(BucketPath.read_range, 1))
-        with pytest.raises(KeyboardInterrupt):
-            local_copy(bucket)
+    copy_partly(bucket, 1)
     (bucket / "x.bin").write_bytes(CONTENT[::-1])
     assert files(local_copy(bucket)) == {"x.bin": CONTENT[::-1]}
+
+
+def copy_partly(folder, number):
+    """Copies a folder until it is interrupted after some reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BucketPath, "read_range", stops_after(BucketPath.read_range, number))
+        with pytest.raises(KeyboardInterrupt):
+            local_copy(folder)
 
 
 def stops_after(read_range, number):

@@ -3,17 +3,15 @@
 import json
 import signal
 
-import numpy as np
 import pytest
 import tiny
 from emulator import bucket, emulator  # noqa: F401
 from test_distributed import CONFIG, finish, start
-from test_kills import CHECKPOINT_EVERY, EVAL_EVERY, TrainProcess, state_and_metrics, step_of
+from test_kills import TrainProcess, assert_equal_runs, step_of
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.inference.model import load_model
-from lcgcn_jax.models.bundles import BEST, WEIGHTS
 from lcgcn_jax.storage import file_sizes
 from lcgcn_jax.training.api import CURVES
 from lcgcn_jax.training.checkpoints import CHECKSUMS, latest_checkpoint, read_checkpoint
@@ -80,19 +78,7 @@ def test_killed_run_in_a_bucket_ends_like_one_on_a_disk(
     assert names[0] == names[1]
     assert len(names[0]) == make_tiny_config().train.keep
     assert (parts / CURVES).read_bytes().startswith(b"\x89PNG")
-    for name in (WEIGHTS, "config.json", "README.md"):
-        a, b = ((run / BEST / name).read_bytes() for run in (whole, parts))
-        assert a == b.replace(b"# parts", b"# whole"), name
-
-    config = make_tiny_config()
-    config.train.steps = STEPS
-    config.train.checkpoint_every, config.train.eval_every = CHECKPOINT_EVERY, EVAL_EVERY
-    (state_a, metrics_a), (state_b, metrics_b) = (
-        state_and_metrics(config, run) for run in (whole, parts)
-    )
-    for a, b in zip(state_a, state_b, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert metrics_a == metrics_b
+    assert_equal_runs(whole, parts, make_tiny_config(), STEPS)
 
     capsys.readouterr()
     results = []

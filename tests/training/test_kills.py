@@ -102,6 +102,24 @@ def state_and_metrics(config, workdir):
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT) + (signal.SIGKILL,) * 4
 
 
+def assert_equal_runs(whole, parts, config, steps):
+    """Asserts that two finished runs are equal; returns the number of arrays of their state."""
+    for name in (WEIGHTS, "config.json", "README.md"):
+        a, b = ((run / BEST / name).read_bytes() for run in (whole, parts))
+        assert a == b.replace(b"# parts", b"# whole"), name
+
+    config.train.steps = steps
+    config.train.checkpoint_every, config.train.eval_every = CHECKPOINT_EVERY, EVAL_EVERY
+    (state_a, metrics_a), (state_b, metrics_b) = (
+        state_and_metrics(config, run) for run in (whole, parts)
+    )
+    assert len(state_a) == len(state_b) > 20
+    for a, b in zip(state_a, state_b, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert metrics_a == metrics_b
+    return len(state_a)
+
+
 def test_killed_run_ends_like_an_uninterrupted_one(make_tiny_config, synthetic98, tmp_path):
     rng = random.Random(0)
     steps = (MAX_STEPS + 1) * len(SIGNALS)
@@ -156,18 +174,5 @@ def test_killed_run_ends_like_an_uninterrupted_one(make_tiny_config, synthetic98
     names = {path.name for path in (parts / "checkpoints").iterdir()}
     assert names == {path.name for path in (whole / "checkpoints").iterdir()}
     assert len(names) == make_tiny_config().train.keep
-    for name in (WEIGHTS, "config.json", "README.md"):
-        a, b = ((run / BEST / name).read_bytes() for run in (whole, parts))
-        assert a == b.replace(b"# parts", b"# whole"), name
-
-    config = make_tiny_config()
-    config.train.steps = steps
-    config.train.checkpoint_every, config.train.eval_every = CHECKPOINT_EVERY, EVAL_EVERY
-    (state_a, metrics_a), (state_b, metrics_b) = (
-        state_and_metrics(config, run) for run in (whole, parts)
-    )
-    assert len(state_a) == len(state_b) > 20
-    for a, b in zip(state_a, state_b, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert metrics_a == metrics_b
-    print(f"{len(SIGNALS)} signals, {steps} steps: {len(state_a)} arrays of the state are equal")
+    num_arrays = assert_equal_runs(whole, parts, make_tiny_config(), steps)
+    print(f"{len(SIGNALS)} signals, {steps} steps: {num_arrays} arrays of the state are equal")

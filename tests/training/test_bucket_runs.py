@@ -78,7 +78,8 @@ def test_killed_run_in_a_bucket_ends_like_one_on_a_disk(
     assert names[0] == names[1]
     assert len(names[0]) == make_tiny_config().train.keep
     assert (parts / CURVES).read_bytes().startswith(b"\x89PNG")
-    assert_equal_runs(whole, parts, make_tiny_config(), STEPS)
+    config = make_tiny_config()
+    assert_equal_runs(whole, parts, config, STEPS)
 
     capsys.readouterr()
     results = []

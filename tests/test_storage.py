@@ -191,6 +191,7 @@ def test_requests_have_time_limits_that_grow_with_their_content(monkeypatch):
 
         def cat_file(self, _, *, timeout, **__):
             calls.append(("read", timeout))
+            return b""
 
     monkeypatch.setattr(storage, "_filesystem", Files)
     path = as_path("gs://faces/a")

@@ -4,18 +4,13 @@ import contextlib
 import importlib
 import json
 import os
+import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import (
-    Event,  # pyright: ignore[reportAttributeAccessIssue] the module is generated
-    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
-)
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import write_whole
@@ -128,25 +123,27 @@ class _TensorBoard:
     """
 
     def __init__(self, workdir: Path, step: int):
+        files, self._protos, self._summaries = _import_tensorboard()
         self._folder = workdir / BOARD
         with needs_writing(self._folder):
             self._folder.mkdir(exist_ok=True)
-            self._events = EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
+            self._events = files.EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
             # Hides later steps of older event files.
-            self._log_event(step + 1, session_log=SessionLog(status=SessionLog.START))
+            start = self._protos.SessionLog.START
+            self._log_event(step + 1, session_log=self._protos.SessionLog(status=start))
             self._events.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         with needs_writing(self._folder):
             for name, value in values.items():
-                self._log_event(step, summary=scalar(name, value))
+                self._log_event(step, summary=self._summaries.scalar(name, value))
             self._events.flush()
 
     def close(self) -> None:
         self._events.close()
 
     def _log_event(self, step: int, **content: Any) -> None:
-        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
+        self._events.write_event(self._protos.Event(step=step, wall_time=time.time(), **content))
 
 
 class _Tracker:
@@ -179,6 +176,21 @@ class _Tracker:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _import_tensorboard() -> tuple[Any, ...]:
+    """Modules of tensorboardX for event files, their content, and summaries.
+
+    PyTorch is hidden from the import: tensorboardX would import it, which takes 3 s, to accept its tensors.
+    """
+    names = ("event_file_writer", "proto.event_pb2", "summary")
+    modules: dict[str, Any] = sys.modules
+    is_hidden = modules.setdefault("torch", None) is None
+    try:
+        return tuple(importlib.import_module(f"tensorboardX.{name}") for name in names)
+    finally:
+        if is_hidden:
+            del modules["torch"]
 
 
 def _import_tracker(name: str) -> Any:

@@ -32,6 +32,20 @@ def test_metrics_are_in_both_files_without_delay(tmp_path):
     writer.close()
 
 
+def test_training_does_not_import_torch(tmp_path):
+    code = (
+        "import sys, pathlib; from lcgcn_jax.training.metric_writer import MetricWriter; "
+        "MetricWriter(pathlib.Path(sys.argv[1]), 0).close(); "
+        "import tensorboardX; assert not {'torch', 'tensorflow'} & set(sys.modules)"
+    )
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+
+
 def test_metrics_after_the_checkpoint_of_a_killed_run_are_dropped(tmp_path):
     rows = [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3)]
     text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -36,7 +36,7 @@ def main() -> None:
             writer.open(args.annotated, codec, 25, (width, height))
         writer.write(overlay)
         tracks = [face.track for face in frame.faces]
-        print(f"frame {number}, {frame.time:.2f} s: {len(tracks)} faces, tracks {tracks}")
+        print(f"frame {number}, {frame.time:.2f} s: faces {tracks}")
     writer.release()
 
 

@@ -1,6 +1,12 @@
-"""Plain-text tables."""
+"""Plain-text tables and counts."""
 
 from collections.abc import Iterable, Sequence
+
+
+def count_of(number: int, noun: str) -> str:
+    """Number with a noun, such as `1 face`, `1,200 faces` and `2 boxes`."""
+    ending = "" if number == 1 else "es" if noun.endswith("x") else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def format_table(rows: Iterable[Sequence[str]], *, num_left: int = 1) -> str:

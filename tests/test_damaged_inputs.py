@@ -626,7 +626,7 @@ def test_predict(sandbox, model):
         if line.startswith("left out: ")
     }
     assert rejected <= left_out
-    processed = {line.split(": 1 faces; ")[0] for line in out}
+    processed = {line.split(": 1 face; ")[0] for line in out}
     files = {str(path) for path in photos.rglob("*") if path.is_file() and path.suffix != ""}
     printed = {"".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in files}
     # Links to folders are not followed.

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int8
 
 from lcgcn_jax.errors import printable
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.tables import count_of
 
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|rar|7z)(\.\d+)?$", re.IGNORECASE)
 _SYSTEM_FILES = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})
@@ -168,8 +169,8 @@ def note_of_missing_points(faces: Iterable[FaceAnnotation]) -> list[str]:
         return []
     count = sum(int((~face.visible).sum()) for face in partial)
     return [
-        f"{count:,} points at (0, 0) or (-1, -1) count as missing, in {len(partial):,} faces, such as "
-        f"{partial[0].name}"
+        f"{count_of(count, 'point')} at (0, 0) or (-1, -1) treated as missing, in "
+        f"{count_of(len(partial), 'face')}, such as {partial[0].name}"
     ]
 
 

@@ -11,6 +11,7 @@ from lcgcn_jax.data.formats import custom, cvat, dlib, label_studio, labelme, me
 from lcgcn_jax.data.records import PrepareReport
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.landmarks import get_scheme
+from lcgcn_jax.tables import count_of
 
 OFFICIAL_READERS = {"wflw": wflw.read, "300w": w300.read, "merl-rav": merl_rav.read}
 """Readers of the layouts in which datasets are distributed."""
@@ -204,7 +205,7 @@ def _check_outside(source: Path, out: Path, option: str) -> None:
 def format_report(report: PrepareReport, out: Path) -> str:
     """Format the outcome of a preparation as text."""
     subsets = {name: count for name, count in report.subsets.items() if name}
-    total = f"{report.kind}: {sum(report.num_faces.values()):,} faces"
+    total = f"{report.kind}: {count_of(sum(report.num_faces.values()), 'face')}"
     lines = [f"{total}: {_format_counts(subsets)}" if subsets else total]
     if report.absent:
         lines.append(f"absent: {', '.join(report.absent)}")

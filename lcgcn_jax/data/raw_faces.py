@@ -19,6 +19,7 @@ from lcgcn_jax.data.annotations import (
     marked_missing,
 )
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.tables import count_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -139,8 +140,10 @@ def add_faces(
         except ValueError as error:
             annotations.bad.append(BadRecord(entry.name, str(error)))
     if counts:
-        places = " and ".join(f"{n:,} points at ({x:g}, {y:g})" for (x, y), n in counts.items())
-        annotations.notes.append(f"{path}: {places} count as missing")
+        places = " and ".join(
+            f"{count_of(n, 'point')} at ({x:g}, {y:g})" for (x, y), n in counts.items()
+        )
+        annotations.notes.append(f"{path}: {places} treated as missing")
     notes = check_boxes(path, marked_faces), percent_note(path, marked_faces, image_paths)
     annotations.notes.extend(note for note in notes if note)
 

@@ -6,7 +6,7 @@ from typing import Any
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.evaluation.face_errors import SplitErrors, subset_masks
 from lcgcn_jax.evaluation.metrics import uncertainty_metrics
-from lcgcn_jax.tables import format_table
+from lcgcn_jax.tables import count_of, format_table
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 
@@ -75,7 +75,7 @@ class EvaluationResult:
         """Dataset, split, boxes and other conditions of the evaluation, in one line."""
         conditions = [f"{self.dataset} {self.split}", f"boxes: {self.boxes}"]
         if self.missed is not None:
-            conditions[-1] += f" ({self.missed} faces missed)"
+            conditions[-1] += f" ({count_of(self.missed, 'face')} missed)"
         conditions.append(f"flip test: {'yes' if self.flip_test else 'no'}")
         if self.corruption != "none":
             conditions.append(f"corrupted: {self.corruption}")
@@ -84,7 +84,7 @@ class EvaluationResult:
         if self.offsets is not None:
             conditions.append("annotation offsets removed")
         if self.unmeasured:
-            conditions.append(f"{self.unmeasured} faces not measured")
+            conditions.append(f"{count_of(self.unmeasured, 'face')} not measured")
         return ", ".join(conditions)
 
     def __str__(self) -> str:

@@ -28,6 +28,7 @@ from lcgcn_jax.inference.tracking import FaceTracker
 from lcgcn_jax.inference.video import varies
 from lcgcn_jax.inference.video_predict import VideoOptions, VideoPredictor
 from lcgcn_jax.interrupts import Interrupted, deferred, received
+from lcgcn_jax.tables import count_of
 
 _MAX_THREADS = 8
 _WAITING_PIXELS = 50_000_000  # of images that are read, but not predicted yet
@@ -268,7 +269,9 @@ class BatchPredictor:
             paths = result.writing.result()
             with deferred():
                 self._results.popleft()
-                self._finish(result.file, result.num_faces, f"{result.num_faces} faces", paths)
+                self._finish(
+                    result.file, result.num_faces, count_of(result.num_faces, "face"), paths
+                )
 
     def _finish(self, file: InputFile, num_faces: int, text: str, paths: Sequence[Path]) -> None:
         self._summary.num_finished += 1
@@ -319,9 +322,10 @@ class BatchPredictor:
         with _writing(self._files.folder):
             summary = predictor.predict(file, outputs)
         count = len(summary.times)
-        text = f"{count} frames, {summary.num_faces} faces, {count / summary.seconds:.1f} frames per second"
+        text = f"{count_of(count, 'frame')}, {count_of(summary.num_faces, 'face')}"
+        text += f", {count / summary.seconds:.1f} frames per second"
         if is_detecting:
-            text += f", face detector in {summary.num_detections} frames"
+            text += f", face detector in {count_of(summary.num_detections, 'frame')}"
         self._finish(file, summary.num_faces, text, outputs)
         if varies(summary.times):
             self._print(

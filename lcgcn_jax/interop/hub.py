@@ -17,6 +17,7 @@ from safetensors import safe_open
 from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.errors import InputError, one_line, require_absent
 from lcgcn_jax.models.bundles import CARD, WEIGHTS, find_bundle, load_bundle, save_bundle
+from lcgcn_jax.tables import count_of
 
 TAGS = ("facial-landmarks", "face-alignment", "keypoint-detection", "lcgcn", "jax", "flax")
 
@@ -124,7 +125,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
         stages = content["stages"]
         values = stages["graph" if "graph" in stages else "heatmap"]
         metrics = {name: float(values[name]) for name in _METRICS if values.get(name) is not None}
-        conditions = f"{content['boxes']} boxes, {content['num_faces']} faces"
+        conditions = f"{content['boxes']} boxes, {count_of(content['num_faces'], 'face')}"
         for name in ("corruption", "normalizer"):
             if name in content:
                 conditions += f", {name} {content[name]}"

@@ -9,6 +9,7 @@ from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.lcgcn import LCGCNOutput
+from lcgcn_jax.tables import count_of
 from lcgcn_jax.visualize.edges import plot_edge_matrices, plot_edges
 from lcgcn_jax.visualize.faces import save_image, stage_comparison
 
@@ -25,7 +26,9 @@ def predict_faces(
     """
     num_faces = len(dataset.source(split))
     if skip >= num_faces:
-        raise InputError(f"{dataset.path}: {split} has only {num_faces} faces; skip fewer")
+        raise InputError(
+            f"{dataset.path}: {split} has only {count_of(num_faces, 'face')}; skip fewer"
+        )
     batches = eval_batches(dataset, split, image_size=model.image_size, batch_size=skip + count)
     batch = next(iter(batches))
     rows = np.flatnonzero(batch["mask"])[skip:]

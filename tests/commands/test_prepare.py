@@ -47,7 +47,7 @@ def test_notes_are_printed_once_and_written_to_the_report(afw, tmp_path, capsys)
     assert run("300w", "--src", afw, "--out", tmp_path / "out") == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert notes == [
-        "note: 2 points at (0, 0) or (-1, -1) count as missing, in 1 faces, such as afw/0_1.jpg",
+        "note: 2 points at (0, 0) or (-1, -1) treated as missing, in 1 face, such as afw/0_1.jpg",
         "note: not read, still packed: helen.zip; unpack to add absent subsets",
     ]
     report = json.loads((tmp_path / "out/report.json").read_text())

@@ -14,6 +14,7 @@ from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.raw_faces import UNSTATED, Entry, RawFace, add_faces
 from lcgcn_jax.errors import InputError, did_you_mean, printable
 from lcgcn_jax.landmarks import LandmarkScheme
+from lcgcn_jax.tables import count_of
 
 _Item = TypeVar("_Item")
 
@@ -87,8 +88,8 @@ class LabeledFile:
         """Remarks, and notes about images and boxes without points."""
         empty = sum(not image.points for image in self.images)
         skipped = sum(image.num_skipped_boxes for image in self.images)
-        counts = {"images": empty, "face boxes": skipped}
-        texts = [f"{n:,} {what} without points" for what, n in counts.items() if n]
+        counts = {"image": empty, "face box": skipped}
+        texts = [f"{count_of(n, what)} without points" for what, n in counts.items() if n]
         return [f"{self.path}: {text}" for text in (*self.remarks, *texts)]
 
 

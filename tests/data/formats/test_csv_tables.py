@@ -84,8 +84,8 @@ def test_points_at_zero_or_minus_one_are_missing(images, place):
     result = read(images, f"{HEADER}\n{ROW.replace('15.5,20', '{},{}'.format(*place))}\n")
     assert only_face(result).visible.tolist() == [False, True, True]
     (note,) = result.notes
-    assert "1 points at (" in note
-    assert "count as missing" in note
+    assert "1 point at (" in note
+    assert "treated as missing" in note
 
 
 def test_other_columns_are_ignored_with_a_note(images):

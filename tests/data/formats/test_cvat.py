@@ -65,7 +65,7 @@ def test_skeletons_are_faces(images, four_points):
         scheme=scheme,
     )
     assert (result.kind, result.bad) == ("cvat", [])
-    assert result.notes == [f"{images.parent / 'annotations.xml'}: 1 images without points"]
+    assert result.notes == [f"{images.parent / 'annotations.xml'}: 1 image without points"]
     first, second, third = result.faces
     assert first.visible.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(first.landmarks[[0, 1, 3]], array(points)[[0, 1, 3]])

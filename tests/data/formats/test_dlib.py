@@ -81,7 +81,7 @@ def test_skipped_boxes_are_counted(images, four_points):
     assert len(result.faces) == 1
     path = images.parent / "labels.xml"
     assert result.notes == [
-        f"{path}: 1 images without points",
+        f"{path}: 1 image without points",
         f"{path}: 2 face boxes without points",
     ]
 
@@ -95,8 +95,8 @@ def test_points_at_zero_or_minus_one_are_missing(images, four_points, count_from
     assert first.visible.tolist() == [True, True, False, True]
     assert second.visible.tolist() == [False, True, True, True]
     np.testing.assert_array_equal(second.landmarks[2], np.array([0, 5]) - count_from)
-    note = f"{images.parent / 'labels.xml'}: 1 points at (-1, -1) and 1 points at (0, 0)"
-    assert f"{note} count as missing" in result.notes
+    note = f"{images.parent / 'labels.xml'}: 1 point at (-1, -1) and 1 point at (0, 0)"
+    assert f"{note} treated as missing" in result.notes
 
 
 def test_utf8_file_name_in_xml_declared_as_latin_1(images, four_points):

@@ -61,7 +61,7 @@ def test_one_file_per_image(images, labels, four_points, form):
     result = labelme.read(images, {"": arguments[form]}, scheme)
     assert [face.group for face in result.faces] == ["a.jpg", "one/b.jpg"]
     assert len(result.notes) == 1
-    assert "1 images without points" in result.notes[0]
+    assert "1 image without points" in result.notes[0]
 
 
 def test_files_next_to_their_images(images, four_points):

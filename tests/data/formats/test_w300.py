@@ -182,7 +182,7 @@ def test_points_at_zero_or_minus_one_are_missing(tmp_path, marker):
     assert np.isnan(face.landmarks[:17]).all()
     np.testing.assert_allclose(face.landmarks[17:], POINTS[17:] - 1)
     assert annotations.notes == [
-        "17 points at (0, 0) or (-1, -1) count as missing, in 1 faces, such as afw/1_1.jpg"
+        "17 points at (0, 0) or (-1, -1) treated as missing, in 1 face, such as afw/1_1.jpg"
     ]
 
 

@@ -107,7 +107,7 @@ def test_points_at_zero_or_minus_one_are_missing(tmp_path):
     assert np.flatnonzero(~face.visible).tolist() == [3, 9]
     assert np.isnan(face.landmarks[~face.visible]).all()
     (note,) = annotations.notes
-    assert "2 points at (0, 0) or (-1, -1) count as missing, in 1 faces" in note
+    assert "2 points at (0, 0) or (-1, -1) treated as missing, in 1 face" in note
 
 
 def test_packed_archives_are_reported(tmp_path):

@@ -52,8 +52,8 @@ _OVER_LIMIT = pytest.StashKey[float]()
 def pytest_configure(config):
     """Sets up JAX for the selected tier.
 
-    Only device tests use an accelerator. Unit tests compile at XLA's lowest optimization level, which halves
-    their total time; integration tests compile as users do.
+    Only device tests use an accelerator. The others compile at XLA's lowest optimization level, which halves
+    their total time; the fixture `full_optimization` compiles as users do.
     """
     # Background jobs of a shell ignore signals, and tests of signals would inherit that.
     for number, handler in (
@@ -63,11 +63,9 @@ def pytest_configure(config):
     ):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
-    selected = config.option.markexpr
-    if selected != "gpu":
+    if config.option.markexpr != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
-    if "not slow" in selected:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
 
@@ -186,21 +184,14 @@ def pytest_terminal_summary(terminalreporter):
     )
 
 
-@contextlib.contextmanager
-def _fast_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
-def fast_compilation():
-    """Compiles as in unit tests, for integration tests that do not depend on XLA's optimizations."""
-    with _fast_compilation():
+def full_optimization():
+    """Compiles as users do, here and in the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        jax.config.update("jax_disable_most_optimizations", False)
         yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -334,11 +325,7 @@ def journey(make_once) -> Path:
         faces = ["--faces", "40", "--test-faces", "24"]
         data = f"--config.data.dir={demo / 'data'}"
         train = ["train", *config, "--workdir", demo / "train", data]
-        with (
-            (folder / "stdout").open("w") as out,
-            contextlib.redirect_stdout(out),
-            _fast_compilation(),
-        ):
+        with (folder / "stdout").open("w") as out, contextlib.redirect_stdout(out):
             for command in (["demo", "--out", demo, *config, *faces], train):
                 assert main([str(word) for word in command]) == 0
 
@@ -370,8 +357,7 @@ def small_run(small_run_config, make_once, synthetic98) -> Path:
     def fill(folder):
         config = load_config(small_run_config)
         config.data.dir = str(synthetic98)
-        with _fast_compilation():
-            train(config, folder)
+        train(config, folder)
 
     registry.register_heatmap_model("toy", toy_model())
     return make_once("toy_run", fill)

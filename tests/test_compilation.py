@@ -11,15 +11,20 @@ import optax
 import pytest
 
 from lcgcn_jax.compilation import compiler_options, inference_options
+from lcgcn_jax.models.config import GraphConfig
 from lcgcn_jax.training.config_types import Config, DataConfig, ModelConfig, TrainConfig
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.steps import make_inference_step
 from lcgcn_jax.training.train_step import build_train_step, init_weights
 
+pytestmark = pytest.mark.usefixtures("full_optimization")
 SIZE, BATCH, K = 128, 2, 68  # large enough for YNNPACK, which XLA does not use for small arrays
 MODELS = {
     "toy": {"heatmap": {"name": "toy", "width": 16}, "graph": None},
-    "hrnet": {"heatmap": {"name": "hrnet", "arch": "w18-small-v1"}},
+    "hrnet": {
+        "heatmap": {"name": "hrnet", "arch": "tiny"},
+        "graph": GraphConfig(embedding_widths=(8, 4)),
+    },
 }
 FIRST_LAYERS = {
     "toy": ("heatmap_model.first.conv.kernel", "heatmap_model.first.bn.bias"),
@@ -35,7 +40,7 @@ def training_of(name):
     config = Config(
         data=DataConfig(image_size=SIZE),
         model=ModelConfig(**options),
-        train=TrainConfig(mode="heatmap_only" if "graph" in options else "joint", batch_size=BATCH),
+        train=TrainConfig(mode="joint" if options["graph"] else "heatmap_only", batch_size=BATCH),
     )
     # SGD updates by the gradient itself; Adam would hide its magnitude.
     step = build_train_step(config, K, make_mesh(1), optimizer=optax.sgd(1.0))
@@ -93,7 +98,7 @@ def test_training_step_does_not_depend_on_options(toy, name):
     assert not uses_ynnpack(plain)
     (expected, plain_scalars), (actual, scalars) = plain(state, batch), ours(state, batch)
     for name, value in plain_scalars.items():
-        np.testing.assert_allclose(scalars[name], value, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(scalars[name], value, rtol=5e-4, err_msg=name)
     for weight, start in state.params.items():
         update = np.asarray(actual.params[weight] - start)
         expected_update = np.asarray(expected.params[weight] - start)

@@ -22,8 +22,6 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.commands.parsing import COMMANDS, RESEARCH, parse_arguments
 from lcgcn_jax.training.config import config_names
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 ROOT = Path(__file__).parents[1]
 # tests/commands/test_custom_landmarks_page.py runs the commands of custom-landmarks.md.
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch/README.md"]
@@ -161,7 +159,7 @@ def test_prediction_pages_run(page, folder):
 
 
 @pytest.mark.slow
-def test_training_page_runs(synthetic68, tmp_path, fast_compilation):
+def test_training_page_runs(synthetic68, tmp_path):
     (block,) = [b for b in blocks(ROOT / "docs/tutorials/training.md", "python") if "lc.train" in b]
     reduction = "config.model.heatmap.arch = 'tiny'; config.data.image_size = 64\n"
     reduction += (

@@ -1,7 +1,6 @@
 """Benchmark of the growth of time and memory."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,6 @@ def test_growth_with_tiny_sizes(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )
     rows = json.loads(out.read_text())["rows"]
     kinds = [(row["axis"], row["kind"], row[row["axis"]]) for row in rows]

@@ -107,7 +107,6 @@ def test_notebook_ends_with_the_image_of_the_user(path):
 @pytest.mark.slow
 @each_notebook
 def test_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch, detector_cache):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setenv("XLA_FLAGS", "")  # one device, as on a machine of a user
     programs = Path(sys.executable).parent  # `!lcgcn` is the one of this environment
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")

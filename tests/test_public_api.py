@@ -255,7 +255,7 @@ def test_invalid_evaluate_options_are_rejected(model, synthetic98, options, mess
 
 
 @pytest.mark.slow
-def test_train(synthetic98, tmp_path, fast_compilation):
+def test_train(synthetic98, tmp_path):
     config = lc.load_config("demo:small")
     config.data.dir = str(synthetic98)
     config.train.update({"steps": 2, "eval_every": 1, "checkpoint_every": 2})

@@ -10,8 +10,6 @@ from lcgcn_jax.training.config import config_names
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 NAMES = [name for name in config_names() if name != "demo"]
 
 

@@ -4,8 +4,6 @@ import pytest
 
 from lcgcn_jax.commands.main import main
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.mark.slow
 def test_second_run_only_writes_the_table(

@@ -17,8 +17,6 @@ from lcgcn_jax.data.prepare import parse_annotations
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.training.metric_writer import read_metrics
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALLER = ["--config.data.image_size=64", "--config.train.batch_size=8"]
 

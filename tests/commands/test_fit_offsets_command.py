@@ -10,7 +10,6 @@ from lcgcn_jax.data.dataset import open_dataset
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fast_compilation")
 def test_offsets_are_written_and_used_by_eval(small_run, synthetic98, tmp_path, capsys, error_line):
     out = tmp_path / "offsets.json"
     words = ["--model", str(small_run / "best"), "--data", str(synthetic98), "--out", str(out)]

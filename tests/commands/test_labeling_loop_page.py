@@ -13,7 +13,7 @@ from page_commands import shortened_commands
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.dataset import open_dataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_compilation")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/tutorials/labeling-loop.md"

@@ -28,7 +28,6 @@ def get_config():
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
-@pytest.mark.usefixtures("fast_compilation")
 def test_signal_saves_a_checkpoint(toy, synthetic98, tmp_path, monkeypatch, capsys, number, code):
     (tmp_path / "config.py").write_text(CONFIG)
     monkeypatch.setattr(train, "print_validation", lambda *_: os.kill(os.getpid(), number))

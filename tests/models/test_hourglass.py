@@ -77,7 +77,7 @@ def test_pooling_and_upsampling_keep_maxima_in_place(side):
 
 
 @pytest.mark.slow
-def test_hourglass_trains_with_the_graph(fast_compilation):
+def test_hourglass_trains_with_the_graph():
     """By name in a config, with logits for the loss and features for the graph."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(2, 64, 64, 3)), jnp.float32)

@@ -158,7 +158,6 @@ def test_heatmap_offset_other_than_a_number_is_an_error(toy, offset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("offset", [None, 2.0])
-@pytest.mark.usefixtures("fast_compilation")
 def test_coordinates_in_the_authors_conventions(toy, monkeypatch, offset):
     """Inputs are heatmap pixels over the side of the heatmap, outputs pixels over the side of the crop."""
     model = make(config_of(authors_conventions=True) | {"heatmap_offset": offset})

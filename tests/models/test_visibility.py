@@ -60,7 +60,6 @@ def make(config):
         for graph in GRAPHS
     ],
 )
-@pytest.mark.usefixtures("fast_compilation")
 def test_every_graph_outputs_probabilities(toy, graph, head):
     if head == "local" and graph not in ("paper", "cascade"):
         pytest.skip("the graph does not depend on the kind of head")
@@ -145,7 +144,6 @@ def test_gate_scales_messages_by_the_visibility_of_the_source():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("visibility_gradient", [False, True])
-@pytest.mark.usefixtures("fast_compilation")
 def test_coordinate_loss_trains_the_head_only_with_visibility_gradient(toy, visibility_gradient):
     config = config_of(
         edge_inputs="both", gate="visibility", norm="none", visibility_gradient=visibility_gradient

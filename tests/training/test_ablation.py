@@ -20,8 +20,6 @@ from lcgcn_jax.training.ablation import (
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.fixture(scope="module")
 def heatmap_run(make_tiny_config, tmp_path_factory):

@@ -44,7 +44,6 @@ def start(config_file, workdir, count):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     command = [sys.executable, "-m", "lcgcn_jax", "train", "--config", str(config_file)]
     command += ["--workdir", str(workdir)]

@@ -14,8 +14,6 @@ from lcgcn_jax.training.fit_shape_refiner import fit_shape_refiner, solve
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 RNG = np.random.default_rng(0)
 
 

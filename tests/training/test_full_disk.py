@@ -47,7 +47,6 @@ def small_disk(tmp_path, synthetic98):
     settings = {
         "PYTHON": sys.executable, "CONFIG": tiny.__file__, "DATA": synthetic98, "DISK": disk,
         "OUT": out, "STEPS": STEPS, "SMALL": SMALL, "LARGE": LARGE, "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }  # fmt: skip
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     subprocess.run([*UNSHARE, SCRIPT], check=True, env=environment)

@@ -151,7 +151,6 @@ def load_from(config, path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fast_compilation")
 def test_run_without_a_best_model_gives_its_latest_checkpoint(tiny_config, trained):
     workdir, evaluated = trained
     tiny_config.init_scope = "whole"

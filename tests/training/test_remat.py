@@ -47,7 +47,7 @@ class OneBlock(nnx.Module):
     ],
     ids=lambda heatmap: heatmap["name"],
 )
-def test_step_is_the_same_with_remat(heatmap, monkeypatch, fast_compilation):
+def test_step_is_the_same_with_remat(heatmap, monkeypatch):
     monkeypatch.setitem(registry._HEATMAP_MODELS, "one_block", OneBlock)
     config = Config(
         data=DataConfig(image_size=SIZE),

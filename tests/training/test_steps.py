@@ -164,7 +164,7 @@ def test_total_is_the_weighted_sum_of_the_trained_stages():
     # Every other test trains with focal and l1.
     list(zip(get_args(HeatmapLoss)[1:], list(COORDINATE_LOSSES)[1:], strict=True)),
 )
-def test_each_loss_trains(tiny_config, tmp_path, heatmap, coordinate, fast_compilation):
+def test_each_loss_trains(tiny_config, tmp_path, heatmap, coordinate):
     tiny_config.loss.heatmap, tiny_config.loss.coordinate = heatmap, coordinate
     tiny_config.train.steps = tiny_config.train.eval_every = 1
     assert Trainer(tiny_config, tmp_path / "run", make_mesh(1)).run()

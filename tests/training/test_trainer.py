@@ -18,8 +18,6 @@ from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 def train(config, workdir, mesh=None, **kwargs):
     training = Trainer(config, workdir, make_mesh(1) if mesh is None else mesh).prepare()

@@ -24,8 +24,6 @@ from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 JAW = 33  # landmarks 0 to 32, not visible on any labeled face
 
 

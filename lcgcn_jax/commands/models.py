@@ -1,6 +1,6 @@
 """List the models that come with the package.
 
-Use their names wherever a command takes --model.
+Use their names wherever a command takes --model. The model card states the conditions of the measurements.
 
 Example: lcgcn predict --model w300-lcgcn-small photo.jpg
 """
@@ -9,7 +9,11 @@ import argparse
 
 from lcgcn_jax.accelerators import warn_if_gpu_is_unused
 from lcgcn_jax.commands.options import add
+from lcgcn_jax.interop.hub import card_metrics
 from lcgcn_jax.models.bundles import CARD, SHIPPED, WEIGHTS, load_bundle, shipped_bundles
+from lcgcn_jax.tables import format_table
+
+HEADER = ("name", "landmarks", "input", "parameters", "size", "NME", "AUROC of visibility", "CPU")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,11 +25,21 @@ def run(args: argparse.Namespace) -> int:
         print((SHIPPED / args.card / CARD).read_text(encoding="utf-8"), end="")
         return 0
     warn_if_gpu_is_unused()
+    rows = [HEADER]
     for name in shipped_bundles():
         bundle = load_bundle(name)
-        megabytes = (SHIPPED / name / WEIGHTS).stat().st_size / 1e6
-        print(
-            f"{name}: {bundle.scheme.num_landmarks} landmarks ({bundle.scheme.name}), crops of "
-            f"{bundle.image_size} px, {megabytes:.1f} MB"
+        metrics = card_metrics((SHIPPED / name / CARD).read_text(encoding="utf-8"))
+        rows.append(
+            (
+                name,
+                f"{bundle.scheme.num_landmarks} ({bundle.scheme.name})",
+                f"{bundle.image_size} px",
+                f"{sum(weight.size for weight in bundle.weights.values()) / 1e6:.1f} M",
+                f"{(SHIPPED / name / WEIGHTS).stat().st_size / 1e6:.1f} MB",
+                f"{metrics['nme']:.2f} %",
+                f"{metrics['roc_auc']:.3f}",
+                f"{metrics['ms_per_face']:.1f} ms per face",
+            )
         )
+    print(format_table(rows))
     return 0

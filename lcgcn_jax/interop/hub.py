@@ -112,6 +112,16 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     return (metadata, card[match.end() :]) if isinstance(metadata, dict) else ({}, card)
 
 
+def card_metrics(card: str) -> dict[str, float]:
+    """First value of each type of metric, such as `nme`, in the metadata of a model card."""
+    values: dict[str, float] = {}
+    for model in split_card(card)[0].get("model-index", []):
+        for result in model["results"]:
+            for metric in result["metrics"]:
+                values.setdefault(metric["type"], metric["value"])
+    return values
+
+
 def join_card(metadata: Mapping[str, Any], text: str) -> str:
     """Put metadata in front of the text of a model card."""
     return (

@@ -271,7 +271,7 @@ def test_shipped_model_keeps_its_license_and_size(tmp_path):
     assert export("w300-lcgcn-small", tmp_path / "face") == 0
     data = hub.ModelCard.load(tmp_path / "face" / CARD).data
     assert (data.license, data.license_name) == ("other", "research-only")
-    assert {result.metric_type for result in data.eval_results} == {"nme"}
+    assert {result.metric_type for result in data.eval_results} == {"nme", "ms_per_face", "roc_auc"}
     assert (tmp_path / "face" / WEIGHTS).stat().st_size < 5e6, "float16, as in the package"
 
 

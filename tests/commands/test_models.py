@@ -5,14 +5,32 @@ import pytest
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.inference.model import load_model
+from lcgcn_jax.interop.hub import card_metrics
 from lcgcn_jax.models.bundles import SHIPPED, WEIGHTS, shipped_bundles
 
 
 def test_shipped_models_are_listed(capsys):
     assert main(["models"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == shipped_bundles() != []
-    assert all(re.search(r"\d+ landmarks \(\w+\), crops of \d+ px, [\d.]+ MB", x) for x in lines)
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == shipped_bundles() != []
+    pattern = r"\d+ \(\w+\) +\d+ px +[\d.]+ M +[\d.]+ MB +[\d.]+ % +0\.\d+ +[\d.]+ ms per face$"
+    assert all(re.search(pattern, row) for row in rows)
+
+
+def test_listed_figures_are_those_of_the_card(capsys):
+    main(["models"])
+    table = capsys.readouterr().out
+    main(["models", "--card", "w300-lcgcn-small"])
+    card = capsys.readouterr().out
+    _, _, text = card.split("---\n", 2)
+    (nme,) = re.findall(r"^\| `none` \| [\d.]+ \| ([\d.]+) ", text, re.MULTILINE)
+    (auroc,) = re.findall(r"^\| all \| 119 \|.* ([\d.]+) \|$", text, re.MULTILINE)
+    assert f" {nme} %" in table
+    assert f" {auroc} " in table
+
+
+def test_metrics_of_a_card_without_metadata():
+    assert card_metrics("# model") == {}
 
 
 @pytest.mark.slow

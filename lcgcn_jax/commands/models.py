@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         print((SHIPPED / args.card / CARD).read_text(encoding="utf-8"), end="")
         return 0
     warn_if_gpu_is_unused()
-    rows = [HEADER]
+    rows: list[tuple[str, ...]] = [HEADER]
     for name in shipped_bundles():
         bundle = load_bundle(name)
         metrics = card_metrics((SHIPPED / name / CARD).read_text(encoding="utf-8"))

@@ -64,3 +64,17 @@ def add_flag(parser: "argparse._ActionsContainer", option: str, help: str) -> No
 def add_count(parser: argparse.ArgumentParser, option: str, default: int, help: str) -> None:
     """Add an option with a positive integer."""
     add(parser, option, type=number(int, 1), default=default, help=help)
+
+
+def add_datasets(parser: argparse.ArgumentParser) -> None:
+    """Add `--data`, which can be repeated, and `--offsets`, for `data.dataset.open_datasets`."""
+    add(parser, "--data", action="append", help="dataset folder; repeat it for several datasets")
+    parser.add_argument(
+        "--offsets",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("DIR", "FILE"),
+        help="remove the annotation offsets in FILE ('lcgcn research fit-offsets') from the faces "
+        "of --data DIR",
+    )

@@ -94,6 +94,7 @@ class GraphConfig:
       gcn_widths: node width after each block; the last is 2.
       refinements: number of patch refinement stages after the graph (`patch_refiner.PatchRefiner`).
       shape_refiner: whether a linear shape refinement is the last stage (`shape_refiner.ShapeRefiner`).
+      pose_terms: whether the shape refinement depends on the yaw of the face.
     """
 
     connectivity: Connectivity = "learned_per_image"
@@ -113,6 +114,7 @@ class GraphConfig:
     gcn_widths: tuple[int, ...] = numbers((64, 16, 2), 1, MAX_WIDTH, shortest=1, last=2)
     refinements: int = number(0, 0, 64)
     shape_refiner: bool = False
+    pose_terms: bool = False
 
     @classmethod
     def paper(cls) -> "GraphConfig":
@@ -146,6 +148,11 @@ class GraphConfig:
                 "coordinates are defined differently; set model.graph.output to 'absolute'"
             )
 
+        if self.pose_terms and not self.shape_refiner:
+            raise ValueError(
+                "model.graph.pose_terms: they belong to the shape refinement; set model.graph.shape_refiner "
+                "to True"
+            )
         if self.gcn_widths[-1] != 2:
             raise ValueError(
                 "model.graph.gcn_widths: the last block outputs coordinates; set the last width to 2"

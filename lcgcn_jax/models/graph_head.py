@@ -77,7 +77,11 @@ class GraphHead(nnx.Module):
             PatchRefiner(num_landmarks, feature_channels, rngs=rngs)
             for _ in range(config.refinements)
         )
-        self.shape_refiner = ShapeRefiner(num_landmarks) if config.shape_refiner else None
+        self.shape_refiner = (
+            ShapeRefiner(num_landmarks, pose_terms=config.pose_terms)
+            if config.shape_refiner
+            else None
+        )
 
     def select_features(
         self,

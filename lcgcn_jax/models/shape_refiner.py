@@ -9,6 +9,10 @@ from jaxtyping import Array, Float
 Positions = Float[Array, "b k 2"]
 
 
+MAX_YAW = 2.0
+"""Bound of the yaw in `ShapeRefiner`, in standard deviations over the training faces."""
+
+
 class ShapeRefiner(nnx.Module):
     """Linear shape refinement: corrects each landmark from the deviations of all others.
 
@@ -16,24 +20,41 @@ class ShapeRefiner(nnx.Module):
     the face, weighted by the squared confidences. M_ij is a 2 x 2 matrix per pair, which allows
     negative weights and weights across axes. `gcn.OffsetVoting` has one non-negative weight per pair.
 
+    With `pose_terms`, M and b depend on the yaw of the face: `M + s M' + |s| M''`. s is the projection of the
+    deviations to the direction in which they vary with the yaw, with a standard deviation of 1 over the
+    training faces, clipped to [-2, 2]. Profiles need other corrections than frontal faces.
+
     Initially the identity. `training.fit_shape_refiner` fits M and b in closed form, because face shapes vary
     mostly in few directions and gradient descent is slow in the others.
 
     `mean_shape` is set as in `gcn.OffsetVoting`.
     """
 
-    def __init__(self, num_landmarks: int):
+    def __init__(self, num_landmarks: int, *, pose_terms: bool = False):
         k = num_landmarks
+        self.pose_terms = pose_terms
         self.mean_shape = nnx.BatchStat(jnp.zeros((k, 2), jnp.float32))
         self.transforms = nnx.Param(jnp.zeros((k, k, 2, 2), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((k, 2), jnp.float32))
+        if pose_terms:
+            self.yaw_direction = nnx.BatchStat(jnp.zeros((k, 2), jnp.float32))
+            self.yaw_transforms = nnx.Param(jnp.zeros((2, k, k, 2, 2), jnp.float32))
+            self.yaw_bias = nnx.Param(jnp.zeros((2, k, 2), jnp.float32))
 
     def __call__(self, positions: Positions, confidence: Float[Array, "b k"]) -> Positions:
         transform, canonical = self.to_canonical(positions, confidence)
-        correction = jnp.einsum(
-            "ijde,bje->bid", self.transforms[...], canonical - self.mean_shape[...][None]
-        )
+        deviations = canonical - self.mean_shape[...][None]
+        correction = jnp.einsum("ijde,bje->bid", self.transforms[...], deviations)
         correction = correction + self.bias[...][None]
+        if self.pose_terms:
+            yaw = jnp.einsum("jd,bjd->b", self.yaw_direction[...], deviations)
+            yaw = jnp.clip(yaw, -MAX_YAW, MAX_YAW)
+            factors = jnp.stack([yaw, jnp.abs(yaw)], axis=-1)
+            scaled = jnp.einsum("bt,bje->btje", factors, deviations)
+            correction = correction + jnp.einsum(
+                "tijde,btje->bid", self.yaw_transforms[...], scaled
+            )
+            correction = correction + jnp.einsum("bt,tid->bid", factors, self.yaw_bias[...])
         return positions + jnp.einsum("bxd,bid->bix", transform, correction)
 
     def to_canonical(

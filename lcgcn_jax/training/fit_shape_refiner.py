@@ -2,26 +2,30 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.data.augment import AugmentConfig
-from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
+from lcgcn_jax.data.dataset import FaceDataset, open_datasets
 from lcgcn_jax.data.pipeline import view_batches
 from lcgcn_jax.errors import InputError, one_line, require_absent
 from lcgcn_jax.evaluation.mean_face import mean_shape
+from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle, save_bundle
 from lcgcn_jax.models.graph_head import GraphHead
 from lcgcn_jax.models.lcgcn import normalize_images
-from lcgcn_jax.models.shape_refiner import ShapeRefiner
+from lcgcn_jax.models.shape_refiner import MAX_YAW, ShapeRefiner
+from lcgcn_jax.tables import count_of
 from lcgcn_jax.training.run_lock import read_run_config
 
 _REFINER = "graph.shape_refiner."
@@ -31,12 +35,14 @@ _MIN_ERROR = 0.005  # in mean radii of the face; bounds the weights
 
 def fit_shape_refiner(
     bundle: Bundle,
-    dataset: FaceDataset,
+    datasets: Sequence[FaceDataset],
     split: str,
     *,
+    weights: Sequence[float] = (),
     augment: AugmentConfig,
     views: int,
     ridge: float,
+    pose_terms: bool = False,
     batch_size: int = 16,
 ) -> Bundle:
     """Add a linear shape refinement after the last stage of a model's graph.
@@ -46,113 +52,172 @@ def fit_shape_refiner(
 
     Args:
       bundle: a model with the `lcgcn` graph; an existing shape refinement is replaced.
-      dataset: the data that it was trained on.
+      datasets: the data that it was trained on. The mean shape is that of the first.
+      weights: weight of a face of each dataset; empty: 1.
       augment: augmentation of its training.
       ridge: weight of the penalty.
+      pose_terms: also fit terms that depend on the yaw of the face.
 
     Returns:
       The model with the refinement, without its calibration, which no longer applies.
 
     Raises:
-      InputError: the model has another graph, or the split does not exist.
+      InputError: the model has another graph, the split does not exist, or there is not one weight for each
+        dataset.
     """
     if (bundle.model["graph"] or {}).get("name") != "lcgcn":
         raise InputError("the shape refinement needs a model with the graph 'lcgcn'")
-    bundle = _with_identity_refiner(bundle, mean_shape(dataset, split))
+    weights = weights or [1.0] * len(datasets)
+    if len(weights) != len(datasets):
+        raise InputError(
+            f"--weight: {count_of(len(weights), 'weight')} for {count_of(len(datasets), 'dataset')}"
+        )
+    bundle = _with_identity_refiner(bundle, mean_shape(datasets[0], split), pose_terms=pose_terms)
     functional = bundle.create()
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def canonical(images, truth):
-        """Landmarks and their errors in the canonical frame of each face."""
+        """Deviations from the mean shape, and errors, in the canonical frame of each face."""
         model = functional.merge()
         assert isinstance(model.graph, GraphHead)
-        assert model.graph.shape_refiner is not None
+        refiner = model.graph.shape_refiner
+        assert refiner is not None
         output = model(normalize_images(images))
         size = images.shape[2]
-        transform, landmarks = model.graph.shape_refiner.to_canonical(
+        transform, landmarks = refiner.to_canonical(
             (output.landmarks + 0.5) / size, jnp.asarray(output.confidence)
         )
         square = (transform[:, :, 0] ** 2).sum(axis=-1)[:, None, None]
         errors = (truth - output.landmarks) / size
-        return landmarks, jnp.einsum("bxd,bix->bid", transform, errors) / square
+        errors = jnp.einsum("bxd,bix->bid", transform, errors) / square
+        return landmarks - refiner.mean_shape[...][None], errors
 
     rows = []
-    batches = view_batches(
-        dataset,
-        split,
-        image_size=bundle.image_size,
-        batch_size=batch_size,
-        augment=augment,
-        views=views,
-    )
-    for batch in tqdm(batches, desc="views", unit="batch"):
-        landmarks, errors = canonical(batch["image"], batch["landmarks"])
-        columns = (np.asarray(landmarks), np.asarray(errors), batch["visible"])
-        rows.append([column[batch["mask"]] for column in columns])
-    landmarks, errors, visible = (np.concatenate(column) for column in zip(*rows, strict=True))
-    transforms, bias = solve(
-        landmarks.astype(np.float64) - bundle.weights[f"{_REFINER}mean_shape"][None],
-        errors.astype(np.float64),
-        visible,
-        ridge=ridge,
-    )
-    fitted = {f"{_REFINER}transforms": transforms, f"{_REFINER}bias": bias}
-    fitted = {name: value.astype(np.float32) for name, value in fitted.items()}
+    for dataset, weight in zip(datasets, weights, strict=True):
+        batches = view_batches(
+            dataset,
+            split,
+            image_size=bundle.image_size,
+            batch_size=batch_size,
+            augment=augment,
+            views=views,
+        )
+        for batch in tqdm(batches, desc="views", unit="batch"):
+            deviations, errors = canonical(batch["image"], batch["landmarks"])
+            columns = (deviations, errors, batch["visible"], np.full(batch_size, weight))
+            rows.append([np.asarray(column)[batch["mask"]] for column in columns])
+    deviations, errors, visible, face_weights = map(np.concatenate, zip(*rows, strict=True))
+    deviations = deviations.astype(np.float64)
+    direction = yaw_direction(deviations, face_weights, bundle.scheme) if pose_terms else None
+    inputs = regression_inputs(deviations, direction)
+    solution = solve(inputs, errors.astype(np.float64), visible, face_weights, ridge=ridge)
+    transforms, bias = unpack(solution)
+    fitted = {"transforms": transforms[0], "bias": bias[0]}
+    if direction is not None:
+        fitted |= {"yaw_direction": direction}
+        fitted |= {"yaw_transforms": transforms[1:], "yaw_bias": bias[1:]}
+    fitted = {f"{_REFINER}{name}": value.astype(np.float32) for name, value in fitted.items()}
     return dataclasses.replace(bundle, weights=dict(bundle.weights) | fitted)
 
 
+def yaw_direction(
+    deviations: Float[np.ndarray, "n k 2"], weights: Float[np.ndarray, "n"], scheme: LandmarkScheme
+) -> Float[np.ndarray, "k 2"]:
+    """Direction in which shapes vary with the yaw: the first principal component of their odd part.
+
+    The odd part of a shape changes its sign if the face is mirrored. Its projection to this direction has a
+    standard deviation of 1.
+    """
+    mirrored = deviations[:, np.array(scheme.mirror)] * [-1, 1]
+    odd = ((deviations - mirrored) / 2).reshape(len(deviations), -1)
+    values, vectors = np.linalg.eigh((odd * weights[:, None]).T @ odd / weights.sum())
+    return (vectors[:, -1] / np.sqrt(values[-1])).reshape(-1, 2)
+
+
+def regression_inputs(
+    deviations: Float[np.ndarray, "n k 2"], direction: Float[np.ndarray, "k 2"] | None = None
+) -> Float[np.ndarray, "n m"]:
+    """Inputs of `solve`: deviations and 1, and with a yaw direction, these times the yaw and its amount."""
+    n = len(deviations)
+    one = np.concatenate([deviations.reshape(n, -1), np.ones((n, 1))], axis=1)
+    if direction is None:
+        return one
+    yaw = np.clip((deviations * direction).sum(axis=(1, 2)), -MAX_YAW, MAX_YAW)[:, None]
+    return np.concatenate([one, one * yaw, one * np.abs(yaw)], axis=1)
+
+
 def solve(
-    deviations: Float[np.ndarray, "n k 2"],
+    inputs: Float[np.ndarray, "n m"],
     errors: Float[np.ndarray, "n k 2"],
     visible: Bool[np.ndarray, "n k"],
+    weights: Float[np.ndarray, "n"],
     *,
     ridge: float,
-) -> tuple[Float[np.ndarray, "k k 2 2"], Float[np.ndarray, "k 2"]]:
-    """Fit matrices M and offsets b of `ShapeRefiner`: `errors_i ~ b_i + sum_j M_ij deviations_j`.
+) -> Float[np.ndarray, "k m 2"]:
+    """Fit `errors_i ~ inputs @ solution_i`, without a penalty on the constant `inputs[:, 2 * k]`.
 
     Args:
-      deviations: landmarks minus the mean shape, in the canonical frame.
       errors: true minus predicted landmarks, in the canonical frame.
+      weights: weight of each face.
     """
-    n, k, _ = deviations.shape
-    inputs = np.concatenate([deviations.reshape(n, -1), np.ones((n, 1))], axis=1)
-    penalty = ridge * np.eye(2 * k + 1)
-    penalty[-1, -1] = 0  # no penalty on the offset
-    transforms, bias = np.zeros((k, k, 2, 2)), np.zeros((k, 2))
+    k, m = errors.shape[1], inputs.shape[1]
+    penalty = ridge * np.eye(m)
+    penalty[2 * k, 2 * k] = 0
+    solutions = np.zeros((k, m, 2))
     for i in range(k):
-        x, y = inputs[visible[:, i]], errors[visible[:, i], i]
-        solution = np.zeros((2 * k + 1, 2))
+        x, y, face_weights = inputs[visible[:, i]], errors[visible[:, i], i], weights[visible[:, i]]
         for _ in range(_NUM_REWEIGHTINGS):
-            distance = np.linalg.norm(y - x @ solution, axis=1)
-            weights = np.median(distance) / np.maximum(distance, _MIN_ERROR)
-            weighted = x * weights[:, None]
-            solution = np.linalg.lstsq(weighted.T @ x + penalty, weighted.T @ y, rcond=None)[0]
-        transforms[i] = solution[:-1].reshape(k, 2, 2).swapaxes(1, 2)
-        bias[i] = solution[-1]
-    return transforms, bias
+            distance = np.linalg.norm(y - x @ solutions[i], axis=1)
+            factors = face_weights * np.median(distance) / np.maximum(distance, _MIN_ERROR)
+            weighted = x * factors[:, None]
+            solutions[i] = np.linalg.lstsq(weighted.T @ x + penalty, weighted.T @ y, rcond=None)[0]
+    return solutions
 
 
-def _with_identity_refiner(bundle: Bundle, shape: Float[np.ndarray, "k 2"]) -> Bundle:
-    k = bundle.scheme.num_landmarks
-    identity = ShapeRefiner(k)
-    refiner = {
-        f"{_REFINER}mean_shape": shape.astype(np.float32),
-        f"{_REFINER}transforms": np.asarray(identity.transforms[...]),
-        f"{_REFINER}bias": np.asarray(identity.bias[...]),
-    }
-    graph = {**bundle.model["graph"], "shape_refiner": True}
+def unpack(
+    solution: Float[np.ndarray, "k m 2"],
+) -> tuple[Float[np.ndarray, "t k k 2 2"], Float[np.ndarray, "t k 2"]]:
+    """Matrices M and offsets b of `ShapeRefiner` for each factor of `regression_inputs`."""
+    k = len(solution)
+    terms = solution.reshape(k, -1, 2 * k + 1, 2).swapaxes(0, 1)
+    transforms = terms[:, :, :-1].reshape(-1, k, k, 2, 2).swapaxes(-1, -2)
+    return transforms, terms[:, :, -1]
+
+
+def _with_identity_refiner(
+    bundle: Bundle, shape: Float[np.ndarray, "k 2"], *, pose_terms: bool
+) -> Bundle:
+    refiner = ShapeRefiner(bundle.scheme.num_landmarks, pose_terms=pose_terms)
+    refiner.mean_shape.set_value(jnp.asarray(shape, jnp.float32))
+    state = nnx.to_flat_state(nnx.state(refiner))
+    others = {k: v for k, v in bundle.weights.items() if not k.startswith(_REFINER)}
+    identity = {_REFINER + ".".join(map(str, path)): np.asarray(v[...]) for path, v in state}
+    graph = {**bundle.model["graph"], "shape_refiner": True, "pose_terms": pose_terms}
     return dataclasses.replace(
         bundle,
         model={**bundle.model, "graph": graph},
-        weights=dict(bundle.weights) | refiner,
+        weights=others | identity,
         calibration=None,
     )
 
 
 def refine_run(
-    workdir: Path, data: Path, split: str, out: Path, *, views: int, ridge: float
+    workdir: Path,
+    data: Sequence[Path],
+    split: str,
+    out: Path,
+    *,
+    offsets: Sequence[Sequence[str]] = (),
+    weights: Sequence[float] = (),
+    views: int,
+    ridge: float,
+    pose_terms: bool = False,
 ) -> None:
     """Fit a shape refiner to the best model of a run, with its augmentation; writes a new bundle.
+
+    Args:
+      offsets: dataset folders with files of annotation offsets, which are removed.
+      weights: as in `fit_shape_refiner`, like the other options.
 
     Raises:
       InputError: the run or the data cannot be used, or the folder exists or cannot be written.
@@ -168,9 +233,17 @@ def refine_run(
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{workdir}: not a training run: {one_line(error)}") from error
     bundle = load_bundle(workdir)
-    dataset = open_dataset(data)
-    require_scheme(dataset, bundle.scheme)
-    refined = fit_shape_refiner(bundle, dataset, split, augment=augment, views=views, ridge=ridge)
+    datasets = open_datasets(data, bundle.scheme, offsets)
+    refined = fit_shape_refiner(
+        bundle,
+        datasets,
+        split,
+        weights=weights,
+        augment=augment,
+        views=views,
+        ridge=ridge,
+        pose_terms=pose_terms,
+    )
     card = (find_bundle(workdir) / CARD).read_text(encoding="utf-8")
     views_text = f"{views} views of the faces of the split {split}"
     card += f"\nWith a linear shape refinement, fitted to {views_text}.\n"

@@ -144,16 +144,18 @@ def test_offset_votes_do_not_change_the_mean_shape():
     np.testing.assert_allclose(offset_voting(*arguments), positions, atol=1e-5)
 
 
-def test_shape_refiner_matches_the_equation():
-    refiner = ShapeRefiner(K)
-    mean, bias = RNG.normal(size=(2, K, 2))
-    transforms = RNG.normal(size=(K, K, 2, 2))
-    for variable, value in (
-        (refiner.mean_shape, mean),
-        (refiner.transforms, transforms),
-        (refiner.bias, bias),
-    ):
-        variable.set_value(jnp.asarray(value, jnp.float32))
+@pytest.mark.parametrize("pose_terms", [False, True])
+def test_shape_refiner_matches_the_equation(pose_terms):
+    refiner = ShapeRefiner(K, pose_terms=pose_terms)
+    mean, direction = RNG.normal(size=(2, K, 2))
+    transforms, bias = RNG.normal(size=(3, K, K, 2, 2)), RNG.normal(size=(3, K, 2))
+    values = {"mean_shape": mean, "transforms": transforms[0], "bias": bias[0]}
+    if pose_terms:
+        values |= {
+            "yaw_direction": direction, "yaw_transforms": transforms[1:], "yaw_bias": bias[1:]
+        }  # fmt: skip
+    for name, value in values.items():
+        getattr(refiner, name).set_value(jnp.asarray(value, jnp.float32))
     confidence = RNG.uniform(0.1, 1, size=(B, K))
     arguments = [jnp.asarray(x, jnp.float32) for x in (POSITIONS, confidence)]
     expected = np.array(POSITIONS, np.float64)
@@ -161,17 +163,19 @@ def test_shape_refiner_matches_the_equation():
     for image, transform in enumerate(np.asarray(fitted, np.float64)):
         weights = confidence[image] ** 2 / (confidence[image] ** 2).sum()
         translation = weights @ POSITIONS[image] - transform @ (weights @ mean)
-        for i in range(K):
-            correction = bias[i].copy()
-            for j in range(K):
-                canonical = np.linalg.solve(transform, POSITIONS[image, j] - translation)
-                correction += transforms[i, j] @ (canonical - mean[j])
-            expected[image, i] += transform @ correction
+        canonical = np.linalg.solve(transform, (POSITIONS[image] - translation).T).T
+        yaw = np.clip((direction * (canonical - mean)).sum(), -2, 2)
+        factors = (1, yaw, abs(yaw)) if pose_terms else (1,)
+        for factor, m, b in zip(factors, transforms, bias, strict=False):
+            for i in range(K):
+                correction = b[i] + sum(m[i, j] @ (canonical[j] - mean[j]) for j in range(K))
+                expected[image, i] += factor * transform @ correction
     np.testing.assert_allclose(refiner(*arguments), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_initial_shape_refiner_is_the_identity():
-    refiner = ShapeRefiner(K)
+@pytest.mark.parametrize("pose_terms", [False, True])
+def test_initial_shape_refiner_is_the_identity(pose_terms):
+    refiner = ShapeRefiner(K, pose_terms=pose_terms)
     refiner.mean_shape.set_value(jnp.asarray(RNG.normal(size=(K, 2)), jnp.float32))
     positions, confidence = jnp.asarray(POSITIONS, jnp.float32), jnp.ones((B, K), jnp.float32)
     np.testing.assert_array_equal(refiner(positions, confidence), positions)

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from augmentations import NO_AUGMENTATION
@@ -8,29 +10,60 @@ from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.face_errors import split_errors
 from lcgcn_jax.inference.model import LandmarkModel
-from lcgcn_jax.landmarks import WFLW98
+from lcgcn_jax.landmarks import IBUG68, WFLW98
 from lcgcn_jax.models.bundles import load_bundle
-from lcgcn_jax.training.fit_shape_refiner import fit_shape_refiner, solve
+from lcgcn_jax.training.fit_shape_refiner import (
+    fit_shape_refiner,
+    regression_inputs,
+    solve,
+    unpack,
+    yaw_direction,
+)
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 
 
-def test_solve_recovers_a_linear_map():
-    n, k = 400, 4
-    transforms, bias = RNG.normal(size=(k, k, 2, 2)), RNG.normal(size=(k, 2))
-    deviations = RNG.normal(size=(n, k, 2))
-    errors = np.einsum("ijde,nje->nid", transforms, deviations) + bias
+@pytest.mark.parametrize("has_yaw", [False, True])
+def test_solve_recovers_the_matrices(has_yaw):
+    n, k = 1200, 4
+    num_terms = 3 if has_yaw else 1
+    transforms, bias = RNG.normal(size=(num_terms, k, k, 2, 2)), RNG.normal(size=(num_terms, k, 2))
+    deviations, direction = RNG.normal(size=(n, k, 2)), RNG.normal(size=(k, 2)) / np.sqrt(2 * k)
+    yaw = np.clip(np.einsum("kd,nkd->n", direction, deviations), -2, 2)
+    factors = np.stack([np.ones(n), yaw, np.abs(yaw)], axis=1)[:, :num_terms]
+    errors = np.einsum("nt,tijde,nje->nid", factors, transforms, deviations)
+    errors += np.einsum("nt,tid->nid", factors, bias)
     errors[:20] += 50  # outliers, which an L1 regression ignores
-    visible = np.ones((n, k), bool)
+    visible, weights = np.ones((n, k), bool), np.ones(n)
     visible[20:40, 1] = False
     errors[20:40, 1] = 1e6
-    solution = solve(deviations, errors, visible, ridge=1e-6)
+    weights[40:60] = 0
+    errors[40:60] = -1e6
+    inputs = regression_inputs(deviations, direction if has_yaw else None)
+    solution = unpack(solve(inputs, errors, visible, weights, ridge=1e-6))
     np.testing.assert_allclose(solution[0], transforms, atol=0.05)
-    np.testing.assert_allclose(solution[1], bias, atol=0.05)
-    shrunk, _ = solve(deviations, errors, visible, ridge=1e6)
+    np.testing.assert_allclose(solution[1], bias, atol=0.1)
+    shrunk, _ = unpack(solve(inputs, errors, visible, weights, ridge=1e6))
     assert np.abs(shrunk).max() < 0.1
+
+
+def test_yaw_direction_is_that_of_odd_variations():
+    """Shapes with a symmetric variation, which is larger, and one that changes its sign in a mirror."""
+    n, mirror = 500, np.array(IBUG68.mirror)
+    patterns = RNG.normal(size=(2, 68, 2))
+    mirrored = patterns[:, mirror] * [-1, 1]
+    even, odd = patterns[0] + mirrored[0], patterns[1] - mirrored[1]
+    yaw, other = RNG.normal(size=(2, n))
+    deviations = 0.1 * yaw[:, None, None] * odd + other[:, None, None] * even
+    direction = yaw_direction(deviations, np.ones(n), IBUG68)
+    projection = np.einsum("kd,nkd->n", direction, deviations)
+    assert projection.std() == pytest.approx(1, rel=0.05)
+    assert abs(np.corrcoef(projection, yaw)[0, 1]) > 0.999
+    np.testing.assert_allclose(
+        direction[mirror] * [-1, 1], -direction, atol=1e-8 * np.abs(direction).max() + 1e-9
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +78,9 @@ def run(make_tiny_config, tmp_path_factory):
 @pytest.mark.slow
 def test_shape_refinement_lowers_the_training_error(run, synthetic98):
     dataset, before = open_dataset(synthetic98), load_bundle(run)
-    after = fit_shape_refiner(before, dataset, "train", augment=NO_AUGMENTATION, views=1, ridge=1.0)
+    after = fit_shape_refiner(
+        before, [dataset], "train", augment=NO_AUGMENTATION, views=1, ridge=1.0
+    )
     means = [
         split_errors(
             LandmarkModel(bundle).predict_crops, dataset, "train", image_size=32, batch_size=8
@@ -59,14 +94,26 @@ def test_shape_refinement_lowers_the_training_error(run, synthetic98):
 @pytest.mark.slow
 def test_command_writes_a_bundle(run, synthetic98, tmp_path, capsys):
     out = tmp_path / "with_refiner"
+    copy = shutil.copytree(synthetic98, tmp_path / "copy")
     command = ["fit-shape", "--workdir", str(run), "--data", str(synthetic98), "--out", str(out)]
-    assert main([*command, "--views", "1"]) == 0
+    command += ["--views", "1", "--weight", "1"]
+    assert main([*command, "--data", str(copy)]) == 2
+    assert "--weight: 1 weight for 2 datasets" in capsys.readouterr().err
+    assert main([*command, "--pose-terms", "--data", str(copy), "--weight", "0.5"]) == 0
     before, after = load_bundle(run), load_bundle(out)
     assert after.model["graph"]["shape_refiner"]
     for name, value in before.weights.items():
         np.testing.assert_array_equal(after.weights[name], value)
     assert after.weights.keys() - before.weights.keys() == {
-        f"graph.shape_refiner.{name}" for name in ("mean_shape", "transforms", "bias")
+        f"graph.shape_refiner.{name}"
+        for name in (
+            "mean_shape",
+            "transforms",
+            "bias",
+            "yaw_direction",
+            "yaw_transforms",
+            "yaw_bias",
+        )
     }
     assert main(command) == 2
     assert "already exists" in capsys.readouterr().err
@@ -77,7 +124,7 @@ def test_model_without_the_graph_is_rejected(random_bundle, tiny_config, synthet
     with pytest.raises(InputError, match="'lcgcn'"):
         fit_shape_refiner(
             bundle,
-            open_dataset(synthetic98),
+            [open_dataset(synthetic98)],
             "train",
             augment=AugmentConfig(),
             views=1,

@@ -13,23 +13,13 @@ Example: lcgcn research calibrate --model runs/small --data data/w300
 import argparse
 
 from lcgcn_jax.cache import use_compilation_cache
-from lcgcn_jax.commands.options import add, add_flag
+from lcgcn_jax.commands.options import add, add_datasets, add_flag
 from lcgcn_jax.evaluation.calibrate_bundle import calibrate_bundle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--model", "--batch-size")
-    text = "dataset folder; repeat it for several datasets"
-    add(parser, "--data", action="append", help=text)
-    parser.add_argument(
-        "--offsets",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("DIR", "FILE"),
-        help="remove the annotation offsets in FILE ('lcgcn research fit-offsets') from the faces "
-        "of --data DIR",
-    )
+    add_datasets(parser)
     add(parser, "--split", default="validation", help="split to fit on")
     text = "folder for a calibrated copy (default: change the model itself)"
     add(parser, "--out", required=False, help=text)

@@ -32,7 +32,7 @@ def main() -> None:
         if face.predicted_error is not None:
             print(f"  mean predicted error {face.predicted_error.mean():.1f} px")
     Image.fromarray(lc.draw(args.image, faces)).save(args.overlay)
-    print(f"{args.overlay}: {len(faces)} face(s)")
+    print(f"{args.overlay}: number of faces: {len(faces)}")
 
 
 if __name__ == "__main__":

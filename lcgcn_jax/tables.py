@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 
 def count_of(number: int, noun: str) -> str:
-    """Number with a noun, such as `1 face`, `1,200 faces` and `2 boxes`."""
-    ending = "" if number == 1 else "es" if noun.endswith("x") else "s"
+    """Number with a regular noun, such as `1 face`, `1,200 faces` and `2 boxes`."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
     return f"{number:,} {noun}{ending}"
 
 

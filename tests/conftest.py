@@ -187,11 +187,12 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="module")
 def full_optimization():
     """Compiles as users do, here and in the processes that tests start."""
+    before = jax.config.read("jax_disable_most_optimizations")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
         jax.config.update("jax_disable_most_optimizations", False)
         yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

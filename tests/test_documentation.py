@@ -201,7 +201,7 @@ def test_video_example(run_example, folder, capsys):
         writer.write(image)
     writer.release()
     run_example("predict_video.py", "clip.mp4", "annotated.mp4")
-    assert capsys.readouterr().out.count("faces [") == 9
+    assert capsys.readouterr().out.count(": faces [0]\n") == 9
     assert cv2.VideoCapture("annotated.mp4").get(cv2.CAP_PROP_FRAME_COUNT) == 9
 
 

@@ -1,4 +1,4 @@
-"""Small form of every config: tracing, and a step with validation and logging."""
+"""Small form of every config: tracing; for each kind of graph, a step with validation and logging."""
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +47,7 @@ def test_small_config_is_traced_with_a_toy_heatmap_model(toy, small_config, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["w300_dag", "w300_lcgcn_best", "wflw_hrnet18"]
-)  # every graph once
+@pytest.mark.parametrize("name", ["w300_dag", "w300_lcgcn", "wflw_lcgcn_best", "wflw_hrnet18"])
 def test_small_config_takes_a_step(toy, small_config, tmp_path, name):
     config = small_config(name)
     config.unlock().model.heatmap = {"name": "toy"}  # HRNet compiles for most of a minute

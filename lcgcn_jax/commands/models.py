@@ -13,7 +13,8 @@ from lcgcn_jax.interop.hub import card_metrics
 from lcgcn_jax.models.bundles import CARD, SHIPPED, WEIGHTS, load_bundle, shipped_bundles
 from lcgcn_jax.tables import format_table
 
-HEADER = ("name", "landmarks", "input", "parameters", "size", "NME", "AUROC of visibility", "CPU")
+_HEADER = ("name", "landmarks", "input", "parameters", "size", "NME", "AUROC of visibility", "CPU")
+_METRICS = {"nme": "{:.2f} %", "roc_auc": "{:.3f}", "ms_per_face": "{:.1f} ms per face"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         print((SHIPPED / args.card / CARD).read_text(encoding="utf-8"), end="")
         return 0
     warn_if_gpu_is_unused()
-    rows: list[tuple[str, ...]] = [HEADER]
+    rows: list[tuple[str, ...]] = [_HEADER]
     for name in shipped_bundles():
         bundle = load_bundle(name)
         metrics = card_metrics((SHIPPED / name / CARD).read_text(encoding="utf-8"))
@@ -36,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{bundle.image_size} px",
                 f"{sum(weight.size for weight in bundle.weights.values()) / 1e6:.1f} M",
                 f"{(SHIPPED / name / WEIGHTS).stat().st_size / 1e6:.1f} MB",
-                f"{metrics['nme']:.2f} %",
-                f"{metrics['roc_auc']:.3f}",
-                f"{metrics['ms_per_face']:.1f} ms per face",
+                *(text.format(metrics[k]) if k in metrics else "-" for k, text in _METRICS.items()),
             )
         )
     print(format_table(rows))

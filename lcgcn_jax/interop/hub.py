@@ -115,9 +115,9 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
 def card_metrics(card: str) -> dict[str, float]:
     """First value of each type of metric, such as `nme`, in the metadata of a model card."""
     values: dict[str, float] = {}
-    for model in split_card(card)[0].get("model-index", []):
-        for result in model["results"]:
-            for metric in result["metrics"]:
+    for model in split_card(card)[0].get("model-index") or []:
+        for result in model.get("results") or []:
+            for metric in result.get("metrics") or []:
                 values.setdefault(metric["type"], metric["value"])
     return values
 

@@ -94,7 +94,8 @@ class GraphConfig:
       gcn_widths: node width after each block; the last is 2.
       refinements: number of patch refinement stages after the graph (`patch_refiner.PatchRefiner`).
       shape_refiner: whether a linear shape refinement is the last stage (`shape_refiner.ShapeRefiner`).
-      pose_terms: whether the shape refinement depends on the yaw of the face.
+      pose_terms: whether the shape refinement also has terms that depend on the yaw of the face. They stay
+        0 until `lcgcn research fit-shape --pose-terms` fits them.
     """
 
     connectivity: Connectivity = "learned_per_image"
@@ -147,11 +148,9 @@ class GraphConfig:
                 "model.graph.authors_conventions: needs absolute coordinates, because input and output "
                 "coordinates are defined differently; set model.graph.output to 'absolute'"
             )
-
         if self.pose_terms and not self.shape_refiner:
             raise ValueError(
-                "model.graph.pose_terms: they belong to the shape refinement; set model.graph.shape_refiner "
-                "to True"
+                "model.graph.pose_terms: needs the shape refinement; set model.graph.shape_refiner to True"
             )
         if self.gcn_widths[-1] != 2:
             raise ValueError(

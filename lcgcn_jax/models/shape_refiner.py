@@ -10,7 +10,7 @@ Positions = Float[Array, "b k 2"]
 
 
 MAX_YAW = 2.0
-"""Bound of the yaw in `ShapeRefiner`, in standard deviations over the training faces."""
+"""Bound of the yaw in `ShapeRefiner`, relative to its root mean square over the training faces."""
 
 
 class ShapeRefiner(nnx.Module):
@@ -21,8 +21,9 @@ class ShapeRefiner(nnx.Module):
     negative weights and weights across axes. `gcn.OffsetVoting` has one non-negative weight per pair.
 
     With `pose_terms`, M and b depend on the yaw of the face: `M + s M' + |s| M''`. s is the projection of the
-    deviations to the direction in which they vary with the yaw, with a standard deviation of 1 over the
-    training faces, clipped to [-2, 2]. Profiles need other corrections than frontal faces.
+    deviations to the direction in which they vary with the yaw, with a root mean square of 1 over the
+    training faces, clipped to [-2, 2]. Profiles need other corrections than frontal faces. The direction is 0
+    until it is fitted.
 
     Initially the identity. `training.fit_shape_refiner` fits M and b in closed form, because face shapes vary
     mostly in few directions and gradient descent is slow in the others.

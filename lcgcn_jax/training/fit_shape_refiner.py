@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
+from scipy import linalg
 from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import writing
@@ -30,7 +31,7 @@ from lcgcn_jax.training.run_lock import read_run_config
 
 _REFINER = "graph.shape_refiner."
 _NUM_REWEIGHTINGS = 5
-_MIN_ERROR = 0.005  # in mean radii of the face; bounds the weights
+_MIN_ERROR = 0.005  # in mean radii of the face; bounds the factors of the reweighting
 
 
 def fit_shape_refiner(
@@ -53,7 +54,7 @@ def fit_shape_refiner(
     Args:
       bundle: a model with the `lcgcn` graph; an existing shape refinement is replaced.
       datasets: the data that it was trained on. The mean shape is that of the first.
-      weights: weight of a face of each dataset; empty: 1.
+      weights: weight of each view of a face, for each dataset; empty: 1.
       augment: augmentation of its training.
       ridge: weight of the penalty.
       pose_terms: also fit terms that depend on the yaw of the face.
@@ -70,14 +71,46 @@ def fit_shape_refiner(
     weights = weights or [1.0] * len(datasets)
     if len(weights) != len(datasets):
         raise InputError(
-            f"--weight: {count_of(len(weights), 'weight')} for {count_of(len(datasets), 'dataset')}"
+            f"--weight: {count_of(len(weights), 'weight')} for {count_of(len(datasets), 'dataset')}; "
+            "give --weight once for each --data, or not at all"
         )
     bundle = _with_identity_refiner(bundle, mean_shape(datasets[0], split), pose_terms=pose_terms)
+    canonical_errors, rows, face_weights = _canonical_errors(bundle), [], []
+    for dataset, weight in zip(datasets, weights, strict=True):
+        batches = view_batches(
+            dataset,
+            split,
+            image_size=bundle.image_size,
+            batch_size=batch_size,
+            augment=augment,
+            views=views,
+        )
+        for batch in tqdm(batches, desc="views", unit="batch"):
+            columns = *canonical_errors(batch["image"], batch["landmarks"]), batch["visible"]
+            rows.append([np.asarray(column)[batch["mask"]] for column in columns])
+            face_weights += [float(weight)] * len(rows[-1][0])
+    deviations, errors, visible = map(np.concatenate, zip(*rows, strict=True))
+    deviations, errors, face_weights = (
+        np.asarray(values, np.float64) for values in (deviations, errors, face_weights)
+    )
+    direction = yaw_direction(deviations, face_weights, bundle.scheme) if pose_terms else None
+    inputs = regression_inputs(deviations, direction)
+    solution = solve(inputs, errors, visible, face_weights, ridge=ridge)
+    transforms, bias = unpack(solution)
+    fitted = {"transforms": transforms[0], "bias": bias[0]}
+    if direction is not None:
+        fitted |= {"yaw_direction": direction}
+        fitted |= {"yaw_transforms": transforms[1:], "yaw_bias": bias[1:]}
+    fitted = {f"{_REFINER}{name}": value.astype(np.float32) for name, value in fitted.items()}
+    return dataclasses.replace(bundle, weights=dict(bundle.weights) | fitted)
+
+
+def _canonical_errors(bundle: Bundle) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Function from crops and true landmarks to deviations and errors in the canonical frame of each face."""
     functional = bundle.create()
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
-    def canonical(images, truth):
-        """Deviations from the mean shape, and errors, in the canonical frame of each face."""
+    def canonical_errors(images, truth):
         model = functional.merge()
         assert isinstance(model.graph, GraphHead)
         refiner = model.graph.shape_refiner
@@ -92,32 +125,7 @@ def fit_shape_refiner(
         errors = jnp.einsum("bxd,bix->bid", transform, errors) / square
         return landmarks - refiner.mean_shape[...][None], errors
 
-    rows = []
-    for dataset, weight in zip(datasets, weights, strict=True):
-        batches = view_batches(
-            dataset,
-            split,
-            image_size=bundle.image_size,
-            batch_size=batch_size,
-            augment=augment,
-            views=views,
-        )
-        for batch in tqdm(batches, desc="views", unit="batch"):
-            deviations, errors = canonical(batch["image"], batch["landmarks"])
-            columns = (deviations, errors, batch["visible"], np.full(batch_size, weight))
-            rows.append([np.asarray(column)[batch["mask"]] for column in columns])
-    deviations, errors, visible, face_weights = map(np.concatenate, zip(*rows, strict=True))
-    deviations = deviations.astype(np.float64)
-    direction = yaw_direction(deviations, face_weights, bundle.scheme) if pose_terms else None
-    inputs = regression_inputs(deviations, direction)
-    solution = solve(inputs, errors.astype(np.float64), visible, face_weights, ridge=ridge)
-    transforms, bias = unpack(solution)
-    fitted = {"transforms": transforms[0], "bias": bias[0]}
-    if direction is not None:
-        fitted |= {"yaw_direction": direction}
-        fitted |= {"yaw_transforms": transforms[1:], "yaw_bias": bias[1:]}
-    fitted = {f"{_REFINER}{name}": value.astype(np.float32) for name, value in fitted.items()}
-    return dataclasses.replace(bundle, weights=dict(bundle.weights) | fitted)
+    return canonical_errors
 
 
 def yaw_direction(
@@ -126,7 +134,7 @@ def yaw_direction(
     """Direction in which shapes vary with the yaw: the first principal component of their odd part.
 
     The odd part of a shape changes its sign if the face is mirrored. Its projection to this direction has a
-    standard deviation of 1.
+    root mean square of 1.
     """
     mirrored = deviations[:, np.array(scheme.mirror)] * [-1, 1]
     odd = ((deviations - mirrored) / 2).reshape(len(deviations), -1)
@@ -137,13 +145,13 @@ def yaw_direction(
 def regression_inputs(
     deviations: Float[np.ndarray, "n k 2"], direction: Float[np.ndarray, "k 2"] | None = None
 ) -> Float[np.ndarray, "n m"]:
-    """Inputs of `solve`: deviations and 1, and with a yaw direction, these times the yaw and its amount."""
+    """Inputs of `solve`: deviations and 1; with a direction, also these times the yaw and its magnitude."""
     n = len(deviations)
-    one = np.concatenate([deviations.reshape(n, -1), np.ones((n, 1))], axis=1)
+    base = np.concatenate([deviations.reshape(n, -1), np.ones((n, 1))], axis=1)
     if direction is None:
-        return one
+        return base
     yaw = np.clip((deviations * direction).sum(axis=(1, 2)), -MAX_YAW, MAX_YAW)[:, None]
-    return np.concatenate([one, one * yaw, one * np.abs(yaw)], axis=1)
+    return np.concatenate([base, base * yaw, base * np.abs(yaw)], axis=1)
 
 
 def solve(
@@ -158,7 +166,8 @@ def solve(
 
     Args:
       errors: true minus predicted landmarks, in the canonical frame.
-      weights: weight of each face.
+      weights: weight of each face. The scale of the errors relative to the penalty is their median over all
+        faces, whatever their weight.
     """
     k, m = errors.shape[1], inputs.shape[1]
     penalty = ridge * np.eye(m)
@@ -170,7 +179,11 @@ def solve(
             distance = np.linalg.norm(y - x @ solutions[i], axis=1)
             factors = face_weights * np.median(distance) / np.maximum(distance, _MIN_ERROR)
             weighted = x * factors[:, None]
-            solutions[i] = np.linalg.lstsq(weighted.T @ x + penalty, weighted.T @ y, rcond=None)[0]
+            matrix, vectors = weighted.T @ x + penalty, weighted.T @ y
+            if ridge > 0:
+                solutions[i] = linalg.solve(matrix, vectors, assume_a="pos")
+            else:  # the matrix can be singular
+                solutions[i] = np.linalg.lstsq(matrix, vectors, rcond=None)[0]
     return solutions
 
 
@@ -245,7 +258,13 @@ def refine_run(
         pose_terms=pose_terms,
     )
     card = (find_bundle(workdir) / CARD).read_text(encoding="utf-8")
-    views_text = f"{views} views of the faces of the split {split}"
-    card += f"\nWith a linear shape refinement, fitted to {views_text}.\n"
+    kind = "linear shape refinement with pose terms" if pose_terms else "linear shape refinement"
+    card += (
+        f"\nWith a {kind}, fitted to {count_of(views, 'view')} of each face of the split {split} of "
+        f"{', '.join(map(str, data))}"
+        + (f" (weights {', '.join(f'{weight:g}' for weight in weights)})" if weights else "")
+        + (", without annotation offsets" if offsets else "")
+        + f"; ridge {ridge:g}.\n"
+    )
     with writing(out):
         save_bundle(out, refined, card)

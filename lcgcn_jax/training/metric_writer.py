@@ -185,7 +185,9 @@ def _import_tensorboard() -> tuple[Any, ...]:
     """
     names = ("event_file_writer", "proto.event_pb2", "summary")
     modules: dict[str, Any] = sys.modules
-    is_hidden = modules.setdefault("torch", None) is None
+    is_hidden = "torch" not in modules
+    if is_hidden:
+        modules["torch"] = None  # imports raise an ImportError
     try:
         return tuple(importlib.import_module(f"tensorboardX.{name}") for name in names)
     finally:

@@ -29,13 +29,20 @@ def test_listed_figures_are_those_of_the_card(capsys):
     assert f" {auroc} " in table
 
 
-def test_metrics_of_a_card_without_metadata():
-    assert card_metrics("# model") == {}
+@pytest.mark.parametrize("index", ["", "model-index:", "model-index: [{name: a, results: }]"])
+def test_metrics_of_a_card_without_results(index):
+    assert card_metrics(f"---\nlicense: mit\n{index}\n---\n# model") == {}
+
+
+def test_metrics_that_are_not_in_the_card_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr("lcgcn_jax.commands.models.card_metrics", lambda card: {"nme": 3.0})
+    assert main(["models"]) == 0
+    assert re.search(r" 3\.00 % +- +-$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_bundles())
-def test_shipped_model_predicts_and_has_a_card(name, capsys):
+def test_shipped_model_predicts_and_has_a_card(name, full_optimization, capsys):
     assert (SHIPPED / name / WEIGHTS).stat().st_size < 25e6
     model = load_model(name)
     crop = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)

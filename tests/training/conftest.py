@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import tiny
 
+from lcgcn_jax.synthetic.dataset import prepare_synthetic
 from lcgcn_jax.training import sharding, trainer
 from lcgcn_jax.training.config import to_json
 from lcgcn_jax.training.config_types import Config, DataConfig, TrainConfig
@@ -25,6 +26,14 @@ def make_tiny_config(synthetic98):
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def more98(tmp_path_factory):
+    """Second dataset of synthetic faces."""
+    out = tmp_path_factory.mktemp("data") / "more98"
+    prepare_synthetic("wflw98", out, num_train=9, num_test=1, seed=7)
+    return out
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,6 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import BEST, load_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES
 from lcgcn_jax.models.weights import from_vector
-from lcgcn_jax.synthetic.dataset import prepare_synthetic
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
@@ -240,14 +239,6 @@ def test_data_without_a_validation_split_names_the_fix(tiny_config, synthetic98,
     tiny_config.data.validation_split = "common"
     with pytest.raises(InputError, match=r"column 'split' .* set config\.data\.validation_split"):
         Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
-
-
-@pytest.fixture(scope="module")
-def more98(tmp_path_factory):
-    """Second dataset of synthetic faces."""
-    out = tmp_path_factory.mktemp("data") / "more98"
-    prepare_synthetic("wflw98", out, num_train=9, num_test=1, seed=7)
-    return out
 
 
 @pytest.mark.slow

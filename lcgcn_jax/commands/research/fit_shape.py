@@ -21,8 +21,15 @@ from lcgcn_jax.training.fit_shape_refiner import refine_run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--workdir", type=location, required=True, help="folder of the training run")
     add_datasets(parser)
-    text = "weight of a face of each --data, in their order (default: 1)"
-    add(parser, "--weight", type=number(float, 0), action="append", default=None, help=text)
+    text = "weight of each view of a face, once for each --data in their order (default: 1)"
+    add(
+        parser,
+        "--weight",
+        type=number(float, 0, above=True),
+        action="append",
+        default=None,
+        help=text,
+    )
     add(parser, "--split", default="train", help="split to fit on")
     add(parser, "--out", help="folder of the new bundle")
     add_count(parser, "--views", 3, "views of each face")

@@ -214,7 +214,7 @@ def _faces(
     notes += _category_notes(used, scheme)
     if unlabeled := sum(map(_num_unlabeled, annotations)):
         notes.append(
-            f"{unlabeled:,} keypoints have coordinates but visibility 0, and count as missing; a "
+            f"{unlabeled:,} keypoints have coordinates but visibility 0, and are treated as missing; a "
             "labeled point has visibility 1 or 2"
         )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())

@@ -46,7 +46,7 @@ _SIGN_FLIP_MARGIN = 0.1
 def read(src: Path, *, keep_lfpw_overlap: bool = False) -> AnnotationList:
     """Read every 300W subset below a folder.
 
-    Names of folders and file endings match in any case. Points at (0, 0) or (-1, -1) count as missing.
+    Names of folders and file endings match in any case. Points at (0, 0) or (-1, -1) are treated as missing.
 
     Args:
       src: the folder with `afw/`, `helen/trainset/` and so on. Subsets may be absent.

@@ -27,6 +27,8 @@ from typing import Any
 
 # Leave GPU memory for PyTorch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# `torch.compile` would fork, which can deadlock JAX.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import jax
 import jax.numpy as jnp

@@ -22,14 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--workdir", type=location, required=True, help="folder of the training run")
     add_datasets(parser)
     text = "weight of each view of a face, once for each --data in their order (default: 1)"
-    add(
-        parser,
-        "--weight",
-        type=number(float, 0, above=True),
-        action="append",
-        default=None,
-        help=text,
-    )
+    add(parser, "--weight", type=number(float, 0, above=True), action="append", help=text)
     add(parser, "--split", default="train", help="split to fit on")
     add(parser, "--out", help="folder of the new bundle")
     add_count(parser, "--views", 3, "views of each face")
@@ -41,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
-    settings = {"views": args.views, "ridge": args.ridge, "pose_terms": args.pose_terms}
     refine_run(
         args.workdir,
         args.data,
@@ -49,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         offsets=args.offsets,
         weights=args.weight or (),
-        **settings,
+        views=args.views,
+        ridge=args.ridge,
+        pose_terms=args.pose_terms,
     )
     print(f"{args.out}: the best model of {args.workdir} with a linear shape refinement")
     return 0

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.cache import cache_folder
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, count_of
 from lcgcn_jax.storage import BucketPath, StorageError, check_access
 
 try:
@@ -100,7 +100,7 @@ def _copy(
     total = sum(int(item["size"]) for item in missing.values())
     _require_room(folder, copy, total - parts)
     if total > _QUIET_BYTES:
-        size = f"{total / 1e9:,.1f} GB in {len(missing)} files"
+        size = f"{total / 1e9:,.1f} GB in {count_of(len(missing), 'file')}"
         print(f"lcgcn: {folder}: copying {size} to {copy}", file=sys.stderr)
     copied = {name: copied[name] for name in copied.keys() & items.keys() - missing.keys()}
     with tqdm(

@@ -43,6 +43,12 @@ def require_absent(path: Path, *, overwrite: bool | None = None) -> None:
         raise InputError(f"{path}: already exists; choose another path{fix}")
 
 
+def count_of(number: int, noun: str) -> str:
+    """Number with a regular noun, such as `1 face`, `1,200 faces` and `2 boxes`."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def printable(text: object) -> str:
     """Escape line ends and other unprintable characters, which file names may contain."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from jaxtyping import Bool, Float
 
-from lcgcn_jax.errors import InputError, did_you_mean
+from lcgcn_jax.errors import InputError, count_of, did_you_mean
 
 NORMALIZERS = ("box", "given", "inter_pupil")
 """Values of `LandmarkScheme.normalizer` other than a pair of landmarks."""
@@ -75,7 +75,7 @@ class LandmarkScheme:
             duplicate = next(name for name in self.names if self.names.count(name) > 1)
             return f"two landmarks are named {duplicate!r}"
         if len(self.mirror) != k:
-            return f"{len(self.mirror)} mirror indices for {k} points"
+            return f"mirror has {count_of(len(self.mirror), 'number')}, expected {k}"
         if sorted(self.mirror) != list(range(k)):
             return f"mirror is not a permutation of 0..{k - 1}"
         if any(self.mirror[j] != i for i, j in enumerate(self.mirror)):
@@ -345,7 +345,7 @@ def _names(fields: Mapping[str, Any]) -> tuple[str, ...]:
         if not (isinstance(name, str) and name.strip()) and not _is_whole(name):
             raise ValueError(f"a name is text or a whole number, not {name!r}; put it in quotes")
     if number not in (None, len(names)):
-        raise ValueError(f"num_landmarks is {number}, but there are {len(names)} names")
+        raise ValueError(f"num_landmarks is {number}, but there are {count_of(len(names), 'name')}")
     return tuple(str(name) for name in names)
 
 

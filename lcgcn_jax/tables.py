@@ -1,12 +1,6 @@
-"""Plain-text tables and counts."""
+"""Plain-text tables."""
 
 from collections.abc import Iterable, Sequence
-
-
-def count_of(number: int, noun: str) -> str:
-    """Number with a regular noun, such as `1 face`, `1,200 faces` and `2 boxes`."""
-    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
-    return f"{number:,} {noun}{ending}"
 
 
 def format_table(rows: Iterable[Sequence[str]], *, num_left: int = 1) -> str:

@@ -218,7 +218,7 @@ def test_names_in_yaml_are_read_as_text(tmp_path, names, expected):
         ("{name: s, names: [], normalizer: [nose, chin]}", "no landmark 'nose'"),
         ("{name: s, num_landmarks: 3, mirror: [1, 2, 0]}", "twice"),
         ("{name: s, num_landmarks: 3, mirror: [0, 0, 2]}", "permutation"),
-        ("{name: s, num_landmarks: 3, mirror: [0, 1]}", "2 mirror indices for 3"),
+        ("{name: s, num_landmarks: 3, mirror: [0, 1]}", "mirror has 2 numbers, expected 3"),
         ("{name: s, num_landmarks: 3, mirror_pairs: [[0, 3]]}", "has an index outside 0..2"),
         ("{name: s, num_landmarks: 3, contours: [{name: c, indices: [0, 3]}]}", "contour 'c'"),
         ("{name: s, num_landmarks: 3, contours: [{indices: [0, 1]}]}", "name"),

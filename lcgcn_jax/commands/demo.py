@@ -32,8 +32,4 @@ def run(args: argparse.Namespace) -> int:
         on_validation=print_validation,
         report=print,
     )
-    print(
-        f"{args.out}: stages.png (truth, heatmap stage, graph stage), curves.png, eval.json, "
-        "data/, train/best/ (the model)"
-    )
     return 0

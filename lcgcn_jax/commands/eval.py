@@ -20,10 +20,9 @@ from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.compat import upgrade_corruption
 from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset, require_scheme
-from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.evaluator import BOXES, evaluate
 from lcgcn_jax.evaluation.face_errors import write_face_errors
-from lcgcn_jax.evaluation.reported_results import reported_table
+from lcgcn_jax.evaluation.reported_results import require_comparable
 from lcgcn_jax.evaluation.tables import compare_reported
 from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.landmarks import EVALUATION_NORMALIZERS
@@ -58,13 +57,8 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model)
     dataset = open_dataset(args.data)
     require_scheme(dataset, model.scheme)
-    if args.compare_reported and (args.normalizer, args.offsets) != (None, None):
-        raise InputError(
-            "--compare-reported: reported errors are for the normalizer and the annotations of the "
-            "dataset; leave out --normalizer and --offsets"
-        )
     if args.compare_reported:
-        reported_table(dataset)  # raises an error before the evaluation
+        require_comparable(dataset, normalizer=args.normalizer, offsets=args.offsets)
     names = ("split", "boxes", "flip_test", "corruption", "normalizer", "offsets", "batch_size")
     settings = {name: getattr(args, name) for name in (*names, "detector_model")}
     result = evaluate(model, dataset, **settings)

@@ -44,7 +44,7 @@ from lcgcn_jax.commands.options import add
 from lcgcn_jax.errors import InputError, printable
 from lcgcn_jax.inference.batch_predict import BatchPredictor
 from lcgcn_jax.inference.box_sources import find_box_source
-from lcgcn_jax.inference.face_detector import MIN_SCORE, quiet_opencv
+from lcgcn_jax.inference.face_detector import quiet_opencv
 from lcgcn_jax.inference.large_jobs import Shard
 from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.inference.sources import find_inputs
@@ -77,8 +77,6 @@ def run(args: argparse.Namespace) -> int:
         whole_image=args.whole_image,
         box_format=args.box_format,
     )
-    if args.min_score is not None and box_source is not None:
-        raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
     files = options.result_files(args, shard)
     selected = shard.select(inputs.files)
     files.check(selected)
@@ -96,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             upright=not args.stored_pixels,
             video=video,
             box_format=args.box_format,
-            min_score=MIN_SCORE if args.min_score is None else args.min_score,
+            min_score=args.min_score,
             min_confidence=args.min_confidence,
         )
         summary = predictor.run(selected)

@@ -15,9 +15,7 @@ from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.distributed import initialize_distributed, is_primary_process
 from lcgcn_jax.training.api import CURVES, write_curves
 from lcgcn_jax.training.config_checks import load_checked_config
-from lcgcn_jax.training.config_types import describe_steps
 from lcgcn_jax.training.metric_writer import LOGGERS, TENSORBOARD, print_validation
-from lcgcn_jax.training.sharding import describe_devices
 from lcgcn_jax.training.trainer import Trainer
 
 
@@ -59,12 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if not is_primary_process():
         trainer.run()
         return 0 if trainer.stopped_by is None else 128 + trainer.stopped_by
-    print(f"{args.workdir}: on {describe_devices()}", flush=True)
-    print(f"{args.workdir}: {describe_steps(trainer.config, trainer.num_faces)}", flush=True)
-    if trainer.step:
-        print(f"{args.workdir}: resuming from step {trainer.step:,}", flush=True)
-    elif trainer.start_message:
-        print(f"{args.workdir}: {trainer.start_message}", flush=True)
+    for line in trainer.describe_start():
+        print(f"{args.workdir}: {line}", flush=True)
     finished = trainer.run(on_validation=print_validation)
     write_curves(args.workdir)
     if not finished:

@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Bool, Float, Int8
 
-from lcgcn_jax.errors import printable
+from lcgcn_jax.errors import count_of, printable
 from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.tables import count_of
 
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|rar|7z)(\.\d+)?$", re.IGNORECASE)
 _SYSTEM_FILES = frozenset({".ds_store", "__macosx", "thumbs.db", "desktop.ini"})

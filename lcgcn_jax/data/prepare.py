@@ -9,9 +9,8 @@ from lcgcn_jax.data import records
 from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.formats import custom, cvat, dlib, label_studio, labelme, merl_rav, w300, wflw
 from lcgcn_jax.data.records import PrepareReport
-from lcgcn_jax.errors import InputError, printable
+from lcgcn_jax.errors import InputError, count_of, printable
 from lcgcn_jax.landmarks import get_scheme
-from lcgcn_jax.tables import count_of
 
 OFFICIAL_READERS = {"wflw": wflw.read, "300w": w300.read, "merl-rav": merl_rav.read}
 """Readers of the layouts in which datasets are distributed."""

@@ -18,8 +18,7 @@ from lcgcn_jax.data.annotations import (
     Visibility,
     marked_missing,
 )
-from lcgcn_jax.errors import InputError
-from lcgcn_jax.tables import count_of
+from lcgcn_jax.errors import InputError, count_of
 
 SPLITS = ("train", "validation", "test")
 

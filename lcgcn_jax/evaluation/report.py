@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 from lcgcn_jax.data.dataset import FaceDataset
+from lcgcn_jax.errors import count_of
 from lcgcn_jax.evaluation.face_errors import SplitErrors, subset_masks
 from lcgcn_jax.evaluation.metrics import uncertainty_metrics
-from lcgcn_jax.tables import count_of, format_table
+from lcgcn_jax.tables import format_table
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 

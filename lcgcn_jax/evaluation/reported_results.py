@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import tomllib
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from lcgcn_jax.data.dataset import FaceDataset
@@ -67,6 +68,22 @@ class ReportedTable:
             # Results by attribute are reported for the test faces only.
             measured = {split: whole} | (result["subsets"] if split == "test" else {})
         return {name: measured[name] for name in self.num_faces if name in measured}
+
+
+def require_comparable(
+    dataset: FaceDataset, *, normalizer: str | None, offsets: Path | None
+) -> None:
+    """Check before an evaluation that its results can be compared with reported ones.
+
+    Raises:
+      InputError: there are none for this kind of dataset, or for other normalizers or annotations.
+    """
+    if (normalizer, offsets) != (None, None):
+        raise InputError(
+            "--compare-reported: reported errors are for the normalizer and the annotations of the "
+            "dataset; leave out --normalizer and --offsets"
+        )
+    reported_table(dataset)
 
 
 def reported_table(dataset: FaceDataset) -> ReportedTable:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from lcgcn_jax.errors import InputError, printable
+from lcgcn_jax.errors import InputError, count_of, printable
 from lcgcn_jax.geometry import crop_side
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.box_sources import BoxSource
@@ -28,7 +28,6 @@ from lcgcn_jax.inference.tracking import FaceTracker
 from lcgcn_jax.inference.video import varies
 from lcgcn_jax.inference.video_predict import VideoOptions, VideoPredictor
 from lcgcn_jax.interrupts import Interrupted, deferred, received
-from lcgcn_jax.tables import count_of
 
 _MAX_THREADS = 8
 _WAITING_PIXELS = 50_000_000  # of images that are read, but not predicted yet
@@ -97,11 +96,12 @@ class BatchPredictor:
       draw_edges: draw the strongest edges of the graph, which the model has.
       upright: apply the EXIF orientation of images.
       box_format: format of the boxes of `box_source`, one of `geometry.BOX_FORMATS`.
-      min_score: minimum score of a detected face.
+      min_score: minimum score of a detected face, without a box source; `MIN_SCORE` by default.
       min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 
     Raises:
-      InputError: the face detector cannot be loaded, or the results cannot hold the scheme of the model.
+      InputError: the face detector cannot be loaded, the results cannot hold the scheme of the model, or
+        `min_score` is given with a box source.
     """
 
     def __init__(
@@ -115,16 +115,18 @@ class BatchPredictor:
         upright: bool = True,
         video: VideoOptions | None = None,
         box_format: str = "xyxy",
-        min_score: float = MIN_SCORE,
+        min_score: float | None = None,
         min_confidence: float = 0.0,
     ):
+        if min_score is not None and box_source is not None:
+            raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
         self._model, self._files, self._box_source = model, files, box_source
         files.check_scheme(model.scheme)
         if box_source is None:
             _ = model.detector  # raises an error before the first image, not for each
         self._draw_faces, self._draw_edges = draw, draw_edges
-        self._box_format, self._min_score = box_format, min_score
-        self._min_confidence = min_confidence
+        self._box_format, self._min_confidence = box_format, min_confidence
+        self._min_score = MIN_SCORE if min_score is None else min_score
         self._upright, self._video = upright, video or VideoOptions()
 
     def run(self, inputs: Sequence[InputFile]) -> PredictionSummary:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, count_of, one_line
 from lcgcn_jax.inference.sources import InputFile
 
 BOX_COLUMNS = {
@@ -99,7 +99,7 @@ class BoxFile:
         if not self.unused:
             return ""
         names = ", ".join(self.unused[:5]) + (", ..." if len(self.unused) > 5 else "")
-        return f"{self._path}: {len(self.unused)} names are not among the inputs: {names}"
+        return f"{self._path}: {count_of(len(self.unused), 'name')} of no input: {names}"
 
     def of(self, image: Path) -> list[list[float]]:
         """Boxes of an image, after `assign`.

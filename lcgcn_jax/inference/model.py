@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from lcgcn_jax import compat
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, count_of
 from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_image
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.crop_model import CropModel
@@ -190,8 +190,8 @@ class LandmarkModel(CropModel):
         boxes_of_images = [None] * len(images) if boxes is None else as_list("boxes", boxes)
         if len(boxes_of_images) != len(images):
             raise InputError(
-                f"boxes: {len(boxes_of_images)} lists of boxes for {len(images)} images; give one for each "
-                "image"
+                f"boxes: {count_of(len(boxes_of_images), 'list')} of boxes for "
+                f"{count_of(len(images), 'image')}; give one for each image"
             )
         faces: list[list[Face]] = []
         batch: list[BoxedImage] = []

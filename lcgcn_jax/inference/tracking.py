@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, count_of
 from lcgcn_jax.geometry import Box, box_of_landmarks, box_overlaps
 from lcgcn_jax.image_arrays import ImageInput, describe_value, rgb_image
 from lcgcn_jax.inference.face import Face
@@ -336,7 +336,7 @@ def track_frames(
         time = next(stamps, None)
         if time is None:
             raise InputError(
-                f"times: {number} times for more than {number} frames; give one for each"
+                f"times: {count_of(number, 'time')}, but more frames; give one for each"
             )
         time, pixels = float(time), rgb_image(image, f"frame {number}")
         yield TrackedFrame(time, pixels, tracker.update(pixels, time))

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lcgcn_jax.atomic_io import replacing_all
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, count_of
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.image_inputs import BoxInput
@@ -113,7 +113,7 @@ class VideoPredictor:
                     # Most streams end in no other way: their results have the usual names.
                     is_file = file.stream is None
                     names = rename_interrupted(partials, outputs) if is_file else outputs
-                    text = f"the first {len(summary.times)} frames of {file.label} are in "
+                    text = f"{file.label}: {count_of(len(summary.times), 'frame')} in "
                     saved = text + " and ".join(map(str, names))
                     stop.saved = saved  # pyright: ignore[reportAttributeAccessIssue]
                     if is_file:

@@ -15,9 +15,8 @@ import yaml
 from safetensors import safe_open
 
 from lcgcn_jax.atomic_io import writing
-from lcgcn_jax.errors import InputError, one_line, require_absent
+from lcgcn_jax.errors import InputError, count_of, one_line, require_absent
 from lcgcn_jax.models.bundles import CARD, WEIGHTS, find_bundle, load_bundle, save_bundle
-from lcgcn_jax.tables import count_of
 
 TAGS = ("facial-landmarks", "face-alignment", "keypoint-detection", "lcgcn", "jax", "flax")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcgcn_jax.atomic_io import writing
-from lcgcn_jax.errors import InputError, printable, require_absent
+from lcgcn_jax.errors import InputError, count_of, printable, require_absent
 from lcgcn_jax.interop.torch_files import read_state_dict, read_torch_file
 from lcgcn_jax.interop.torch_weights import TORCH_ARCHS, TorchModel, import_weights
 from lcgcn_jax.landmarks import get_scheme
@@ -88,12 +88,12 @@ def _describe(bundle: Bundle, imported: TorchModel, arch: str) -> str:
     parts = [f"{arch} for {bundle.scheme.name}, in the layout of {imported.code}, {graph}."]
     if imported.fresh:
         parts.append(
-            f"THE HEAD IS FRESH: the file has only the backbone, and {len(imported.fresh)} weights of "
-            "the head were initialized randomly. Train it before use."
+            f"THE HEAD IS FRESH: the file has only the backbone, and "
+            f"{count_of(len(imported.fresh), 'weight')} of the head got random values. Train it before use."
         )
     if imported.unused:
         names = sorted({key.split(".")[0] for key in imported.unused})
         parts.append(
-            f"Left out: {len(imported.unused)} weights of the classifier ({', '.join(names)})."
+            f"Left out: {count_of(len(imported.unused), 'weight')} of the classifier ({', '.join(names)})."
         )
     return " ".join(parts)

@@ -23,7 +23,7 @@ from safetensors.numpy import load, load_file, save
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import write_all
 from lcgcn_jax.bucket_copy import local_copy
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, count_of, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.hub import download_snapshot, hub_reference
 from lcgcn_jax.storage import as_path
@@ -288,7 +288,7 @@ def read_bundle(
             calibration = UncertaintyModel.from_dict(calibration)
             if len(calibration.offsets) != scheme.num_landmarks:
                 raise ValueError(
-                    f"uncertainty has {len(calibration.offsets)} landmarks, but the scheme has "
+                    f"uncertainty has {count_of(len(calibration.offsets), 'landmark')}, but the scheme has "
                     f"{scheme.num_landmarks}"
                 )
         size, flip_bias = int(config["image_size"]), float(config.get("flip_bias", 0.0))
@@ -360,5 +360,6 @@ def check_weights(
     ]
     if mismatches:
         raise InputError(
-            f"{path}: {len(mismatches)} weights do not fit the configuration; the first: {mismatches[0]}"
+            f"{path}: {count_of(len(mismatches), 'weight')} cannot be used with the configuration; "
+            f"the first: {mismatches[0]}"
         )

@@ -28,7 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from lcgcn_jax import compat, storage
 from lcgcn_jax.atomic_io import checksums, write_whole
 from lcgcn_jax.distributed import is_primary_process
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, count_of, one_line
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.models.bundles import Bundle, abstract_weights, check_weights
 from lcgcn_jax.models.interfaces import AnyArray
@@ -124,9 +124,9 @@ class Checkpoints:
             abstract = compat.downgrade_weights(abstract, metadata)
         if changes := differences(_shapes(metadata), _shapes(abstract)):
             raise InputError(
-                f"{path}: is of another model or optimizer than the config's: {len(changes)} arrays "
-                f"differ, the first: {changes[0]}; give another --workdir (config.init_from uses its "
-                "weights), or the config of this run"
+                f"{path}: is of another model or optimizer than the config's: "
+                f"{count_of(len(changes), 'difference')} in the arrays, the first: {changes[0]}; give "
+                "another --workdir (config.init_from uses its weights), or the config of this run"
             )
         loaded = _load(path, {"state": abstract, "progress": None})
         state = compat.upgrade_weights(loaded["state"]) if is_former else loaded["state"]

@@ -59,3 +59,7 @@ def run_demo(
     faces, output = predict_faces(model, dataset, "test", count=6)
     visualize.save_image(out / "stages.png", compare_stages(faces, output, dataset))
     visualize.plot_curves(read_metrics(workdir)).savefig(out / "curves.png", dpi=120)
+    report(
+        f"{out}: stages.png (truth, heatmap stage, graph stage), curves.png, eval.json, data/, "
+        "train/best/ (the model)"
+    )

@@ -19,14 +19,13 @@ from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset, open_datasets
 from lcgcn_jax.data.pipeline import view_batches
-from lcgcn_jax.errors import InputError, one_line, require_absent
+from lcgcn_jax.errors import InputError, count_of, one_line, require_absent
 from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import CARD, Bundle, find_bundle, load_bundle, save_bundle
 from lcgcn_jax.models.graph_head import GraphHead
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.models.shape_refiner import MAX_YAW, ShapeRefiner
-from lcgcn_jax.tables import count_of
 from lcgcn_jax.training.run_lock import read_run_config
 
 _REFINER = "graph.shape_refiner."

@@ -30,7 +30,7 @@ from lcgcn_jax.storage import as_path, check_access
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
 from lcgcn_jax.training.config_checks import check_config
-from lcgcn_jax.training.config_types import Config, resolve_steps
+from lcgcn_jax.training.config_types import Config, describe_steps, resolve_steps
 from lcgcn_jax.training.feature_cache import CachedBatches, FeatureCache
 from lcgcn_jax.training.metric_writer import TENSORBOARD, MetricWriter, check_loggers
 from lcgcn_jax.training.optimizer import TRAINED
@@ -127,6 +127,15 @@ class Trainer:
         step = self._build_steps()
         self._restore(step)
         return self
+
+    def describe_start(self) -> list[str]:
+        """Lines on the devices, the length of the training, and where the prepared run starts."""
+        lines = [
+            f"on {sharding.describe_devices()}",
+            describe_steps(self.config, self.num_faces),
+            f"resuming from step {self.step:,}" if self.step else self.start_message,
+        ]
+        return [line for line in lines if line]
 
     # ------------------------------------------ Data ------------------------------------------
 

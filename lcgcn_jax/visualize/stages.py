@@ -6,10 +6,9 @@ import numpy as np
 
 from lcgcn_jax.data.dataset import FaceDataset, require_scheme
 from lcgcn_jax.data.pipeline import eval_batches
-from lcgcn_jax.errors import InputError, require_absent
+from lcgcn_jax.errors import InputError, count_of, require_absent
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.lcgcn import LCGCNOutput
-from lcgcn_jax.tables import count_of
 from lcgcn_jax.visualize.edges import plot_edge_matrices, plot_edges
 from lcgcn_jax.visualize.faces import save_image, stage_comparison
 

@@ -130,7 +130,7 @@ def test_random_head_and_unused_classifier_are_reported(state, tmp_path, capsys)
     assert main(line(tmp_path / "imagenet.safetensors", tmp_path / "bundle")) == 0
     for output in (capsys.readouterr().out, (tmp_path / "bundle" / CARD).read_text()):
         assert "THE HEAD IS FRESH" in output
-        assert "Left out: 1 weights of the classifier (classifier)" in output
+        assert "Left out: 1 weight of the classifier (classifier)" in output
     assert load_bundle(tmp_path / "bundle").model["graph"] is None
 
 

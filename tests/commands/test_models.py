@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,13 +30,27 @@ def test_listed_figures_are_those_of_the_card(capsys):
     assert f" {auroc} " in table
 
 
+def test_readme_has_the_listed_figures(capsys):
+    main(["models"])
+    _, *listed = capsys.readouterr().out.splitlines()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (table,) = re.findall(r"^## Models\n(.*?)\n## ", readme, re.MULTILINE | re.DOTALL)
+    for row in listed:
+        name, *values = re.split(r" {2,}", re.sub(r" \((\w+)\) ", " ", row))
+        (shown,) = re.findall(rf"^\| `{name}` \|.*", table, re.MULTILINE)
+        figures = [
+            value.removesuffix(" per face") for value in values if not value.startswith("0.")
+        ]
+        assert [figure for figure in figures if f" {figure} " not in shown] == []
+
+
 @pytest.mark.parametrize("index", ["", "model-index:", "model-index: [{name: a, results: }]"])
 def test_metrics_of_a_card_without_results(index):
     assert card_metrics(f"---\nlicense: mit\n{index}\n---\n# model") == {}
 
 
 def test_metrics_that_are_not_in_the_card_are_left_out(monkeypatch, capsys):
-    monkeypatch.setattr("lcgcn_jax.commands.models.card_metrics", lambda card: {"nme": 3.0})
+    monkeypatch.setattr("lcgcn_jax.interop.model_table.card_metrics", lambda card: {"nme": 3.0})
     assert main(["models"]) == 0
     assert re.search(r" 3\.00 % +- +-$", capsys.readouterr().out, re.MULTILINE)
 

@@ -106,8 +106,8 @@ def test_finished_frames_of_a_video_are_saved(run, model, clip, tmp_path, number
     out = tmp_path / "out"
     partial = [out / "clip.interrupted.jsonl", out / "clip.interrupted.mp4"]
     assert errors[-1] == (
-        f"lcgcn: stopped by {number.name}; 0 of 1 inputs are finished; the first 8 frames of {clip} are "
-        f"in {partial[0]} and {partial[1]}"
+        f"lcgcn: stopped by {number.name}; 0 of 1 inputs are finished; {clip}: 8 frames in "
+        f"{partial[0]} and {partial[1]}"
     )
     assert "Traceback" not in "".join(errors)
     assert files_in(out) == [path.name for path in partial]
@@ -417,7 +417,7 @@ def test_unused_names_of_a_box_file_are_reported_in_one_line(run_boxes, tmp_path
     code, errors = run_boxes("image,x0,y0,x1,y1\n" + rows, photos)
     assert code == 0
     assert errors == [
-        f"{tmp_path}/boxes.csv: 8 names are not among the inputs: 1.png, 2.png, 3.png, 4.png, 5.png, ..."
+        f"{tmp_path}/boxes.csv: 8 names of no input: 1.png, 2.png, 3.png, 4.png, 5.png, ..."
     ]
 
 

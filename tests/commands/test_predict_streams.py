@@ -115,8 +115,8 @@ def test_interrupted_camera_has_its_usual_files(run, tmp_path, monkeypatch):
     assert code == 130
     lines = lines_of(out / "camera0.jsonl")
     assert message == (
-        f"lcgcn: stopped by SIGINT; 0 of 1 inputs are finished; the first {len(lines)} frames of "
-        f"camera:0 are in {out}/camera0.jsonl and {out}/camera0.mp4"
+        f"lcgcn: stopped by SIGINT; 0 of 1 inputs are finished; camera:0: {len(lines)} frames "
+        f"in {out}/camera0.jsonl and {out}/camera0.mp4"
     )
     assert count_frames(out / "camera0.mp4") == len(lines) > 0
     assert sorted(path.name for path in out.iterdir()) == ["camera0.jsonl", "camera0.mp4"]

@@ -104,7 +104,7 @@ def test_bad_records_are_listed_and_the_exit_code_is_one(afw, tmp_path, capsys):
     assert run("300w", "--src", afw, "--out", out) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "300w: 4 faces: afw 4"
-    assert lines[2] == "bad: afw/bad_00.pts: 1 points, expected 68"
+    assert lines[2] == "bad: afw/bad_00.pts: 1 point, expected 68"
     assert len([line for line in lines if line.startswith("bad: ")]) == 20
     assert lines[-2] == "... and 6 more in report.json"
     report = json.loads((out / "report.json").read_text())

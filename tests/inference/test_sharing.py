@@ -235,8 +235,8 @@ def test_unreadable_paths_are_errors_of_one_line(model, path):
 @pytest.mark.parametrize(
     ("images", "boxes", "message"),
     [
-        ([IMAGE, IMAGE], [[BOX]], "1 lists of boxes for 2 images"),
-        ([IMAGE], [[BOX], [BOX]], "2 lists of boxes for 1 images"),
+        ([IMAGE, IMAGE], [[BOX]], "1 list of boxes for 2 images"),
+        ([IMAGE], [[BOX], [BOX]], "2 lists of boxes for 1 image;"),
         ([IMAGE, IMAGE / 255], [[], []], "image 1: float64 array"),
         (IMAGE, None, r"uint8 array \[60 80 3\] is not a list of images; call predict"),
         ("photo.jpg", None, "'photo.jpg' is not a list of images"),

@@ -323,7 +323,7 @@ def test_video_has_its_own_times(tmp_path):
     ("frames", "times", "message"),
     [
         (np.zeros((20, 30, 3), np.uint8), None, "give RGB images, or the path of a video"),
-        ([np.zeros((20, 30, 3), np.uint8)] * 2, [0.0], "1 times for more than 1 frames"),
+        ([np.zeros((20, 30, 3), np.uint8)] * 2, [0.0], "1 time, but more frames"),
         (["frame.png"], None, "frame"),
         ("nowhere.mp4", None, "nowhere.mp4: cannot be read: no such file"),
         ("nowhere.mp4", [0.0], "leave out the times"),

@@ -147,7 +147,7 @@ def test_truncated_weights_are_an_error(saved, size):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda w: w.pop(NAME), f"1 weights do not fit .* {NAME} is missing"),
+        (lambda w: w.pop(NAME), f"1 weight cannot be used .* {NAME} is missing"),
         (lambda w: w.update(extra=np.zeros(2, np.float32)), "extra does not exist in the model"),
         (
             lambda w: w.update({NAME: w[NAME][..., :2].copy()}),

@@ -350,7 +350,10 @@ def test_bundle_of_another_size_is_rejected(from_bundle, tiny_bundle, tmp_path):
     save_bundle(tmp_path / "bundle", Bundle(model, WFLW98, 32, random_weights(model, 98)), "")
     from_bundle.unlock().model.heatmap = {"name": "two_convs", "width": 8}
     message = error_of(from_bundle)
-    assert "weights do not fit the configuration; the first: heatmap_model.conv1.bn.bias" in message
+    assert (
+        "weights cannot be used with the configuration; the first: heatmap_model.conv1.bn.bias"
+        in message
+    )
     assert message.endswith("its config is another one (model.heatmap.width: 6 -> 8)")
 
 

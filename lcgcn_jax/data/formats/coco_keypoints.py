@@ -15,7 +15,7 @@ from lcgcn_jax.data.annotations import Visibility, marked_missing
 from lcgcn_jax.data.formats.csv_tables import refuse_normalizer
 from lcgcn_jax.data.formats.parsing import parse_size, read_json, to_float
 from lcgcn_jax.data.raw_faces import ABSENT, Entry, RawFace
-from lcgcn_jax.errors import InputError, did_you_mean
+from lcgcn_jax.errors import InputError, count_of, did_you_mean
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _MAX_SHOWN = 5
@@ -214,7 +214,7 @@ def _faces(
     notes += _category_notes(used, scheme)
     if unlabeled := sum(map(_num_unlabeled, annotations)):
         notes.append(
-            f"{unlabeled:,} keypoints have coordinates but visibility 0, and are treated as missing; a "
+            f"{count_of(unlabeled, 'keypoint')} with coordinates but visibility 0 treated as missing; a "
             "labeled point has visibility 1 or 2"
         )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
@@ -336,7 +336,9 @@ def _points(
     expected = len(category.keypoints) if category and order else scheme.num_landmarks
     if len(values) != 3 * expected:
         hint = "; each is x, y and visibility" if len(values) == 2 * expected else ""
-        raise ValueError(f"{len(values)} numbers for the keypoints, expected {3 * expected}{hint}")
+        raise ValueError(
+            f"{count_of(len(values), 'number')} for the keypoints, expected {3 * expected}{hint}"
+        )
     points = values.reshape(-1, 3)[slice(None) if order is None else list(order)]
     if not np.isin(points[:, 2], (0, 1, 2)).all():
         raise ValueError("a keypoint's visibility is none of 0, 1 and 2")

@@ -12,9 +12,8 @@ import numpy as np
 from lcgcn_jax.data.annotations import AnnotationList, BadRecord, Visibility
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.raw_faces import UNSTATED, Entry, RawFace, add_faces
-from lcgcn_jax.errors import InputError, did_you_mean, printable
+from lcgcn_jax.errors import InputError, count_of, did_you_mean, printable
 from lcgcn_jax.landmarks import LandmarkScheme
-from lcgcn_jax.tables import count_of
 
 _Item = TypeVar("_Item")
 
@@ -279,7 +278,9 @@ def group_faces(
     for box in image.boxes:
         boxes[box.group].append(box)
     if len(points) > 1 and None in points:
-        raise ValueError(f"{len(points[None])} points belong to no face, and others do; {grouping}")
+        raise ValueError(
+            f"{count_of(len(points[None]), 'point')} without a face, but others have one; {grouping}"
+        )
     if None in points and len(boxes[None]) > 1:
         points = _points_in_boxes(points[None], boxes[None], grouping)
         boxes = defaultdict(list, {box: [box] for box in boxes[None]})

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from lcgcn_jax.data.annotations import archives, fold_name, is_system_file, lies_within
 from lcgcn_jax.data.formats.parsing import to_float
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, count_of
 from lcgcn_jax.image_io import IMAGE_SUFFIXES
 
 
@@ -42,9 +42,11 @@ def read_pts(path: Path, num_landmarks: int) -> Float[np.ndarray, "k 2"]:
         stated_count = re.search(r"n_points\s*:\s*(\d+)", header, re.IGNORECASE)
     lines = [_split_line(line) for line in text.splitlines() if line.strip()]
     if len(lines) != num_landmarks:
-        raise ValueError(f"{len(lines)} points, expected {num_landmarks}")
+        raise ValueError(f"{count_of(len(lines), 'point')}, expected {num_landmarks}")
     if stated_count and stated_count[1].lstrip("0") != str(num_landmarks):
-        raise ValueError(f"n_points is {stated_count[1]}, but the file has {num_landmarks} points")
+        raise ValueError(
+            f"n_points is {stated_count[1]}, but the file has {count_of(len(lines), 'line')}"
+        )
     if malformed := next((line for line in lines if len(line) != 2), None):
         raise ValueError(f"{' '.join(malformed)!r} is not a point: expected x and y on each line")
     try:

@@ -22,6 +22,7 @@ from lcgcn_jax.data.formats.pts import (
     require_file_inside,
     source_image_of,
 )
+from lcgcn_jax.errors import count_of
 from lcgcn_jax.landmarks import IBUG68
 
 SUBSETS = {
@@ -140,7 +141,7 @@ def _located(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
     if flipped.any():
         x, y = points[flipped][0]
         raise ValueError(
-            f"{flipped.sum()} points have two negative coordinates, such as ({x:g}, {y:g}); MERL-RAV "
-            "marks occluded points so: read its files with 'lcgcn prepare merl-rav'"
+            f"{count_of(flipped.sum(), 'point')} with two negative coordinates, such as ({x:g}, {y:g}); "
+            "MERL-RAV marks occluded points so: read its files with 'lcgcn prepare merl-rav'"
         )
     return ~missing

@@ -460,7 +460,7 @@ def test_coco_visibility_zero_with_coordinates_gives_a_note(images):
     annotations = read_coco(images, coco_of({"keypoints": keypoints_of(visibility=(2, 0, 2, 0))}))
     assert annotations.faces[0].visible.tolist() == [True, False, True, False]
     (note,) = annotations.notes
-    assert "2 keypoints have coordinates but visibility 0" in note
+    assert "2 keypoints with coordinates but visibility 0" in note
 
 
 @pytest.mark.parametrize("place", [(0, 0), (-1, -1), (None, None), (math.nan, math.nan)])

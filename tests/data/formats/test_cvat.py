@@ -163,7 +163,7 @@ def test_subsets_of_a_project_are_splits(images, four_points):
     ("shapes", "reason"),
     [
         (lambda p: points_of(p) * 2, "2 points 'left' in one face; in CVAT, draw"),
-        (lambda p: points_of(p) + skeleton_of(p), "4 points belong to no face, and others do"),
+        (lambda p: points_of(p) + skeleton_of(p), "4 points without a face, but others have one"),
         (
             lambda p: points_of(p, group_id=1) + box_of(1, 2, 3, 4, group_id=1) * 2,
             "2 boxes for one",

@@ -215,8 +215,14 @@ def test_cancelled_and_duplicate_annotations(images, four_points):
         (lambda t: t["annotations"][0]["result"][0].update(original_width=9), "9 x 100 and 200"),
         (lambda t: t["annotations"][0]["result"][0]["value"].update(x="a"), "x is 'a'"),
         (lambda t: t["annotations"][0]["result"][0]["value"].pop("keypointlabels"), "has 0 labels"),
-        (lambda t: t["annotations"][0]["result"][0].update(parentID="F"), "belong to no face"),
-        (lambda t: t["annotations"][0]["result"][0].update(parentID=["F"]), "belong to no face"),
+        (
+            lambda t: t["annotations"][0]["result"][0].update(parentID="F"),
+            "without a face, but",
+        ),
+        (
+            lambda t: t["annotations"][0]["result"][0].update(parentID=["F"]),
+            "without a face, but",
+        ),
         (
             lambda t: t["annotations"][0]["result"].append(key_point("tip", (1, 2))),
             "2 points 'tip' in one face; in Label Studio, draw",

@@ -201,7 +201,7 @@ def test_merl_rav_signs_are_rejected(tmp_path):
     write_face(tmp_path / "afw", "1_1", "\n".join(f"{x} {y}" for x, y in points))
     write_face(tmp_path / "afw", "2_1", "\n".join(["-1 -1"] * 68))
     first, second = w300.read(tmp_path).bad
-    assert "3 points have two negative coordinates" in first.reason
+    assert "3 points with two negative coordinates" in first.reason
     assert "lcgcn prepare merl-rav" in first.reason
     assert "all points are at (0, 0) or (-1, -1)" in second.reason
 

@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from lcgcn_jax.errors import count_of
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.tracking import FaceTracker
-from lcgcn_jax.visualize.faces import Image, draw_number
+from lcgcn_jax.visualize.faces import Image
 from lcgcn_jax.visualize.overlays import draw
 
 _MAX_SIDE = 960  # of frames, in pixels
@@ -55,15 +56,11 @@ class Webcam:
             faces = self._tracker.update(frame, now)
             self._times.append(now)
             text = _describe(faces, self._times)
-        overlay = draw(frame, faces)
-        for face in faces if len(faces) > 1 else ():
-            if face.track is not None:
-                draw_number(overlay, face.box, face.track)
-        return overlay, text
+        return draw(frame, faces), text
 
 
 def _describe(faces: Sequence[Face], times: Sequence[float]) -> str:
-    count = f"{len(faces)} face{'' if len(faces) == 1 else 's'}"
+    count = count_of(len(faces), "face")
     if faces:
         numbers = ", ".join(str(face.track) for face in faces[:_LISTED])
         numbers += ", ..." if len(faces) > _LISTED else ""

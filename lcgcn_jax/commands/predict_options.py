@@ -58,7 +58,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="1/1", metavar="I/N", help=text)
     text = "continue an interrupted job: keep complete results, and replace damaged ones"
     add_flag(parser, "--skip-existing", text)
-    add_flag(parser, "--no-overlay", "write no overlays of images")
+    add_flag(parser, "--no-overlay", "write no overlays and no annotated videos")
 
 
 def result_files(args: argparse.Namespace, shard: Shard) -> ResultFiles:

@@ -299,6 +299,7 @@ class BatchPredictor:
             edges=[face.edges for face in faces] if self._draw_edges else None,
             visibility=[face.visibility for face in faces],
             reliable=[face.reliable for face in faces],
+            tracks=[face.track for face in faces],
         )
 
     def _predict_video(self, file: InputFile) -> None:
@@ -329,7 +330,7 @@ class BatchPredictor:
         if is_detecting:
             text += f", face detector in {count_of(summary.num_detections, 'frame')}"
         self._finish(file, summary.num_faces, text, outputs)
-        if varies(summary.times):
+        if self._files.overlays and varies(summary.times):
             self._print(
                 f"{file.label}: the frame rate varies; {outputs[1]} plays at a constant "
                 f"{summary.rate:.4g} frames per second, and {outputs[0]} has the time stamps"

@@ -26,6 +26,7 @@ class JsonLines:
 
     Attributes:
       finished: names of the images with a line of an earlier job.
+      schemes: names of the landmark schemes of these lines; empty for a line without one.
 
     Raises:
       InputError: the file cannot be read, or another process writes to it.
@@ -34,6 +35,7 @@ class JsonLines:
     def __init__(self, path: Path, *, resume: bool = False):
         self.path = path
         self.finished: set[str] = set()
+        self.schemes: set[str] = set()
         self._file: Any = None
         self._resume = resume
         if resume and path.exists():
@@ -85,14 +87,16 @@ class JsonLines:
         return file
 
     def _keep_finished_lines(self) -> None:
-        """Find the finished images. Cut or damaged lines are deleted."""
+        """Find the finished images. Truncated or damaged lines are deleted."""
         self._file = self._open()
         is_intact = True
         with self.path.open("rb") as lines:
             for line in lines:
-                name = _image_of(line)
-                is_intact &= name is not None and name not in self.finished
-                self.finished |= set() if name is None else {name}
+                content = _parse(line)
+                is_intact &= content is not None and content[0] not in self.finished
+                if content is not None:
+                    self.finished.add(content[0])
+                    self.schemes.add(content[1])
         if not is_intact:
             self.close()
             write_whole(self.path, self._write_intact)
@@ -102,18 +106,18 @@ class JsonLines:
         names: set[str] = set()
         with self.path.open("rb") as lines, partial.open("wb") as output:
             for line in lines:
-                name = _image_of(line)
-                if name is not None and name not in names:
-                    names.add(name)
+                content = _parse(line)
+                if content is not None and content[0] not in names:
+                    names.add(content[0])
                     output.write(line)
 
 
-def _image_of(line: bytes) -> str | None:
-    """Name of the image of a line; None for a line that is cut or damaged."""
+def _parse(line: bytes) -> tuple[str, str] | None:
+    """Names of the image and of the landmark scheme of a line; None for a truncated or damaged line."""
     try:
         content = json.loads(line)
-        name = content["image"]
+        names = content["image"], content.get("scheme", "")
         is_whole = line.endswith(b"\n") and isinstance(content["faces"], list)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return name if is_whole and isinstance(name, str) else None
+    return names if is_whole and all(isinstance(name, str) for name in names) else None

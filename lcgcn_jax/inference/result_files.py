@@ -44,7 +44,7 @@ class ResultFiles:
     Attributes:
       format: format of the landmarks of images, one of `FORMATS`; those of videos are JSON lines.
       overwrite: whether existing results may be replaced.
-      overlays: whether the overlays of images are written.
+      overlays: whether overlays of images and annotated videos are written.
       skip_existing: keep the complete results of an earlier job, and replace incomplete ones.
       shard: part of a job; the JSON lines and annotations of each part have their own file.
       geometry: whether JSON has the head pose, and the openness of the eyes and the mouth.
@@ -97,8 +97,9 @@ class ResultFiles:
 
     def paths(self, file: InputFile) -> list[Path]:
         """Result files of an input, without `.pts` files and JSON lines of images; the overlay is last."""
-        suffixes = (*FORMATS[self.format], *([".png"] if self.overlays else []))
-        suffixes = (".jsonl", ".mp4") if file.is_video else suffixes
+        suffixes = (".jsonl",) if file.is_video else FORMATS[self.format]
+        if self.overlays:
+            suffixes = (*suffixes, ".mp4" if file.is_video else ".png")
         return [self.folder / file.name.with_name(file.name.name + suffix) for suffix in suffixes]
 
     def check(self, files: Sequence[InputFile]) -> None:
@@ -174,8 +175,14 @@ class ResultFiles:
         """Check that the results can hold landmarks of a scheme.
 
         Raises:
-          InputError: the scheme allows no geometry, or an annotation file cannot hold a name.
+          InputError: the scheme allows no geometry, an annotation file cannot hold a name, or an earlier job
+            wrote JSON lines with another scheme.
         """
+        if self.lines is not None and (others := sorted(self.lines.schemes - {scheme.name, ""})):
+            raise InputError(
+                f"{self.lines.path}: an earlier job wrote landmarks of {others[0]}, and the model predicts "
+                f"those of {scheme.name}; choose another --out"
+            )
         if self.geometry:
             require_geometry(scheme)
         if self.annotations is not None:

@@ -4,6 +4,7 @@ Three threads work at the same time: one decodes frames, the caller's detects an
 encodes and writes.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -91,6 +92,9 @@ class VideoPredictor:
     def predict(self, file: InputFile, outputs: Sequence[Path]) -> VideoSummary:
         """Predict the frames of a video, and write the JSON lines and the annotated video.
 
+        Args:
+          outputs: path of the JSON lines, and that of the annotated video unless none is written.
+
         Raises:
           InputError: the video cannot be read.
           OSError: the results cannot be written.
@@ -133,10 +137,14 @@ class VideoPredictor:
         start = time.monotonic()
         with (
             partials[0].open("w", encoding="utf-8") as json_lines,
-            VideoWriter(partials[1], frames_per_second=video.frames_per_second) as writer,
+            contextlib.ExitStack() as stack,
             tqdm(total=min(limits, default=None), desc=Path(label).name, unit="frame") as bar,
             OrderedWorker() as worker,
         ):
+            writer = None
+            if len(partials) > 1:
+                writer = VideoWriter(partials[1], frames_per_second=video.frames_per_second)
+                stack.enter_context(writer)
             for frame in itertools.islice(video.frames, max_frames):
                 boxes = None if self.boxes_of is None else self.boxes_of(frame.pixels)
                 faces = tracker.update(frame.pixels, frame.time, boxes)
@@ -151,15 +159,15 @@ class VideoPredictor:
         faces: Sequence[Face],
         summary: VideoSummary,
         json_lines: IO[str],
-        writer: VideoWriter,
+        writer: VideoWriter | None,
     ) -> None:
-        """Write one frame to both files; runs in the thread that writes."""
+        """Write one frame to the files; runs in the thread that writes."""
         tracks, scheme = [face.track for face in faces], self.tracker.model.scheme
         line = results.describe_frame(
             len(summary.times), frame.time, faces, tracks, scheme, geometry=self.geometry
         )
-        overlay = self.draw(frame.pixels, faces)
         json_lines.write(json.dumps(line) + "\n")
-        writer.write(overlay)
+        if writer is not None:
+            writer.write(self.draw(frame.pixels, faces))
         summary.times.append(frame.time)
         summary.num_faces += len(faces)

@@ -19,6 +19,8 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 TRUTH = (235, 60, 60)
 PREDICTION = (60, 220, 90)
 
+_NUMBER_HEIGHT = 18  # of the number of a face, in pixels
+
 SHIFT = 4  # fractional bits of OpenCV's drawing coordinates: 1/16 pixel
 
 
@@ -69,8 +71,14 @@ def draw_contours(
 
 
 def draw_number(canvas: Image, box: Box, number: int) -> None:
-    """Draw the number of a face in place, above the top-left corner of its box."""
-    x, y = np.round(box[:2]).astype(int).tolist()
+    """Draw the number of a face in place, above the top-left corner of its box if this is in the image."""
+    height, width = canvas.shape[:2]
+    x, y = (
+        np.round(np.nan_to_num(box[:2]))
+        .clip((0, _NUMBER_HEIGHT), (width, height))
+        .astype(int)
+        .tolist()
+    )
     for color, thickness in ((BLACK, 3), (WHITE, 1)):
         font = cv2.FONT_HERSHEY_SIMPLEX
         cv2.putText(canvas, str(number), (x, y - 4), font, 0.6, color, thickness, cv2.LINE_AA)

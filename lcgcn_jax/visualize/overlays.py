@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.geometry import box_of_landmarks
 from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_image
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.face import Face
@@ -18,6 +19,7 @@ from lcgcn_jax.visualize.faces import (
     Color,
     Image,
     draw_contours,
+    draw_number,
     draw_points,
     fixed_point,
 )
@@ -44,6 +46,7 @@ def draw_faces(
     edges: Sequence[Float[np.ndarray, "k k"]] | None = None,
     visibility: Sequence[Float[np.ndarray, "k"] | None] | None = None,
     reliable: Sequence[bool | None] | None = None,
+    tracks: Sequence[int | None] | None = None,
 ) -> UInt8[np.ndarray, "_rows w 3"]:
     """Draw faces on a copy of an image, and add a legend below it.
 
@@ -59,6 +62,7 @@ def draw_faces(
       edges: edges of each face; the k strongest between different landmarks are drawn.
       visibility: visibility of the landmarks of each face, in 0..1; None for a face without it.
       reliable: whether each face is reliable (`Face.reliable`); None counts as reliable.
+      tracks: track of each face (`Face.track`), which is drawn if there are several faces.
     """
     canvas = image.copy()
     colors = [CONTOUR_COLORS[i % len(CONTOUR_COLORS)] for i in range(len(scheme.contours))]
@@ -79,6 +83,9 @@ def draw_faces(
     ):
         is_hollow = None if visible is None else visible < _VISIBLE
         draw_points(canvas, points, _viridis(values), radius, has_rim=True, is_hollow=is_hollow)
+    for points, track in zip(landmarks, tracks or (), strict=tracks is not None):
+        if track is not None and len(landmarks) > 1:
+            draw_number(canvas, box_of_landmarks(points), track)
     has_visibility = any(visible is not None for visible in visibility)
     legend = _legend(
         scheme,
@@ -104,7 +111,8 @@ def draw(
     Returns:
       RGB `uint8` image `[h w 3]`, with more rows if there is a legend. Contours have one color per part of
       the face. Landmarks have the color of their confidence (viridis: 0 is dark blue, 1 is yellow); those
-      that are probably not visible are rings. The lines of a face that is not reliable are dashed.
+      that are probably not visible are rings. The lines of a face that is not reliable are dashed. Of
+      several faces with a track, each has its number.
 
     Raises:
       InputError: the image cannot be read, `edges` is set and a face has none, or the faces have no common
@@ -130,6 +138,7 @@ def draw(
         edges=weights if edges else None,
         visibility=[face.visibility for face in faces],
         reliable=[face.reliable for face in faces],
+        tracks=[face.track for face in faces],
     )
     return overlay if legend else overlay[: len(pixels)]
 

@@ -411,6 +411,25 @@ def test_images_without_a_face_in_a_box_file_are_not_reported(run_boxes, tmp_pat
     assert json.loads((tmp_path / "out/1.json").read_text())["faces"] == []
 
 
+def test_video_without_an_annotated_video(run, clip, tmp_path):
+    assert run(clip, "--no-overlay")[0] == 0
+    assert files_in(tmp_path / "out") == ["clip.jsonl"]
+    assert len((tmp_path / "out/clip.jsonl").read_text().splitlines()) == 20
+
+
+def test_lines_of_another_scheme_are_not_continued(run, tmp_path):
+    photos = images(tmp_path / "in", 2)
+    options = (photos, "--format", "jsonl", "--no-overlay")
+    assert run(*options)[0] == 0
+    lines = tmp_path / "out" / "predictions.jsonl"
+    text = lines.read_text().replace('"scheme": "three"', '"scheme": "wflw98"')
+    lines.write_text(text)
+    code, errors = run(*options, "--skip-existing")
+    assert code == 2
+    assert f"{lines}: an earlier job wrote landmarks of wflw98" in errors[-1]
+    assert lines.read_text() == text
+
+
 def test_unused_names_of_a_box_file_are_reported_in_one_line(run_boxes, tmp_path):
     photos = images(tmp_path / "in", 1)
     rows = "".join(f"{i}.png,2,2,20,20\n" for i in range(9))

@@ -127,3 +127,21 @@ def test_dashes_follow_a_line():
     assert [dash.tolist() for dash in overlays._dashes(corner, 4.0)] == expected
     assert overlays._dashes(np.full((3, 2), np.nan), 4.0) == []
     assert overlays._dashes(np.array([[0, 0], [1e9, 0]]), 4.0) == []
+
+
+@pytest.mark.parametrize("place", [(100.0, 100.0), (-1e9, 1e9), (np.nan, np.nan)])
+def test_tracks_of_several_faces_are_numbered(place):
+    image, confidence = np.zeros((200, 200, 3), np.uint8), np.ones(68)
+    faces = [np.full((68, 2), 30.0), np.full((68, 2), 1.0) * place]
+    arguments = (image, faces, [confidence] * 2, IBUG68)
+    plain = visualize.draw_faces(*arguments, sides=[50.0] * 2)
+    assert (visualize.draw_faces(*arguments, sides=[50.0] * 2, tracks=[None, None]) == plain).all()
+    numbered = visualize.draw_faces(*arguments, sides=[50.0] * 2, tracks=[7, 8])
+    is_changed = (numbered != plain).any(axis=2)
+    assert is_changed[12:30, 28:45].any()
+    assert is_changed.sum() < 600
+    one = (image, faces[:1], [confidence], IBUG68)
+    assert (
+        visualize.draw_faces(*one, sides=[50.0], tracks=[7])
+        == visualize.draw_faces(*one, sides=[50.0])
+    ).all()

@@ -41,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=f"example: lcgcn prepare {name} --src images --annotations {custom.example} \\\n"
             "  --scheme landmarks.yaml --out data/custom",
         )
-        text = "annotation file, or one per split: train=a test=b (without validation faces, a "
-        text += "tenth of train becomes validation)"
+        text = (
+            "annotation files, with a split or without: train=a train=b test=c (without validation "
+        )
+        text += "faces, a tenth of train becomes validation)"
         add(child, "--annotations", nargs="+", required=True, metavar="[SPLIT=]FILE", help=text)
         text = f"landmark scheme: a .yaml or .json file, {' or '.join(SCHEMES)}"
         add(child, "--scheme", required=True, help=text)

@@ -64,4 +64,5 @@ def run(args: argparse.Namespace) -> int:
     if not finished:
         raise trainer.interruption()
     print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
+    print("'lcgcn research calibrate' adds predicted errors to the model")
     return 0

@@ -1,5 +1,6 @@
 """Preparation of datasets: from official layouts and annotation files to records."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,17 @@ from typing import Any
 
 from lcgcn_jax.data import records
 from lcgcn_jax.data.annotations import AnnotationList
-from lcgcn_jax.data.formats import custom, cvat, dlib, label_studio, labelme, merl_rav, w300, wflw
+from lcgcn_jax.data.formats import (
+    custom,
+    cvat,
+    dlib,
+    each_file,
+    label_studio,
+    labelme,
+    merl_rav,
+    w300,
+    wflw,
+)
 from lcgcn_jax.data.records import PrepareReport
 from lcgcn_jax.errors import InputError, count_of, printable
 from lcgcn_jax.landmarks import get_scheme
@@ -124,8 +135,8 @@ def prepare(
       src: folder of the official files, or of the images.
       overwrite: whether a dataset in this folder may be replaced.
       stored_pixels: whether the annotations refer to the images without their EXIF orientation.
-      **options: options of an official reader; for custom landmarks `annotations` (`parse_annotations`,
-        or `parse_folders` for LabelMe), `scheme` (name or file) and `count_from` (0, 0.5 or 1).
+      **options: options of an official reader; for custom landmarks `annotations`
+        (`parse_annotations`), `scheme` (name or file) and `count_from` (0, 0.5 or 1).
 
     Raises:
       InputError: the data cannot be used; nothing was written.
@@ -150,10 +161,9 @@ def _read_custom(
     count_from: int | float,
 ) -> AnnotationList:
     landmark_scheme = get_scheme(scheme)
-    files = (parse_folders if layout == "labelme" else parse_annotations)(annotations)
-    for paths in files.values():
-        for path in [paths] if isinstance(paths, Path) else paths:
-            _check_outside(path, out, "--annotations")
+    files = parse_annotations(annotations)
+    for _, path in each_file(files):
+        _check_outside(path, out, "--annotations")
     faces = CUSTOM_FORMATS[layout].read(src, files, landmark_scheme, count_from=count_from)
     if landmark_scheme.mirror == tuple(range(landmark_scheme.num_landmarks)):
         faces.notes.append(
@@ -164,35 +174,29 @@ def _read_custom(
     return faces
 
 
-def parse_annotations(texts: Sequence[str]) -> dict[str, Path]:
-    """Parse `FILE` (of the split `custom.UNSTATED`), or one `SPLIT=FILE` per split.
+def parse_annotations(texts: Sequence[str]) -> dict[str, list[Path]]:
+    """Parse `FILE` (of the split `custom.UNSTATED`) or `SPLIT=FILE`, once for each file.
 
     Raises:
-      InputError: a split occurs twice, or one of several files has no split.
+      InputError: some files have a split and others not, or a file occurs twice.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, list[Path]] = collections.defaultdict(list)
     for text in texts:
         split, equals, path = text.partition("=")
         if not (equals and split in custom.SPLITS):
             split, path = custom.UNSTATED, text
-        if split in files or (files and custom.UNSTATED in (split, *files)):
-            raise InputError(
-                f"--annotations {' '.join(texts)}: several files need one split each; give "
-                f"{' '.join(f'{name}=FILE' for name in custom.SPLITS)}"
-            )
-        files[split] = Path(path)
-    return files
-
-
-def parse_folders(texts: Sequence[str]) -> dict[str, list[Path]]:
-    """Parse `SPLIT=FOLDER` for each split, or any number of folders and files without a split.
-
-    Raises:
-      InputError: a split occurs twice, or some have a split and others not.
-    """
-    if any(text.startswith(tuple(f"{split}=" for split in custom.SPLITS)) for text in texts):
-        return {split: [path] for split, path in parse_annotations(texts).items()}
-    return {custom.UNSTATED: [Path(text) for text in texts]}
+        files[split].append(Path(path))
+    if custom.UNSTATED in files and len(files) > 1:
+        raise InputError(
+            f"--annotations {' '.join(texts)}: some files have a split and others not; give "
+            f"{' '.join(f'{name}=FILE' for name in custom.SPLITS)}"
+        )
+    (path, count), *_ = collections.Counter(
+        path for paths in files.values() for path in paths
+    ).most_common(1)
+    if count > 1:
+        raise InputError(f"--annotations {path}: is given twice; give each file once")
+    return dict(files)
 
 
 def _check_outside(source: Path, out: Path, option: str) -> None:

@@ -179,6 +179,7 @@ class ResultFiles:
             wrote JSON lines with another scheme.
         """
         if self.lines is not None and (others := sorted(self.lines.schemes - {scheme.name, ""})):
+            self.lines.close()
             raise InputError(
                 f"{self.lines.path}: an earlier job wrote landmarks of {others[0]}, and the model predicts "
                 f"those of {scheme.name}; choose another --out"

@@ -192,14 +192,15 @@ def test_annotations_in_the_output_folder_are_an_error(error_line, walked, tmp_p
 
 
 def test_annotations_are_parsed_by_split():
-    assert parse_annotations(["a=b.csv"]) == {"": Path("a=b.csv")}
-    files = parse_annotations(["train=a.csv", "test=b=c.csv"])
-    assert files == {"train": Path("a.csv"), "test": Path("b=c.csv")}
+    assert parse_annotations(["a=b.csv", "c.csv"]) == {"": [Path("a=b.csv"), Path("c.csv")]}
+    files = parse_annotations(["train=a.csv", "test=b=c.csv", "train=d.csv"])
+    assert files == {"train": [Path("a.csv"), Path("d.csv")], "test": [Path("b=c.csv")]}
 
 
-@pytest.mark.parametrize("texts", [["a", "b"], ["a", "test=b"], ["test=b", "a"], ["test=a"] * 2])
-def test_several_files_without_splits_are_an_error(texts):
-    with pytest.raises(InputError, match="several files need one split each; give train=FILE"):
+@pytest.mark.parametrize("texts", [["a", "test=b"], ["test=b", "a"], ["a", "a"], ["test=a"] * 2])
+def test_contradicting_annotation_files_are_an_error(texts):
+    message = "some files have a split and others not; give train=FILE|a: is given twice"
+    with pytest.raises(InputError, match=message):
         parse_annotations(texts)
 
 

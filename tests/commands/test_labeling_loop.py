@@ -87,10 +87,11 @@ def run(folder, capsys):
     return run
 
 
-def prepare(folder, format, file, *options, src="images"):
+def prepare(folder, format, file, *options, src="images", others=()):
     """Faces of `lcgcn prepare`: (image, number of the face from the left) -> record."""
     out = folder / "dataset"
-    words = ["prepare", format, "--src", folder / src, "--annotations", f"test={file}"]
+    words = ["prepare", format, "--src", folder / src, "--annotations"]
+    words += [f"test={path}" for path in (file, *others)]
     words += ["--scheme", folder / "five.json", "--out", out, "--overwrite", *options]
     assert main([str(word) for word in words]) == 0
     records = list(open_dataset(out).source("test"))
@@ -121,6 +122,16 @@ def check(faces, expected, atol=2e-3):
         np.testing.assert_allclose(record["landmarks"] + [x0, y0], landmarks, atol=atol)
         assert record["visible"].all()
         assert record["visibility"].tolist() == is_occluded.astype(int).tolist()
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_files_of_the_parts_of_a_job_are_read_together(model, folder, run, format):
+    expected = expected_faces(run)
+    for part in ("1/2", "2/2"):
+        out = run(format, "--no-overlay", "--shard", part, "--overwrite")
+    stem, suffix = FILES[format].split(".")
+    first, second = sorted(out.glob(f"{stem}-*-of-00002.{suffix}"))
+    check(prepare(folder, format, first, others=[second]), expected)
 
 
 def saved_by_tool(file, format):

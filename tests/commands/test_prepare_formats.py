@@ -132,4 +132,4 @@ def test_resized_image_is_an_error(folder, capsys):
 
 def test_files_with_and_without_a_split_are_an_error(folder, capsys):
     assert prepare("labelme", "train=a.json", "b.json") == 2
-    assert "several files need one split each" in capsys.readouterr().err
+    assert "some files have a split and others not" in capsys.readouterr().err

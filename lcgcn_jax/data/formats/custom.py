@@ -1,13 +1,15 @@
 """Readers of custom landmarks: CSV files with one row per face, and COCO keypoints JSON."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lcgcn_jax.data.annotations import AnnotationList
 from lcgcn_jax.data.formats import (
+    AnnotationPaths,
     coco_keypoints,
     csv_tables,
+    each_file,
     identify,
     label_studio,
     require_format,
@@ -20,7 +22,7 @@ __all__ = ["SPLITS", "UNSTATED", "read_coco", "read_csv"]
 
 
 def read_csv(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
+    src: Path, files: AnnotationPaths, scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read CSV files with one row per face.
 
@@ -42,7 +44,7 @@ def read_csv(
 
     Args:
       src: the folder of the images.
-      files: the files, by split. A single file may be under `UNSTATED`.
+      files: the files, by split, or under `UNSTATED`.
       count_from: coordinate of the center of the first pixel: 0, 1, or 0.5 if its corner is at 0.
 
     Raises:
@@ -57,7 +59,7 @@ def read_csv(
 
 
 def read_coco(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
+    src: Path, files: AnnotationPaths, scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read COCO keypoints JSON: every annotation with labeled keypoints is a face.
 
@@ -84,7 +86,7 @@ def _read(
     kind: str,
     read_entries: Callable[[Path, list[str]], Iterable[Entry]],
     finder: ImageFinder,
-    files: Mapping[str, Path],
+    files: AnnotationPaths,
     scheme: LandmarkScheme,
     count_from: int | float,
 ) -> AnnotationList:
@@ -99,7 +101,7 @@ def _read(
             raise ValueError(f"the image path {text!r} leaves {finder.folder.name}/")
         return finder.find(text)
 
-    for split, path in files.items():
+    for split, path in each_file(files):
         entries = read_entries(path, annotations.notes)
         add_faces(
             annotations, path, split, entries, find_image, finder.folder, count_from=count_from

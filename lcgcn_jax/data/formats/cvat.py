@@ -8,13 +8,14 @@ import functools
 import json
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
 from lcgcn_jax.data.annotations import AnnotationList
+from lcgcn_jax.data.formats import AnnotationPaths, each_file
 from lcgcn_jax.data.formats.identify import CVAT, require_format
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.formats.labeled_images import (
@@ -50,7 +51,7 @@ _SPLITS = {
 
 
 def read(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
+    src: Path, files: AnnotationPaths, scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read CVAT XML files.
 
@@ -65,7 +66,7 @@ def read(
       InputError: a file is not CVAT XML for images, or its labels do not fit the scheme.
     """
     finder = ImageFinder(src)
-    content = {split: _read_file(path, finder, scheme) for split, path in files.items()}
+    content = [(split, _read_file(path, finder, scheme)) for split, path in each_file(files)]
     return to_annotations(
         "cvat", content, finder, scheme, count_from=count_from, grouping=_GROUPING
     )

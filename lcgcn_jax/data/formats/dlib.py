@@ -5,10 +5,10 @@ The coordinates of a part are those of a pixel, which counts from 0; they are us
 
 import functools
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
 from pathlib import Path
 
 from lcgcn_jax.data.annotations import AnnotationList
+from lcgcn_jax.data.formats import AnnotationPaths, each_file
 from lcgcn_jax.data.formats.identify import DLIB, require_format
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.formats.labeled_images import (
@@ -27,7 +27,7 @@ _GROUPING = "a box has each part of one face once"
 
 
 def read(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
+    src: Path, files: AnnotationPaths, scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read dlib XML files; every box with parts is a face.
 
@@ -41,7 +41,7 @@ def read(
       InputError: a file is not dlib XML, or its parts do not fit the scheme.
     """
     finder = ImageFinder(src)
-    content = {split: _read_file(path, finder) for split, path in files.items()}
+    content = [(split, _read_file(path, finder)) for split, path in each_file(files)]
     return to_annotations(
         "dlib", content, finder, scheme, count_from=count_from, grouping=_GROUPING
     )

@@ -22,6 +22,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from lcgcn_jax.data.annotations import AnnotationList
+from lcgcn_jax.data.formats import AnnotationPaths, each_file
 from lcgcn_jax.data.formats.identify import LABEL_STUDIO, require_format
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.formats.labeled_images import (
@@ -48,7 +49,7 @@ _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 
 
 def read(
-    src: Path, files: Mapping[str, Path], scheme: LandmarkScheme, *, count_from: int | float = 0
+    src: Path, files: AnnotationPaths, scheme: LandmarkScheme, *, count_from: int | float = 0
 ) -> AnnotationList:
     """Read Label Studio exports.
 
@@ -64,7 +65,7 @@ def read(
       InputError: a file is not a Label Studio export, or its labels do not fit the scheme.
     """
     finder = image_finder(src)
-    content = {split: _read_file(path, finder) for split, path in files.items()}
+    content = [(split, _read_file(path, finder)) for split, path in each_file(files)]
     return to_annotations(
         "label-studio", content, finder, scheme, count_from=count_from, grouping=_GROUPING
     )

@@ -113,7 +113,7 @@ def read_entries(
 
 def to_annotations(
     kind: str,
-    files: Mapping[str, LabeledFile],
+    files: Iterable[tuple[str, LabeledFile]],
     finder: ImageFinder,
     scheme: LandmarkScheme,
     *,
@@ -125,6 +125,7 @@ def to_annotations(
 
     Args:
       kind: file format, such as `cvat`.
+      files: split and content of each file.
       count_from: coordinate of the center of the first pixel in the files: 0, 0.5 or 1.
       grouping: how to group the points of a face in the tool, for error messages.
       attribute_names: names of the attributes in `flags`.
@@ -141,7 +142,7 @@ def to_annotations(
     annotations = AnnotationList(
         kind, scheme, tuple(attribute_names), [], [], [], has_custom_landmarks=True
     )
-    for split, file in files.items():
+    for split, file in files:
         annotations.bad.extend(file.bad)
         annotations.notes.extend(file.notes)
         label_entries = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcgcn_jax.data.annotations import AnnotationList, BadRecord, is_system_file
+from lcgcn_jax.data.formats import AnnotationPaths
 from lcgcn_jax.data.formats.identify import LABELME, require_format
 from lcgcn_jax.data.formats.image_paths import ImageFinder
 from lcgcn_jax.data.formats.labeled_images import (
@@ -28,7 +29,7 @@ _GROUPING = "in LabelMe, give all points of a face the same group_id, and each f
 
 def read(
     src: Path,
-    files: Mapping[str, Path | Sequence[Path]],
+    files: AnnotationPaths,
     scheme: LandmarkScheme,
     *,
     count_from: int | float = 0,
@@ -50,10 +51,10 @@ def read(
     """
     finder = ImageFinder(src)
     flags: set[str] = set()
-    content = {
-        split: _read_files([paths] if isinstance(paths, Path) else paths, finder, flags)
+    content = [
+        (split, _read_files([paths] if isinstance(paths, Path) else paths, finder, flags))
         for split, paths in files.items()
-    }
+    ]
     return to_annotations(
         "labelme",
         content,

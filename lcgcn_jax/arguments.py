@@ -1,6 +1,7 @@
 """Command-line arguments: parser with errors in one line, and types of options."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,7 +36,7 @@ def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable
 
     def parse(text: str) -> int | float:
         value = kind(text)
-        if not (value > minimum if above else value >= minimum):
+        if not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
             bound = f"{'above' if above else 'at least'} {minimum}"
             raise argparse.ArgumentTypeError(f"{text} has to be {bound}")
         return value

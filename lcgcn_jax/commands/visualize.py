@@ -20,9 +20,8 @@ from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.storage import as_path
-from lcgcn_jax.training.api import CURVES
+from lcgcn_jax.training.api import CURVES, write_curves
 from lcgcn_jax.training.metric_writer import LOG, read_metrics
-from lcgcn_jax.visualize import plot_curves
 from lcgcn_jax.visualize.stages import plot_faces
 
 
@@ -68,6 +67,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{args.model}: the model has no graph; no edges are drawn")
     if rows:
         args.out.mkdir(parents=True, exist_ok=True)
-        plot_curves(rows).savefig(args.out / CURVES, dpi=120, bbox_inches="tight")
+        write_curves(as_path(args.model), args.out / CURVES)
         print(args.out / CURVES)
     return 0

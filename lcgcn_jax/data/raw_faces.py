@@ -223,7 +223,7 @@ def mark_missing(face: RawFace) -> tuple[RawFace, collections.Counter]:
     visible = face.visible & ~missing
     points = face.points[visible]
     if len(points) and np.isfinite(points).all():
-        _check_repeated(points)
+        check_repeated(points)
         span = np.ptp(points, axis=0).max()
         # A single point, or points at one place, are rejected when the record is encoded.
         if 0 < span < _MIN_SPAN:
@@ -231,14 +231,19 @@ def mark_missing(face: RawFace) -> tuple[RawFace, collections.Counter]:
     return dataclasses.replace(face, visible=visible), counts
 
 
-def _check_repeated(points: Float[np.ndarray, "n 2"]) -> None:
+def check_repeated(points: Float[np.ndarray, "n 2"]) -> None:
+    """Check that the located points of a face are not a marker of missing points, such as (-9, -9) or (1, 1).
+
+    Raises:
+      ValueError: several points are at the same place.
+    """
     places, counts = np.unique(points, axis=0, return_counts=True)
     for (x, y), count in zip(places, counts, strict=True):
         is_marker = x == y and x < 0 and count >= 2
         if is_marker or (count < len(points) and count >= max(3, math.ceil(len(points) / 4))):
             raise ValueError(
-                f"{count} of {len(points)} points lie at ({x:g}, {y:g}); leave the cells of a missing "
-                "point empty, or set visibility 0 in COCO"
+                f"{count} of {len(points)} points lie at ({x:g}, {y:g}); a missing point is at (0, 0) or "
+                "(-1, -1), an empty cell in CSV, or has visibility 0 in COCO"
             )
 
 

@@ -25,6 +25,7 @@ from lcgcn_jax.data.image_notes import ImageNotes
 from lcgcn_jax.data.mirror_check import mirror_pair_note
 from lcgcn_jax.data.source_images import SizeMismatch, in_upright_pixels, read_source_image
 from lcgcn_jax.errors import InputError, one_line, require_absent
+from lcgcn_jax.interrupts import deferred
 
 VERSION = "1.0.0"
 RECORDS = f"faces/{VERSION}"
@@ -97,22 +98,24 @@ def fresh_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
         yield folder
-        if out.exists():
-            out.replace(replaced)
-        folder.replace(out)
+        with deferred():
+            if out.exists():
+                out.replace(replaced)
+            folder.replace(out)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise InputError(f"{out}: cannot be written: {reason}; nothing was changed") from error
     finally:
-        # If the exchange was interrupted, restore the old dataset unless the new one is in place.
-        if replaced.exists() and not out.exists():
-            replaced.replace(out)
-        for temporary in (folder, replaced):
-            shutil.rmtree(temporary, ignore_errors=True)
-        if not out.exists():
-            with contextlib.suppress(OSError):  # another process may have written to it
-                for parent in new_parents:
-                    parent.rmdir()
+        with deferred():
+            # If the exchange failed, restore the old dataset.
+            if replaced.exists() and not out.exists():
+                replaced.replace(out)
+            for temporary in (folder, replaced):
+                shutil.rmtree(temporary, ignore_errors=True)
+            if not out.exists():
+                with contextlib.suppress(OSError):  # another process may have written to it
+                    for parent in new_parents:
+                        parent.rmdir()
 
 
 def write_records(

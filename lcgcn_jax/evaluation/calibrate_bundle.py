@@ -1,5 +1,6 @@
 """Calibration of the predicted errors of a bundle (`lcgcn research calibrate`)."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from lcgcn_jax.errors import InputError, require_absent
 from lcgcn_jax.evaluation.fit_uncertainty import calibrate
 from lcgcn_jax.evaluation.tables import format_calibration
 from lcgcn_jax.inference.model import load_model
+from lcgcn_jax.interrupts import deferred
 from lcgcn_jax.models.bundles import SHIPPED, find_bundle, save_uncertainty
 from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.storage import BucketPath, as_path
+from lcgcn_jax.uncertainty import UncertaintyModel
 
 
 def calibrate_bundle(
@@ -55,8 +58,21 @@ def calibrate_bundle(
     )
     target = out or bundle
     with writing(target):
-        if out is not None:
-            shutil.copytree(bundle, target)
-        save_uncertainty(target, fit.calibration)
+        if out is None:
+            save_uncertainty(bundle, fit.calibration)
+        else:
+            _write_copy(bundle, out, fit.calibration)
     unit = f"{target}: calibrated; errors are in % of {loaded.scheme.normalizer_text}"
     return f"{format_calibration(datasets, split, fit)}\n{unit}"
+
+
+def _write_copy(bundle: Path, out: Path, calibration: UncertaintyModel) -> None:
+    """Write a calibrated copy of a bundle, all of its files or none."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        shutil.copytree(bundle, partial)
+        save_uncertainty(partial, calibration)
+        partial.replace(out)
+    finally:
+        with deferred():
+            shutil.rmtree(partial, ignore_errors=True)

@@ -17,7 +17,7 @@ from lcgcn_jax.image_arrays import ImageInput, describe_value, rgb_image
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.face_detector import MIN_SCORE
 from lcgcn_jax.inference.face_prediction import FacePredictor
-from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput
+from lcgcn_jax.inference.image_inputs import BoxedImage, BoxInput, check_fraction
 from lcgcn_jax.inference.robust_crops import crop_around, is_uncertain
 from lcgcn_jax.inference.smoothing import OneEuroFilter
 from lcgcn_jax.inference.track_matching import (
@@ -132,8 +132,10 @@ class FaceTracker:
           min_confidence: minimum mean confidence of the landmarks of a face, in 0..1.
 
         Raises:
-          InputError: `detect_every` is less than 1.
+          InputError: `detect_every` is less than 1, or a minimum is not in 0..1.
         """
+        check_fraction("min_score", min_score)
+        check_fraction("min_confidence", min_confidence)
         if detect_every < 1:
             raise InputError(f"detect_every: {detect_every} has to be at least 1")
         self.num_detections = 0

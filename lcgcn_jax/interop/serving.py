@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from lcgcn_jax.atomic_io import require_writable, write_whole, writing
+from lcgcn_jax.atomic_io import require_writable, write_all, write_whole, writing
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import CROP_SCALE
 from lcgcn_jax.inference.model import LandmarkModel
@@ -103,8 +103,7 @@ def write_stablehlo(path: Path, bundle: Bundle, scheme: str | None = None) -> No
     predict = jax.jit(crops_to_landmarks(bundle, scheme))
     data = export.export(predict, platforms=PLATFORMS)(crops).serialize()
     description = json.dumps(describe(bundle, scheme), indent=1) + "\n"
-    write_whole(path, lambda tmp: tmp.write_bytes(data))
-    write_whole(description_file(path), lambda tmp: tmp.write_text(description, encoding="utf-8"))
+    write_all({path: bytes(data), description_file(path): description.encode()})
 
 
 def write_onnx(path: Path, bundle: Bundle, scheme: str | None = None) -> None:

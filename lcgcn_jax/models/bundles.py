@@ -6,6 +6,7 @@ config.json         format version, model configuration, crop size, landmark sch
 README.md           model card
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -160,7 +161,6 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
     Raises:
       OSError: a file cannot be written.
     """
-    path.mkdir(parents=True, exist_ok=True)
     config = {
         "format": _FORMAT,
         "model": dict(bundle.model),
@@ -177,7 +177,15 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
         for name, value in sorted(bundle.weights.items())
     }
     files = {CARD: card.encode(), CONFIG: _encode_config(config), WEIGHTS: save(weights)}
-    write_all({path / name: content for name, content in files.items()})
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        write_all({path / name: content for name, content in files.items()})
+    except OSError:
+        if is_new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def save_uncertainty(path: Path, calibration: UncertaintyModel) -> None:

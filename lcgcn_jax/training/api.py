@@ -112,12 +112,12 @@ def train(
     return folder / BEST
 
 
-def write_curves(workdir: Path) -> None:
-    """Plot the training curves of a run to `CURVES` in its workdir.
+def write_curves(workdir: Path, path: Path | None = None) -> None:
+    """Plot the training curves of a run to a file, by default `CURVES` in its workdir.
 
     Raises:
       InputError: the file cannot be written.
     """
-    curves = visualize.plot_curves(read_metrics(workdir))
-    with needs_writing(workdir / CURVES):
-        write_whole(workdir / CURVES, lambda tmp: curves.savefig(tmp, dpi=120))
+    curves, path = visualize.plot_curves(read_metrics(workdir)), path or workdir / CURVES
+    with needs_writing(path):
+        write_whole(path, lambda tmp: curves.savefig(tmp, dpi=120))

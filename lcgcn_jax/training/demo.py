@@ -14,8 +14,7 @@ from lcgcn_jax.evaluation.mean_face import mean_face_errors
 from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.synthetic.dataset import prepare_synthetic
-from lcgcn_jax.training.api import train
-from lcgcn_jax.training.metric_writer import read_metrics
+from lcgcn_jax.training.api import CURVES, train, write_curves
 from lcgcn_jax.visualize.stages import compare_stages, predict_faces
 
 
@@ -58,8 +57,8 @@ def run_demo(
     report("4/4 plotting")
     faces, output = predict_faces(model, dataset, "test", count=6)
     visualize.save_image(out / "stages.png", compare_stages(faces, output, dataset))
-    visualize.plot_curves(read_metrics(workdir)).savefig(out / "curves.png", dpi=120)
+    write_curves(workdir, out / CURVES)
     report(
-        f"{out}: stages.png (truth, heatmap stage, graph stage), curves.png, eval.json, data/, "
+        f"{out}: stages.png (truth, heatmap stage, graph stage), {CURVES}, eval.json, data/, "
         "train/best/ (the model)"
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lcgcn_jax.atomic_io import replacing_all, writing
 from lcgcn_jax.data.dataset import FaceDataset, require_scheme
 from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError, count_of, require_absent
@@ -67,7 +68,7 @@ def plot_faces(
       The plots: `STAGES`, and for a model with a graph `EDGES` and `MATRICES`.
 
     Raises:
-      InputError: the data or an option does not fit the model, or a plot exists.
+      InputError: the data or an option does not fit the model, or a plot exists or cannot be written.
     """
     if threshold is not None and not 0 <= threshold < 1:
         raise InputError(
@@ -80,7 +81,8 @@ def plot_faces(
     for path in paths:
         require_absent(path, overwrite=overwrite)
     faces, output = predict_faces(model, dataset, split, count, skip=skip)
-    save_image(paths[0], compare_stages(faces, output, dataset))
+    with writing(out):
+        save_image(paths[0], compare_stages(faces, output, dataset))
     if has_graph:
         titles = [f"face {record}" for record in faces["record"]]
         edges = np.asarray(output.edges)
@@ -93,7 +95,8 @@ def plot_faces(
             target_nodes=target_nodes,
             threshold=threshold,
         )
-        figure.savefig(paths[1], dpi=160, bbox_inches="tight")
-        figure = plot_edge_matrices(edges, model.scheme, titles)
-        figure.savefig(paths[2], dpi=160, bbox_inches="tight")
+        figures = [figure, plot_edge_matrices(edges, model.scheme, titles)]
+        with writing(out), replacing_all(paths[1:]) as partials:
+            for figure, partial in zip(figures, partials, strict=True):
+                figure.savefig(partial, dpi=160, bbox_inches="tight")
     return paths

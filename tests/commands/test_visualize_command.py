@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 
 import cv2
 import pytest
@@ -45,6 +46,20 @@ def test_model_without_a_graph_has_no_edges(small_run, synthetic98, tmp_path, ca
     assert draw(tmp_path / "bundle", synthetic98, tmp_path / "p", "--faces", 2) == 0
     assert "the model has no graph; no edges are drawn" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["stages.png"]
+
+
+def test_plot_that_cannot_be_written_leaves_no_file(
+    small_run, synthetic98, tmp_path, monkeypatch, error_line
+):
+    def fail(figure, path, **_):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    out = tmp_path / "p"
+    words = ("--model", small_run, "--data", synthetic98, "--out", out, "--faces", 2)
+    assert f"{out}: cannot be written: No space left" in error_line("visualize", *words)
+    assert [path.name for path in out.iterdir()] == ["stages.png"]
 
 
 def test_bundle_without_metrics_needs_data(error_line, small_run, tmp_path):

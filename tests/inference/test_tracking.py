@@ -337,3 +337,9 @@ def test_unusable_frames_are_errors(frames, times, message):
 def test_invalid_interval_is_an_error():
     with pytest.raises(InputError, match="detect_every: 0 has to be at least 1"):
         World().track([], detect_every=0)
+
+
+@pytest.mark.parametrize("name", ["min_score", "min_confidence"])
+def test_minimum_that_is_no_fraction_is_an_error(name):
+    with pytest.raises(InputError, match=f"{name}: .*50.*give a number from 0 to 1"):
+        World().track([], **{name: 50})

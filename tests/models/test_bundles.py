@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import re
 
@@ -47,6 +48,16 @@ def bundle(toy):
 def saved(bundle, tmp_path):
     save_bundle(tmp_path / "model", bundle, "# A model\n")
     return tmp_path / "model"
+
+
+def test_bundle_that_cannot_be_written_leaves_no_folder(bundle, tmp_path, monkeypatch):
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_bundle(tmp_path / "model", bundle, "# A model\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bundle_loads_as_saved(bundle, saved):

@@ -22,6 +22,7 @@ from lcgcn_jax.data.formats.pts import (
     require_file_inside,
     source_image_of,
 )
+from lcgcn_jax.data.raw_faces import check_repeated
 from lcgcn_jax.errors import count_of
 from lcgcn_jax.landmarks import IBUG68
 
@@ -130,8 +131,8 @@ def _located(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
       points: as in the file, counting from 1. Both markers lie outside the image.
 
     Raises:
-      ValueError: all points are missing, or points with two negative coordinates lie far outside the
-        image.
+      ValueError: all points are missing, several are at the same place, or points with two negative
+        coordinates lie far outside the image.
     """
     missing = marked_missing(points)
     if missing.all():
@@ -144,4 +145,5 @@ def _located(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
             f"{count_of(flipped.sum(), 'point')} with two negative coordinates, such as ({x:g}, {y:g}); "
             "MERL-RAV marks occluded points so: read its files with 'lcgcn prepare merl-rav'"
         )
+    check_repeated(points[~missing])
     return ~missing

@@ -15,6 +15,7 @@ from lcgcn_jax.data.annotations import (
     note_of_missing_points,
 )
 from lcgcn_jax.data.formats.parsing import to_float
+from lcgcn_jax.data.raw_faces import check_repeated
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import WFLW98
 
@@ -88,6 +89,7 @@ def _read_face(images: Path, split: str, number: int, line: bytes) -> FaceAnnota
         raise ValueError("an attribute is neither 0 nor 1")
     points = points.reshape(-1, 2)
     missing = marked_missing(points)
+    check_repeated(points[~missing])
     image = fields[-1].strip()
     return FaceAnnotation(
         name=f"{split}/{number:06d}:{image}",

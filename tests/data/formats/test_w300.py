@@ -206,6 +206,14 @@ def test_merl_rav_signs_are_rejected(tmp_path):
     assert "all points are at (0, 0) or (-1, -1)" in second.reason
 
 
+def test_points_at_one_place_are_rejected(tmp_path):
+    points = POINTS.copy()
+    points[:17] = 1
+    write_face(tmp_path / "afw", "1_1", "\n".join(f"{x} {y}" for x, y in points))
+    (bad,) = w300.read(tmp_path).bad
+    assert "17 of 68 points lie at (1, 1)" in bad.reason
+
+
 def test_lfpw_overlap_is_excluded_from_train(tmp_path):
     for folder in ("lfpw/trainset", "lfpw/testset", "helen/trainset"):
         write_face(tmp_path / folder, "image_0862")

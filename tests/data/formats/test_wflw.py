@@ -40,6 +40,7 @@ def test_line_becomes_a_face(tmp_path):
     ("line", "reason"),
     [
         (line_of(POINTS[:97]), "fields, expected 207"),
+        (line_of(np.r_[POINTS[:90], np.full((8, 2), -9)]), "8 of 98 points lie at"),
         (line_of(image=""), "fields, expected 207"),
         (line_of(np.full_like(POINTS, np.nan)), "NaN or infinite"),
         (line_of(box="4 5 inf 57"), "NaN or infinite"),

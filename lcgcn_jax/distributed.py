@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -136,6 +137,9 @@ def preemption_guard() -> Iterator[Callable[[int], signal.Signals | None]]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[..., Any], *numbers: signal.Signals) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can set handlers
+        return
     old = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

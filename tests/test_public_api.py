@@ -191,7 +191,7 @@ def test_model_from_a_new_network(toy, five):
 
 
 def test_module_of_another_config_is_rejected(network, model):
-    with pytest.raises(lc.InputError, match="do not fit"):
+    with pytest.raises(lc.InputError, match="cannot be used"):
         lc.LandmarkModel.from_module(
             network, config=model.config, scheme=model.scheme, image_size=64
         )

@@ -1,7 +1,8 @@
 """Random views of a face for training.
 
 The geometry is one affine, or one homography, and one warp of the stored image. Landmarks outside the crop
-stay `visible`: their coordinates are known, and the coordinate losses use them; heatmap losses do not.
+stay `visible`: the coordinate losses of the graph use them, the heatmap losses train an empty heatmap for
+them, and the loss on heatmap means ignores them.
 
 `visible` states whether a landmark has a location; the labels `visibility` (`annotations.Visibility`) state
 whether it can be seen. Labeled landmarks under an artificial occluder become externally occluded. The label

@@ -154,8 +154,8 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
 
     Args:
       card: text of the model card.
-      dtype: dtype of the stored kernels and matrices: `float32`, or `float16` for half the size. Biases and
-        statistics stay float32, since they are small and may exceed the range of float16. Loaded weights
+      dtype: dtype of the stored kernels and matrices: `float32`, or `float16` for half the size. Vectors
+        stay float32, since they are small and may exceed the range of float16. Loaded weights
         are always float32.
 
     Raises:

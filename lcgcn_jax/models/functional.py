@@ -3,6 +3,7 @@
 Inference, export, evaluation, validation during training and benchmarks all run a model through this class.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -29,8 +30,8 @@ class FunctionalModel(NamedTuple):
         return self.merge()(images)
 
     def predict(self, crops: UInt8[Array, "b s s 3"]) -> LCGCNOutput:
-        """Run both stages on RGB crops."""
-        return self.forward(normalize_images(crops))
+        """Run both stages on RGB crops; the output has no `heatmap_logits`, which are large."""
+        return dataclasses.replace(self.forward(normalize_images(crops)), heatmap_logits=None)
 
     def detect(self, crops: UInt8[Array, "b s s 3"]) -> GraphInputs:
         """Run the heatmap stage on RGB crops, and return the inputs of the graph stage."""

@@ -24,13 +24,14 @@ def trained_names(mode: TrainMode, params: Weights) -> frozenset[str]:
     """Names of the parameters that train in a mode.
 
     Raises:
-      InputError: the mode trains no part of this model.
+      InputError: the mode trains the graph, and the model has none.
     """
     parts = {part for group in TRAINED[mode] for part in GROUPS[group]}
-    names = frozenset(name for name in params if name.split(".")[0] in parts)
-    if not names:
-        raise InputError(f"config train.mode: {mode!r} trains the graph, and model.graph is None")
-    return names
+    if "graph" in TRAINED[mode] and not any(name.startswith("graph.") for name in params):
+        raise InputError(
+            f"config train.mode: {mode!r} trains the graph, and model.graph is None; use 'heatmap_only'"
+        )
+    return frozenset(name for name in params if name.split(".")[0] in parts)
 
 
 def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:

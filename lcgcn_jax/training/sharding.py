@@ -66,6 +66,19 @@ def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
     )
 
 
+def get_batch(batch: PyTree[jax.Array]) -> PyTree[np.ndarray]:
+    """Copy this process's part of a global batch to the host; the inverse of `put_batch`.
+
+    The devices of a mesh are in the order of the topology, in which those of a process need not be adjacent.
+    """
+
+    def rows(array: jax.Array) -> np.ndarray:
+        shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    return jax.tree.map(rows, batch)
+
+
 def compile_train_step(step: Callable, mesh: Mesh) -> jax.stages.Wrapped:
     """Jit `step(state, batch)` with a replicated, donated state and a batch split over `data`."""
     return jax.jit(
@@ -78,12 +91,12 @@ def compile_train_step(step: Callable, mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def compile_predict_step(step: Callable, mesh: Mesh) -> Callable:
-    """Jit `step(params, batch_stats, inputs)` with results on every device, readable by every host."""
+    """Jit `step(params, batch_stats, inputs)` with inputs and results split over `data` (`get_batch`)."""
     whole = replicated(mesh)
     return jax.jit(
         step,
         in_shardings=(whole, whole, by_batch(mesh)),
-        out_shardings=whole,
+        out_shardings=by_batch(mesh),
         compiler_options=_options(mesh),
     )
 

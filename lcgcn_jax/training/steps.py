@@ -96,7 +96,10 @@ def total_loss(
             parts[name] = loss(heatmaps.activate(logits, activation), targets, visible)
         total = total + config.heatmap_weight * parts[name]
         if config.heatmap_coordinate != "none":
-            parts["heatmap_coordinate"] = heatmap_coordinate_loss(logits, points, visible, config)
+            # Accelerators would round the positions to bfloat16 or TF32.
+            with jax.default_matmul_precision("highest"):
+                loss = heatmap_coordinate_loss(logits, points, visible, config)
+            parts["heatmap_coordinate"] = loss
             total = total + config.heatmap_coordinate_weight * parts["heatmap_coordinate"]
     if "graph" in groups:
         name = config.coordinate

@@ -167,7 +167,7 @@ class Trainer:
             )
         )
         self._has_visibility = step.model.merge().visibility is not None
-        if self._has_visibility:
+        if self._has_visibility and "graph" in TRAINED[self.config.train.mode]:
             raise_on_all_processes(
                 lambda: require_visibility_labels(self.mixture, data.train_split)
             )
@@ -245,8 +245,8 @@ class Trainer:
             total=steps, initial=self.step, desc="train", unit="step", disable=not is_primary
         )
         with (
-            preemption_guard() as stop_after,
             closing(self._lock),
+            preemption_guard() as stop_after,
             closing(self._open_log()) if is_primary else nullcontext() as log,
             closing(self.batches),
             bar,
@@ -288,7 +288,7 @@ class Trainer:
                 if stop is not None and not is_last:
                     self.stopped_by = stop
                     break
-        return self.step == steps
+        return self.step >= steps
 
     def _take_step(self, step: int) -> _StepResult:
         batch = next(self.batches)
@@ -307,9 +307,7 @@ class Trainer:
         """Predict this process's part of a batch of crops, with the weights to evaluate."""
         params, batch_stats = self.state.evaluated
         batch = sharding.put_batch(images, self.mesh)
-        output = self._predict_step(params, batch_stats, batch)
-        start = jax.process_index() * len(images)
-        return jax.tree.map(lambda x: np.asarray(x)[start : start + len(images)], output)
+        return sharding.get_batch(self._predict_step(params, batch_stats, batch))
 
     def validate(self, corruption: str = "none") -> SplitErrors:
         """Errors of both stages on the validation split, with ground-truth boxes."""

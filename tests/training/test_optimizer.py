@@ -134,7 +134,8 @@ def test_modes_train_their_parts(mode, parts):
     optimizer.init({name: PARAMS[name] for name in names})
 
 
-def test_frozen_mode_without_a_graph_is_rejected():
+@pytest.mark.parametrize("mode", ["frozen", "joint"])
+def test_mode_that_trains_the_graph_of_a_model_without_one_is_rejected(mode):
     heatmap_params = {name: value for name, value in PARAMS.items() if name.startswith("heatmap")}
-    with pytest.raises(InputError, match=r"'frozen' trains the graph, and model\.graph is None"):
-        trained_names("frozen", heatmap_params)
+    with pytest.raises(InputError, match=rf"'{mode}' trains the graph, and model\.graph is None"):
+        trained_names(mode, heatmap_params)

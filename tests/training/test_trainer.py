@@ -3,9 +3,12 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -14,7 +17,7 @@ from lcgcn_jax.models.bundles import BEST, load_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES
 from lcgcn_jax.models.weights import from_vector
 from lcgcn_jax.training.metric_writer import read_metrics
-from lcgcn_jax.training.sharding import make_mesh
+from lcgcn_jax.training.sharding import get_batch, make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
 
@@ -121,6 +124,33 @@ def test_best_bundle_holds_the_moving_average(run_of_two):
         np.testing.assert_array_equal(bundle.weights[name], np.asarray(value))
     name = "heatmap_model.conv1.conv.kernel"
     assert np.abs(bundle.weights[name] - np.asarray(training.state.params[name])).max() > 0
+
+
+def test_finished_run_with_fewer_steps_is_finished(run_of_two, tmp_path):
+    shutil.copytree(run_of_two.workdir, tmp_path / "run")
+    config = ml_collections.ConfigDict(run_of_two.config.to_dict())
+    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 1
+    training = Trainer(config, tmp_path / "run", make_mesh(1), accept_changes=True)
+    assert training.run()
+    assert training.step == 2
+
+
+def test_run_in_a_thread(run_of_two, tmp_path):
+    shutil.copytree(run_of_two.workdir, tmp_path / "run")
+    config = ml_collections.ConfigDict(run_of_two.config.to_dict())
+    training = Trainer(config, tmp_path / "run", make_mesh(1))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(training.run).result()
+
+
+def test_rows_of_a_process_need_not_be_adjacent_on_the_mesh():
+    rows = np.arange(12).reshape(6, 2)
+    order = (4, 0, 2)  # devices of other processes have the other rows
+    shards = [
+        SimpleNamespace(index=(slice(i, i + 1), slice(None)), data=rows[i : i + 1]) for i in order
+    ]
+    array = SimpleNamespace(addressable_shards=shards)
+    np.testing.assert_array_equal(get_batch([array])[0], rows[[0, 2, 4]])
 
 
 def changed_parts(before, after):

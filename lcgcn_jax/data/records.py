@@ -24,7 +24,7 @@ from lcgcn_jax.data.encoding import encode_face
 from lcgcn_jax.data.image_notes import ImageNotes
 from lcgcn_jax.data.mirror_check import mirror_pair_note
 from lcgcn_jax.data.source_images import SizeMismatch, in_upright_pixels, read_source_image
-from lcgcn_jax.errors import InputError, one_line, require_absent
+from lcgcn_jax.errors import InputError, count_of, one_line, require_absent
 from lcgcn_jax.interrupts import deferred
 
 VERSION = "1.0.0"
@@ -33,6 +33,7 @@ RECORDS = f"faces/{VERSION}"
 
 REPORT = "report.json"
 
+_MAX_NAMES = 10  # in a note
 _VALIDATION_STRIDE = 10  # one group in ten
 
 
@@ -331,6 +332,13 @@ class Faces(tfds.core.GeneratorBasedBuilder):
         notes = self._images.notes()
         if note := mirror_pair_note(self._annotations.scheme, self._landmarks, self._visible):
             notes.append(note)
+        is_located = np.any(self._visible, axis=0)
+        if self._visible and not is_located.all():
+            names = np.array(self._annotations.scheme.names)[~is_located].tolist()
+            listed = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
+            notes.append(
+                f"no face has {count_of(len(names), 'landmark')}, whose prediction is not trained: {listed}"
+            )
         is_expected = self._annotations.has_validation and "train" in self._num_faces
         if is_expected and "validation" not in self._num_faces:
             reason = (

@@ -330,6 +330,11 @@ class BatchPredictor:
         if is_detecting:
             text += f", face detector in {count_of(summary.num_detections, 'frame')}"
         self._finish(file, summary.num_faces, text, outputs)
+        if summary.is_truncated:
+            self._print(
+                f"{file.label}: ends after {summary.times[-1]:.1f} s of {summary.stated_seconds:.1f} s; the "
+                "file may be truncated"
+            )
         if self._files.overlays and varies(summary.times):
             self._print(
                 f"{file.label}: the frame rate varies; {outputs[1]} plays at a constant "

@@ -26,6 +26,8 @@ from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.inference.tracking import DETECT_EVERY, FaceTracker
 from lcgcn_jax.inference.video import Frame, OrderedWorker, Video, VideoWriter, open_video
 
+_MIN_COMPLETE = 0.9  # of the stated duration; containers round it
+
 
 @dataclasses.dataclass(frozen=True)
 class VideoOptions:
@@ -64,6 +66,7 @@ class VideoSummary:
       num_detections: number of frames in which the face detector ran.
       seconds: duration of the work.
       rate: frame rate of the annotated video.
+      stated_seconds: duration that the file states, unless frames were left out on purpose.
     """
 
     times: list[float] = dataclasses.field(default_factory=list)
@@ -71,6 +74,13 @@ class VideoSummary:
     num_detections: int = 0
     seconds: float = 0.0
     rate: float = 0.0
+    stated_seconds: float = 0.0
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the file ends long before the duration that it states, as after an incomplete copy."""
+        end = self.times[-1] + 1 / self.rate if self.times else 0.0
+        return end < _MIN_COMPLETE * self.stated_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +143,8 @@ class VideoPredictor:
         """Predict and write all frames."""
         tracker, max_frames = self.tracker, self.options.max_frames
         summary.rate = video.frames_per_second
+        if max_frames is None:
+            summary.stated_seconds = video.num_frames / video.frames_per_second
         limits = [n for n in (video.num_frames, max_frames) if n]
         start = time.monotonic()
         with (

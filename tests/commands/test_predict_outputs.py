@@ -18,7 +18,7 @@ from lcgcn_jax.commands import predict
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference import batch_predict
+from lcgcn_jax.inference import batch_predict, video
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.video import VideoWriter, open_video
@@ -409,6 +409,18 @@ def test_images_without_a_face_in_a_box_file_are_not_reported(run_boxes, tmp_pat
     photos = images(tmp_path / "in", 2)
     assert run_boxes("image,x0,y0,x1,y1\n0.png,2,2,20,20\n1.png,,,,\n", photos) == (0, [])
     assert json.loads((tmp_path / "out/1.json").read_text())["faces"] == []
+
+
+def test_truncated_video_is_reported(model, clip, tmp_path, capsys, monkeypatch):
+    words = ["predict", "--model", "m", "--whole-image", "--out", str(tmp_path / "out"), str(clip)]
+    assert main([*words, "--max-frames", "5"]) == 0
+    assert "may be truncated" not in capsys.readouterr().out
+    stamped = video._stamped_frames
+    monkeypatch.setattr(video, "_stamped_frames", lambda c: itertools.islice(stamped(c), 12))
+    assert main([*words, "--overwrite"]) == 0
+    assert (
+        f"{clip}: ends after 0.4 s of 0.8 s; the file may be truncated" in capsys.readouterr().out
+    )
 
 
 def test_video_without_an_annotated_video(run, clip, tmp_path):

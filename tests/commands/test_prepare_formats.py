@@ -130,6 +130,15 @@ def test_resized_image_is_an_error(folder, capsys):
     assert "32 x 30" in err
 
 
+def test_landmark_that_no_face_has_is_reported(folder, capsys):
+    text = (folder / "points.csv").read_text()
+    (folder / "points.csv").write_text(text.replace("31.0,50.0", ",").replace("31.0,50", ","))
+    assert prepare("csv", "points.csv") == 0
+    assert (
+        "no face has 1 landmark, whose prediction is not trained: chin" in capsys.readouterr().out
+    )
+
+
 def test_files_with_and_without_a_split_are_an_error(folder, capsys):
     assert prepare("labelme", "train=a.json", "b.json") == 2
     assert "some files have a split and others not" in capsys.readouterr().err

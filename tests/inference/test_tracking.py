@@ -5,9 +5,16 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.geometry import box_of_landmarks, crop_transform, invert, transform_points
+from lcgcn_jax.geometry import (
+    box_of_landmarks,
+    box_overlaps,
+    crop_transform,
+    invert,
+    transform_points,
+)
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.image_inputs import BoxedImage
 from lcgcn_jax.inference.model import LandmarkModel
@@ -150,6 +157,39 @@ def run(world, positions, *, rate=RATE, **options):
             people[int(np.argmin(distances))] = face.track
         results.append(people)
     return tracker, results
+
+
+def tracks_by_overlap(world, positions):
+    """Tracks of persons, as `run` returns them, when boxes are matched to the last ones by their IoU only."""
+    tracks, results = {}, []  # track -> its last box, and the frame
+    for i, centers in enumerate(positions):
+        for person, center in zip(world.persons, centers, strict=True):
+            person.center = center
+        tracks = {number: (box, last) for number, (box, last) in tracks.items() if i - last <= RATE}
+        numbers, boxes = list(tracks), world.boxed_image(None).boxes
+        overlaps = np.zeros((len(numbers), len(boxes)))
+        for row, number in enumerate(numbers):
+            overlaps[row] = box_overlaps(tracks[number][0], np.array(boxes).reshape(-1, 4))
+        rows, columns = scipy.optimize.linear_sum_assignment(-overlaps)
+        matches = {
+            c: numbers[r] for r, c in zip(rows, columns, strict=True) if overlaps[r, c] > 0.3
+        }
+        people = {}
+        for column, (person, box) in enumerate(zip(world.visible(), boxes, strict=True)):
+            number = matches.get(column, max(tracks, default=-1) + 1)
+            tracks[number] = box, i
+            people[world.persons.index(person)] = number
+        results.append(people)
+    return results
+
+
+def num_switches(results):
+    """Number of times that a person gets another track than before."""
+    count, last = 0, {}
+    for people in results:
+        count += sum(last.get(person, track) != track for person, track in people.items())
+        last |= people
+    return count
 
 
 def still(center, count):
@@ -343,3 +383,18 @@ def test_invalid_interval_is_an_error():
 def test_minimum_that_is_no_fraction_is_an_error(name):
     with pytest.raises(InputError, match=f"{name}: .*50.*give a number from 0 to 1"):
         World().track([], **{name: 50})
+
+
+def test_crossing_faces_switch_tracks_less_often_than_by_overlap_only():
+    """Two persons cross at several speeds (face sides per second) and distances between their paths."""
+    totals = np.zeros(2, int)
+    for speed in (1, 2, 4, 8):
+        for distance in (0.0, 0.3, 0.6, 0.9):
+            steps = np.arange(-400, 401, speed * SIDE / RATE)
+            paths = [((640 + x, 300.0), (640 - x, 300 + distance * SIDE)) for x in steps.tolist()]
+            totals += [
+                num_switches(run(World(Person(0), Person(1)), paths)[1]),
+                num_switches(tracks_by_overlap(World(Person(0), Person(1)), paths)),
+            ]
+    assert totals[0] == 0
+    assert totals[1] >= 8

@@ -23,6 +23,7 @@ from lcgcn_jax.data.formats.labeled_images import (
     LabeledFile,
     LabeledImage,
     LabeledPoint,
+    describe_ignored,
     read_entries,
     to_annotations,
 )
@@ -79,11 +80,20 @@ def _read_file(path: Path, finder: ImageFinder, scheme: LandmarkScheme) -> Label
         raise InputError(f"{path}: not CVAT XML: expected <annotations> with <image>")
     images = root.iterfind("image")
     entries = ((image.get("name", "an image without a name"), image) for image in images)
-    return read_entries(path, entries, functools.partial(_read_image, finder=finder, scheme=scheme))
+    ignored: Counter[str] = Counter()
+    read_image = functools.partial(_read_image, finder=finder, scheme=scheme, ignored=ignored)
+    file = read_entries(path, entries, read_image)
+    file.remarks += describe_ignored(ignored)
+    return file
 
 
 def _read_image(
-    image_name: str, image: ET.Element, *, finder: ImageFinder, scheme: LandmarkScheme
+    image_name: str,
+    image: ET.Element,
+    *,
+    finder: ImageFinder,
+    scheme: LandmarkScheme,
+    ignored: Counter[str],
 ) -> LabeledImage:
     points, boxes = [], []
     num_skeletons = Counter(shape.get("group_id", "0") for shape in image.iterfind("skeleton"))
@@ -105,6 +115,8 @@ def _read_image(
                     for side in ("xtl", "ytl", "xbr", "ybr")
                 )
                 boxes.append(LabeledBox((x0, y0, x1, y1), group))
+            case "polyline":
+                ignored[shape.tag] += 1
     return LabeledImage(
         image_name,
         finder.find(image.get("name", "")),

@@ -111,6 +111,12 @@ def read_entries(
     return file
 
 
+def describe_ignored(shapes: Counter[str]) -> list[str]:
+    """Remark on lines, which may be meant as landmarks, by their kind; empty if there are none."""
+    kinds = " and ".join(f"{count_of(n, 'shape')} of the type {kind}" for kind, n in shapes.items())
+    return [f"{kinds} ignored; a landmark is a point"] if shapes else []
+
+
 def to_annotations(
     kind: str,
     files: Iterable[tuple[str, LabeledFile]],

@@ -5,6 +5,7 @@ that count from 0. LabelMe has the corner of the first pixel at (0, 0): see `pre
 """
 
 import glob
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lcgcn_jax.data.formats.labeled_images import (
     LabeledFile,
     LabeledImage,
     LabeledPoint,
+    describe_ignored,
     to_annotations,
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
@@ -70,15 +72,17 @@ def _read_files(paths: Sequence[Path], finder: ImageFinder, flags: set[str]) -> 
     """Read all files of a split as one; a file that is not LabelMe JSON is listed as bad."""
     content = LabeledFile(paths[0])
     files = list(dict.fromkeys(file for path in paths for file in _json_files(path)))
+    ignored: Counter[str] = Counter()
     for path in files:
         try:
-            content.images.append(_read_image(path, finder, flags))
+            content.images.append(_read_image(path, finder, flags, ignored))
         except InputError as error:
             if len(files) == 1:
                 raise
             content.bad.append(BadRecord(path.name, str(error).removeprefix(f"{path}: ")))
         except ValueError as error:
             content.bad.append(BadRecord(path.name, str(error)))
+    content.remarks += describe_ignored(ignored)
     return content
 
 
@@ -94,7 +98,9 @@ def _json_files(path: Path) -> Iterator[Path]:
     yield from paths
 
 
-def _read_image(path: Path, finder: ImageFinder, flags: set[str]) -> LabeledImage:
+def _read_image(
+    path: Path, finder: ImageFinder, flags: set[str], ignored: Counter[str]
+) -> LabeledImage:
     require_format(path, LABELME)
     content = read_json(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("shapes"), list):
@@ -112,6 +118,8 @@ def _read_image(path: Path, finder: ImageFinder, flags: set[str]) -> LabeledImag
             case "rectangle":
                 xs, ys = zip(*_vertices(shape, label), strict=True)
                 boxes.append(LabeledBox((min(xs), min(ys), max(xs), max(ys)), group))
+            case "line" | "linestrip" as kind:
+                ignored[kind] += 1
     image_flags = content.get("flags")
     image_flags = image_flags if isinstance(image_flags, Mapping) else {}
     image = LabeledImage(

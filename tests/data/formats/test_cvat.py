@@ -46,6 +46,14 @@ def read(images, *entries, scheme, split="", **options):
     return cvat.read(images, {split: path}, scheme, **options)
 
 
+def test_shapes_that_are_no_points_are_counted(images, four_points):
+    scheme, points = four_points
+    line = "<polyline label='jaw' points='1,2;3,4'></polyline>"
+    result = read(images, ("name='a.jpg'", skeleton_of(points) + line), scheme=scheme)
+    assert len(result.faces) == 1
+    assert any("1 shape of the type polyline ignored" in note for note in result.notes)
+
+
 def shifted(points, by):
     return {name: [x + by, y] for name, (x, y) in points.items()}
 

@@ -138,6 +138,15 @@ def test_bad_files_are_listed(images, labels, four_points, change, reason):
     assert reasons["4.json"].startswith("the format is COCO keypoints JSON")
 
 
+def test_shapes_that_are_no_points_are_counted(images, labels, four_points):
+    scheme, points = four_points
+    line = {"label": "jaw", "points": [[1, 2], [3, 4]], "shape_type": "linestrip"}
+    path = write(labels / "1.json", [*shapes_of(points), line, line])
+    result = labelme.read(images, {"": path}, scheme)
+    assert len(result.faces) == 1
+    assert f"{path}: 2 shapes of the type linestrip ignored; a landmark is a point" in result.notes
+
+
 def test_file_name_in_another_encoding(images, labels, four_points):
     scheme, points = four_points
     try:

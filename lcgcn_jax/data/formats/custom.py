@@ -106,4 +106,5 @@ def _read(
         add_faces(
             annotations, path, split, entries, find_image, finder.folder, count_from=count_from
         )
+    annotations.notes.extend(finder.notes())
     return annotations

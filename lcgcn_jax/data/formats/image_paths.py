@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from lcgcn_jax.data.annotations import fold_name, is_system_file, lies_within
+from lcgcn_jax.errors import count_of
 from lcgcn_jax.image_io import IMAGE_SUFFIXES
 
 
@@ -39,6 +40,7 @@ class ImageFinder:
         self._stored_name = stored_name
         self._original_name = original_name
         self._matches: dict[Path, tuple[str, bool]] = {}
+        self._moved: dict[str, Path] = {}
 
     def find(
         self, text: str, *, relative_to: Path | None = None, names: Iterable[str] = ()
@@ -61,6 +63,10 @@ class ImageFinder:
         path = self._find_exact(text, relative_to)
         is_exact = path is not None
         path = path or self._find_tail(text) or self._find_name(text, names)
+        is_relative = re.match(r"[^/\\:]+[/\\]", text)
+        # The first folder of a path may be that of the images.
+        if is_relative and not is_exact and not path.as_posix().endswith(f"/{text}"):
+            self._moved.setdefault(text, path)
         if not lies_within(path, self.folder):
             raise ValueError(f"the image {text!r} is a link that leaves {self.folder.name}/")
         other, other_is_exact = self._matches.setdefault(path, (text, is_exact))
@@ -70,6 +76,17 @@ class ImageFinder:
                 f"in {self.folder.name}/; keep their folders in it"
             )
         return path
+
+    def notes(self) -> list[str]:
+        """A note on relative paths that were found in another folder only; empty if there are none."""
+        if not self._moved:
+            return []
+        text, path = next(iter(self._moved.items()))
+        return [
+            f"{count_of(len(self._moved), 'image')} found in another folder than stated, such as {text!r} = "
+            f"{path.relative_to(self.folder).as_posix()!r}; check that --src is the folder that the paths "
+            "start from"
+        ]
 
     def root_of(self, path: Path) -> Path | None:
         """The folder, as passed or with links resolved, if a path lies in it; else None."""

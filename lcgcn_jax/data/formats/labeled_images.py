@@ -174,6 +174,7 @@ def to_annotations(
         add_faces(
             annotations, file.path, split, entries, Path, finder.folder, count_from=count_from
         )
+    annotations.notes.extend(finder.notes())
     return annotations
 
 

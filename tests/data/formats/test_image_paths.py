@@ -87,3 +87,26 @@ def test_pipe_is_not_an_image(tmp_path):
     for text in ("pipe.jpg", "elsewhere/pipe.jpg", "C:\\faces\\pipe.jpg"):
         with pytest.raises(ValueError, match="no image"):
             ImageFinder(tmp_path).find(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_noted"),
+    [
+        ("trainset/b.jpg", True),
+        ("one/b.jpg", False),
+        ("images/one/b.jpg", False),
+        ("b.jpg", False),
+        ("/data/upload/b.jpg", False),
+    ],
+)
+def test_relative_path_of_another_folder_is_noted(tmp_path, text, is_noted):
+    path = tmp_path / "images/one/b.jpg"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    finder = ImageFinder(tmp_path / "images")
+    assert finder.find(text) == path
+    note = (
+        f"1 image found in another folder than stated, such as '{text}' = 'one/b.jpg'; check that --src is "
+        "the folder that the paths start from"
+    )
+    assert finder.notes() == ([note] if is_noted else [])

@@ -44,10 +44,13 @@ def test_predicted_errors_of_a_calibrated_model_are_written(tmp_path):
     in_pixels = dataclasses.replace(calibrated, predicted_error=np.array([0.12345, 0.5, 1.0]))
     assert results.describe_face(in_pixels)["predicted_error"] == [0.123, 0.5, 1.0]
     assert results.describe_face(calibrated)["expected_error"] == [1.23, 5.0, 10.68]
-    (tmp_path / "a.csv").write_text(results.format_csv([calibrated], SCHEME))
+    in_pixels = dataclasses.replace(in_pixels, score=0.75)
+    (tmp_path / "a.csv").write_text(results.format_csv([calibrated, in_pixels], SCHEME))
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["expected_error"] for row in rows] == ["1.23", "5.00", "10.68"]
+    assert [row["expected_error"] for row in rows] == 2 * ["1.23", "5.00", "10.68"]
+    assert [row["predicted_error"] for row in rows] == ["", "", "", "0.123", "0.500", "1.000"]
+    assert [row["score"] for row in rows] == 3 * [""] + 3 * ["0.7500"]
 
 
 def test_pts_has_the_official_format_and_counts_from_one(tmp_path):

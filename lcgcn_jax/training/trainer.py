@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -247,10 +247,17 @@ class Trainer:
         with (
             closing(self._lock),
             preemption_guard() as stop_after,
-            closing(self._open_log()) if is_primary else nullcontext() as log,
+            ExitStack() as stack,
             closing(self.batches),
             bar,
         ):
+            log = raise_on_all_processes(lambda: self._open_log() if is_primary else None)
+            if log is not None:
+                stack.enter_context(closing(log))
+
+            def write(step: int, values: dict[str, float]) -> None:
+                raise_on_all_processes(lambda: None if log is None else log.write(step, values))
+
             pending: _StepResult | None = None
             logged_step, logged_at = self.step, time.perf_counter()
             for step in range(self.step + 1, steps + 1):
@@ -267,15 +274,13 @@ class Trainer:
                     values["steps_per_second"] = (step - logged_step) / (now - logged_at)
                     logged_step, logged_at = step, now
                     self._require_finite(pending)
-                    if log is not None:
-                        log.write(step, values)
+                    write(step, values)
                     bar.set_postfix(loss=f"{values['train/loss']:.4f}")
 
                 if is_last or step % eval_every == 0:
                     self._require_finite(pending)
                     metrics = self._validate_and_save_best()
-                    if log is not None:
-                        log.write(step, metrics)
+                    write(step, metrics)
                     if on_validation is not None:
                         on_validation(step, metrics)
                     logged_step, logged_at = step, time.perf_counter()
@@ -430,8 +435,9 @@ class Trainer:
             self.best_nme = nme
             assert self._lock is not None
             raise_on_all_processes(self._lock.require_held)
-            if is_primary_process():
-                self._save_best(metrics)
+            raise_on_all_processes(
+                lambda: self._save_best(metrics) if is_primary_process() else None
+            )
         return metrics
 
     def _save_best(self, metrics: dict[str, float]) -> None:

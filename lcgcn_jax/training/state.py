@@ -5,12 +5,11 @@ import functools
 import typing
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from lcgcn_jax.models.weights import Weights, from_vector, to_vector
+from lcgcn_jax.models.weights import Weights, from_vector
 
 
 @typing.no_type_check  # as a pytree it also holds shapes, shardings and placeholders of JAX
@@ -50,22 +49,3 @@ class TrainState:
             {name: average[name] for name in self.params},
             {name: average[name] for name in self.batch_stats},
         )
-
-
-def create_state(
-    params: Weights,
-    batch_stats: Weights,
-    optimizer: optax.GradientTransformation,
-    trained: frozenset[str],
-    *,
-    with_ema: bool,
-) -> TrainState:
-    """State before the first step."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        # As one program: outside of `jit`, there is one for each shape of weights.
-        opt_state=jax.jit(optimizer.init)({name: params[name] for name in sorted(trained)}),
-        ema=jax.jit(to_vector)(params | batch_stats) if with_ema else None,
-    )

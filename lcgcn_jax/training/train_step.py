@@ -11,12 +11,12 @@ from flax import nnx
 from lcgcn_jax.models.bundles import abstract_weights
 from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.registry import create_model
-from lcgcn_jax.models.weights import Weights, split_weights
+from lcgcn_jax.models.weights import Weights, split_weights, to_vector
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_checks import check_image_size
 from lcgcn_jax.training.config_types import Config, DType
 from lcgcn_jax.training.optimizer import make_optimizer, trained_names
-from lcgcn_jax.training.state import TrainState, create_state
+from lcgcn_jax.training.state import TrainState
 from lcgcn_jax.training.steps import Batch, Scalars, check_activation, make_train_step
 
 
@@ -58,8 +58,14 @@ class TrainStep:
         )
 
     def _create_state(self, params: Weights, batch_stats: Weights) -> TrainState:
-        return create_state(
-            params, batch_stats, self.optimizer, self.trained, with_ema=self.with_ema
+        learned = {name: params[name] for name in sorted(self.trained)}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            # As one program: outside of `jit`, there is one for each shape of weights.
+            opt_state=jax.jit(self.optimizer.init)(learned),
+            ema=jax.jit(to_vector)(params | batch_stats) if self.with_ema else None,
         )
 
 

@@ -36,7 +36,9 @@ def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable
 
     def parse(text: str) -> int | float:
         value = kind(text)
-        if not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
+        if value == math.inf:
+            raise argparse.ArgumentTypeError(f"{text} has to be a finite number")
+        if not (value > minimum if above else value >= minimum):
             bound = f"{'above' if above else 'at least'} {minimum}"
             raise argparse.ArgumentTypeError(f"{text} has to be {bound}")
         return value

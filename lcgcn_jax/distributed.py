@@ -114,7 +114,7 @@ def preemption_guard() -> Iterator[Callable[[int], signal.Signals | None]]:
     Yields:
       A function of the step with the same result in all processes: the signal to stop for after this step, or
       None. A signal to any process counts; several processes agree on the next step that all of them can
-      reach, and on SIGTERM.
+      reach, and on SIGTERM. In another thread than the main one, a single process records no signal.
     """
     numbers = [signal.SIGINT]
     # SIGHUP of a closed terminal; `nohup` ignores it.

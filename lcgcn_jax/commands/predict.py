@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         file=args.boxes,
         whole_image=args.whole_image,
         box_format=args.box_format,
+        min_score=args.min_score,
     )
     files = options.result_files(args, shard)
     selected = shard.select(inputs.files)

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     write_curves(args.workdir)
     if not finished:
         raise trainer.interruption()
-    print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
-    print("'lcgcn research calibrate' adds predicted errors to the model")
+    print(
+        f"{args.workdir}: done; best model in best/ ('lcgcn research calibrate'), curves in {CURVES}"
+    )
     return 0

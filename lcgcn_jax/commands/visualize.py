@@ -66,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
         if len(paths) == 1:
             print(f"{args.model}: the model has no graph; no edges are drawn")
     if rows:
-        args.out.mkdir(parents=True, exist_ok=True)
         write_curves(as_path(args.model), args.out / CURVES)
         print(args.out / CURVES)
     return 0

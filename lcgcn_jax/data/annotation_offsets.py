@@ -142,12 +142,12 @@ def read_offsets(path: Path | str, scheme: LandmarkScheme) -> AnnotationOffsets:
         offsets = AnnotationOffsets.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read: {error.strerror}; 'lcgcn fit-offsets' writes a file of offsets"
+            f"{path}: cannot be read: {error.strerror}; 'lcgcn research fit-offsets' writes a file of offsets"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: not a file of annotation offsets: {one_line(error)}; write one with "
-            "'lcgcn fit-offsets'"
+            "'lcgcn research fit-offsets'"
         ) from error
     if (offsets.scheme, len(offsets.mean_face)) != (scheme.name, scheme.num_landmarks):
         raise InputError(

@@ -191,11 +191,9 @@ def parse_annotations(texts: Sequence[str]) -> dict[str, list[Path]]:
             f"--annotations {' '.join(texts)}: some files have a split and others not; give "
             f"{' '.join(f'{name}=FILE' for name in custom.SPLITS)}"
         )
-    (path, count), *_ = collections.Counter(
-        path for paths in files.values() for path in paths
-    ).most_common(1)
-    if count > 1:
-        raise InputError(f"--annotations {path}: is given twice; give each file once")
+    counts = collections.Counter(path for paths in files.values() for path in paths)
+    if repeated := [path for path, count in counts.items() if count > 1]:
+        raise InputError(f"--annotations {repeated[0]}: given more than once; give each file once")
     return dict(files)
 
 

@@ -123,7 +123,7 @@ def add_faces(
     Raises:
       InputError: the coordinates of the file are not pixels, or its boxes have another form.
     """
-    entries = list(entries)
+    entries, start = list(entries), len(annotations.faces)
     check_pixels(path, [entry.face for entry in entries if isinstance(entry.face, RawFace)])
     counts, marked_faces, image_paths = collections.Counter(), [], []
     for entry in entries:
@@ -145,6 +145,12 @@ def add_faces(
         annotations.notes.append(f"{path}: {places} treated as missing")
     notes = check_boxes(path, marked_faces), percent_note(path, marked_faces, image_paths)
     annotations.notes.extend(note for note in notes if note)
+    images = [(face.split, face.image_path) for face in annotations.faces]
+    if repeated := set(images[:start]) & set(images[start:]):
+        annotations.notes.append(
+            f"{path}: {count_of(len(repeated), 'image')} also in another file of the same split; faces that "
+            "are in both count twice"
+        )
 
 
 def _annotation(

@@ -337,7 +337,7 @@ class Faces(tfds.core.GeneratorBasedBuilder):
             names = np.array(self._annotations.scheme.names)[~is_located].tolist()
             listed = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
             notes.append(
-                f"no face has {count_of(len(names), 'landmark')}, whose prediction is not trained: {listed}"
+                f"{count_of(len(names), 'landmark')} without a location in any face, so not trained: {listed}"
             )
         is_expected = self._annotations.has_validation and "train" in self._num_faces
         if is_expected and "validation" not in self._num_faces:

@@ -96,12 +96,11 @@ class BatchPredictor:
       draw_edges: draw the strongest edges of the graph, which the model has.
       upright: apply the EXIF orientation of images.
       box_format: format of the boxes of `box_source`, one of `geometry.BOX_FORMATS`.
-      min_score: minimum score of a detected face, without a box source; `MIN_SCORE` by default.
+      min_score: minimum score of a detected face; `MIN_SCORE` by default.
       min_confidence: minimum mean confidence of the landmarks of a face; others are left out.
 
     Raises:
-      InputError: the face detector cannot be loaded, the results cannot hold the scheme of the model, or
-        `min_score` is given with a box source.
+      InputError: the face detector cannot be loaded, or the results cannot hold the scheme of the model.
     """
 
     def __init__(
@@ -118,8 +117,6 @@ class BatchPredictor:
         min_score: float | None = None,
         min_confidence: float = 0.0,
     ):
-        if min_score is not None and box_source is not None:
-            raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
         self._model, self._files, self._box_source = model, files, box_source
         files.check_scheme(model.scheme)
         if box_source is None:

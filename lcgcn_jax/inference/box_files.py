@@ -99,7 +99,7 @@ class BoxFile:
         if not self.unused:
             return ""
         names = ", ".join(self.unused[:5]) + (", ..." if len(self.unused) > 5 else "")
-        return f"{self._path}: {count_of(len(self.unused), 'name')} of no input: {names}"
+        return f"{self._path}: {count_of(len(self.unused), 'name')} without an input: {names}"
 
     def of(self, image: Path) -> list[list[float]]:
         """Boxes of an image, after `assign`.

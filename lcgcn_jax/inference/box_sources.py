@@ -22,6 +22,7 @@ def find_box_source(
     file: Path | None = None,
     whole_image: bool = False,
     box_format: str = "xyxy",
+    min_score: float | None = None,
 ) -> tuple[BoxSource | None, str]:
     """Find the source of the face boxes of inputs.
 
@@ -30,6 +31,7 @@ def find_box_source(
       file: file of boxes (`box_files.BoxFile`).
       whole_image: whether each image is the crop of one face.
       box_format: format of the boxes, one of `geometry.BOX_FORMATS`.
+      min_score: minimum score of a detected face, which does not apply to given boxes.
 
     Returns:
       The source, None for boxes of the face detector; and a warning about unused boxes, which may be empty.
@@ -37,6 +39,8 @@ def find_box_source(
     Raises:
       InputError: a box or the file cannot be used, or an option does not apply.
     """
+    if min_score is not None and (boxes is not None or file is not None or whole_image):
+        raise InputError("--min-score applies to detected faces; leave it out, or the boxes")
     if boxes is not None:
         if len(inputs) > 1:
             raise InputError(f"--box needs a single input, got {len(inputs)}; use --boxes")

@@ -91,13 +91,15 @@ def open_video(
         first = list(itertools.islice(frames, _NUM_TIMED if is_camera else 2))
         if not first:
             raise InputError(f"{name}: no frame of a video can be read; give a complete video")
-        rates = [capture.get(cv2.CAP_PROP_FPS), _rate([frame.time for frame in first])]
+        rates = (capture.get(cv2.CAP_PROP_FPS), _rate([frame.time for frame in first]))
         possible = (rate for rate in (rates[::-1] if is_camera else rates) if 0 < rate <= MAX_RATE)
         rate = frames_per_second or next(possible, None)
         if rate is None:
             raise InputError(f"{name}: the frame rate is unknown; give it with --fps")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        num_frames = int(count) if math.isfinite(count) and count > 0 else 0
+        # Without a number of frames in the file, OpenCV multiplies its duration by its rate.
+        is_count = math.isfinite(count) and count > 0 and 0 < rates[0] <= MAX_RATE
+        num_frames = int(count) if is_count else 0
         stamped = itertools.chain(first, frames)
         if frames_per_second:
             stamped = (frame._replace(time=i / rate) for i, frame in enumerate(stamped))

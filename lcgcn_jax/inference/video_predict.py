@@ -100,7 +100,7 @@ class VideoPredictor:
     geometry: bool = False
 
     def predict(self, file: InputFile, outputs: Sequence[Path]) -> VideoSummary:
-        """Predict the frames of a video, and write the JSON lines and the annotated video.
+        """Predict the frames of a video, and write the JSON lines and, unless left out, the annotated video.
 
         Args:
           outputs: path of the JSON lines, and that of the annotated video unless none is written.

@@ -181,7 +181,7 @@ def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.flo
     path.mkdir(parents=True, exist_ok=True)
     try:
         write_all({path / name: content for name, content in files.items()})
-    except OSError:
+    except BaseException:  # also a signal
         if is_new:
             with contextlib.suppress(OSError):
                 path.rmdir()

@@ -8,7 +8,7 @@ import ml_collections
 from flax import nnx
 
 from lcgcn_jax import compat, visualize
-from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.atomic_io import write_whole, writing
 from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import get_scheme
@@ -80,7 +80,8 @@ def train(
 ) -> Path:
     """Train a model, or resume the run in a folder from its last checkpoint.
 
-    All devices of this process are used. Ctrl-C, SIGTERM and SIGHUP save a checkpoint first.
+    All devices of this process are used. In the main thread, Ctrl-C, SIGTERM and SIGHUP save a checkpoint
+    first.
 
     Args:
       config: config file or name of a config, with an optional `:argument`, or a config, as `load_config`
@@ -113,11 +114,14 @@ def train(
 
 
 def write_curves(workdir: Path, path: Path | None = None) -> None:
-    """Plot the training curves of a run to a file, by default `CURVES` in its workdir.
+    """Plot the training curves of a run to `path`, by default `CURVES` in its workdir.
 
     Raises:
       InputError: the file cannot be written.
     """
-    curves, path = visualize.plot_curves(read_metrics(workdir)), path or workdir / CURVES
-    with needs_writing(path):
+    curves = visualize.plot_curves(read_metrics(workdir))
+    guard = needs_writing if path is None else writing
+    path = path or workdir / CURVES
+    with guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda tmp: curves.savefig(tmp, dpi=120))

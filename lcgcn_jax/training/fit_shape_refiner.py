@@ -116,12 +116,13 @@ def _canonical_errors(bundle: Bundle) -> Callable[..., tuple[jax.Array, jax.Arra
         assert refiner is not None
         output = model(normalize_images(images))
         size = images.shape[2]
-        transform, landmarks = refiner.to_canonical(
-            (output.landmarks + 0.5) / size, jnp.asarray(output.confidence)
-        )
-        square = (transform[:, :, 0] ** 2).sum(axis=-1)[:, None, None]
-        errors = (truth - output.landmarks) / size
-        errors = jnp.einsum("bxd,bix->bid", transform, errors) / square
+        with jax.default_matmul_precision("highest"):  # as in inference (`models.lcgcn`)
+            transform, landmarks = refiner.to_canonical(
+                (output.landmarks + 0.5) / size, jnp.asarray(output.confidence)
+            )
+            square = (transform[:, :, 0] ** 2).sum(axis=-1)[:, None, None]
+            errors = (truth - output.landmarks) / size
+            errors = jnp.einsum("bxd,bix->bid", transform, errors) / square
         return landmarks - refiner.mean_shape[...][None], errors
 
     return canonical_errors

@@ -156,7 +156,7 @@ class _Tracker:
     def __init__(
         self, name: str, workdir: Path, folder: Path, last_step: int, config: dict[str, Any]
     ):
-        tracker = _import_tracker(name)
+        self._name, tracker = name, _import_tracker(name)
         # Metrics of a killed run that are logged again are equal, because runs resume exactly.
         self._last_step = last_step
         path = workdir.absolute()
@@ -171,8 +171,12 @@ class _Tracker:
             raise InputError(f"--log {name}: cannot start a run: {one_line(error)}") from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        if step > self._last_step:
+        if step <= self._last_step:
+            return
+        try:
             self._run.log(dict(values), step=step)
+        except Exception as error:
+            raise InputError(f"--log {self._name}: cannot log: {one_line(error)}") from error
 
     def close(self) -> None:
         self._run.finish()

@@ -245,8 +245,8 @@ class Trainer:
             total=steps, initial=self.step, desc="train", unit="step", disable=not is_primary
         )
         with (
-            closing(self._lock),
             preemption_guard() as stop_after,
+            closing(self._lock),
             ExitStack() as stack,
             closing(self.batches),
             bar,

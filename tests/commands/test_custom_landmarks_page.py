@@ -197,9 +197,15 @@ def test_annotations_are_parsed_by_split():
     assert files == {"train": [Path("a.csv"), Path("d.csv")], "test": [Path("b=c.csv")]}
 
 
-@pytest.mark.parametrize("texts", [["a", "test=b"], ["test=b", "a"], ["a", "a"], ["test=a"] * 2])
-def test_contradicting_annotation_files_are_an_error(texts):
-    message = "some files have a split and others not; give train=FILE|a: is given twice"
+@pytest.mark.parametrize("texts", [["a", "test=b"], ["test=b", "a"]])
+def test_annotation_files_with_and_without_a_split_are_an_error(texts):
+    with pytest.raises(InputError, match="some files have a split and others not; give train=FILE"):
+        parse_annotations(texts)
+
+
+@pytest.mark.parametrize("texts", [["a", "a"], ["test=a"] * 3, ["train=a", "test=a"]])
+def test_repeated_annotation_file_is_an_error(texts):
+    message = "a: given more than once"
     with pytest.raises(InputError, match=message):
         parse_annotations(texts)
 

@@ -35,6 +35,7 @@ def test_readme_has_the_listed_figures(capsys):
     _, *listed = capsys.readouterr().out.splitlines()
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (table,) = re.findall(r"^## Models\n(.*?)\n## ", readme, re.MULTILINE | re.DOTALL)
+    assert len(listed) == len(shipped_bundles())
     for row in listed:
         name, *values = re.split(r" {2,}", re.sub(r" \((\w+)\) ", " ", row))
         (shown,) = re.findall(rf"^\| `{name}` \|.*", table, re.MULTILINE)

@@ -448,7 +448,7 @@ def test_unused_names_of_a_box_file_are_reported_in_one_line(run_boxes, tmp_path
     code, errors = run_boxes("image,x0,y0,x1,y1\n" + rows, photos)
     assert code == 0
     assert errors == [
-        f"{tmp_path}/boxes.csv: 8 names of no input: 1.png, 2.png, 3.png, 4.png, 5.png, ..."
+        f"{tmp_path}/boxes.csv: 8 names without an input: 1.png, 2.png, 3.png, 4.png, 5.png, ..."
     ]
 
 

@@ -135,7 +135,7 @@ def test_landmark_that_no_face_has_is_reported(folder, capsys):
     (folder / "points.csv").write_text(text.replace("31.0,50.0", ",").replace("31.0,50", ","))
     assert prepare("csv", "points.csv") == 0
     assert (
-        "no face has 1 landmark, whose prediction is not trained: chin" in capsys.readouterr().out
+        "1 landmark without a location in any face, so not trained: chin" in capsys.readouterr().out
     )
 
 

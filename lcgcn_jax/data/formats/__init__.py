@@ -8,7 +8,7 @@ from lcgcn_jax.data.formats.identify import identify_format, require_format
 __all__ = ["AnnotationPaths", "each_file", "identify_format", "require_format"]
 
 AnnotationPaths = Mapping[str, Path | Sequence[Path]]
-"""One or several annotation files of each split; those under `raw_faces.UNSTATED` are of no stated split."""
+"""One or several annotation files of each split; those under `raw_faces.UNSTATED` have no stated split."""
 
 
 def each_file(files: AnnotationPaths) -> Iterator[tuple[str, Path]]:

@@ -63,10 +63,6 @@ class ImageFinder:
         path = self._find_exact(text, relative_to)
         is_exact = path is not None
         path = path or self._find_tail(text) or self._find_name(text, names)
-        is_relative = re.match(r"[^/\\:]+[/\\]", text)
-        # The first folder of a path may be that of the images.
-        if is_relative and not is_exact and not path.as_posix().endswith(f"/{text}"):
-            self._moved.setdefault(text, path)
         if not lies_within(path, self.folder):
             raise ValueError(f"the image {text!r} is a link that leaves {self.folder.name}/")
         other, other_is_exact = self._matches.setdefault(path, (text, is_exact))
@@ -75,6 +71,9 @@ class ImageFinder:
                 f"{text!r} and {other!r} both fit {path.relative_to(self.folder).as_posix()!r} "
                 f"in {self.folder.name}/; keep their folders in it"
             )
+        is_relative = re.match(r"[^/\\:]+[/\\]", text)
+        if is_relative and not is_exact and not _is_in_folder_of(path, text):
+            self._moved.setdefault(text, path)
         return path
 
     def notes(self) -> list[str]:
@@ -148,6 +147,16 @@ def _forms(text: str) -> Iterator[str]:
     # macOS writes the decomposed form of accented letters.
     normalized = (unicodedata.normalize(name, form) for name in ("NFC", "NFD") for form in forms)
     yield from dict.fromkeys((*forms, *normalized))
+
+
+def _is_in_folder_of(path: Path, text: str) -> bool:
+    """Whether an image lies in the folder of a relative path, which may start above the folder of images."""
+    parent = fold_name(f"/{path.parent.as_posix()}/")
+    folders = [_plain_parts(form)[:-1] for form in _forms(text) if "\\" not in form]
+    return any(
+        parent.endswith(fold_name("/" + "".join(f"{part}/" for part in folder)))
+        for folder in folders
+    )
 
 
 def _plain_parts(path: str) -> list[str]:

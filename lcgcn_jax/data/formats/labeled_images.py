@@ -155,7 +155,10 @@ def to_annotations(
             point.label: image.name for image in reversed(file.images) for point in image.points
         }
         if not label_entries and not file.bad:
-            raise InputError(f"{file.path}: no points in it; label some faces and export it again")
+            remarks = "".join(f" ({remark})" for remark in file.remarks)
+            raise InputError(
+                f"{file.path}: no points in it{remarks}; label some faces and export it again"
+            )
         indices = landmarks_of_labels(label_entries, scheme, file.path) if label_entries else {}
         entries: list[Entry] = []
         for image in file.images:

@@ -63,7 +63,5 @@ def run(args: argparse.Namespace) -> int:
     write_curves(args.workdir)
     if not finished:
         raise trainer.interruption()
-    print(
-        f"{args.workdir}: done; best model in best/ ('lcgcn research calibrate'), curves in {CURVES}"
-    )
+    print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
     return 0

@@ -3,10 +3,13 @@
     python benchmarks/difficult_faces.py boxes --data data/w300
     python benchmarks/difficult_faces.py angles --data data/w300
     python benchmarks/difficult_faces.py detector --data data/w300 --faces 20
+    python benchmarks/difficult_faces.py no-face --data data/w300 --faces 210
 
 Prints a Markdown table for faces of the validation split. NME is in percent of the distance between the outer
 eye corners. Boxes are scaled around their center, or shifted in a random direction by a fraction of their
 longer side. Rotated faces are rotated with their images, and their boxes enclose the rotated landmarks.
+`no-face` counts the faces that are marked as reliable, and images without a human face in boxes of 50 % and
+78 % of their side.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.geometry import Box
 
+SIDE = 256  # of images without a face
 SCALES, SHIFTS, STEP = (0.5, 0.7, 0.85, 1.25, 1.5, 2.0), (0.15, 0.3), 15
 CORRUPTIONS = ("occlude", "blur", "low_light", "noise")
 MAX_NME = 10.0  # of a face that counts as found by the detector
@@ -84,6 +88,49 @@ def angle_conditions(record: dict) -> Iterator[Condition]:
         name = str(angle) if angle in (0, 180) else f"{mirrored}, {360 - mirrored}"
         box = geometry.box_of_landmarks(points, np.ones(len(points), bool))
         yield name, cv2.warpAffine(image, affine, (side, side)), points, box
+
+
+def images_without_a_face() -> dict[str, list[np.ndarray]]:
+    """Images by kind, with a fixed seed."""
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in range(8)]
+    smooth = [
+        cv2.GaussianBlur(rng.normal(size=(SIDE, SIDE, 3)), (0, 0), s) for s in (2, 4, 8, 16) * 2
+    ]
+    smooth = [(128 + 50 * x / x.std()).clip(0, 255).astype(np.uint8) for x in smooth]
+    flat = [np.full((SIDE, SIDE, 3), rng.integers(0, 256, 3), np.uint8) for _ in range(8)]
+    ramp = np.linspace(0, 255, SIDE)
+    ramps = [np.add.outer(ramp * a, ramp * b) / (a + b) for a, b in rng.uniform(0.1, 1, (8, 2))]
+    gradients = [np.repeat(x[..., None], 3, axis=2).astype(np.uint8) for x in ramps]
+    return {
+        "noise, smooth noise, flat colors, gradients": noise + smooth + flat + gradients,
+        "text": [draw_text(rng) for _ in range(8)],
+        "schematic faces: a disk with two eyes and a mouth": [draw_cartoon(rng) for _ in range(24)],
+    }
+
+
+def draw_text(rng: np.random.Generator) -> np.ndarray:
+    """Lines of random letters."""
+    image = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    for y in range(12, SIDE, int(rng.integers(10, 24))):
+        text = "".join(map(chr, rng.integers(65, 122, 30)))
+        cv2.putText(image, text, (2, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return image
+
+
+def draw_cartoon(rng: np.random.Generator) -> np.ndarray:
+    """A schematic face."""
+    image = np.full((SIDE, SIDE, 3), rng.integers(120, 256, 3), np.uint8)
+    radius, middle = int(rng.integers(70, 110)), SIDE // 2
+    axes = (radius, int(radius * rng.uniform(1, 1.3)))
+    cv2.ellipse(image, (middle, middle), axes, 0, 0, 360, rng.integers(140, 255, 3).tolist(), -1)
+    for side in (-1, 1):
+        eye = (middle + side * radius // 3, middle - 16)
+        cv2.circle(image, eye, int(rng.integers(8, 18)), (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(image, eye, int(rng.integers(3, 8)), (0, 0, 0), -1, cv2.LINE_AA)
+    mouth, width = (middle, middle + 22), int(rng.integers(2, 7))
+    cv2.ellipse(image, mouth, (radius // 3, radius // 6), 0, 0, 180, (200, 30, 60), width)
+    return image
 
 
 def read_face(record: dict) -> tuple[np.ndarray, np.ndarray, Box]:
@@ -154,12 +201,30 @@ def measure_detector(model: lc.LandmarkModel, faces: Iterable[list[Condition]]) 
         )
 
 
+def measure_reliability(model: lc.LandmarkModel, records: Sequence[dict]) -> None:
+    """Print how many faces, and images without a face, are marked as reliable."""
+    crops = {
+        f"faces, {name}": [crop_face(record, SIDE, "gt", name)["image"] for record in records]
+        for name in ("none", *CORRUPTIONS)
+    }
+    whole = geometry.box_of_crop(SIDE, SIDE)
+    boxes = {name: [whole] for name in crops}
+    for name, images in images_without_a_face().items():
+        crops[name] = images
+        margins = [SIDE * (1 - part) / 2 for part in (0.5, 0.78)]
+        boxes[name] = [np.array([margin] * 2 + [SIDE - margin] * 2) for margin in margins]
+    print("| images | number | reliable |\n|---|---|---|")
+    for name, images in crops.items():
+        faces = [model.predict(image, [box])[0] for image in images for box in boxes[name]]
+        print(f"| {name} | {len(faces)} | {sum(face.reliable is True for face in faces)} |")
+
+
 def main() -> None:
     """Parse the flags, measure, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["boxes", "angles", "detector"])
+    parser.add_argument("part", choices=["boxes", "angles", "detector", "no-face"])
     parser.add_argument("--data", type=Path, required=True, help="300W, as prepared")
     parser.add_argument("--faces", type=int, default=40, help="evenly spaced faces (%(default)s)")
     parser.add_argument("--model", default="w300-lcgcn-small", help="(%(default)s)")
@@ -169,6 +234,9 @@ def main() -> None:
     source = open_dataset(args.data).source("validation")
     numbers = np.linspace(0, len(source) - 1, min(args.faces, len(source))).round().astype(int)
     records = [source[int(number)] for number in numbers]
+    if args.part == "no-face":
+        measure_reliability(model, records)
+        return
     if args.part == "boxes":
         measure_boxes(model, (list(box_conditions(record, model)) for record in records))
         return

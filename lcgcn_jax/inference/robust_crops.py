@@ -15,9 +15,8 @@ from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 # Mean predicted error as a fraction of the range of the calibration. After all crops, none of 420 clean and
-# occluded 300W validation faces was above 0.54, 8 of 119 MERL-RAV validation faces, and 209 of 212 boxes
-# without a face (the others are cartoons and backgrounds). Noise was above 0.65.
-# docs/how-to/difficult-faces.md has the measurements for the other threshold.
+# occluded 300W validation faces is above 0.54, 6 of 119 MERL-RAV validation faces, and all of 103 boxes
+# with noise, flat colors, text or background. docs/how-to/difficult-faces.md has the measurements.
 _UNCERTAIN = 0.38  # above this value, other crops are tried
 _FAILED = (0.54, 0.8)  # the failure weight increases from 0 to 1 in this interval
 # Maximum upper end of that range, as a multiple of its lower end. A calibration that was also fitted on

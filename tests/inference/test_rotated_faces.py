@@ -1,4 +1,4 @@
-"""Real faces in any rotation, with the shipped model."""
+"""Real faces in any rotation, and boxes without a face, with the shipped model."""
 
 import cv2
 import numpy as np
@@ -34,3 +34,13 @@ def test_face_in_any_rotation(shared, name):
     ]
     assert max(distances) < 0.1 * np.linalg.norm(truth[36] - truth[45])
     assert all(face.reliable for face in faces)
+
+
+def test_boxes_without_a_face_are_not_reliable():
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (256, 256, 3), np.uint8) for _ in range(3)]
+    flat = [np.full((256, 256, 3), level, np.uint8) for level in (0, 90, 255)]
+    gradient = [np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 256, 1).repeat(3, 2)]
+    images = [*noise, *flat, *gradient]
+    faces = lc.load_model("w300-lcgcn-small").predict_batch(images, [[(60, 60, 196, 196)]] * 7)
+    assert [face.reliable for (face,) in faces] == [False] * 7

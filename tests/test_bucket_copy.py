@@ -176,7 +176,7 @@ def test_large_copies_are_reported_and_need_room(bucket, monkeypatch, capsys):  
         with pytest.raises(InputError, match=r"0\.0 GB do not fit into .*; set XDG_CACHE_HOME to"):
             local_copy(bucket)
     local_copy(bucket)
-    assert f"lcgcn: {bucket}: copying 0.0 GB in 1 files to " in capsys.readouterr().err
+    assert f"lcgcn: {bucket}: copying 0.0 GB in 1 file to " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

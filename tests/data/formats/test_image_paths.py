@@ -110,7 +110,7 @@ def test_relative_path_of_another_folder_is_noted(tmp_path, text, is_noted):
     finder = ImageFinder(tmp_path / "images")
     assert finder.find(text) == path
     note = (
-        f"1 image found in another folder than stated, such as '{text}' = 'one/b.jpg'; check that --src is "
+        f"1 image found in another folder than stated, such as {text!r} = 'one/b.jpg'; check that --src is "
         "the folder that the paths start from"
     )
     assert finder.notes() == ([note] if is_noted else [])

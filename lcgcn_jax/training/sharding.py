@@ -66,13 +66,13 @@ def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
     )
 
 
-def get_batch(batch: PyTree[jax.Array]) -> PyTree[np.ndarray]:
+def get_batch(batch: PyTree) -> PyTree[np.ndarray]:
     """Copy this process's part of a global batch to the host; the inverse of `put_batch`.
 
     The devices of a mesh are in the order of the topology, in which those of a process need not be adjacent.
     """
 
-    def rows(array: jax.Array) -> np.ndarray:
+    def rows(array: Any) -> np.ndarray:
         shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 

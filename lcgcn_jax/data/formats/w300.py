@@ -142,7 +142,7 @@ def _located(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
     if flipped.any():
         x, y = points[flipped][0]
         raise ValueError(
-            f"{count_of(flipped.sum(), 'point')} with two negative coordinates, such as ({x:g}, {y:g}); "
+            f"{count_of(int(flipped.sum()), 'point')} with two negative coordinates, such as ({x:g}, {y:g}); "
             "MERL-RAV marks occluded points so: read its files with 'lcgcn prepare merl-rav'"
         )
     check_repeated(points[~missing])

@@ -41,6 +41,7 @@ DEFAULT_RATE = 25.0
 
 # Seconds for which a tracked face may remain undetected, as a rotated or an occluded face often is.
 _MAX_UNDETECTED = 2.0
+_MIN_FRAMES = 3  # in which a face has to be observed for its track to last while it is missing
 _MAX_STEP = 5.0  # seconds from one frame to the next over which tracks last
 _MAX_WAIT = 4  # frames from one detection to the next while a face is missing or doubtful
 _MIN_OVERLAP = 0.4  # IoU of a tracked face and its detection
@@ -75,6 +76,7 @@ class _TrackedFace:
       detection_time: time of its last detection.
       confidence: mean confidence of its landmarks at that time.
       is_live: whether it was observed in the last frame.
+      num_frames: number of frames in which it was observed.
       smoother: filter of its landmarks.
     """
 
@@ -82,6 +84,7 @@ class _TrackedFace:
     detection_time: float = 0.0
     confidence: float = 0.0
     is_live: bool = True
+    num_frames: int = 0
     smoother: OneEuroFilter = dataclasses.field(default_factory=OneEuroFilter)
 
 
@@ -107,7 +110,7 @@ class FaceTracker:
     moved by their velocity. The face detector runs every `detect_every` frames, and when a prediction is
     doubtful, a track is lost, or the time since the last frame is long. Only the detector finds new faces,
     within `detect_every` frames, and a track starts when its landmarks are reliable (`Face.reliable`). A face
-    that was missing for at most a second keeps its track.
+    that was missing for at most a second keeps its track, if it was observed in three frames.
 
     Attributes:
       model: the model.
@@ -300,6 +303,7 @@ class FaceTracker:
             else:
                 continue
             tracked.is_live = True
+            tracked.num_frames += 1
             if is_detected:
                 tracked.detection_time = self._time
                 tracked.confidence = float(face.confidence.mean())
@@ -308,6 +312,8 @@ class FaceTracker:
                 landmarks = tracked.smoother(landmarks, time=self._time, side=side_of(landmarks))
             number = tracked.track.number
             faces[number] = dataclasses.replace(face, landmarks=landmarks, track=number)
+        # A half occluded face may be predicted elsewhere for a frame, and start a track of its own.
+        self._tracks = [t for t in self._tracks if t.is_live or t.num_frames >= _MIN_FRAMES]
         return [faces[number] for number in sorted(faces)]
 
     @functools.cached_property

@@ -105,6 +105,9 @@ def images_without_a_face() -> dict[str, list[np.ndarray]]:
     return {
         "noise, smooth noise, flat colors, gradients": noise + smooth + flat + gradients,
         "text": [draw_text(rng) for _ in range(8)],
+        "drawn backs of heads, drawn hands": [
+            draw(rng) for draw in (draw_back_of_head, draw_hand) for _ in range(8)
+        ],
         "schematic faces: a disk with two eyes and a mouth": [draw_cartoon(rng) for _ in range(24)],
     }
 
@@ -115,6 +118,36 @@ def draw_text(rng: np.random.Generator) -> np.ndarray:
     for y in range(12, SIDE, int(rng.integers(10, 24))):
         text = "".join(map(chr, rng.integers(65, 122, 30)))
         cv2.putText(image, text, (2, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return image
+
+
+def draw_back_of_head(rng: np.random.Generator) -> np.ndarray:
+    """Hair above a neck and shoulders."""
+    image = np.full((SIDE, SIDE, 3), rng.integers(60, 220, 3), np.uint8)
+    skin, hair = rng.integers(120, 230, 3).tolist(), rng.integers(10, 120, 3)
+    cv2.ellipse(image, (128, 270), (120, 60), 0, 0, 360, rng.integers(0, 256, 3).tolist(), -1)
+    cv2.rectangle(image, (100, 180), (156, 240), skin, -1)
+    for side in (-1, 1):
+        cv2.ellipse(image, (128 + side * 72, 128), (12, 22), 0, 0, 360, skin, -1, cv2.LINE_AA)
+    cv2.ellipse(image, (128, 115), (72, 92), 0, 0, 360, hair.tolist(), -1, cv2.LINE_AA)
+    for x in rng.integers(64, 192, 60).tolist():
+        color = (hair + rng.integers(-10, 40)).clip(0, 255).tolist()
+        cv2.line(image, (128, 40), (x, int(rng.integers(110, 195))), color, 1, cv2.LINE_AA)
+    return image
+
+
+def draw_hand(rng: np.random.Generator) -> np.ndarray:
+    """A palm with five fingers."""
+    image = np.full((SIDE, SIDE, 3), rng.integers(0, 256, 3), np.uint8)
+    skin = rng.integers(130, 235, 3)
+    dark = (skin * 0.7).astype(int).tolist()
+    for angle, length in zip((-70, -25, -5, 15, 35), (70, 95, 105, 95, 75), strict=True):
+        radians = np.radians(angle + rng.normal(0, 5))
+        tip = (int(128 + length * np.sin(radians)), int(150 - length * np.cos(radians)))
+        for color, width in ((dark, 30), (skin.tolist(), 26)):
+            cv2.line(image, (128, 150), tip, color, width, cv2.LINE_AA)
+    cv2.ellipse(image, (128, 165), (48, 55), 0, 0, 360, skin.tolist(), -1, cv2.LINE_AA)
+    cv2.ellipse(image, (128, 170), (35, 28), 20, 0, 150, dark, 2, cv2.LINE_AA)
     return image
 
 

@@ -312,7 +312,7 @@ class FaceTracker:
                 landmarks = tracked.smoother(landmarks, time=self._time, side=side_of(landmarks))
             number = tracked.track.number
             faces[number] = dataclasses.replace(face, landmarks=landmarks, track=number)
-        # A half occluded face may be predicted elsewhere for a frame, and start a track of its own.
+        # A half occluded face may be predicted elsewhere for a frame, and start a separate track.
         self._tracks = [t for t in self._tracks if t.is_live or t.num_frames >= _MIN_FRAMES]
         return [faces[number] for number in sorted(faces)]
 

@@ -30,9 +30,9 @@ from step_variants import repeat_step
 
 from lcgcn_jax.arguments import integers, number
 from lcgcn_jax.models.bundles import abstract_weights
+from lcgcn_jax.profiling.aot_compile import lower_train_step
 from lcgcn_jax.profiling.roofline import Cost
 from lcgcn_jax.profiling.timing import format_seconds, measure
-from lcgcn_jax.profiling.tpu_compile import lower_train_step
 from lcgcn_jax.tables import format_table
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config import load_config

@@ -32,13 +32,13 @@ import ml_collections
 import numpy as np
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.profiling import tpu_compile
+from lcgcn_jax.profiling import aot_compile
 from lcgcn_jax.profiling.roofline import Cost
 from lcgcn_jax.profiling.timing import format_seconds, measure
 from lcgcn_jax.training.config import apply_overrides, load_config, parse_overrides
 from lcgcn_jax.training.train_step import compute_dtype
 
-GIB = tpu_compile.GIB
+GIB = aot_compile.GIB
 BASELINE = "baseline"
 PROFILED_STEPS = 3
 PROFILED_ROWS = 15
@@ -76,8 +76,10 @@ def run(args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
     if args.batch_size is not None:
         config.train.batch_size = args.batch_size
     if args.topology:
+        if aot_compile.chip_of(args.topology).target_config:
+            raise InputError("--topology is for TPU slices; lcgcn research compile also takes GPUs")
         jax.config.update("jax_platforms", "cpu")  # leave the accelerators of this machine free
-        devices = tpu_compile.tpu_devices(args.topology)
+        devices = aot_compile.devices_of(args.topology)
     else:
         devices = jax.devices()
         config.train.dtype = compute_dtype(config.train.dtype).name
@@ -152,7 +154,7 @@ class Variant:
         """Trace and lower the step."""
         start = time.perf_counter()
         batch_size = self.config.train.batch_size
-        self._lowered = tpu_compile.lower_train_step(self.config, devices, batch_size)
+        self._lowered = aot_compile.lower_train_step(self.config, devices, batch_size)
         self.figures["trace_seconds"] = time.perf_counter() - start
 
     def compile(self) -> jax.stages.Compiled:
@@ -161,7 +163,7 @@ class Variant:
         program = self._lowered.compile(compiler_options=self.options or None)
         seconds = time.perf_counter() - start
         memory, cost = program.memory_analysis(), Cost.of(program)
-        collectives = tpu_compile.collectives(program.as_text())
+        collectives = aot_compile.collectives(program.as_text())
         self.figures |= {
             "batch_size": self.config.train.batch_size,
             "compile_seconds": seconds,

@@ -71,7 +71,7 @@ def test_every_script_is_tested():
 
 def test_shellcheck():
     shellcheck = Path(sys.executable).with_name("shellcheck")
-    files = [*LAUNCH.glob("*.sh"), ROOT / ".ci" / "run"]
+    files = [*LAUNCH.glob("*.sh"), ROOT / "benchmarks" / "gpu.sh", ROOT / ".ci" / "run"]
     process = subprocess.run([shellcheck, "-x", *files], capture_output=True, text=True, cwd=ROOT)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 

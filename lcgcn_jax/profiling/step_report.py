@@ -1,6 +1,6 @@
-"""Report of a training step that was compiled for a TPU slice."""
+"""Report of a training step that was compiled for a TPU slice or GPUs."""
 
-from lcgcn_jax.profiling.tpu_compile import GIB, StepCost, chip_of, least_seconds
+from lcgcn_jax.profiling.aot_compile import GIB, StepCost, chip_of, least_seconds
 from lcgcn_jax.tables import format_table
 
 
@@ -13,6 +13,8 @@ def format_step(cost: StepCost) -> str:
         ["operations", f"{cost.flops / 1e9:,.1f} GFLOP"],
         ["bytes accessed", f"{cost.bytes_accessed / GIB:.2f} GiB"],
     ]
+    for kind, kernels in cost.kernels.items():
+        rows.append([f"{kind} kernels", f"{kernels.count:,} with {kernels.size / GIB:.2f} GiB"])
     for kind, collective in cost.collectives.items():
         total = f"{collective.size / 2**20:.2f} MiB in total"
         rows.append([kind, f"{collective.count} with {total}"])

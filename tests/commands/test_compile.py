@@ -5,7 +5,7 @@ import pytest
 
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.commands.research import compile as command
-from lcgcn_jax.profiling.tpu_compile import GIB, Collective, StepCost
+from lcgcn_jax.profiling.aot_compile import GIB, Collective, StepCost
 
 ARGUMENTS = ["compile", "--config", "w300_lcgcn_best", "--topology", "v5e:4x4"]
 
@@ -64,4 +64,4 @@ def test_invalid_output_is_an_error_before_the_compilation(compiled, error_line,
 
 
 def test_unknown_topology_is_an_error(error_line):
-    assert "v7:4x4: no such TPU" in error_line(*ARGUMENTS[:-1], "v7:4x4")
+    assert "v7:4x4: no such chip" in error_line(*ARGUMENTS[:-1], "v7:4x4")

@@ -134,12 +134,21 @@ def test_batch_norm_keeps_its_statistics_in_evaluation():
     jax.tree.map(np.testing.assert_array_equal, before, (ours.mean[...], ours.var[...]))
 
 
-def test_batch_norm_variance_is_precise_with_a_large_mean():
+@pytest.mark.parametrize(("mean", "running_mean"), [(50, 0), (4096, 4090), (-4096, -4090)])
+def test_batch_norm_variance_is_precise_with_a_large_mean(mean, running_mean):
     ours, _ = batch_norms()
+    ours.mean.set_value(jnp.full(5, running_mean, jnp.float32))
     x = normal(1000, 5)
-    run(ours, x + 4096, train=True)
+    run(ours, x + mean, train=True)
     variance = (ours.var[...] - 0.9) / 0.1
     np.testing.assert_allclose(variance, x.var(axis=0), rtol=2e-3)
+
+
+def test_batch_norm_of_constant_values_is_finite():
+    ours, _ = batch_norms()
+    y = run(ours, jnp.full((1000, 5), 1e4), train=True)
+    assert np.isfinite(y).all()
+    assert (ours.var[...] >= 0).all()
 
 
 def test_batch_norm_statistics_of_bfloat16_are_float32():

@@ -1,8 +1,8 @@
-"""Estimate TPU memory and FLOPs of a training step (no TPU required).
+"""Estimate the cost of a training step on TPUs or GPUs (none required).
 
-Compiles the training step for a TPU slice, and prints what one chip needs:
-memory, operations, bytes moved, and collectives between chips. Requires libtpu
-(pip install 'lcgcn-jax[tpu]') and takes some minutes.
+Compiles the training step for a TPU slice or for GPUs, and prints what one chip
+needs: memory, operations, bytes moved, collectives, and the kernels of a GPU.
+Takes minutes; requires pip install 'lcgcn-jax[tpu]' or 'lcgcn-jax[cuda]'.
 
 Example: lcgcn research compile --config w300_lcgcn_best --topology v5e:4x4
 """
@@ -14,14 +14,14 @@ import jax
 
 from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.commands.options import add, add_flag
+from lcgcn_jax.profiling.aot_compile import CHIPS, compile_step, largest_batch, least_seconds
 from lcgcn_jax.profiling.step_report import format_step
-from lcgcn_jax.profiling.tpu_compile import CHIPS, compile_step, largest_batch, least_seconds
 from lcgcn_jax.training.config_checks import load_checked_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--config")
-    text = f"kind of chip ({', '.join(CHIPS)}) and chips in each direction: v5e:4x4, v4:2x2x2"
+    text = f"kind of chip ({', '.join(CHIPS)}) and number of chips: v5e:4x4, v4:2x2x2, h200:8"
     add(parser, "--topology", required=True, help=text)
     add(parser, "--batch-size", default=None, help="faces per step, over all chips")
     text = "estimate the largest batch that fits, by also compiling twice the batch"

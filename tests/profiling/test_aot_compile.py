@@ -1,4 +1,4 @@
-"""Tests of `profiling.tpu_compile`."""
+"""Tests of `profiling.aot_compile`."""
 
 import dataclasses
 import importlib.util
@@ -7,20 +7,26 @@ import math
 import pytest
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.profiling import tpu_compile
-from lcgcn_jax.profiling.tpu_compile import (
+from lcgcn_jax.profiling import aot_compile
+from lcgcn_jax.profiling.aot_compile import (
     CHIPS,
     GIB,
     Collective,
     StepCost,
     collectives,
     compile_step,
+    devices_of,
     largest_batch,
     least_seconds,
-    tpu_devices,
 )
 from lcgcn_jax.training.config import load_config
 
+needs_cuda_plugin = pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins.xla_cuda13") is None
+    if importlib.util.find_spec("jax_plugins")
+    else True,
+    reason="the CUDA plugin of JAX is not installed: pip install 'lcgcn-jax[cuda]'",
+)
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu (the TPU compiler) is not installed: pip install 'lcgcn-jax[tpu]'",
@@ -98,28 +104,40 @@ def test_least_seconds_is_the_larger_of_memory_and_arithmetic_time(cost):
     assert least_seconds(dataclasses.replace(cost(4), bytes_accessed=3 * 819e9)) == pytest.approx(3)
 
 
-@pytest.mark.parametrize("topology", ["v9:2x2", "4x4", ""])
+@pytest.mark.parametrize("topology", ["v9:2x2", "4x4", "", "h300:1"])
 def test_unknown_chip_raises(topology):
     with pytest.raises(InputError, match="v5e:4x4"):
-        tpu_devices(topology)
+        devices_of(topology)
+
+
+@pytest.mark.parametrize("topology", ["h200", "h200:", "h200:0", "h200:9", "h200:1x1", "h100:-1"])
+def test_unknown_number_of_gpus_raises(topology):
+    with pytest.raises(InputError, match=r"1 to 8, such as h[12]00:8"):
+        devices_of(topology)
+
+
+def test_missing_cuda_plugin_raises_with_the_install_command(monkeypatch):
+    monkeypatch.setattr(aot_compile.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'lcgcn-jax\[cuda\]'"):
+        devices_of("h200:1")
 
 
 def test_missing_libtpu_raises_with_the_install_command(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        tpu_compile.importlib.util,
+        aot_compile.importlib.util,
         "find_spec",
         lambda name: None if name == "libtpu" else find_spec(name),
     )
     with pytest.raises(InputError, match=r"pip install 'lcgcn-jax\[tpu\]'"):
-        tpu_devices("v5e:2x2")
+        devices_of("v5e:2x2")
 
 
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e", "v5e:3x3", "v5e:two"])
 def test_unknown_shape_raises(topology):
     with pytest.raises(InputError, match=f"^{topology}: "):
-        tpu_devices(topology)
+        devices_of(topology)
 
 
 @needs_libtpu
@@ -135,6 +153,18 @@ def test_the_training_step_compiles_for_a_slice(tiny_config, topology, chips):
     assert cost.flops > 0
     assert math.isfinite(least_seconds(cost))
     assert cost.collectives["all-reduce"].size > 0
+
+
+@needs_cuda_plugin
+@pytest.mark.parametrize(("topology", "gpus"), [("h200:1", 1), ("h100:2", 2)])
+def test_the_training_step_compiles_for_gpus(tiny_config, topology, gpus):
+    cost = compile_step(tiny_config, topology, 2 * gpus)
+    assert cost.num_chips == gpus
+    assert 0 < cost.memory == sum(cost.parts.values()) < CHIPS[topology.split(":")[0]].memory
+    assert cost.flops > 0
+    assert {"convolution", "matrix product", "reduction", "elementwise"} < cost.kernels.keys()
+    assert cost.bytes_accessed == sum(kernels.size for kernels in cost.kernels.values())
+    assert bool(cost.collectives) == (gpus > 1)
 
 
 @needs_libtpu

@@ -1,8 +1,8 @@
-"""Ahead-of-time compilation of the training step for a TPU slice, on a machine without a TPU.
+"""Ahead-of-time compilation of the training step for a TPU slice or for GPUs, on a machine without them.
 
-libtpu's compiler needs only the name of a topology. It reports the memory, FLOPs, memory traffic and
-collectives of one chip; every chip runs the same program on its part of the batch. The figures are computed
-by the compiler, not measured.
+libtpu's compiler needs only the name of a topology, and XLA's GPU compiler only the description of a GPU.
+They report the memory, memory traffic and collectives of one chip; every chip runs the same program on its
+part of the batch. The figures are computed by the compiler, not measured.
 """
 
 import collections
@@ -22,6 +22,8 @@ from jax.experimental import topologies
 
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import get_scheme
+from lcgcn_jax.profiling import gpu_program
+from lcgcn_jax.profiling.gpu_program import Kernels, array_bytes
 from lcgcn_jax.profiling.roofline import Cost, Peaks
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_checks import check_config
@@ -34,29 +36,40 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """TPU chip.
+    """TPU chip or GPU.
 
     Attributes:
-      memory: bytes of memory that libtpu allows one program.
+      memory: bytes of memory that one program may use.
       peaks: documented peak rates: bfloat16 operations, and memory bandwidth.
-      topology_options: options of `get_topology_desc` that make each chip one device.
+      topology_options: options of `get_topology_desc` that make each TPU chip one device.
+      target_config: description of a GPU for XLA; empty for a TPU.
     """
 
     memory: int
     peaks: Peaks
     topology_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    target_config: str = ""
+
+    @classmethod
+    def gpu(cls, name: str, memory: int, peaks: Peaks) -> "Chip":
+        """GPU of the Hopper generation with `memory` bytes, of which JAX uses three quarters by default."""
+        config = gpu_program.target_config(name, memory, peaks.bandwidth)
+        return cls(memory * 3 // 4, peaks, target_config=config)
 
 
-# Memory: the limit in the out-of-memory error of libtpu 0.0.52; nominally 32, 16, 95 and 32 GiB.
-# Peaks: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. On Cloud TPU, the two cores of a v4 chip are one device
-# (megacore); in a topology they are two devices by default.
+# Memory of TPUs: the limit in the out-of-memory error of libtpu 0.0.52; nominally 32, 16, 95 and 32 GiB.
+# Peaks: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; nvidia.com/en-us/data-center/h100, h200 (SXM, without
+# sparsity). On Cloud TPU, the two cores of a v4 chip are one device (megacore); in a topology they are two
+# devices by default.
 CHIPS = {
     "v4": Chip(int(30.75 * GIB), Peaks(275e12, 1228e9), {"chip_config_name": "megacore"}),
     "v5e": Chip(int(15.75 * GIB), Peaks(197e12, 819e9)),
     "v5p": Chip(int(95.73 * GIB), Peaks(459e12, 2765e9)),
     "v6e": Chip(int(31.24 * GIB), Peaks(918e12, 1638e9)),
+    "h100": Chip.gpu("NVIDIA H100 80GB HBM3", 84_929_347_584, Peaks(989e12, 3352e9)),
+    "h200": Chip.gpu("NVIDIA H200", 150_754_820_096, Peaks(989e12, 4814e9)),
 }
-"""Chips by the prefix of the names of Cloud TPU topologies."""
+"""Chips by the prefix of the names of topologies."""
 
 # Without these variables, libtpu queries a metadata server, warns about an unknown machine, and cannot be
 # loaded by two processes. On a TPU machine they are set already and do not change.
@@ -67,9 +80,12 @@ _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
+_MAX_GPUS = 8
+_CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _COLLECTIVE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(_KINDS)})(-start)?\(")
-_SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\w+\[[\d,]*\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +106,16 @@ class StepCost:
     """Cost of a compiled training step per chip.
 
     Attributes:
-      num_chips: number of chips in the slice.
+      num_chips: number of chips of the topology.
       batch_size: faces per step over all chips.
       memory: bytes of memory in use: the sum of `parts`.
       parts: bytes of the arguments, of the results that do not reuse an argument, of the temporaries and of
         the program.
       flops: floating-point operations.
-      bytes_accessed: bytes that the operations read and write, from the compiler's cost model.
+      bytes_accessed: bytes that the operations read and write, from the compiler's cost model; on a GPU, the
+        sum over the kernels.
       collectives: collectives by kind; one in a loop counts once.
+      kernels: kernels on a GPU by kind.
     """
 
     topology: str
@@ -108,6 +126,7 @@ class StepCost:
     flops: float
     bytes_accessed: float
     collectives: Mapping[str, Collective]
+    kernels: Mapping[str, Kernels] = dataclasses.field(default_factory=dict)
 
 
 def chip_of(topology: str) -> Chip:
@@ -119,19 +138,21 @@ def chip_of(topology: str) -> Chip:
     kind = topology.partition(":")[0]
     if kind not in CHIPS:
         raise InputError(
-            f"{topology}: no such TPU; a topology is a chip ({', '.join(CHIPS)}), a colon, and the number of "
-            "chips in each dimension: v5e:4x4, v4:2x2x2"
+            f"{topology}: no such chip; a topology is a chip ({', '.join(CHIPS)}), a colon, and the number "
+            "of chips in each dimension: v5e:4x4, v4:2x2x2, h200:8"
         )
     return CHIPS[kind]
 
 
-def tpu_devices(topology: str) -> Sequence[Any]:
-    """Create the devices of a slice (`jax.Device`) as compilation targets.
+def devices_of(topology: str) -> Sequence[Any]:
+    """Create the devices of a TPU slice or of a machine with GPUs (`jax.Device`) as compilation targets.
 
     Raises:
-      InputError: the topology does not exist, or libtpu is not installed.
+      InputError: the topology does not exist, or its compiler is not installed.
     """
     chip = chip_of(topology)
+    if chip.target_config:
+        return _gpus(topology, chip)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             "libtpu, the TPU compiler, is not installed; pip install 'lcgcn-jax[tpu]' (needs no TPU)"
@@ -142,6 +163,24 @@ def tpu_devices(topology: str) -> Sequence[Any]:
         return topologies.get_topology_desc(topology, "tpu", **chip.topology_options).devices
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"{topology}: the chip has no such topology: {one_line(error)}") from error
+
+
+def _gpus(topology: str, chip: Chip) -> Sequence[Any]:
+    count = topology.partition(":")[2]
+    if not (count.isascii() and count.isdecimal() and 1 <= int(count) <= _MAX_GPUS):
+        raise InputError(
+            f"{topology}: give the number of GPUs of one machine after the colon, 1 to {_MAX_GPUS}, such as "
+            f"{topology.partition(':')[0]}:8"
+        )
+    if importlib.util.find_spec("jax_plugins") is None or not any(
+        map(importlib.util.find_spec, _CUDA_PLUGINS)
+    ):
+        raise InputError(
+            "the CUDA plugin of JAX is not installed; pip install 'lcgcn-jax[cuda]' (needs no GPU)"
+        )
+    return topologies.get_topology_desc(
+        platform="cuda", target_config=chip.target_config, topology=f"1x1x{int(count)}"
+    ).devices
 
 
 def lower_train_step(
@@ -181,17 +220,18 @@ def lower_train_step(
 
 
 def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: int) -> StepCost:
-    """Compile the training step for a slice. A full-size HRNet takes minutes on two cores.
+    """Compile the training step for a topology. A full-size HRNet takes minutes on two cores.
 
     Raises:
       InputError: the configuration, the topology or the batch size is invalid, or the batch does not fit
         into the memory of the chips.
     """
-    devices = tpu_devices(topology)
+    devices = devices_of(topology)
+    is_gpu = bool(chip_of(topology).target_config)
     lowered = lower_train_step(config, devices, batch_size)
     try:
         with _uncached():
-            compiled = lowered.compile()
+            compiled = lowered.compile(dict(gpu_program.COMPILER_OPTIONS) if is_gpu else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -200,7 +240,6 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
             f"compiler: {str(error).splitlines()[0]}"
         ) from error
     memory: Any = compiled.memory_analysis()
-    cost = Cost.of(compiled)
     parts = {
         "arguments": memory.argument_size_in_bytes,
         # The new state reuses the memory of the old one, which the step donates.
@@ -208,6 +247,15 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
         "temporaries": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
+    hlo = compiled.as_text() or ""
+    kernels = gpu_program.count_kernels(hlo) if is_gpu else {}
+    if is_gpu:
+        # XLA's cost analysis needs a GPU, so the operations are those before compilation.
+        on_cpu = lower_train_step(config, jax.devices("cpu")[:1], batch_size // len(devices))
+        analysis: Any = on_cpu.cost_analysis()
+        cost = Cost(float(analysis["flops"]), sum(k.size for k in kernels.values()))
+    else:
+        cost = Cost.of(compiled)
     return StepCost(
         topology=topology,
         num_chips=len(devices),
@@ -216,7 +264,8 @@ def compile_step(config: ml_collections.ConfigDict, topology: str, batch_size: i
         parts=parts,
         flops=cost.flops,
         bytes_accessed=cost.bytes,
-        collectives=collectives(compiled.as_text() or ""),
+        collectives=collectives(hlo),
+        kernels=kernels,
     )
 
 
@@ -245,16 +294,12 @@ def collectives(hlo: str) -> dict[str, Collective]:
     """
     counts, sizes = collections.Counter(), collections.Counter()
     for shape, kind, start in _COLLECTIVE.findall(hlo):
-        arrays = [_num_bytes(bits, dimensions) for _, bits, dimensions in _SHAPE.findall(shape)]
+        arrays = [array_bytes(array) for array in _ARRAY.findall(shape)]
         if start and kind != "all-reduce":
             arrays = arrays[1:2]  # operand, result, and sometimes flags
         counts[kind] += 1
         sizes[kind] += sum(arrays)
     return {kind: Collective(counts[kind], sizes[kind]) for kind in _KINDS if counts[kind]}
-
-
-def _num_bytes(bits: str, dimensions: str) -> int:
-    return math.prod(map(int, filter(None, dimensions.split(",")))) * int(bits or 8) // 8
 
 
 def largest_batch(costs: Iterable[StepCost]) -> int:

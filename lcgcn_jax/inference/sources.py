@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lcgcn_jax.atomic_io import PARTIALS
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.folders import files_below
 from lcgcn_jax.image_io import IMAGE_SUFFIXES
 from lcgcn_jax.inference import streams
 
@@ -87,8 +88,8 @@ class Inputs:
 def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
     """Find the input files of command-line arguments, in order and without duplicates.
 
-    A folder selects the images and videos in it and its subfolders, selected by suffix, without the `._`
-    files of macOS. A pattern (`*`, `?`, `[...]`, `**`) selects the files that it matches. A file path is
+    A folder selects the images and videos in it, its subfolders and folders linked there, selected by suffix,
+    without the `._` files of macOS. A pattern (`*`, `?`, `[...]`, `**`) selects the files that it matches. A file path is
     used whatever its suffix. A camera or network stream (`streams.is_stream`) is a video.
 
     Args:
@@ -152,7 +153,7 @@ def _list_folder(folder: Path, out: Path | None) -> tuple[list[InputFile], list[
     files, others = [], []
     results = os.curdir if out is None else os.path.relpath(*map(os.path.realpath, (out, folder)))
     is_below = results != os.curdir and results.partition(os.sep)[0] != os.pardir
-    for path in sorted(folder.rglob("*")):
+    for path in files_below(folder):
         if is_below and path.is_relative_to(folder / results):
             continue
         if path.name.startswith("._") or fnmatch(path.name, PARTIALS) or not path.is_file():

@@ -74,6 +74,17 @@ def touch(folder, *paths):
     return str(folder)
 
 
+def test_linked_folders_are_searched_once_and_loops_end(tmp_path):
+    folder = touch(tmp_path / "photos", "b/2.png", "3.png")
+    touch(tmp_path / "other", "1.png", "deep/4.png")
+    (tmp_path / "photos" / "a").symlink_to(tmp_path / "other")
+    (tmp_path / "photos" / "again").symlink_to(tmp_path / "other" / "deep")
+    (tmp_path / "photos" / "itself").symlink_to(tmp_path / "photos" / "b")
+    (tmp_path / "other" / "up").symlink_to(tmp_path)
+    (tmp_path / "photos" / "nowhere").symlink_to(tmp_path / "absent")
+    assert names(find_inputs([folder])) == ["3", "b/2", "a/1", "a/deep/4"]
+
+
 def test_unreadable_files_are_counted(tmp_path):
     folder = touch(
         tmp_path, "1.jpg", "2.HEIC", "a/3.heic", "4.jfif", "5.tga", "6.3gp", "7.MPO", "8"

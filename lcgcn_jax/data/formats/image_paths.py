@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from lcgcn_jax.data.annotations import fold_name, is_system_file, lies_within
 from lcgcn_jax.errors import count_of
+from lcgcn_jax.folders import files_below
 from lcgcn_jax.image_io import IMAGE_SUFFIXES
 
 
@@ -172,11 +173,8 @@ def _basename(text: str) -> str:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(parent, name)
-            if not name.lower().endswith(IMAGE_SUFFIXES) or is_system_file(name):
-                continue
-            if os.path.isfile(path):  # reading a pipe may never end
-                yield path
+    for path in files_below(folder):
+        if not path.name.lower().endswith(IMAGE_SUFFIXES) or is_system_file(path.name):
+            continue
+        if os.path.isfile(path):  # reading a pipe may never end
+            yield path

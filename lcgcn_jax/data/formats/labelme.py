@@ -24,6 +24,7 @@ from lcgcn_jax.data.formats.labeled_images import (
 )
 from lcgcn_jax.data.formats.parsing import parse_number, parse_size, read_json
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.folders import files_below
 from lcgcn_jax.landmarks import LandmarkScheme
 
 _GROUPING = "in LabelMe, give all points of a face the same group_id, and each face another one"
@@ -88,7 +89,11 @@ def _read_files(paths: Sequence[Path], finder: ImageFinder, flags: set[str]) -> 
 
 def _json_files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        paths = sorted(p for p in path.rglob("*.json") if not is_system_file(p.name))
+        paths = [
+            file
+            for file in files_below(path)
+            if file.suffix == ".json" and not is_system_file(file.name)
+        ]
     elif glob.has_magic(str(path)) and not path.exists():
         paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     else:

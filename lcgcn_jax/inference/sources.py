@@ -89,8 +89,8 @@ def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
     """Find the input files of command-line arguments, in order and without duplicates.
 
     A folder selects the images and videos in it, its subfolders and folders linked there, selected by suffix,
-    without the `._` files of macOS. A pattern (`*`, `?`, `[...]`, `**`) selects the files that it matches. A file path is
-    used whatever its suffix. A camera or network stream (`streams.is_stream`) is a video.
+    without the `._` files of macOS. A pattern (`*`, `?`, `[...]`, `**`) selects the files that it matches. A
+    file path is used whatever its suffix. A camera or network stream (`streams.is_stream`) is a video.
 
     Args:
       out: folder of the results. If it is below an input folder, the overlays in it are not inputs.

@@ -10,7 +10,8 @@ usage: benchmarks/gpu.sh --out DIR [options] [-- --config.NAME=VALUE ...]
 
 Trains for some minutes, then compares with PyTorch, profiles the training step, tries larger batches, and
 measures the input pipeline, all on the GPU that JAX uses. Each step has its own time limit and its own files
-in DIR, so a step that fails or is stopped does not affect the others. Options after -- are for the training.
+in DIR, so a step that fails or is stopped does not affect the others. Options after -- are for the training;
+paths in them, in --config and in --python are relative to the clone.
 
   --out DIR              folder for the results: JSON files, the output of each step, the trained model
   --data DIR             output of lcgcn prepare (default: synthetic faces, without training)
@@ -32,9 +33,8 @@ out='' data='' config=configs/w300_lcgcn_best.py train_minutes=4 step_minutes=2 
 workers=4,8,14 python=python3 small=false
 parse_options 'out data config train_minutes step_minutes batch_sizes workers python' small "$@"
 require out config
-for option in train_minutes step_minutes; do
-  require_match "--$option" "${!option}" '^[0-9]+$' 'a whole number of minutes'
-done
+require_match --train_minutes "$train_minutes" '^(0|[1-9][0-9]*)$' 'a whole number of minutes'
+require_match --step_minutes "$step_minutes" '^[1-9][0-9]*$' 'a whole number of minutes, at least 1'
 for option in batch_sizes workers; do
   require_match "--$option" "${!option}" '^[0-9]+(,[0-9]+)*$' 'whole numbers, separated by commas'
 done

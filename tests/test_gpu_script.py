@@ -42,6 +42,8 @@ def test_dry_run_prints_commands_with_limits_and_writes_nothing(tmp_path):
         (("--out", "x", "--config", "configs/none.py"), "no such file"),
         (("--out", "x", "--train_minutes", "2.5"), "--train_minutes '2.5'"),
         (("--out", "x", "--batch_sizes", "64,"), "--batch_sizes '64,'"),
+        (("--out", "x", "--train_minutes", "08"), "--train_minutes '08'"),
+        (("--out", "x", "--step_minutes", "0"), "--step_minutes '0'"),
         (("--out", "x", "--gpu", "1"), "unknown option --gpu"),
     ],
 )
@@ -51,6 +53,26 @@ def test_unusable_options_are_an_error(options, message):
     assert process.stdout == ""
     assert message in process.stderr
     assert process.stderr.count("\n") == 1
+
+
+def test_a_failed_step_is_reported_and_the_others_run(tmp_path):
+    python = tmp_path / "python"
+    # A training that is stopped at its limit has the exit code 124.
+    python.write_text(
+        '#!/bin/sh\necho "$@"\ncase "$*" in *"lcgcn_jax train"*) exit 124;; *"jax bench"*) exit 3;; esac\n'
+    )
+    python.chmod(0o755)
+    out = tmp_path / "results"
+    process = gpu_script("--out", out, "--python", python, "--data", tmp_path)
+    assert process.returncode == 1
+    assert process.stderr == f"gpu.sh: failed: bench (exit code 3); see {out}\n"
+    assert {path.stem for path in out.iterdir()} == {
+        "train", "save_model", "compare_libraries", "step_variants", "bench",
+    }  # fmt: skip
+    process = gpu_script("--out", tmp_path / "second", "--python", python, "--train_minutes", 0)
+    assert {path.stem for path in (tmp_path / "second").iterdir()} == {
+        "compare_libraries", "step_variants", "bench",
+    }  # fmt: skip
 
 
 @pytest.mark.slow

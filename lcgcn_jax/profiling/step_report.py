@@ -21,7 +21,8 @@ def format_step(cost: StepCost) -> str:
     if not cost.collectives:
         rows.append(["collectives", "none"])
     speed = f"{1 / seconds:.1f} steps/s, {cost.batch_size / seconds:.0f} faces/s"
-    rows.append(["upper bound", f"{speed} at the documented rates of the chip"])
+    caches = "; more if bytes hit its caches" if cost.kernels else ""
+    rows.append(["upper bound", f"{speed} at the documented rates of the chip{caches}"])
     return (
         f"{cost.topology}, {cost.num_chips} chips, batch {cost.batch_size}; per chip, computed by the "
         f"compiler, not measured:\n{format_table(rows, num_left=2)}"

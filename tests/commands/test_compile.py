@@ -6,6 +6,8 @@ import pytest
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.commands.research import compile as command
 from lcgcn_jax.profiling.aot_compile import GIB, Collective, StepCost
+from lcgcn_jax.profiling.gpu_program import Kernels
+from lcgcn_jax.profiling.step_report import format_step
 
 ARGUMENTS = ["compile", "--config", "w300_lcgcn_best", "--topology", "v5e:4x4"]
 
@@ -65,3 +67,12 @@ def test_invalid_output_is_an_error_before_the_compilation(compiled, error_line,
 
 def test_unknown_topology_is_an_error(error_line):
     assert "v7:4x4: no such chip" in error_line(*ARGUMENTS[:-1], "v7:4x4")
+
+
+def test_kernels_of_a_gpu_are_listed_by_kind():
+    kernels = {"reduction": Kernels(1_234, 3 * GIB), "convolution": Kernels(7, GIB // 2)}
+    cost = StepCost("h200:1", 1, 64, GIB, {"arguments": GIB}, 1e12, 3.5 * GIB, {}, kernels)
+    lines = format_step(cost).splitlines()
+    assert any(line.split() == "reduction kernels 1,234 with 3.00 GiB".split() for line in lines)
+    assert any(line.split() == "convolution kernels 7 with 0.50 GiB".split() for line in lines)
+    assert "more if bytes hit its caches" in lines[-1]

@@ -22,9 +22,11 @@ from lcgcn_jax.profiling.aot_compile import (
 from lcgcn_jax.training.config import load_config
 
 needs_cuda_plugin = pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins.xla_cuda13") is None
-    if importlib.util.find_spec("jax_plugins")
-    else True,
+    not importlib.util.find_spec("jax_plugins")
+    or not (
+        importlib.util.find_spec("jax_plugins.xla_cuda13")
+        or importlib.util.find_spec("jax_plugins.xla_cuda12")
+    ),
     reason="the CUDA plugin of JAX is not installed: pip install 'lcgcn-jax[cuda]'",
 )
 needs_libtpu = pytest.mark.skipif(
@@ -155,6 +157,7 @@ def test_the_training_step_compiles_for_a_slice(tiny_config, topology, chips):
     assert cost.collectives["all-reduce"].size > 0
 
 
+@pytest.mark.slow
 @needs_cuda_plugin
 @pytest.mark.parametrize(("topology", "gpus"), [("h200:1", 1), ("h100:2", 2)])
 def test_the_training_step_compiles_for_gpus(tiny_config, topology, gpus):

@@ -33,6 +33,11 @@ HLO = """HloModule jit_train_step, is_scheduled=true
   ROOT %transpose = bf16[8,64]{1,0} transpose(%param_0.2), dimensions={1,0}
 }
 
+%fused_scatter (param_0.3: f32[4,4]) -> (f32[4,4], f32[4,4]) {
+  %param_0.3 = f32[4,4]{1,0} parameter(0)
+  ROOT %tuple.1 = (f32[4,4]{1,0}, f32[4,4]{1,0}) tuple(%param_0.3, %param_0.3)
+}
+
 ENTRY %main.1 (x: bf16[64,8], w: bf16[64,64], p: f32[4,4], u: f32[1000]) -> (f32[64], f32[4,4]) {
   %x = bf16[64,8]{1,0} parameter(0)
   %w = bf16[64,64]{1,0} parameter(1)
@@ -49,6 +54,10 @@ custom_call_target="__cudnn$convForward"
   %all-reduce-done = bf16[8,64]{1,0} all-reduce-done(%all-reduce-start)
   %input_reduce_fusion = f32[64]{0} fusion(%all-reduce-done), kind=kInput, calls=%fused_reduce
   %loop_add_fusion.125 = f32[4,4]{1,0} fusion(%p, %u), kind=kLoop, calls=%fused_add
+  %input_scatter_fusion = (f32[4,4]{1,0}, f32[4,4]{1,0}) fusion(%p), kind=kInput, calls=%fused_scatter
+  %triton_softmax.2 = bf16[64,8]{1,0} fusion(%x), kind=kCustom, calls=%fused_transpose
+  %copy.5 = f32[4,4]{0,1} copy(%p)
+  %while.3 = (s32[], f32[1000]{0}) while(%u), condition=%region_0, body=%region_0
   ROOT %tuple = (f32[64]{0}, f32[4,4]{1,0}) tuple(%input_reduce_fusion, %loop_add_fusion.125)
 }
 """
@@ -60,9 +69,10 @@ def test_kernels_by_kind():
         "matrix product": Kernels(1, matrix + weights + matrix),
         "convolution": Kernels(1, matrix + weights + matrix),
         "transpose": Kernels(1, 2 * matrix),
-        "reduction": Kernels(1, matrix + vector),
+        "reduction": Kernels(2, matrix + vector + 2 * matrix),
+        "scatter": Kernels(1, 3 * 4 * 16),
         # Of the vector with 1,000 values, only a slice is read.
-        "elementwise": Kernels(1, 3 * 4 * 16),
+        "elementwise": Kernels(2, 3 * 4 * 16 + 2 * 4 * 16),
     }
 
 

@@ -34,7 +34,7 @@ LAYERS = [
         "image_arrays",
     },
     {"fields", "exit_codes", "storage"},
-    {"accelerators", "errors", "interrupts"},
+    {"accelerators", "errors", "folders", "interrupts", "terminal"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
 

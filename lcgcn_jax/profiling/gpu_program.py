@@ -50,8 +50,8 @@ _OPERAND = re.compile(r"%([\w.-]+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _WORKSPACE = re.compile(r", s8\[\d+\]\{0\}\)$")
 _NO_KERNEL = {
-    "after-all", "bitcast", "call", "conditional", "constant", "copy-done", "get-tuple-element", "opt-barrier",
-    "parameter", "partition-id", "replica-id", "tuple", "while",
+    "after-all", "bitcast", "call", "conditional", "constant", "copy-done", "get-tuple-element",
+    "opt-barrier", "parameter", "partition-id", "replica-id", "tuple", "while",
 }  # fmt: skip
 _COLLECTIVE = re.compile("all-|reduce-scatter|collective-")
 

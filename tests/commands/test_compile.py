@@ -73,6 +73,10 @@ def test_kernels_of_a_gpu_are_listed_by_kind():
     kernels = {"reduction": Kernels(1_234, 3 * GIB), "convolution": Kernels(7, GIB // 2)}
     cost = StepCost("h200:1", 1, 64, GIB, {"arguments": GIB}, 1e12, 3.5 * GIB, {}, kernels)
     lines = format_step(cost).splitlines()
-    assert any(line.split() == "reduction kernels 1,234 with 3.00 GiB".split() for line in lines)
-    assert any(line.split() == "convolution kernels 7 with 0.50 GiB".split() for line in lines)
+    assert any(
+        line.split() == ["reduction", "kernels", "1,234", "with", "3.00", "GiB"] for line in lines
+    )
+    assert any(
+        line.split() == ["convolution", "kernels", "7", "with", "0.50", "GiB"] for line in lines
+    )
     assert "more if bytes hit its caches" in lines[-1]

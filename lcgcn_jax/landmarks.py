@@ -548,7 +548,8 @@ def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
     if str(name_or_path) in SCHEMES:
         return SCHEMES[str(name_or_path)]
     path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml", ".json"):
+    suffix = path.suffix.lower()
+    if suffix not in (".yaml", ".yml", ".json"):
         raise InputError(
             f"unknown landmark scheme {str(name_or_path)!r}; use one of {', '.join(SCHEMES)}, or a "
             ".yaml or .json file"
@@ -556,7 +557,7 @@ def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
     try:
         text = path.read_text(encoding="utf-8-sig")
         # Numbers are read as text, so that 010 or 1.50 are equal in `names` and in pairs.
-        if path.suffix == ".json":
+        if suffix == ".json":
             fields = json.loads(text, parse_int=str, parse_float=str)
         else:
             fields = yaml.load(text, _TextLoader)

@@ -135,7 +135,7 @@ def test_get_scheme_returns_built_in_schemes(name):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "dump"), [(".yaml", yaml.safe_dump), (".yml", yaml.safe_dump), (".json", json.dumps)]
+    ("suffix", "dump"), [(".yaml", yaml.safe_dump), (".yml", yaml.safe_dump), (".JSON", json.dumps)]
 )
 def test_scheme_from_a_file(tmp_path, suffix, dump):
     path = tmp_path / f"five{suffix}"

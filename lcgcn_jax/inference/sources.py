@@ -93,7 +93,8 @@ def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
     file path is used whatever its suffix. A camera or network stream (`streams.is_stream`) is a video.
 
     Args:
-      out: folder of the results. If it is below an input folder, the overlays in it are not inputs.
+      out: folder of the results. If it is below an input folder or a folder linked there, the overlays in it
+        are not inputs.
 
     Raises:
       InputError: an input is another URL or a device, a folder or a pattern has no files, or the results
@@ -151,10 +152,11 @@ def _matches(text: str) -> list[Path]:
 def _list_folder(folder: Path, out: Path | None) -> tuple[list[InputFile], list[Path]]:
     """Images and videos in a folder and its subfolders, except `out`, and the other files."""
     files, others = [], []
-    results = os.curdir if out is None else os.path.relpath(*map(os.path.realpath, (out, folder)))
-    is_below = results != os.curdir and results.partition(os.sep)[0] != os.pardir
+    results = None if out is None else Path(os.path.realpath(out))
+    if results and Path(os.path.realpath(folder)).is_relative_to(results):
+        results = None
     for path in files_below(folder):
-        if is_below and path.is_relative_to(folder / results):
+        if results and Path(os.path.realpath(path.parent)).is_relative_to(results):
             continue
         if path.name.startswith("._") or fnmatch(path.name, PARTIALS) or not path.is_file():
             continue

@@ -38,7 +38,7 @@ def export_file(
     """
     if format == "torch":
         require_format(path)
-    elif path.suffix != f".{format}":
+    elif path.suffix.lower() != f".{format}":
         raise InputError(f"{path}: the file name has to end in .{format}")
     require_writable(path, overwrite=overwrite)
     if format == "stablehlo":

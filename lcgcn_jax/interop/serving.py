@@ -156,15 +156,16 @@ def export_model(
     """
     file = Path(path)
     writers = {".onnx": write_onnx, ".stablehlo": write_stablehlo}
-    if file.suffix not in writers:
+    suffix = file.suffix.lower()
+    if suffix not in writers:
         raise InputError(f"{file}: unknown format; use the suffix .onnx or .stablehlo")
-    outputs = [file, description_file(file)] if file.suffix == ".stablehlo" else [file]
+    outputs = [file, description_file(file)] if suffix == ".stablehlo" else [file]
     for output in outputs:
         require_writable(output, overwrite=overwrite)
     is_loaded = isinstance(model, LandmarkModel)
     bundle = model.bundle if is_loaded else load_bundle(model)
     with writing(file):
-        writers[file.suffix](file, bundle, model.scheme.name if is_loaded else None)
+        writers[suffix](file, bundle, model.scheme.name if is_loaded else None)
     return file
 
 

@@ -84,7 +84,7 @@ def read_torch_file(path: Path) -> TorchFile:
     require_format(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    content: Any = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickled(path)
+    content: Any = _read_safetensors(path) if path.suffix.lower() in SAFETENSORS else _read_pickled(path)
     if not isinstance(content, Mapping) or not content:
         kind = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise InputError(f"{path}: holds no state dict, but {kind}")
@@ -174,7 +174,7 @@ def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
     # Contiguous copies: PyTorch shares the memory of an array, and safetensors ignores its strides.
     state = {key: np.array(value, order="C") for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in SAFETENSORS:
+    if path.suffix.lower() in SAFETENSORS:
         write_whole(path, lambda tmp: save_file(state, tmp))
     else:
         torch = _import_torch(path)
@@ -188,7 +188,7 @@ def require_format(path: Path) -> None:
     Raises:
       InputError: the suffix is unknown.
     """
-    if path.suffix not in SAFETENSORS + PICKLED:
+    if path.suffix.lower() not in SAFETENSORS + PICKLED:
         raise InputError(f"{path}: unknown kind of file; use .safetensors, .pth, .pt or .pth.tar")
 
 

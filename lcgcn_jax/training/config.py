@@ -194,7 +194,8 @@ def _find_config(name: str) -> Path:
     configs = _project_configs()
     if name in configs:
         return configs[name]
-    raise InputError(f"{name}: no such config file; the project has {', '.join(sorted(configs))}")
+    advice = f"; the project has {', '.join(sorted(configs))}" if configs else ""
+    raise InputError(f"{name}: no such config file{advice}")
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
@@ -236,7 +237,9 @@ def _parse_value(name: str, text: str, old: Any) -> Any:
         # (a, b), [a, b] or a,b
         items = _parse_yaml(name, "[" + text.strip().strip("()[]") + "]")
         return tuple(_parse_value(name, str(i), old[0]) for i in items) if old else tuple(items)
-    value = text if isinstance(old, str) else _parse_yaml(name, text)
+    if isinstance(old, str):
+        return "" if text in ("None", "null") else text
+    value = _parse_yaml(name, text)
     if value is None and name.removeprefix("train.") in EPOCHS:
         return None
     if isinstance(old, float) and isinstance(value, int | str) and not isinstance(value, bool):

@@ -174,7 +174,7 @@ def read_source(path: str | Path, config: Config) -> Source:
     path = as_path(path)
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent
-    if path.suffix in SAFETENSORS + PICKLED and not path.is_dir():
+    if path.suffix.lower() in SAFETENSORS + PICKLED and not path.is_dir():
         if isinstance(path, BucketPath):
             raise InputError(
                 f"{path}: read from a disk only; copy it with `gcloud storage cp` first"

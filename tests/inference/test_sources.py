@@ -85,6 +85,15 @@ def test_linked_folders_are_searched_once_and_loops_end(tmp_path):
     assert names(find_inputs([folder])) == ["3", "b/2", "a/1", "a/deep/4"]
 
 
+def test_results_in_a_linked_folder_are_not_inputs(tmp_path):
+    folder = touch(tmp_path / "photos", "1.png")
+    touch(tmp_path / "other", "2.png", "results/1.png", "results/a/2.png")
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "other")
+    out = tmp_path / "photos" / "link" / "results"
+    assert names(find_inputs([folder], out)) == ["1", "link/2"]
+    assert names(find_inputs([str(out)], tmp_path / "other")) == ["1", "a/2"], "out contains the input"
+
+
 def test_unreadable_files_are_counted(tmp_path):
     folder = touch(
         tmp_path, "1.jpg", "2.HEIC", "a/3.heic", "4.jfif", "5.tga", "6.3gp", "7.MPO", "8"

@@ -115,6 +115,8 @@ def test_bad_config_file_is_named(tmp_path, text, message):
         ("data.augment.zoom", "(0.9, 1)", (0.9, 1.0)),
         ("data.sources", "", ()),
         ("model.graph", "null", None),
+        ("init_from", "None", ""),
+        ("data.offsets", "null", ""),
     ],
 )
 def test_override_has_the_type_of_the_field(name, text, value):

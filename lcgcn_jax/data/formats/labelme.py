@@ -92,7 +92,7 @@ def _json_files(path: Path) -> Iterator[Path]:
         paths = [
             file
             for file in files_below(path)
-            if file.suffix == ".json" and not is_system_file(file.name)
+            if file.suffix.lower() == ".json" and not is_system_file(file.name)
         ]
     elif glob.has_magic(str(path)) and not path.exists():
         paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]

@@ -84,7 +84,9 @@ def read_torch_file(path: Path) -> TorchFile:
     require_format(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    content: Any = _read_safetensors(path) if path.suffix.lower() in SAFETENSORS else _read_pickled(path)
+    content: Any = (
+        _read_safetensors(path) if path.suffix.lower() in SAFETENSORS else _read_pickled(path)
+    )
     if not isinstance(content, Mapping) or not content:
         kind = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise InputError(f"{path}: holds no state dict, but {kind}")

@@ -206,6 +206,8 @@ class Config:
       init_scope: part of these weights to use: `heatmap`, the heatmap model (of an ImageNet file, which has
         no landmark head, its backbone); `whole`; or `backbone`, the heatmap model without its head, for
         another number of landmarks.
+      init_grow: whether to embed the weights of a smaller HRNet in the configured one; at first, the outputs
+        are those of the smaller model (`models.growth`).
       data: training and validation data.
       model: heatmap model and graph.
       loss: training loss.
@@ -217,6 +219,7 @@ class Config:
     seed: int = number(0, 0, 2**32 - 1)
     init_from: str = ""
     init_scope: InitScope = "heatmap"
+    init_grow: bool = False
     data: DataConfig = DataConfig()
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     loss: LossConfig = LossConfig()

@@ -15,6 +15,8 @@ from lcgcn_jax.interop.torch_files import PICKLED, SAFETENSORS, read_state_dict
 from lcgcn_jax.interop.torch_weights import map_weights
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import BEST, CONFIG, WEIGHTS, Bundle, check_weights, load_bundle
+from lcgcn_jax.models.growth import can_grow, grow_weights
+from lcgcn_jax.models.hrnet import ARCHS
 from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.models.interfaces import HasHead
 from lcgcn_jax.models.lcgcn import LCGCN
@@ -70,6 +72,8 @@ def load_pretrained_weights(
     scope = config.init_scope
     head = _head_prefixes(config, model)
     source = read_source(path, config)
+    if config.init_grow:
+        source = _grow(path, source, config, params | batch_stats)
     is_head_random = scope == "backbone" or source.num_landmarks is None
     _check_landmarks(path, source, config, scheme, is_head_random=is_head_random)
     # A visibility head can be added to a trained model, or removed.
@@ -93,6 +97,8 @@ def load_pretrained_weights(
         raise InputError(f"{error}{_config_differences(source, config)}") from error
     loaded = {name: jnp.asarray(v, jnp.float32) for name, v in in_scope(source.weights).items()}
     message = f"starts with the {INIT_SCOPES['backbone' if is_head_random else scope]} of {path}"
+    if config.init_grow:
+        message += f", grown to {config.model.heatmap['arch']}"
     if is_head_random:
         message += "; the head is random"
     else:
@@ -197,6 +203,21 @@ def _source_of(bundle: Bundle) -> Source:
     return Source(bundle.model, bundle.scheme.num_landmarks, bundle.weights)
 
 
+def _grow(path: str | Path, source: Source, config: Config, initial: Weights) -> Source:
+    """Embed weights in those of the configured HRNet."""
+    old, new = source.model["heatmap"], config.model.heatmap
+    if not old["name"] == new["name"] == "hrnet":
+        raise InputError(f"{path}: config.init_grow is for HRNet only")
+    if not can_grow(old["arch"], new["arch"]):
+        raise InputError(
+            f"{path}: its HRNet {old['arch']} does not fit in {new['arch']}; set "
+            "config.model.heatmap.arch to a larger one"
+        )
+    weights = grow_weights(source.weights, initial, old["arch"], new["arch"])
+    model = {**source.model, "heatmap": {**old, "arch": new["arch"]}}
+    return dataclasses.replace(source, model=model, weights=weights)
+
+
 def _config_differences(source: Source, config: Config) -> str:
     """Fields in which the models differ, of those that both configurations have."""
     old, new = (json.loads(json.dumps(model)) for model in (source.model, config.model.to_dict()))
@@ -206,7 +227,12 @@ def _config_differences(source: Source, config: Config) -> str:
             common = old[part].keys() & new[part].keys()
             a, b = ({name: model[part][name] for name in common} for model in (old, new))
             changes += differences(a, b, f"model.{part}.")
-    return f"; its config is another one ({'; '.join(changes)})" if changes else ""
+    if not changes:
+        return ""
+    small, large = source.model["heatmap"].get("arch"), config.model.heatmap.get("arch")
+    fits = small != large and small in ARCHS and large in ARCHS and can_grow(small, large)
+    advice = "; --config.init_grow=True embeds a smaller HRNet in a larger one" if fits else ""
+    return f"; its config is another one ({'; '.join(changes)}){advice}"
 
 
 def _heatmap_differences(path: str | Path, source: Source, model: LCGCN, mode: str) -> str:

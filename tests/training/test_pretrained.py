@@ -504,3 +504,67 @@ def test_weights_take_effect(from_bundle, tiny_bundle, tmp_path):
     _, params, batch_stats = tiny_bundle.create()
     expected = training._predict_step(params, batch_stats, jnp.asarray(images))
     np.testing.assert_array_equal(training.predict(images).landmarks, expected.landmarks)
+
+
+# Growth.
+
+
+@pytest.fixture
+def small_bundle(tmp_path):
+    """Path of a bundle of `tiny`, and its weights."""
+    model = hrnet_config().model.to_dict()
+    weights = random_weights(model, 68)
+    save_bundle(tmp_path / "small", Bundle(model, IBUG68, 32, weights), "")
+    return str(tmp_path / "small"), weights
+
+
+@pytest.mark.parametrize("scope", ["heatmap", "whole"])
+def test_smaller_hrnet_is_embedded(small_bundle, scope):
+    config = hrnet_config()
+    config.model.heatmap.arch = "w18-small-v1"
+    config.init_from, config.init_scope, config.init_grow = small_bundle[0], scope, True
+    built, params, batch_stats = abstract_model(json.dumps(config.model.to_dict()), 68)
+    initial = random_weights(config.model.to_dict(), 68)
+    params, batch_stats, message = load_pretrained_weights(
+        Config.from_dict(config.to_dict()),
+        IBUG68,
+        built,
+        {name: initial[name] for name in params},
+        {name: initial[name] for name in batch_stats},
+    )
+    part = "heatmap model" if scope == "heatmap" else "whole model"
+    assert message == f"starts with the {part} of {small_bundle[0]}, grown to w18-small-v1"
+    name = "heatmap_model.stages.2.0.branches.3.0.conv1.conv.kernel"
+    np.testing.assert_array_equal(params[name][..., :32, :32], small_bundle[1][name])
+    assert not np.any(params[name][..., 32:, :32])
+    np.testing.assert_array_equal(params[name][..., 32:], initial[name][..., 32:])
+    # The features of the branches have 4, 8, 16 and 32 channels, and then 16, 32, 64 and 128.
+    name = "graph.embedding.linears.0.kernel"
+    expected = small_bundle[1] if scope == "whole" else initial
+    rows = np.r_[0:4, 16:24, 48:64, 112:144] if scope == "whole" else np.s_[:]
+    np.testing.assert_array_equal(params[name][rows], expected[name])
+
+
+def test_mismatch_names_growth_where_it_helps(small_bundle):
+    config = hrnet_config()
+    config.model.heatmap.arch = "w18-small-v1"
+    config.init_from = small_bundle[0]
+    with pytest.raises(
+        InputError, match=r"\(model\.heatmap\.arch.*--config\.init_grow=True embeds"
+    ):
+        load_weights(config, IBUG68)
+
+
+def test_larger_hrnet_or_other_model_cannot_grow(from_bundle, tmp_path):
+    from_bundle.init_grow = True
+    with pytest.raises(InputError, match=r"bundle: config\.init_grow is for HRNet only"):
+        load_weights(from_bundle)
+    config = hrnet_config()
+    config.model.heatmap.arch = "w18-small-v1"
+    model = config.model.to_dict()
+    weights = random_weights(model, 68)
+    save_bundle(tmp_path / "large", Bundle(model, IBUG68, 32, weights), "")
+    config.model.heatmap.arch = ARCH
+    config.init_from, config.init_grow = str(tmp_path / "large"), True
+    with pytest.raises(InputError, match="large: its HRNet w18-small-v1 does not fit in tiny; set"):
+        load_weights(config, IBUG68)

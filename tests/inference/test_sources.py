@@ -91,7 +91,9 @@ def test_results_in_a_linked_folder_are_not_inputs(tmp_path):
     (tmp_path / "photos" / "link").symlink_to(tmp_path / "other")
     out = tmp_path / "photos" / "link" / "results"
     assert names(find_inputs([folder], out)) == ["1", "link/2"]
-    assert names(find_inputs([str(out)], tmp_path / "other")) == ["1", "a/2"], "out contains the input"
+    assert names(find_inputs([str(out)], tmp_path / "other")) == ["1", "a/2"], (
+        "out contains the input"
+    )
 
 
 def test_unreadable_files_are_counted(tmp_path):

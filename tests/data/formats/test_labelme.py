@@ -53,7 +53,9 @@ def test_single_file(images, labels, four_points):
 def test_one_file_per_image(images, labels, four_points, form):
     scheme, points = four_points
     write(labels / "2.json", shapes_of(points), "..\\images\\one\\b.jpg")
-    write(labels / ("1.JSON" if form == "folder" else "1.json"), shapes_of(points), "../images/a.jpg")
+    write(
+        labels / ("1.JSON" if form == "folder" else "1.json"), shapes_of(points), "../images/a.jpg"
+    )
     write(labels / "._1.json", [])
     write(labels / "3.json", [], "two/p.jpg")
     arguments = {"folder": labels, "pattern": labels / "[0-9].json"}

@@ -31,8 +31,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
-def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable:
-    """Type of a numeric option of at least `minimum`, or above it."""
+def number(
+    kind: type, minimum: int | float, maximum: float = math.inf, *, above: bool = False
+) -> Callable:
+    """Type of a numeric option of at least `minimum`, or above it, and at most `maximum`."""
 
     def parse(text: str) -> int | float:
         value = kind(text)
@@ -41,6 +43,8 @@ def number(kind: type, minimum: int | float, *, above: bool = False) -> Callable
         if not (value > minimum if above else value >= minimum):
             bound = f"{'above' if above else 'at least'} {minimum}"
             raise argparse.ArgumentTypeError(f"{text} has to be {bound}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"{text} has to be at most {maximum}")
         return value
 
     parse.__name__ = kind.__name__  # for the message of argparse

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,19 +79,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
 
 
-def require_writable(path: Path, *, overwrite: bool) -> None:
-    """Check that a file can be written, before a long computation; create its folder.
+def require_writable(*paths: Path, overwrite: bool) -> None:
+    """Check that files can be written, before a long computation; create their folders.
 
     Raises:
-      InputError: it is a folder, already exists, or its folder cannot be written.
+      InputError: one is a folder, a device or a pipe, already exists, or its folder cannot be written; or two
+        are the same file.
     """
+    for path in paths:
+        _require_writable(path, overwrite=overwrite)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"{paths[-1]}: is given for two results; choose two files")
+
+
+def _require_writable(path: Path, *, overwrite: bool) -> None:
     with writing(path):
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give a file")
+        if path.exists() and not path.is_file():  # which a renamed file would replace
+            raise InputError(f"{path}: is a device or pipe; give a file")
         require_absent(path, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        partial = storage.partial_file(path)
+        partial.touch()
+        partial.unlink()
 
 
 @contextlib.contextmanager

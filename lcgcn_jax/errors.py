@@ -54,7 +54,7 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Format an exception of a library as a single line."""
     text = " ".join(str(error).split())
     return f"no {text}" if isinstance(error, KeyError) else text or type(error).__name__

@@ -1,5 +1,6 @@
 """Exit codes of commands: user errors and signals are reported in one line."""
 
+import contextlib
 import errno
 import io
 import os
@@ -25,7 +26,9 @@ def exit_code_of(function: Callable[[], int]) -> int:
         with interrupts.raised_as_exceptions():
             code = function()
             sys.stdout.flush()
-            return code
+        # Code in C++ may have discarded the exception of a signal.
+        number = interrupts.received()
+        return code if number is None else _stop(number)
     except InputError as error:
         # The cleanup after a signal may fail too, for example on a full disk.
         if (number := interrupts.received()) is not None:
@@ -48,11 +51,21 @@ def exit_code_of(function: Callable[[], int]) -> int:
             name = f"{printable(error.filename)}: " if error.filename else ""
             fix = "free some space or choose another folder"
             return _fail(f"error: {name}cannot be written: {error.strerror}; {fix}", 2)
+        if isinstance(error, FileNotFoundError) and not _has_working_folder():
+            return _fail("error: the current folder was deleted; change to another one", 2)
         raise
 
 
+def _has_working_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"lcgcn: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk
+        print(f"lcgcn: {message}", file=sys.stderr)
     return code
 
 

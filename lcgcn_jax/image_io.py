@@ -303,12 +303,21 @@ def _decode_with_opencv(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     return image
 
 
+def _gray_encoding(image: PIL.Image.Image) -> tuple[int, bool]:
+    """Bits of a pixel with more than 8, and whether 0 is white. Pillow leaves both to the caller."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16, False
+    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    return bits, image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
 def _decode_with_pillow(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     try:
         image.load()
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-            return gray[..., None].repeat(3, axis=2)
+            bits, is_inverted = _gray_encoding(image)
+            gray = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+            return (~gray if is_inverted else gray)[..., None].repeat(3, axis=2)
         if image.mode in ("I", "F"):
             raise ValueError("the pixels have 32 bits; convert them to 8 bits")
         if image.mode in ("P", "PA"):  # without this step, Pillow warns about transparency

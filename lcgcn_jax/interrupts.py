@@ -1,14 +1,21 @@
 """Signals that stop a command: Ctrl-C (SIGINT), SIGTERM and SIGHUP."""
 
 import contextlib
+import functools
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+_RETRY_SECONDS = 0.02
+_IMPORT_SECONDS = 10.0  # a script that is itself imported can still be stopped
 _MAX_LATE_SIGNALS = 3  # during the cleanup; the last one kills the process
 
 
@@ -29,6 +36,7 @@ class _State:
     """State of the signal handler, one per process."""
 
     first: int | None = None
+    time = 0.0  # of the first signal
     finishing = False
     late = 0
     deferrals = 0
@@ -41,6 +49,10 @@ def raised_as_exceptions() -> Iterator[None]:
 
     Signals that are ignored (`nohup`) or already have a handler are not changed. After a signal the
     handlers remain installed, because the process is about to end.
+
+    An exception during the import of a library in C++ such as jaxlib can crash the process, and Python
+    discards exceptions in destructors and callbacks of the garbage collector. A signal that arrives there is
+    raised again a little later.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,9 +64,12 @@ def raised_as_exceptions() -> Iterator[None]:
     _State.deferrals, _State.pending = 0, None
     for number in handlers:
         signal.signal(number, _handle)
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_raise_again, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         if _State.first is None:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -89,9 +104,39 @@ def deferred() -> Iterator[None]:
             raise Interrupted(number)
 
 
-def _handle(number: int, frame: object) -> None:
+def _raise_again(hook: Callable[[Any], object], unraisable: Any) -> None:
+    error = unraisable.exc_value
+    if not isinstance(error, Interrupted):
+        hook(unraisable)
+    elif not _State.finishing:
+        _raise_later(error.number)  # here it would be discarded again
+
+
+def _raise_later(number: int) -> None:
+    timer = threading.Timer(_RETRY_SECONDS, _send, [number])
+    timer.daemon = True
+    timer.start()
+
+
+def _send(number: int) -> None:
+    thread = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and thread is not None:
+        signal.pthread_kill(thread, number)  # also ends a system call of the main thread
+    else:  # Windows
+        signal.raise_signal(number)
+
+
+def _is_importing(frame: types.FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _handle(number: int, frame: types.FrameType | None) -> None:
     if _State.first is None:
-        _State.first = number
+        _State.first, _State.time = number, time.monotonic()
     if _State.finishing:
         _State.late += 1
         if _State.late >= _MAX_LATE_SIGNALS:
@@ -99,5 +144,7 @@ def _handle(number: int, frame: object) -> None:
             os.kill(os.getpid(), number)
     elif _State.deferrals:
         _State.pending = number
+    elif time.monotonic() - _State.time < _IMPORT_SECONDS and _is_importing(frame):
+        _raise_later(number)
     else:
         raise Interrupted(number)

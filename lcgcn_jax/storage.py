@@ -340,9 +340,15 @@ def partial_file(path: Path) -> Path:
 
 
 def commit_file(partial: Path, path: Path) -> None:
-    """Replace `path` by a complete partial file, atomically."""
+    """Replace `path` by a complete partial file, atomically.
+
+    Raises:
+      OSError: the file cannot be written, or `path` is a folder, a device or a pipe.
+    """
     if isinstance(path, BucketPath):
         path.write_bytes(partial.read_bytes())
+    elif path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EEXIST, "is a device or pipe", str(path))
     else:
         partial.replace(path)
 

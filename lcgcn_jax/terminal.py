@@ -12,6 +12,9 @@ _LOG_INTERVAL = "10"
 
 def set_up_output() -> None:
     """Prepare the standard streams and the libraries for a command, before it imports `tqdm`."""
+    # Python has None for a stream that the shell closed, as with `>&-`.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 stays open
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Escape file names that cannot be encoded, as standard error does.
         sys.stdout.reconfigure(errors="backslashreplace")

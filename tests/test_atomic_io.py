@@ -1,8 +1,11 @@
 """Atomic replacement of files."""
 
+import os
+
 import pytest
 
-from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.atomic_io import require_writable, write_whole
+from lcgcn_jax.errors import InputError
 
 
 def test_file_is_replaced(tmp_path):
@@ -25,3 +28,33 @@ def test_failed_write_leaves_only_the_old_file(tmp_path):
         write_whole(path, write)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_devices_and_pipes_are_not_replaced(pipe):
+    with pytest.raises(InputError, match="pipe: is a device or pipe; give a file"):
+        require_writable(pipe, overwrite=True)
+    with pytest.raises(OSError, match="is a device or pipe"):
+        write_whole(pipe, lambda partial: partial.write_text("1"))
+    assert pipe.is_fifo()
+    assert list(pipe.parent.iterdir()) == [pipe]
+
+
+def test_two_results_need_two_files(tmp_path):
+    paths = tmp_path / "a.json", tmp_path / "b" / ".." / "a.json"
+    (tmp_path / "b").mkdir()
+    with pytest.raises(InputError, match="is given for two results; choose two files"):
+        require_writable(*paths, overwrite=False)
+    require_writable(tmp_path / "a.json", tmp_path / "b.json", overwrite=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+def test_name_that_is_too_long_is_found_before_the_computation(tmp_path):
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        require_writable(tmp_path / ("x" * 255), overwrite=False)

@@ -340,6 +340,28 @@ def test_gray_images_are_decoded_to_rgb(pixels, format, expected):
     np.testing.assert_array_equal(decoded, expected[..., None].repeat(3, axis=2))
 
 
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(12, False), (16, False), (16, True)])
+def test_gray_tiffs_with_more_than_8_bits(bits, white_is_zero):
+    values = GRAY.astype(np.uint16) << (bits - 8)
+    if white_is_zero:
+        values = (1 << bits) - 1 - values
+    height, width = values.shape
+    if bits == 12:  # two pixels in three bytes
+        a, b = values.reshape(height, -1, 2).transpose(2, 0, 1)
+        packed = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=-1).astype(np.uint8)
+    else:
+        packed = values.astype("<u2")
+    data = packed.tobytes()
+    tags = {
+        256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1,
+        278: height, 279: len(data),
+    }  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    encoded = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+    np.testing.assert_array_equal(decode_image(encoded)[..., 0], GRAY)
+
+
 def test_palette_with_transparency_is_decoded():
     for format in ("GIF", "PNG"):
         image = PIL.Image.fromarray(PIXELS).quantize(16)

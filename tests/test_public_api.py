@@ -222,7 +222,7 @@ def test_evaluate_equals_the_command(small_run, synthetic98, tmp_path, capsys):
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test", "--json", path]
     assert main(["eval", *map(str, arguments)]) == 0
     printed = capsys.readouterr().out
-    result = lc.evaluate(small_run, synthetic98, split="test")
+    result = lc.evaluate(small_run, synthetic98, split="test", batch_size=10**8)
     assert isinstance(result, lc.EvaluationResult)
     assert result.to_dict() == json.loads(path.read_text())
     assert f"{result}\n" == printed

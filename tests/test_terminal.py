@@ -37,3 +37,29 @@ def test_names_that_cannot_be_encoded_are_escaped():
         check=True,
     )
     assert done.stdout == rb"caf\xe9 \udcff" + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "arguments", "code"),
+    [
+        (">&-", "models", 0),
+        ("2>&-", "predict absent.jpg", 2),
+        ("2>/dev/full", "predict absent.jpg", 2),
+        (">&- 2>&-", "predict absent.jpg", 2),
+    ],
+)
+def test_closed_or_full_streams_do_not_change_the_exit_code(redirection, arguments, code):
+    command = f"{sys.executable} -m lcgcn_jax {arguments} {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+
+
+def test_deleted_current_folder_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f"rmdir {tmp_path}/gone; {sys.executable} -m lcgcn_jax predict ../absent/../a.jpg"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path / "gone", check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1

@@ -51,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for path in filter(None, (args.json, args.per_face)):
-        require_writable(path, overwrite=args.overwrite)
+    require_writable(*filter(None, (args.json, args.per_face)), overwrite=args.overwrite)
     use_compilation_cache()
     model = load_model(args.model)
     dataset = open_dataset(args.data)

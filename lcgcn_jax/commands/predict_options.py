@@ -45,7 +45,7 @@ def add_video_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for videos."""
     add_flag(parser, "--smooth", "videos: smooth the landmarks (One Euro filter)")
     text = "videos: frames per second, if the rate in the file is wrong"
-    add(parser, "--fps", type=number(float, 0, above=True), metavar="RATE", help=text)
+    add(parser, "--fps", type=number(float, 0.01, 1000), metavar="RATE", help=text)
     text = "videos: maximum number of frames from one face detection to the next"
     count = number(int, 1)
     add(parser, "--detect-every", type=count, default=DETECT_EVERY, metavar="N", help=text)

@@ -165,6 +165,11 @@ def _read_custom(
     for _, path in each_file(files):
         _check_outside(path, out, "--annotations")
     faces = CUSTOM_FORMATS[layout].read(src, files, landmark_scheme, count_from=count_from)
+    if not faces.faces and not faces.bad:
+        names = ", ".join(dict.fromkeys(str(path) for _, path in each_file(files)))
+        raise InputError(
+            f"{names}: no faces with landmarks; check that the annotations are complete"
+        )
     if landmark_scheme.mirror == tuple(range(landmark_scheme.num_landmarks)):
         faces.notes.append(
             f"{landmark_scheme.name} has no mirror pairs, so left and right points keep their names in "

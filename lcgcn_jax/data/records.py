@@ -12,14 +12,20 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from lcgcn_jax.data.annotations import SPLITS, AnnotationList, BadRecord, FaceAnnotation
+from lcgcn_jax.data.annotations import (
+    SPLITS,
+    AnnotationList,
+    BadRecord,
+    FaceAnnotation,
+    is_system_file,
+)
 from lcgcn_jax.data.encoding import encode_face
 from lcgcn_jax.data.image_notes import ImageNotes
 from lcgcn_jax.data.mirror_check import mirror_pair_note
@@ -81,16 +87,29 @@ def prepare(
 
 
 @contextlib.contextmanager
-def fresh_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def fresh_folder(
+    out: Path, *, overwrite: bool = False, sources: Collection[str] = ()
+) -> Iterator[Path]:
     """Temporary folder that replaces `out` when the block succeeds.
 
+    Args:
+      sources: names of other files or folders of the dataset.
+
     Raises:
-      InputError: `out` is not empty, and is not a prepared dataset that may be overwritten.
+      InputError: `out` is not empty, and is not a prepared dataset that may be overwritten, or has other
+        files, which would be lost.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         require_absent(out, overwrite=overwrite)
         if not (out / RECORDS).is_dir():
             raise InputError(f"{out}: not empty and not a dataset; choose another folder")
+        known = {Path(RECORDS).parts[0], REPORT, *sources}
+        others = [p for p in out.iterdir() if p.name not in known and not is_system_file(p.name)]
+        if others:
+            raise InputError(
+                f"{min(others)}: is not part of the dataset and would be deleted; move it, or choose another "
+                "folder"
+            )
     # Paths such as `.` or `a/..` have no name.
     out = out.resolve()
     folder = out.with_name(f".{out.name}.{os.getpid()}.partial")

@@ -42,7 +42,7 @@ def evaluate(
       normalizer: distance that errors are divided by, one of `landmarks.EVALUATION_NORMALIZERS`; by default
         that of the scheme.
       offsets: file of `lcgcn research fit-offsets`, whose offsets are removed from the ground truth.
-      batch_size: number of faces per batch.
+      batch_size: maximum number of faces per batch.
       detector_model: YuNet's ONNX file, for `boxes="detector"`; by default the detector of the model.
 
     Raises:
@@ -77,7 +77,7 @@ def evaluate(
         dataset,
         split,
         image_size=model.image_size,
-        batch_size=batch_size,
+        batch_size=min(batch_size, len(dataset.source(split, with_images=False))),
         box=box,
         corruption=corruption,
     )

@@ -145,7 +145,9 @@ def _csv_boxes(text: str, box_format: str) -> list[tuple[str, list[list[float]]]
     names = BOX_COLUMNS[box_format]
     first = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    rows = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     columns: list[str] | None = None
     boxes = []
     for row in rows:

@@ -38,6 +38,7 @@ _SHAPE_FILE = Path(__file__).with_name("head_shape.json")
 _FIRST_LANDMARK = 17  # of IBUG68 in the file; the jaw is left out
 _MIN_LOCATED = 8
 _LANDMARK_NOISE = 0.03  # standard deviation; halves of the distance between the ears
+_MAX_ALIGNED_SIZE = 8192  # pixels
 _MAX_ITERATIONS = 50
 _MAX_STEP = 0.5  # radians, or a factor of the scale
 _CONVERGED = 1e-4  # radians
@@ -131,8 +132,10 @@ def align(
     The arguments after `image` are those of `align_transform`.
 
     Raises:
-      InputError: as `align_transform`, or all landmarks lie outside the image.
+      InputError: as `align_transform`, all landmarks lie outside the image, or `size` is out of range.
     """
+    if not 1 <= size <= _MAX_ALIGNED_SIZE:
+        raise InputError(f"size: {size} is not from 1 to {_MAX_ALIGNED_SIZE:,}")
     affine = align_transform(landmarks, scheme, size, template)
     height, width = image.shape[:2]
     if not ((landmarks > -0.5) & (landmarks < np.array([width, height]) - 0.5)).all(axis=1).any():

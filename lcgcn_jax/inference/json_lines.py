@@ -29,7 +29,7 @@ class JsonLines:
       schemes: names of the landmark schemes of these lines; empty for a line without one.
 
     Raises:
-      InputError: the file cannot be read, or another process writes to it.
+      InputError: the file cannot be read or has other content, or another process writes to it.
     """
 
     def __init__(self, path: Path, *, resume: bool = False):
@@ -87,12 +87,22 @@ class JsonLines:
         return file
 
     def _keep_finished_lines(self) -> None:
-        """Find the finished images. Truncated or damaged lines are deleted."""
+        """Find the finished images. Truncated or damaged lines are deleted.
+
+        Raises:
+          InputError: the file has lines that are not the results of an image.
+        """
         self._file = self._open()
         is_intact = True
         with self.path.open("rb") as lines:
             for line in lines:
                 content = _parse(line)
+                if content is None and _is_json(line):
+                    self.close()
+                    raise InputError(
+                        f"{self.path}: has lines that are not results of images, which would be deleted; "
+                        "choose another --out"
+                    )
                 is_intact &= content is not None and content[0] not in self.finished
                 if content is not None:
                     self.finished.add(content[0])
@@ -110,6 +120,14 @@ class JsonLines:
                 if content is not None and content[0] not in names:
                     names.add(content[0])
                     output.write(line)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return line.endswith(b"\n")
 
 
 def _parse(line: bytes) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ Files in `.pts` format are written per face. JSON lines and annotations for labe
 all images.
 """
 
+_FACE_FILE = re.compile(r"(.+)_face[1-9]\d*\.pts", re.DOTALL)
 _MAX_NAME_BYTES = 225  # file systems take 255, and a name is longer while its file is written
 
 
@@ -81,7 +83,8 @@ class ResultFiles:
         files: dict[Path, list[Path]] = collections.defaultdict(list)
         if self.format == "pts":
             for path in sorted(self.folder.rglob("*_face*.pts")):
-                files[path.with_name(path.name.rpartition("_face")[0])].append(path)
+                if match := _FACE_FILE.fullmatch(path.name):
+                    files[path.with_name(match[1])].append(path)
         return files
 
     def close(self) -> None:
@@ -112,7 +115,8 @@ class ResultFiles:
                     f"{file.path}: the landmarks of a video are JSON lines; leave out --format"
                 )
             outputs = self.paths(file) + self._earlier_pts.get(self.folder / file.name, [])
-            for path in outputs:
+            longest = [self.folder / f"{file.name}_face100.pts"] if self.format == "pts" else []
+            for path in outputs + longest:
                 if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
                     raise InputError(
                         f"{path}: the file name is too long; give {file.path} a shorter name"
@@ -120,6 +124,7 @@ class ResultFiles:
             for path in outputs:
                 if os.path.realpath(path) in sources:
                     raise InputError(f"{path}: is one of the inputs; choose another --out")
+                _require_no_folder(path)
                 require_absent(path, overwrite=self.overwrite or self.skip_existing)
         self._check_options(files)
         self._check_annotations(files)
@@ -148,6 +153,7 @@ class ResultFiles:
             )
         if self.lines is None:
             return
+        _require_no_folder(self.lines.path)
         require_absent(self.lines.path, overwrite=self.overwrite or self.skip_existing)
         if any(self.paths(file)[0] == self.lines.path for file in files if file.is_video):
             raise InputError(
@@ -169,6 +175,7 @@ class ResultFiles:
             )
         annotation_files.check_names(files)
         for path in self.annotations.paths:
+            _require_no_folder(path)
             require_absent(path, overwrite=self.overwrite)
 
     def check_scheme(self, scheme: LandmarkScheme) -> None:
@@ -250,6 +257,11 @@ class ResultFiles:
             self.annotations.finish(file)
             return [*contents, self.annotations.paths[0]]
         return list(contents)
+
+
+def _require_no_folder(path: Path) -> None:
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder, and a result has this name; choose another --out")
 
 
 def rename_interrupted(partials: Sequence[Path], outputs: Sequence[Path]) -> list[Path]:

@@ -21,8 +21,11 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.streams import camera_number, display_name, is_stream, open_stream
 from lcgcn_jax.interrupts import deferred
 
-MAX_RATE = 240.0
-"""Maximum frame rate. A higher one in a file is a time base, such as 1000 in WebM files of browsers."""
+MIN_RATE, MAX_RATE = 0.01, 240.0
+"""Minimum frame rate of a written video, and maximum frame rate of a file.
+
+A higher one in a file is a time base, such as 1000 in WebM files of browsers.
+"""
 
 CODEC = "mp4v"
 
@@ -84,7 +87,8 @@ def open_video(
     if not is_file and not is_stream(source):
         raise InputError(f"{source}: cannot be read: no such file")
     name = source if is_file else display_name(source)
-    capture = cv2.VideoCapture(source) if is_file else open_stream(source)
+    # FFmpeg takes the start of a relative path such as `a:b.mp4` for a protocol.
+    capture = cv2.VideoCapture(os.path.abspath(source)) if is_file else open_stream(source)
     is_camera = not is_file and camera_number(source) is not None
     frames = _read_ahead(_camera_frames(capture) if is_camera else _stamped_frames(capture))
     try:
@@ -235,7 +239,8 @@ class VideoWriter(contextlib.AbstractContextManager):
         if self._writer is None:
             codec = cv2.VideoWriter.fourcc(*CODEC)
             self._size = (bgr.shape[1], bgr.shape[0])
-            self._writer = cv2.VideoWriter(str(self._path), codec, self._rate, self._size)
+            path = os.path.abspath(self._path)
+            self._writer = cv2.VideoWriter(path, codec, max(self._rate, MIN_RATE), self._size)
             if not self._writer.isOpened():
                 raise OSError(errno.EIO, "the video cannot be encoded", str(self._path))
         if self._size != (bgr.shape[1], bgr.shape[0]):  # OpenCV would leave out the frame

@@ -53,11 +53,18 @@ def register_heatmap_model(name: str, factory: HeatmapModelFactory) -> None:
         `interfaces.FoldsBatchNorm`.
 
     Raises:
-      ValueError: the name is in use.
+      ValueError: the name is in use for another class or function.
     """
-    if name in _HEATMAP_MODELS:
+    other = _HEATMAP_MODELS.get(name)
+    if other is not None and _place(other) != _place(factory):
         raise ValueError(f"a heatmap model named {name!r} is already registered; use another name")
     _HEATMAP_MODELS[name] = factory
+
+
+def _place(factory: Any) -> object:
+    """Module and name of a class or function, whose definition a notebook cell may execute again."""
+    name = getattr(factory, "__qualname__", "<lambda>")
+    return factory if "<lambda>" in name else (factory.__module__, name)
 
 
 def heatmap_model_factory(config: Mapping[str, Any]) -> HeatmapModelFactory | None:

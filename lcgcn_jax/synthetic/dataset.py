@@ -28,7 +28,7 @@ def prepare_synthetic(
     if min(num_train, num_test) < 1:
         raise InputError("--faces and --test-faces must be at least 1")
     write, read = LAYOUTS[scheme]
-    with records.fresh_folder(out, overwrite=overwrite) as folder:
+    with records.fresh_folder(out, overwrite=overwrite, sources=[OFFICIAL]) as folder:
         official = folder / OFFICIAL
         write(official, num_train=num_train, num_test=num_test, seed=seed)
         annotations: AnnotationList = dataclasses.replace(read(official), kind="synthetic")

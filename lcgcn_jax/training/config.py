@@ -3,15 +3,16 @@
 Recipes change a configuration in place.
 """
 
-import contextlib
 import dataclasses
+import importlib.machinery
 import importlib.util
 import inspect
 import json
+import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 import yaml
@@ -24,6 +25,15 @@ from lcgcn_jax.training.config_types import EPOCHS, Config
 
 RUN_CONFIG = "config.json"
 """Name of the configuration file in the workdir of a run."""
+
+_NUMBERS: dict[str, tuple[Callable[[str], int | float], str]] = {
+    "tag:yaml.org,2002:int": (int, r"[-+]?\d[\d_]*$"),
+    "tag:yaml.org,2002:float": (
+        lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
+        r"([-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.?(inf|nan))$",
+    ),
+}
+"""YAML tag -> conversion and pattern of numbers on the command line."""
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -139,15 +149,19 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     """
     name, _, argument = spec.partition(":")
     path = _find_config(name)
-    module_spec = importlib.util.spec_from_file_location(f"lcgcn_config_{path.stem}", path)
+    if path.suffix.lower() != ".py":
+        raise InputError(
+            f"{path}: a config is a Python file; a run resumes from the config.json of its workdir by itself"
+        )
+    loader = importlib.machinery.SourceFileLoader(f"lcgcn_config_{path.stem}", str(path))
+    module_spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
     assert module_spec is not None
-    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:  # a config file is a program, and may raise anything
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a config file is a program, and may raise anything
         raise InputError(f"{path}: cannot be run as a config: {_with_line(error, path)}") from error
-    if not hasattr(module, "get_config"):
+    if not callable(getattr(module, "get_config", None)):
         raise InputError(f"{path}: a config file defines get_config(arg)")
     takes_argument = inspect.signature(module.get_config).parameters
     if argument and not takes_argument:
@@ -156,7 +170,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
         config = module.get_config(argument) if takes_argument else module.get_config()
     except InputError:
         raise
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         raise InputError(f"{path}: {_with_line(error, path)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
@@ -165,7 +179,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(compat.upgrade_config(config.to_dict())).lock()
 
 
-def _with_line(error: Exception, path: Path) -> str:
+def _with_line(error: BaseException, path: Path) -> str:
     """Exception of a config file as one line of text, with its line number in the file."""
     lines = [
         frame.lineno
@@ -242,10 +256,8 @@ def _parse_value(name: str, text: str, old: Any) -> Any:
     value = _parse_yaml(name, text)
     if value is None and name.removeprefix("train.") in EPOCHS:
         return None
-    if isinstance(old, float) and isinstance(value, int | str) and not isinstance(value, bool):
-        # YAML reads 1e-3 as text.
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
     if isinstance(old, ml_collections.ConfigDict):
         if value is None:
             return None
@@ -255,9 +267,23 @@ def _parse_value(name: str, text: str, old: Any) -> Any:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML loader with the numbers of YAML 1.2: 010 is ten, 1e-3 a number and 1:30 a text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+for _tag, (_convert, _pattern) in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789in"))
+    _Loader.add_constructor(_tag, lambda loader, node, convert=_convert: convert(node.value))
+
+
 def _parse_yaml(name: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
         raise InputError(f"config {name}: {text!r} cannot be read: {one_line(error)}") from error
 

@@ -136,6 +136,14 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
             "config train.cache: needs a frozen heatmap model and fixed views of each face; set train.mode "
             "to frozen and data.views to the number of views, or train.cache to false"
         )
+    is_built_in = config.model.heatmap.get("name") in HEATMAP_MODEL_FIELDS
+    if is_built_in and train.mode == "frozen" and not config.init_from:
+        raise InputError(
+            "config train.mode: 'frozen' does not train the heatmap model, and its weights would be random; "
+            "set init_from to a trained model"
+        )
+    if config.init_grow and not config.init_from:
+        raise InputError("config init_grow: grows the model of init_from, which is empty; set it")
     if train.cache and config.data.sources:
         raise InputError(
             "config train.cache: is for one dataset; set data.sources to () or it to false"

@@ -207,13 +207,15 @@ def _import_tracker(name: str) -> Any:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, int | float]]:
-    """Read the rows of `metrics.jsonl` of a run, without an incomplete last line of a killed run."""
+    """Read the rows of `metrics.jsonl` of a run, without damaged lines, such as the last of a killed run."""
     rows = []
     path = workdir / LOG
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
     return rows
 
 

@@ -1,5 +1,7 @@
 """Datasets of a training run."""
 
+import os
+
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset
 from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.errors import InputError
@@ -28,6 +30,9 @@ def open_train_data(config: Config) -> tuple[FaceDataset, FaceMixture]:
     for folder, weight, *offsets in data.sources:
         datasets.append(_open_folder(config, folder, ("train_split",), *offsets))
         weights.append(float(weight))
+    places = [os.path.realpath(str(dataset.path)) for dataset in datasets]
+    if len(set(places)) < len(places):
+        raise InputError("config data.sources: two names of the same folder; give each folder once")
     return dataset, FaceMixture(tuple(datasets), tuple(weights))
 
 

@@ -72,7 +72,7 @@ class Trainer:
       mixture: data to train on.
       num_faces: faces in an epoch.
       schedules: learning rate of each parameter group that trains.
-      start_message: description of pretrained weights; empty if the run resumes or has none.
+      start_message: pretrained weights, and a best model that will be replaced; empty for a run that resumes.
       best_nme: lowest validation NME so far, in percent.
       stopped_by: signal that ended `run` early.
 
@@ -348,11 +348,17 @@ class Trainer:
             shape = mean_shape(self.dataset, config.data.train_split)
             # An array for each name, because the training step donates them.
             batch_stats |= {name: jnp.array(shape, jnp.float32) for name in names}
+        if (self.workdir / BEST).is_dir():
+            self.start_message = (
+                f"{self.workdir}: has a best model but no checkpoint, so the run starts again at step 0 and "
+                "replaces it"
+            )
         if config.init_from:
             model = step.model.merge()
-            params, batch_stats, self.start_message = raise_on_all_processes(
+            params, batch_stats, message = raise_on_all_processes(
                 lambda: load_pretrained_weights(config, scheme, model, params, batch_stats)
             )
+            self.start_message = "; ".join(filter(None, (self.start_message, message)))
         return params, batch_stats
 
     def _open_batches(self) -> TrainIterator | CachedBatches:

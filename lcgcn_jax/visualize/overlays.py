@@ -1,7 +1,7 @@
 """Overlays of predicted faces on images: contours, landmarks, and the strongest edges of the graph."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -98,13 +98,13 @@ def draw_faces(
 
 
 def draw(
-    image: ImageInput, faces: Sequence[Face], *, edges: bool = False, legend: bool = False
+    image: ImageInput, faces: Face | Iterable[Face], *, edges: bool = False, legend: bool = False
 ) -> UInt8[np.ndarray, "_rows w 3"]:
     """Draw predicted faces on an image.
 
     Args:
       image: input of `LandmarkModel.predict`: a path, an RGB array or a PIL image.
-      faces: output of `LandmarkModel.predict`.
+      faces: output of `LandmarkModel.predict`, or one of its faces.
       edges: draw the strongest edges of the graph.
       legend: add a legend below the image.
 
@@ -119,6 +119,7 @@ def draw(
         landmark scheme.
     """
     pixels = read_image(image) if is_path(image) else rgb_image(image)
+    faces = [faces] if isinstance(faces, Face) else list(faces)
     if not faces:
         return pixels.copy()
     weights = [face.edges for face in faces if face.edges is not None]

@@ -84,6 +84,20 @@ def test_other_folders_are_never_overwritten(maker):
     assert (out / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("name", ["scheme.yaml", "photos/a.jpg", ".notes"])
+def test_other_files_in_a_dataset_are_never_deleted(maker, name):
+    annotations = maker.annotations([maker.face(maker.image("a.jpg"))])
+    out = maker.folder / "out"
+    records.prepare(annotations, out)
+    (out / ".DS_Store").touch()
+    records.prepare(annotations, out, overwrite=True)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).touch()
+    with pytest.raises(InputError, match=f"out/{name[:6]}.*: is not part of the dataset"):
+        records.prepare(annotations, out, overwrite=True)
+    assert (out / name).exists()
+
+
 @pytest.mark.parametrize("moment", ["encoding", "exchange"])
 def test_interruption_leaves_the_old_dataset(maker, monkeypatch, moment):
     annotations = maker.annotations([maker.face(maker.image("a.jpg"))])

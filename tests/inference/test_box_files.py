@@ -141,6 +141,7 @@ def test_names_without_an_image_are_listed(tmp_path):
         ("b.csv", "x0,y0,x1,y1,image\n1,2,3,4\n", "line 2 does not name an image"),
         ("b.csv", "x0;y0;x1;y1;image\n1;2;3;4;a;b\n", "line 2 has 6 cells"),
         ("b.csv", "", "no column 'image'"),
+        ("b.csv", 'image,x0,y0,x1,y1\n"a,1,2,3,4\nb,1,2,3,4\n', "unexpected end of data"),
     ],
 )
 def test_invalid_box_file_is_an_error(tmp_path, name, text, message):

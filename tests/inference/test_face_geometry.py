@@ -160,6 +160,8 @@ def test_aligned_crop(tmp_path):
     np.testing.assert_array_equal(
         face.align(image[..., 0]), face.align(image[..., :1].repeat(3, 2))
     )
+    with pytest.raises(InputError, match="size: 1000000 is not from 1 to 8,192"):
+        face.align(image, 10**6)
     with pytest.raises(InputError, match="all landmarks lie outside the image, which is 20 x 20"):
         face_of(points + 500).align(image[:20, :20])
 

@@ -101,8 +101,6 @@ def test_lines_are_appended_to_those_of_an_earlier_job(tmp_path):
         '{"image": "c", "fac',
         line("c"),  # without the end of the line
         "\0" * 50 + "\n",
-        '{"image": "c"}\n',
-        "[1]\n",
         line("a") + "\n",
         "\xff\n",
     ],
@@ -119,6 +117,16 @@ def test_cut_damaged_and_repeated_lines_are_deleted(tmp_path, corruption, rest):
     remaining = before + (rest if is_line else "")
     assert path.read_text() == remaining + line("e") + "\n"
     assert lines.finished == {"a", "b", *(["d"] if rest and is_line else [])}
+
+
+@pytest.mark.parametrize("other", ['{"image": "c"}', "[1]", '{"frame": 0, "faces": []}'])
+def test_lines_of_other_content_are_kept(tmp_path, other):
+    path = tmp_path / "lines.jsonl"
+    content = line("a") + "\n" + other + "\n"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"lines\.jsonl: has lines that are not results of images"):
+        JsonLines(path, resume=True)
+    assert path.read_text() == content
 
 
 def test_a_new_job_replaces_the_lines_with_its_first_line(tmp_path):

@@ -1,5 +1,6 @@
 import errno
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -33,6 +34,12 @@ def test_written_video_can_be_read(tmp_path, width, height, even):
     np.testing.assert_allclose([frame.time for frame in frames], np.arange(4) / 12.5, atol=1e-9)
     for frame, color in zip(frames, COLORS, strict=True):
         assert np.abs(frame.pixels.mean(axis=(0, 1)) - color).max() < 8
+
+
+def test_colon_in_a_relative_path_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_video(write_video(Path("a:b.mp4"))) as video:
+        assert len(list(video.frames)) == 4
 
 
 def test_rate_of_the_caller_is_used(tmp_path):

@@ -308,10 +308,26 @@ def test_function_can_be_registered(toy):
     assert model.heatmap_model.first.conv.kernel.shape == (3, 3, 3, 24)
 
 
-def test_registering_a_name_twice_is_an_error(toy):
-    with pytest.raises(ValueError, match="'toy'"):
-        register_heatmap_model("toy", toy)
+def test_name_of_another_model_cannot_be_registered(toy):
+    def other(**options):
+        return toy(**options)
+
+    for factory in (other, lambda **options: toy(**options)):
+        with pytest.raises(ValueError, match="'toy'"):
+            register_heatmap_model("toy", factory)
+        with pytest.raises(ValueError, match="'hrnet'"):
+            register_heatmap_model("hrnet", factory)
     assert registry._HEATMAP_MODELS["toy"] is toy
+
+
+@pytest.mark.usefixtures("toy")
+def test_definition_that_is_executed_again_replaces_the_former():
+    classes = []
+    for _ in range(2):
+        exec("class Mine: pass", scope := {"__name__": "notebook"})
+        register_heatmap_model("mine", scope["Mine"])
+        classes.append(scope["Mine"])
+    assert registry._HEATMAP_MODELS["mine"] is classes[1] is not classes[0]
 
 
 def test_selected_landmarks_have_the_edges_between_them():

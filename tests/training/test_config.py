@@ -52,13 +52,21 @@ def test_frozen_argument_is_the_ablation_of_the_paper(spec, faces, size):
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
-def test_config_loads_by_path(tmp_path):
-    path = tmp_path / "mine.py"
+@pytest.mark.parametrize("name", ["mine.py", "mine.PY"])
+def test_config_loads_by_path(tmp_path, name):
+    path = tmp_path / name
     path.write_text(
         "from lcgcn_jax.training.config import default_config\n"
         "def get_config():\n    config = default_config()\n    config.seed = 7\n    return config\n"
     )
     assert load_config(str(path)).seed == 7
+
+
+@pytest.mark.parametrize("name", ["config.json", "mine.yaml", "mine"])
+def test_other_files_are_not_configs(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=f"{name}: a config is a Python file"):
+        load_config(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +97,9 @@ def test_missing_config_is_named(spec, message):
             r"TypeError: .*seed.* \(line 4\)",
         ),
         ("1 / 0", r"cannot be run as a config: ZeroDivisionError: .*\(line 1\)"),
+        ("get_config = 5", "defines get_config"),
+        ("raise SystemExit(3)", r"cannot be run as a config: SystemExit: 3 \(line 1\)"),
+        ("def get_config():\n    exit(3)", r"SystemExit: 3 \(line 2\)"),
         ("def get_config():\n    return {}", "has to return a ConfigDict, not dict"),
     ],
 )
@@ -116,6 +127,10 @@ def test_bad_config_file_is_named(tmp_path, text, message):
         ("data.sources", "", ()),
         ("model.graph", "null", None),
         ("init_from", "None", ""),
+        ("data.image_size", "0200", 200),
+        ("train.steps", "1_000", 1000),
+        ("loss.sigma", "-.5e1", -5.0),
+        ("data.augment.zoom", "0.9, 010", (0.9, 10.0)),
         ("data.offsets", "null", ""),
     ],
 )
@@ -143,6 +158,8 @@ def test_override_has_the_type_of_the_field(name, text, value):
         ("train.batch_size", "true", "does not have the type"),
         ("train.batch_size", "", "does not have the type"),
         ("train.ema_decay", "true", "does not have the type"),
+        ("data.augment.rotation", "1:30", "does not have the type"),
+        ("train.batch_size", "0x10", "does not have the type"),
         ("data.augment.zoom", "(wide, 1)", "'wide' does not have the type"),
         ("model.graph.gcn_widths", "[32, 2.5]", "'2.5' does not have the type"),
         ("train.steps.x", "1", "train.steps has no fields"),

@@ -179,3 +179,17 @@ def test_registered_heatmap_model_without_a_graph_is_accepted(config):
         config.model.graph = None
         config.model.heatmap = {"name": "mine", "depth": -3}
     check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train.mode": "frozen"}, "its weights would be random; set init_from"),
+        ({"init_grow": "true"}, "grows the model of init_from, which is empty"),
+    ],
+)
+def test_fields_that_need_pretrained_weights(config, fields, message):
+    apply_overrides(config, fields)
+    assert message in refusal(config)
+    config.init_from = "w300-lcgcn-small"
+    check_config(config)

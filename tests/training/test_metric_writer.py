@@ -57,6 +57,21 @@ def test_metrics_after_the_checkpoint_of_a_killed_run_are_dropped(tmp_path):
     assert last.session_log.status == last.session_log.START
 
 
+def test_damaged_lines_are_ignored(tmp_path):
+    rows = [
+        b'{"step": 1, "train/loss": 0.5}',
+        b"\xff",
+        b"null",
+        b"[1]",
+        b"{}",
+        b'{"step": 2}',
+        b'{"s',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(rows))
+    assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 0.5}, {"step": 2}]
+    MetricWriter(tmp_path, 2).close()
+
+
 class Tracker(types.ModuleType):
     """Module with the interface of wandb."""
 

@@ -52,6 +52,13 @@ def lock_run(tiny_config, tmp_path):
     return make
 
 
+def test_two_names_of_one_folder_are_an_error(tiny_config, synthetic98, monkeypatch):
+    monkeypatch.chdir(synthetic98.parent)
+    tiny_config.data.sources = ((str(synthetic98), 1), (synthetic98.name, 1))
+    with pytest.raises(InputError, match=r"data\.sources: two names of the same folder"):
+        open_train_data(Config.from_dict(tiny_config.to_dict()))
+
+
 def test_only_the_source_with_offsets_is_corrected(tiny_config, synthetic98, copy98, write_offsets):
     file = write_offsets("a.json", 0.1)
     tiny_config.data.sources = ((str(synthetic98), 1), (copy98, 1, file))

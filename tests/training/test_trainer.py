@@ -16,6 +16,7 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import BEST, load_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES
 from lcgcn_jax.models.weights import from_vector
+from lcgcn_jax.training.config import to_json
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import get_batch, make_mesh
 from lcgcn_jax.training.trainer import Trainer
@@ -191,6 +192,14 @@ def test_frozen_run_starts_from_another_heatmap_model(tiny_config, run_of_two, t
     for name, value in training.state.params.items():
         if name.startswith("heatmap_model."):
             np.testing.assert_array_equal(np.asarray(value), best[name])
+
+
+def test_best_model_without_a_checkpoint_is_reported(tiny_config, tmp_path):
+    (tmp_path / "run" / BEST).mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text(to_json(tiny_config))
+    training = Trainer(tiny_config, tmp_path / "run", make_mesh(1)).prepare()
+    assert "has a best model but no checkpoint" in training.start_message
+    assert training.start_message in training.describe_start()
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient_norm", "parameter_norm"])

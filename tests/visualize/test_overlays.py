@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax import visualize
+from lcgcn_jax.inference.face import Face
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 from lcgcn_jax.visualize import overlays
 
@@ -14,6 +15,16 @@ def faces_of(*positions):
     """Faces with random landmarks in a square of 60 px at each of the positions."""
     unit = np.random.default_rng(0).uniform(0, 60, (68, 2))
     return [unit + np.array(position, float) for position in positions]
+
+
+def test_one_face_or_any_iterable_of_faces_is_drawn():
+    points = np.random.default_rng(0).uniform(10, 50, (68, 2)).astype(np.float32)
+    face = Face(np.array([5.0, 5, 55, 55]), points, np.ones(68, np.float32), points, scheme=IBUG68)
+    image = np.zeros((60, 60, 3), np.uint8)
+    expected = overlays.draw(image, [face])
+    assert expected.any()
+    np.testing.assert_array_equal(overlays.draw(image, face), expected)
+    np.testing.assert_array_equal(overlays.draw(image, iter([face])), expected)
 
 
 def test_points_are_colored_by_confidence():

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,9 +94,20 @@ def _split(text: str) -> tuple[str, list[str], Iterator[_NumberedCells]]:
         header_text = commented
     delimiter = max(delimiters, key=lambda d: (_has_image(header_text, d), header_text.count(d)))
     lines.seek(start)
-    reader = csv.reader(lines, delimiter=delimiter)
+    # Otherwise a quote that is not closed would take up the rows after it.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header = next(csv.reader([header_text], delimiter=delimiter) if is_comment else reader, [])
-    return delimiter, header, ((num_skipped + reader.line_num, cells) for cells in reader)
+    return delimiter, header, _numbered(reader, num_skipped)
+
+
+def _numbered(reader: Any, num_skipped: int) -> Iterator[_NumberedCells]:
+    end = reader.line_num  # of the previous row
+    try:
+        for cells in reader:
+            end = reader.line_num
+            yield num_skipped + end, cells
+    except csv.Error as error:
+        raise ValueError(f"line {num_skipped + end + 1}: {error}; check its quotes") from error
 
 
 def _has_image(line: str, delimiters: str) -> bool:

@@ -115,6 +115,20 @@ def test_wrong_headers_raise(images, content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        f'{ROW},"oops\n{ROW},good\n{ROW},good\n',
+        f'{ROW},"oops\n{ROW},"good"\n',
+        f'{ROW},good\n{ROW},"good" or "not"\n',
+    ],
+)
+def test_quote_that_is_not_closed_raises(images, rows):
+    line = 2 if rows.startswith(f'{ROW},"') else 3
+    with pytest.raises(InputError, match=rf"points\.csv: line {line}: .*; check its quotes"):
+        read(images, f"{HEADER},note\n{rows}")
+
+
 def test_dissimilar_column_names_are_not_suggested(images):
     with pytest.raises(InputError) as caught:
         read(images, f"{HEADER}\n".replace("image", "wholly different"))

@@ -178,7 +178,10 @@ def test_csv_row_with_too_few_fields_is_listed(images):
         ),
         ("image_name,scale,center_w\n", "no column 'center_h'"),
         ("HEADER\nb.png,\xff\n", "not a CSV in UTF-8"),
-        (f"HEADER\n{'9' * 200_000},\n", "not a CSV in UTF-8"),
+        (
+            f"HEADER\n{'9' * 200_000},\n",
+            "line 2: field larger than field limit (131072); check its quotes",
+        ),
     ],
 )
 def test_malformed_csv_raises_a_one_line_error(tmp_path, text, message):

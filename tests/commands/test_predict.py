@@ -383,7 +383,7 @@ def test_video_has_json_lines_and_an_annotated_video(
     ("options", "message"),
     [
         (["--format", "csv"], "the landmarks of a video are JSON lines; leave out --format"),
-        (["--fps", "0"], "--fps: 0 has to be above 0"),
+        (["--fps", "0"], "--fps: 0 has to be at least 0.01"),
     ],
 )
 def test_invalid_options_for_videos(error_line, small_run, tmp_path, options, message):

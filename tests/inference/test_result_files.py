@@ -13,8 +13,8 @@ def test_only_numbered_pts_files_are_those_of_an_image(tmp_path):
     (tmp_path / "_face1.pts").touch()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "a_face2_face1.pts").touch()
-    found = ResultFiles(tmp_path, "pts")._earlier_pts
-    assert found == {
+    earlier = ResultFiles(tmp_path, "pts")._earlier_pts
+    assert earlier == {
         tmp_path / "a": [tmp_path / "a_face1.pts", tmp_path / "a_face12.pts"],
         tmp_path / "b" / "a_face2": [tmp_path / "b" / "a_face2_face1.pts"],
     }

@@ -1,4 +1,4 @@
-"""Warning about an NVIDIA GPU that JAX does not use."""
+"""Selection of the platform by JAX: errors, and a warning about an NVIDIA GPU that is not used."""
 
 import functools
 import logging
@@ -9,8 +9,28 @@ from pathlib import Path
 
 import jax
 
+from lcgcn_jax.errors import InputError
+
 _LOGGER = logging.getLogger("lcgcn_jax")
 _DEVICE_FOLDER = Path("/dev")
+
+
+def default_backend() -> str:
+    """Platform on which JAX computes: `cpu`, `gpu` or `tpu`.
+
+    Raises:
+      InputError: `JAX_PLATFORMS` selects a platform that cannot be used.
+    """
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        if not platforms:
+            raise
+        raise InputError(
+            f"JAX_PLATFORMS={platforms}: JAX cannot use it on this computer; install the extra for it (cuda, "
+            "tpu), or unset the variable"
+        ) from error
 
 
 @functools.cache

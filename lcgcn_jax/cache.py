@@ -6,11 +6,22 @@ import sys
 import tempfile
 from pathlib import Path
 
+from lcgcn_jax.errors import InputError
+
 
 def cache_folder() -> Path:
-    """Return `$XDG_CACHE_HOME/lcgcn_jax`, or `~/.cache/lcgcn_jax`; the folder may not exist yet."""
+    """Return `$XDG_CACHE_HOME/lcgcn_jax`, or `~/.cache/lcgcn_jax`; the folder may not exist yet.
+
+    Raises:
+      InputError: the variable is not set, and the user has no home folder.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "lcgcn_jax"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "lcgcn_jax"
+    except RuntimeError as error:
+        raise InputError(
+            "the user has no home folder; set XDG_CACHE_HOME to a folder for downloads"
+        ) from error
 
 
 def compilation_cache_folder() -> Path | None:
@@ -23,7 +34,7 @@ def compilation_cache_folder() -> Path | None:
         return None if "://" in folder else Path(folder)
     try:
         return cache_folder() / "jit"
-    except RuntimeError:  # no home folder
+    except InputError:  # no home folder
         return None
 
 
@@ -35,7 +46,9 @@ def use_compilation_cache() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = cache_folder() / "jit"
+    folder = compilation_cache_folder()
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

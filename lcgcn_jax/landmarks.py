@@ -273,6 +273,8 @@ class LandmarkScheme:
             raise ValueError(f"unknown scheme field {unknown[0]!r}; the fields are {sorted(known)}")
         if "name" not in fields:
             raise ValueError("the field 'name' is missing; add it")
+        if fields["name"] is None or not str(fields["name"]).strip():
+            raise ValueError("the field 'name' is empty; give the scheme a name")
         if "mirror" in fields and "mirror_pairs" in fields:
             raise ValueError("a scheme has either 'mirror' or 'mirror_pairs'; remove one of them")
         names = _names(fields)
@@ -353,6 +355,8 @@ def _contour(fields: Mapping[str, Any], indices: Callable[[Any, str], tuple[int,
     for field in ("name", "indices"):
         if field not in fields:
             raise ValueError(f"a contour has no {field!r}")
+    if unknown := fields.keys() - {"name", "indices", "closed"}:
+        raise ValueError(f"unknown contour field {min(unknown)!r}; remove it")
     name, closed = str(fields["name"]), fields.get("closed") or False
     # Values of YAML files are text (`_TextLoader`).
     flag = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -536,6 +540,16 @@ class _TextLoader(yaml.SafeLoader):
     }
 
 
+def _mapping_without_repetitions(loader: _TextLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [key.value for key, _ in node.value]
+    if repeated := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"the field {repeated[0]!r} occurs twice; remove one")
+    return loader.construct_mapping(node, deep=True)
+
+
+_TextLoader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repetitions)
+
+
 def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
     """Return a built-in scheme, or read one from a `.yaml`, `.yml` or `.json` file.
 
@@ -563,7 +577,10 @@ def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
             fields = yaml.load(text, _TextLoader)
         if not isinstance(fields, Mapping):
             raise ValueError("the file has no mapping of fields")
-        return LandmarkScheme.from_dict(fields)
+        scheme = LandmarkScheme.from_dict(fields)
+        if scheme != SCHEMES.get(scheme.name, scheme):
+            raise ValueError(f"{scheme.name} is the name of a built-in scheme; choose another name")
+        return scheme
     except OSError as error:
         raise InputError(f"{path}: cannot read the landmark scheme: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from importlib import metadata
 
+import cv2
 import jax
+import numpy as np
 import pytest
 
 from lcgcn_jax import accelerators
@@ -140,3 +142,19 @@ def test_warning_is_one_line_on_standard_error(tmp_path):
     assert line.startswith("lcgcn: warning: an NVIDIA GPU is present")
     assert "lcgcn-jax[cuda12]" in line
     assert done.stdout == ""
+
+
+def test_platform_that_cannot_be_used_is_an_error(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((99, 99, 3), np.uint8))
+    code = "import sys; from lcgcn_jax.commands.main import main; sys.exit(main(sys.argv[1:]))"
+    for platform in ("cuda", "bogus"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "predict", tmp_path / "a.png", "--box", "1,1,90,90"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": platform},
+            check=False,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"lcgcn: error: JAX_PLATFORMS={platform}: JAX cannot use it")
+        assert len(done.stderr.splitlines()) == 1

@@ -33,8 +33,8 @@ LAYERS = [
         "atomic_io",
         "image_arrays",
     },
-    {"fields", "exit_codes", "storage"},
-    {"accelerators", "errors", "folders", "interrupts", "terminal"},
+    {"accelerators", "fields", "exit_codes", "storage"},
+    {"errors", "folders", "interrupts", "terminal"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
 

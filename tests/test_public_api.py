@@ -124,11 +124,33 @@ def test_initial_weights_depend_on_the_seed_only(network):
         (MODEL, 0, "num_landmarks is 0"),
         ({**MODEL, "decode": "dork"}, 5, "dork"),
         ({**MODEL, "decoder": "dark"}, 5, "decoder"),
+        ({**MODEL, "graph": 5}, 5, "model.graph: got 5; expected fields"),
+        ({**MODEL, "heatmap": None}, 5, "model.heatmap: got None; expected fields"),
+        ({**MODEL, "heatmap": {"name": "hrnet"}}, 5, "model.heatmap: no 'arch'"),
+        ({**MODEL, "heatmap": {"name": ["hrnet"]}}, 5, "no heatmap model"),
+        ({**MODEL, "visibility": 3}, 5, "model.visibility: got 3; expected fields"),
+        ({"model": None, "scheme": "ibug68"}, None, "model: got None; expected fields"),
+        ({"model": MODEL}, None, "give num_landmarks"),
     ],
 )
 def test_invalid_model_config_is_rejected(source, count, message):
     with pytest.raises(lc.InputError, match=message):
         lc.create_model(source, num_landmarks=count)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_out_of_range_is_rejected(seed):
+    with pytest.raises(lc.InputError, match=f"seed is {seed}; give a number from 0 to"):
+        lc.create_model(MODEL, num_landmarks=5, seed=seed)
+
+
+def test_number_of_landmarks_replaces_the_scheme():
+    states = [
+        nnx.state(nnx.eval_shape(lambda source=source: lc.create_model(source, num_landmarks=5)))
+        for source in ({"model": MODEL}, {"model": MODEL, "scheme": "ibug68"}, MODEL)
+    ]
+    first, *others = (jax.tree.map(lambda value: value.shape, state) for state in states)
+    assert others == [first, first]
 
 
 def test_module_predicts_as_the_model(toy_model):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.model import LandmarkModel, list_models, load_model
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
 
@@ -127,11 +127,11 @@ def launch_app(
         )  # fmt: skip
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError | OverflowError):
             where = f"{host}:{port or '7860 to 7959'}"
             raise InputError(
-                f"{where}: the page cannot be served: {one_line(error)[:150]}; choose another "
-                "--port or --host"
+                f"{where}: the page cannot be served; the port is in use, or the address is not of this "
+                "computer; choose another --port or --host"
             ) from error
         raise
     return App(page, url, folder, loaded)

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 
 from lcgcn_jax.app.server import LOCALHOST, launch_app
+from lcgcn_jax.arguments import number
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
 
@@ -19,7 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "model to choose from, besides the shipped ones; can be repeated, the first is selected"
     add(parser, "--model", required=False, action="append", help=text)
     add(parser, "--host", default=LOCALHOST, help="address of the server; 0.0.0.0: all networks")
-    add(parser, "--port", type=int, metavar="N", help="port (default: a free one from 7860)")
+    add(
+        parser,
+        "--port",
+        type=number(int, 1, 65535),
+        metavar="N",
+        help="port (default: a free one from 7860)",
+    )
     add_flag(parser, "--share", "make the page public, through a server of Gradio")
     add(parser, "--detector-model")
 

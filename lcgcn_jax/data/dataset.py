@@ -1,8 +1,10 @@
 """Datasets written by `lcgcn prepare`, with random access to their faces."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -15,7 +17,7 @@ from lcgcn_jax.data.annotation_offsets import AnnotationOffsets, read_offsets
 from lcgcn_jax.data.annotations import SPLITS
 from lcgcn_jax.data.encoding import unknown_visibility
 from lcgcn_jax.data.records import RECORDS
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.storage import as_path, check_access
 
@@ -54,7 +56,8 @@ class FaceSource(Sequence[dict[str, Any]]):
         self, index: SupportsIndex
     ) -> dict[str, Any]:
         index = range(self.length)[index]
-        record = dict(self._records[index])
+        with _one_line_errors(self.path):
+            record = dict(self._records[index])
         if not self.with_images:
             del record["image"]
         texts = {key: record[key].decode() for key in ("name", "subset", "group")}
@@ -84,10 +87,11 @@ class FaceSource(Sequence[dict[str, Any]]):
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
-        builder = tfds.builder_from_directory(self.path)
         decoders = {"image": tfds.decode.SkipDecoding()}
-        # TFDS decorates the method without types.
-        return builder.as_data_source(self.split, decoders=decoders)  # pyright: ignore[reportCallIssue]
+        with _one_line_errors(self.path):
+            builder = tfds.builder_from_directory(self.path)
+            # TFDS decorates the method without types.
+            return builder.as_data_source(self.split, decoders=decoders)  # pyright: ignore[reportCallIssue]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,20 +180,38 @@ def open_dataset(path: Path | str) -> FaceDataset:
     if not (path / RECORDS / "dataset_info.json").is_file():
         raise InputError(f"{path}: not a prepared dataset; prepare one with `lcgcn prepare`")
     path = local_copy(path)
-    info = tfds.builder_from_directory(path / RECORDS).info
-    # Both are optional in the types of TFDS.
-    metadata: Any = info.metadata
-    splits: Any = info.splits
-    return FaceDataset(
-        path=path,
-        name=metadata["kind"],
-        scheme=LandmarkScheme.from_dict(metadata["scheme"]),
-        attribute_names=tuple(metadata["attribute_names"]),
-        num_faces={split: splits[split].num_examples for split in SPLITS if split in splits},
-        subsets=dict(metadata["subsets"]),
-        absent=tuple(metadata["absent"]),
-        fingerprint=metadata["fingerprint"],
-    )
+    with _one_line_errors(path / RECORDS):
+        info = tfds.builder_from_directory(path / RECORDS).info
+        # Both are optional in the types of TFDS.
+        metadata: Any = info.metadata
+        splits: Any = info.splits
+        dataset = FaceDataset(
+            path=path,
+            name=metadata["kind"],
+            scheme=LandmarkScheme.from_dict(metadata["scheme"]),
+            attribute_names=tuple(metadata["attribute_names"]),
+            num_faces={split: splits[split].num_examples for split in SPLITS if split in splits},
+            subsets=dict(metadata["subsets"]),
+            absent=tuple(metadata["absent"]),
+            fingerprint=metadata["fingerprint"],
+        )
+        for split in dataset.splits:  # finds missing files before a training reaches its validation
+            for file in splits[split].filepaths:
+                os.stat(file)
+    return dataset
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Convert errors of TFDS and ArrayRecord, which have many types, to messages of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path}: damaged or incomplete ({one_line(error)[:200]}); copy or prepare the dataset again"
+        ) from error
 
 
 def require_scheme(dataset: FaceDataset, expected: LandmarkScheme) -> None:
@@ -221,7 +243,8 @@ def open_datasets(
       InputError: a folder occurs twice, or a dataset or a file cannot be used.
     """
     files = {Path(folder): file for folder, file in offsets}
-    if len(set(folders)) < len(folders) or len(files) < len(offsets):
+    places = {os.path.realpath(str(folder)) for folder in folders}
+    if len(places) < len(folders) or len(files) < len(offsets):
         raise InputError("--data, --offsets: give each dataset folder only once")
     if unknown := files.keys() - set(folders):
         raise InputError(f"--offsets {min(unknown)}: no such --data; give one of its folders")

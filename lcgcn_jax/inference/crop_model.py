@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lcgcn_jax.atomic_io import writing
-from lcgcn_jax.errors import require_absent
 from lcgcn_jax.image_arrays import ImageInput, rgb_crops
 from lcgcn_jax.inference.forking import check_not_forked
 from lcgcn_jax.landmarks import convert_scheme
-from lcgcn_jax.models.bundles import Bundle, save_bundle
+from lcgcn_jax.models.bundles import Bundle, require_bundle_folder, save_bundle
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 # A model is loaded without JAX and Flax, whose imports take a second.
@@ -109,7 +108,7 @@ class CropModel:
           InputError: the folder exists, or cannot be written.
         """
         folder = Path(path)
-        require_absent(folder, overwrite=overwrite)
+        require_bundle_folder(folder, overwrite=overwrite)
         with writing(folder):
             save_bundle(folder, self._bundle, card or f"# {folder.name}\n")
 

@@ -114,6 +114,11 @@ class Face:
     def _known_scheme(self) -> LandmarkScheme:
         if self.scheme is None:
             raise InputError("the face has no landmark scheme; construct it with scheme=...")
+        if len(self.landmarks) != self.scheme.num_landmarks:
+            raise InputError(
+                f"the face has {len(self.landmarks)} landmarks, and its scheme {self.scheme.name} "
+                f"{self.scheme.num_landmarks}; construct it with all of them"
+            )
         return self.scheme
 
     @property

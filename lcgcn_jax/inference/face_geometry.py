@@ -90,7 +90,7 @@ def align_transform(
     Raises:
       InputError: the template does not fit the scheme, or the landmarks determine no similarity.
     """
-    if not isinstance(size, int | np.integer) or size < 1:
+    if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
         raise InputError(f"size: {size!r} is not a positive number of pixels")
     if template is None:
         missing = [name for name in ARCFACE_TEMPLATE if name not in _landmark_sets(scheme)]
@@ -103,7 +103,10 @@ def align_transform(
         template = {name: (scale * x, scale * y) for name, (x, y) in ARCFACE_TEMPLATE.items()}
     if len(template) < 2:
         raise InputError("template: needs at least two landmarks or parts")
-    target = np.array(list(template.values()), np.float64)
+    try:
+        target = np.array(list(template.values()), np.float64)
+    except (TypeError, ValueError):  # of different lengths, or not numbers
+        target = np.zeros(0)
     if target.shape != (len(template), 2) or not np.isfinite(target).all():
         raise InputError("template: a location is not a pair (x, y) of numbers")
     source = np.stack([_mean_point(landmarks, scheme, name) for name in template])
@@ -134,9 +137,9 @@ def align(
     Raises:
       InputError: as `align_transform`, all landmarks lie outside the image, or `size` is out of range.
     """
-    if not 1 <= size <= _MAX_ALIGNED_SIZE:
-        raise InputError(f"size: {size} is not from 1 to {_MAX_ALIGNED_SIZE:,}")
     affine = align_transform(landmarks, scheme, size, template)
+    if size > _MAX_ALIGNED_SIZE:
+        raise InputError(f"size: {size} is more than {_MAX_ALIGNED_SIZE:,} pixels")
     height, width = image.shape[:2]
     if not ((landmarks > -0.5) & (landmarks < np.array([width, height]) - 0.5)).all(axis=1).any():
         raise InputError(
@@ -290,7 +293,7 @@ def _landmark_sets(scheme: LandmarkScheme) -> dict[str, tuple[int, ...]]:
 
 
 def _mean_point(landmarks: Landmarks, scheme: LandmarkScheme, name: str) -> Float[np.ndarray, "2"]:
-    return _finite(landmarks, scheme, scheme.find(name)).mean(axis=0)
+    return _finite(landmarks, scheme, scheme.find(str(name))).mean(axis=0)
 
 
 def _finite(

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 from jaxtyping import Array, Float, UInt8
 
+from lcgcn_jax.accelerators import default_backend
 from lcgcn_jax.compilation import inference_options
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.image_arrays import describe_value
@@ -31,7 +32,7 @@ _LANDMARK_TOLERANCE = 0.01  # pixels
 
 def uses_batches() -> bool:
     """Whether several faces run faster as a batch; on a CPU, each face runs by itself."""
-    return jax.default_backend() != "cpu"
+    return default_backend() != "cpu"
 
 
 class Programs:

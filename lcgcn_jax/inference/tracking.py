@@ -346,7 +346,11 @@ def track_frames(
             raise InputError(
                 f"times: {count_of(number, 'time')}, but more frames; give one for each"
             )
-        time, pixels = float(time), rgb_image(image, f"frame {number}")
+        try:
+            time = float(time)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"times: {time!r} is not a number of seconds") from error
+        pixels = rgb_image(image, f"frame {number}")
         yield TrackedFrame(time, pixels, tracker.update(pixels, time))
 
 

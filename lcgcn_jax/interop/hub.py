@@ -15,8 +15,15 @@ import yaml
 from safetensors import safe_open
 
 from lcgcn_jax.atomic_io import writing
-from lcgcn_jax.errors import InputError, count_of, one_line, require_absent
-from lcgcn_jax.models.bundles import CARD, WEIGHTS, find_bundle, load_bundle, save_bundle
+from lcgcn_jax.errors import InputError, count_of, one_line
+from lcgcn_jax.models.bundles import (
+    CARD,
+    WEIGHTS,
+    find_bundle,
+    load_bundle,
+    require_bundle_folder,
+    save_bundle,
+)
 
 TAGS = ("facial-landmarks", "face-alignment", "keypoint-detection", "lcgcn", "jax", "flax")
 
@@ -60,17 +67,19 @@ def write_hub_folder(
     Raises:
       InputError: the model or a result cannot be read, or the folder exists or cannot be written.
     """
-    require_absent(folder, overwrite=overwrite)
+    require_bundle_folder(folder, overwrite=overwrite)
     results = [_read_evaluation(path) for path in evaluations]
     source = find_bundle(model)
     bundle = load_bundle(model)
     if heatmap_only:
         bundle = bundle.without_graph()
     card = source / CARD
-    metadata, text = split_card(card.read_text(encoding="utf-8") if card.is_file() else "")
+    metadata, text = split_card(
+        card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    )
     name = folder.absolute().name
     tags = metadata.get("tags")
-    tags = tags if isinstance(tags, list) else []
+    tags = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
     metadata = {
         "library_name": "lcgcn_jax",
         "pipeline_tag": _TASK["type"],
@@ -106,7 +115,7 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
         return {}, card
     try:
         metadata = yaml.safe_load(match[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: an invalid date
         return {}, card
     return (metadata, card[match.end() :]) if isinstance(metadata, dict) else ({}, card)
 

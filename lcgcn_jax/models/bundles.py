@@ -24,7 +24,7 @@ from safetensors.numpy import load, load_file, save
 from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import write_all
 from lcgcn_jax.bucket_copy import local_copy
-from lcgcn_jax.errors import InputError, count_of, one_line
+from lcgcn_jax.errors import InputError, count_of, one_line, require_absent
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.hub import download_snapshot, hub_reference
 from lcgcn_jax.storage import as_path
@@ -147,6 +147,17 @@ def _structure(
         )
 
     return FunctionalModel(*split_weights(nnx.eval_shape(build)))
+
+
+def require_bundle_folder(path: Path, *, overwrite: bool) -> None:
+    """Check that a bundle can be written to a folder without replacing other files.
+
+    Raises:
+      InputError: the folder exists and must not be overwritten, or has files and no bundle.
+    """
+    require_absent(path, overwrite=overwrite)
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
+        raise InputError(f"{path}: not empty and not a model; choose another folder")
 
 
 def save_bundle(path: Path, bundle: Bundle, card: str, dtype: DTypeLike = np.float32) -> None:

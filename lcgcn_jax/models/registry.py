@@ -9,7 +9,6 @@ bundle:
 `heatmap_offset` and `visibility` are optional, see `config.ModelConfig`.
 """
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -112,9 +111,9 @@ def create_model(
 def _create_heatmap_model(
     config: Mapping[str, Any], common: dict[str, Any], *, remat: bool
 ) -> HeatmapModel:
-    options = dict(config)
+    options = _fields("model.heatmap", config)
     name = options.pop("name", None)
-    if name not in _HEATMAP_MODELS:
+    if not isinstance(name, str) or name not in _HEATMAP_MODELS:
         raise InputError(
             f"model.heatmap.name: no heatmap model {name!r}; available: {', '.join(_HEATMAP_MODELS)}"
         )
@@ -143,7 +142,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     Raises:
       InputError: a required field is missing, or a field or value is unknown.
     """
-    options = dict(config)
+    options = _fields("model", config)
     if missing := [name for name in _REQUIRED_FIELDS if name not in options]:
         raise InputError(f"model: no {missing[0]!r}; give it, as in the config of a run")
     if options["graph"] is not None:
@@ -159,7 +158,7 @@ def graph_config(config: Mapping[str, Any]) -> GraphConfig | CascadeConfig:
     Raises:
       InputError: an unknown name, field or value.
     """
-    options = dict(config)
+    options = _fields("model.graph", config)
     name = options.pop("name", "lcgcn")  # older bundles have no name
     if name not in GRAPHS:
         raise InputError(f"model.graph.name: no graph {name!r}; available: {', '.join(GRAPHS)}")
@@ -172,11 +171,22 @@ def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
     Raises:
       InputError: an unknown field or value.
     """
-    return _parse("model.visibility", VisibilityConfig, config or {})
+    options = {} if config is None else _fields("model.visibility", config)
+    return _parse("model.visibility", VisibilityConfig, options)
+
+
+def _fields(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] from callers
+        raise InputError(f"{name}: got {config!r}; expected fields")
+    return dict(config)
 
 
 def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> Any:
-    require_known(name, options, [field.name for field in dataclasses.fields(config_class)])
+    parameters = dict(inspect.signature(config_class).parameters)
+    require_known(name, options, parameters)
+    for field, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and field not in options:
+            raise InputError(f"{name}: no {field!r}; give it, as in the config of a run")
     for field, constraint in constraints_of(config_class).items():
         if field in options and not constraint.accepts(options[field]):
             raise InputError(

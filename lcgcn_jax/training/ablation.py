@@ -16,9 +16,13 @@ from jaxtyping import Float
 
 from lcgcn_jax.atomic_io import write_json, write_whole, writing
 from lcgcn_jax.data.corruptions import CORRUPTIONS
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation import metrics
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.config import CascadeConfig, GraphConfig
+from lcgcn_jax.training.config import differences, fill_in, to_json
+from lcgcn_jax.training.config_types import EPOCHS
+from lcgcn_jax.training.run_lock import read_run_config
 from lcgcn_jax.training.trainer import Trainer
 
 RESULT = "errors.json"
@@ -127,8 +131,10 @@ def run_ablation(
         runs = []
         for seed in range(seeds):
             workdir = out / name / f"seed{seed}"
-            if not (workdir / RESULT).is_file():
-                run = variant_config(config, ROWS[name], seed)
+            run = variant_config(config, ROWS[name], seed)
+            if (workdir / RESULT).is_file():
+                _require_same_run(workdir, run)
+            else:
                 if cache_key != _cache_key(run):  # one in memory at a time
                     cache, cache_key = None, _cache_key(run)
                 training = Trainer(
@@ -138,7 +144,7 @@ def run_ablation(
                 if not training.run():
                     raise training.interruption()
                 _write_errors(training, workdir / RESULT)
-            runs.append(json.loads((workdir / RESULT).read_text(encoding="utf-8")))
+            runs.append(_read_errors(workdir / RESULT))
         results[name] = VariantErrors(
             {kind: np.array(errors) for kind, errors in runs[0]["heatmap"].items()},
             {kind: np.array([r["graph"][kind] for r in runs]) for kind in runs[0]["graph"]},
@@ -170,6 +176,26 @@ def _cache_key(config: ml_collections.ConfigDict) -> tuple:
     """Options that the cached features depend on."""
     graph = config.model.graph
     return config.model.decode, graph.name, graph.get("sampling")
+
+
+def _require_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Check that a finished run of a row has the configuration of this table."""
+    new = json.loads(to_json(config))
+    old = fill_in(read_run_config(workdir) or {}, new)
+    for name in EPOCHS:  # a run with a length in epochs stores its steps
+        new["train"][name] = new["train"][name] or old["train"][name]
+    if changes := differences(old, new):
+        raise InputError(
+            f"{workdir}: finished with another config ({'; '.join(changes[:3])}); choose another --out"
+        )
+
+
+def _read_errors(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {stage: content[stage] for stage in ("heatmap", "graph")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged; delete it, and run the command again") from error
 
 
 def _write_errors(trainer: Trainer, path: Path) -> None:

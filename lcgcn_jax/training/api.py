@@ -53,6 +53,8 @@ def create_model(
         raise InputError("create_model: this config has no landmark scheme; give num_landmarks")
     if count < 1:
         raise InputError(f"create_model: num_landmarks is {count}; give 1 or more")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"create_model: seed is {seed}; give a number from 0 to {2**32 - 1:,}")
     return registry.create_model(model, count, rngs=nnx.Rngs(seed))
 
 
@@ -67,6 +69,8 @@ def _model_config(source: Any) -> tuple[dict[str, Any], int | None]:
     fields = compat.upgrade_config(fields)
     if "model" not in fields:
         return fields, None
+    if "scheme" not in fields:
+        return fields["model"], None
     return fields["model"], get_scheme(fields["scheme"]).num_landmarks
 
 

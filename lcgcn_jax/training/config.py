@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -202,9 +203,8 @@ def _project_configs() -> dict[str, Path]:
 
 
 def _find_config(name: str) -> Path:
-    path = Path(name)
-    if path.is_file():
-        return path
+    if os.path.isfile(name):  # unlike Path.is_file, False for a name that is too long
+        return Path(name)
     configs = _project_configs()
     if name in configs:
         return configs[name]

@@ -1,7 +1,9 @@
 """Fit of the linear shape refinement (`shape_refiner.ShapeRefiner`) to the errors of a trained model."""
 
+import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,11 +182,20 @@ def solve(
             factors = face_weights * np.median(distance) / np.maximum(distance, _MIN_ERROR)
             weighted = x * factors[:, None]
             matrix, vectors = weighted.T @ x + penalty, weighted.T @ y
-            if ridge > 0:
-                solutions[i] = linalg.solve(matrix, vectors, assume_a="pos")
-            else:  # the matrix can be singular
-                solutions[i] = np.linalg.lstsq(matrix, vectors, rcond=None)[0]
+            solutions[i] = _solve(matrix, vectors, is_regular=ridge > 0)
     return solutions
+
+
+def _solve(
+    matrix: Float[np.ndarray, "m m"], vectors: Float[np.ndarray, "m 2"], *, is_regular: bool
+) -> Float[np.ndarray, "m 2"]:
+    if is_regular:
+        # A ridge that is too small leaves the matrix singular in float64.
+        singular = (linalg.LinAlgError, linalg.LinAlgWarning)
+        with contextlib.suppress(*singular), warnings.catch_warnings():
+            warnings.simplefilter("error", linalg.LinAlgWarning)
+            return linalg.solve(matrix, vectors, assume_a="pos")
+    return np.linalg.lstsq(matrix, vectors, rcond=None)[0]
 
 
 def unpack(
@@ -246,6 +257,8 @@ def refine_run(
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{workdir}: not a training run: {one_line(error)}") from error
     bundle = load_bundle(workdir)
+    file = find_bundle(workdir) / CARD
+    card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     datasets = open_datasets(data, bundle.scheme, offsets)
     refined = fit_shape_refiner(
         bundle,
@@ -257,7 +270,6 @@ def refine_run(
         ridge=ridge,
         pose_terms=pose_terms,
     )
-    card = (find_bundle(workdir) / CARD).read_text(encoding="utf-8")
     kind = "linear shape refinement with pose terms" if pose_terms else "linear shape refinement"
     card += (
         f"\nWith a {kind}, fitted to {count_of(views, 'view')} of each face of the split {split} of "

@@ -27,6 +27,7 @@ DATA = "data.json"
 OFFSETS = "annotation offsets"
 """Key of the checksum of the annotation offsets among those of a dataset."""
 
+_GROUPS = ("data", "loss", "model", "optimizer", "train")
 _FIX = "or --accept-changes to resume with"
 _NUM_SHOWN = 3  # changed files in a message
 
@@ -277,6 +278,9 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("has no fields")
+        for name in _GROUPS if path.name == RUN_CONFIG else ():
+            if not isinstance(content.get(name, {}), dict):
+                raise ValueError(f"{name!r} has no fields")
     except ValueError as error:
         raise InputError(
             f"{path}: damaged: {one_line(error)}; restore a copy of it, or give another --workdir"

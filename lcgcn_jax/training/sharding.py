@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from lcgcn_jax.accelerators import warn_if_gpu_is_unused
+from lcgcn_jax.accelerators import default_backend, warn_if_gpu_is_unused
 from lcgcn_jax.compilation import compiler_options
 from lcgcn_jax.errors import InputError
 
@@ -27,6 +27,7 @@ def describe_devices() -> str:
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
     """A mesh with one axis, `data`, over the first `num_devices` devices (all of them by default)."""
+    default_backend()  # its error is one line
     return mesh_of(jax.devices()[:num_devices])
 
 

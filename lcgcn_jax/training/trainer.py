@@ -1,6 +1,7 @@
 """Training run: data, model, optimizer, restore, loop."""
 
 import dataclasses
+import logging
 import math
 import signal
 import time
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from lcgcn_jax.data.dataset import FaceDataset
@@ -23,10 +25,10 @@ from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation.face_errors import SplitErrors, errors_of, split_errors
 from lcgcn_jax.evaluation.mean_face import mean_shape
 from lcgcn_jax.interrupts import Interrupted
-from lcgcn_jax.models.bundles import BEST, Bundle, save_bundle
+from lcgcn_jax.models.bundles import BEST, WEIGHTS, Bundle, save_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES, GraphInputs, LCGCNOutput
 from lcgcn_jax.models.weights import Weights
-from lcgcn_jax.storage import as_path, check_access
+from lcgcn_jax.storage import BucketPath, as_path, check_access
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.checkpoints import Checkpoints, latest_checkpoint
 from lcgcn_jax.training.config_checks import check_config
@@ -40,6 +42,8 @@ from lcgcn_jax.training.state import TrainState
 from lcgcn_jax.training.steps import make_inference_step
 from lcgcn_jax.training.train_data import open_train_data, require_visibility_labels
 from lcgcn_jax.training.train_step import TrainStep, build_train_step, init_weights
+
+_LOGGER = logging.getLogger("lcgcn_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +207,7 @@ class Trainer:
             if self.checkpoints.latest is not None:
                 self.state, progress = self.checkpoints.load(step.abstract_state())
                 self.best_nme = progress["best_nme"] or math.inf
+                self._check_best()
             else:
                 assert start is not None
                 self.state = step.init_state(*start)
@@ -215,6 +220,21 @@ class Trainer:
             self._lock.close()
             self._lock = None
             raise
+
+    def _check_best(self) -> None:
+        """Forget the best model of a resumed run if its files are missing or damaged."""
+        path = self.workdir / BEST / WEIGHTS
+        # With several processes, one that cannot read the file would wait for the others.
+        if math.isinf(self.best_nme) or jax.process_count() > 1 or isinstance(path, BucketPath):
+            return
+        try:
+            with safe_open(path, "np"):
+                pass
+        except (OSError, SafetensorError):
+            self.best_nme = math.inf
+            _LOGGER.warning(
+                "lcgcn: %s: missing or damaged; the best of the next validations replaces it", path
+            )
 
     # ------------------------------------------ Loop ------------------------------------------
 
@@ -258,6 +278,8 @@ class Trainer:
             def write(step: int, values: dict[str, float]) -> None:
                 raise_on_all_processes(lambda: None if log is None else log.write(step, values))
 
+            if self.step >= steps and math.isinf(self.best_nme):
+                write(self.step, self._validate_and_save_best())
             pending: _StepResult | None = None
             logged_step, logged_at = self.step, time.perf_counter()
             for step in range(self.step + 1, steps + 1):

@@ -130,6 +130,8 @@ def draw(
         raise InputError(
             "draw: the faces have no common landmark scheme; set Face.scheme, and draw each scheme separately"
         )
+    if any(len(face.landmarks) != scheme.num_landmarks for face in faces):
+        raise InputError(f"draw: a face does not have the landmarks of its scheme {scheme.name}")
     overlay = draw_faces(
         pixels,
         [face.landmarks for face in faces],

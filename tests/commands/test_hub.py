@@ -12,7 +12,7 @@ import pytest
 from lcgcn_jax.commands.main import main
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.model import load_model
-from lcgcn_jax.interop.hub import join_card, split_card
+from lcgcn_jax.interop.hub import join_card, split_card, write_hub_folder
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import CARD, CONFIG, WEIGHTS, load_bundle, save_bundle
 
@@ -287,3 +287,27 @@ def test_output_that_cannot_be_written(error_line, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     line = ["export", "--format", "hub", "--model", "w300-lcgcn-small", "--out"]
     assert "cannot be written" in error_line(*line, tmp_path / "file" / "face")
+
+
+@pytest.mark.parametrize(
+    "metadata", ["date: 2024-02-30", "tags: [[a], {b: 1}, face]", "tags: 5", "license: caf\xe9"]
+)
+def test_card_edited_by_hand_is_no_error(bundle, tmp_path, metadata):
+    source = tmp_path / "source"
+    save_bundle(source, bundle, "")
+    (source / "README.md").write_bytes(f"---\n{metadata}\n---\n\ntext\n".encode("latin-1"))
+    written = write_hub_folder(tmp_path / "out", source)
+    assert all(isinstance(tag, str) for tag in written["tags"])
+    load_bundle(tmp_path / "out")
+
+
+def test_other_folders_are_not_overwritten(bundle, tmp_path):
+    save_bundle(tmp_path / "source", bundle, "")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(InputError, match="not empty and not a model; choose another folder"):
+        write_hub_folder(folder, tmp_path / "source", overwrite=True)
+    with pytest.raises(InputError, match="not empty and not a model; choose another folder"):
+        load_model(tmp_path / "source").save(folder, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["README.md"]

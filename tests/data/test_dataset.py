@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lcgcn_jax.data import records
-from lcgcn_jax.data.dataset import open_dataset, require_scheme
+from lcgcn_jax.data.dataset import open_dataset, open_datasets, require_scheme
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.landmarks import WFLW98
 
@@ -109,3 +110,39 @@ def test_opening_another_folder_raises(tmp_path):
         InputError, match=r"not a prepared dataset; prepare one with `lcgcn prepare`"
     ):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", ["features.json", "dataset_info.json", "metadata.json", "train", "test"]
+)
+@pytest.mark.parametrize("change", ["delete", "empty", "cut"])
+def test_damaged_dataset_is_an_error_of_one_line(maker, file, change):
+    path = maker.image("a.jpg")
+    dataset = maker.dataset([maker.face(path, name=s, split=s) for s in ("train", "test")])
+    pattern = file if file.endswith(".json") else f"faces-{file}.array_record*"
+    (damaged,) = (dataset.path / records.RECORDS).glob(pattern)
+    if change == "delete":
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[: 100 if change == "cut" else 0])
+
+    def use():
+        opened = open_dataset(dataset.path)
+        return [opened.source(split)[0] for split in opened.splits]
+
+    with pytest.raises(
+        InputError, match=r"copy or prepare the dataset again|not a prepared dataset"
+    ) as error:
+        use()
+    assert str(dataset.path) in str(error.value)
+    assert "\n" not in str(error.value)
+    if change == "delete":  # before a training starts
+        with pytest.raises(InputError):
+            open_dataset(dataset.path)
+
+
+def test_other_names_of_a_folder_are_the_same_dataset(maker, monkeypatch):
+    dataset = maker.dataset([maker.face(maker.image("a.jpg"))])
+    monkeypatch.chdir(dataset.path.parent)
+    with pytest.raises(InputError, match="give each dataset folder only once"):
+        open_datasets([dataset.path, Path(dataset.path.name)], dataset.scheme)

@@ -1,5 +1,6 @@
 """Tests of `data.encoding`: records of faces."""
 
+import dataclasses
 import io
 
 import cv2
@@ -13,6 +14,7 @@ from lcgcn_jax.data.crops import crop_face
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.encoding import decode_image, encode_face
 from lcgcn_jax.data.formats import w300
+from lcgcn_jax.errors import InputError
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -166,3 +168,10 @@ def test_cropped_and_full_size_images_give_the_same_face_crop(shared):
         errors = [np.abs(first - np.roll(second, shift, (0, 1))).mean() for shift in shifts]
         assert np.argmin(errors) == 0
         np.testing.assert_allclose(crops[0]["landmarks"], crops[1]["landmarks"], atol=0.15)
+
+
+def test_landmarks_as_fractions_of_the_image_are_rejected(maker):
+    face = maker.face(maker.image("a.png", 66, 64))
+    face = dataclasses.replace(face, landmarks=face.landmarks / 66)
+    with pytest.raises(InputError, match=r"span only 0\.\d+ px; are their coordinates fractions"):
+        maker.dataset([face])

@@ -16,6 +16,7 @@ from lcgcn_jax.synthetic.curves import FRONTAL_LANDMARKS, Curves
 from lcgcn_jax.synthetic.relief import Relief, View
 from lcgcn_jax.synthetic.shape_model import fit_shape_model
 from lcgcn_jax.synthetic.traits import sample_traits
+from lcgcn_jax.visualize.overlays import draw
 
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 CUSTOM = LandmarkScheme.from_dict(
@@ -160,7 +161,7 @@ def test_aligned_crop(tmp_path):
     np.testing.assert_array_equal(
         face.align(image[..., 0]), face.align(image[..., :1].repeat(3, 2))
     )
-    with pytest.raises(InputError, match="size: 1000000 is not from 1 to 8,192"):
+    with pytest.raises(InputError, match="size: 1000000 is more than 8,192 pixels"):
         face.align(image, 10**6)
     with pytest.raises(InputError, match="all landmarks lie outside the image, which is 20 x 20"):
         face_of(points + 500).align(image[:20, :20])
@@ -251,3 +252,32 @@ def test_geometry_for_json():
         face_geometry.require_geometry(scheme)
     with pytest.raises(InputError, match="--geometry: the scheme six is neither"):
         face_geometry.require_geometry(CUSTOM)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"left_eye": (1,), "right_eye": (2, 3)}, "a location is not a pair"),
+        ({"left_eye": "ab", "right_eye": (2, 3)}, "a location is not a pair"),
+        ({99: (1, 2), 1: (2, 3)}, "landmark 99: ibug68 has the landmarks 0 to 67"),
+    ],
+)
+def test_unusable_template_is_an_error(template, message):
+    with pytest.raises(InputError, match=message):
+        face_of(synthetic(1)[0]).align_transform(template=template)
+
+
+def test_landmarks_go_by_index_in_a_template():
+    face = face_of(synthetic(1)[0])
+    affine = face.align_transform(template={0: (10, 20), 16: (90, 20)})
+    moved = geometry.transform_points(affine, face.landmarks[[0, 16]])
+    np.testing.assert_allclose(moved, [[10, 20], [90, 20]], atol=1e-3)
+
+
+def test_face_with_other_landmarks_than_its_scheme_is_an_error():
+    face = face_of(synthetic(1)[0][:40])
+    for method in (face.align_transform, face.eye_openness, face.mouth_openness, face.head_pose):
+        with pytest.raises(InputError, match="the face has 40 landmarks, and its scheme ibug68 68"):
+            method()
+    with pytest.raises(InputError, match="draw: a face does not have the landmarks of its scheme"):
+        draw(np.zeros((9, 9, 3), np.uint8), face)

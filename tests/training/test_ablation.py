@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.data.corruptions import CORRUPTIONS
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.landmarks import WFLW98
 from lcgcn_jax.models.bundles import save_bundle
@@ -53,9 +54,19 @@ def test_rows_are_trained_and_evaluated_once(frozen_config, tmp_path, monkeypatc
     assert not np.array_equal(paper.heatmap["none"], paper.heatmap["occlude"])
     assert not np.array_equal(paper.heatmap["none"], offsets.heatmap["none"]), "argmax and dark"
 
+    for field, value in (("views", 3), ("dir", "elsewhere")):
+        other = frozen_config.copy_and_resolve_references()
+        other.data[field] = value
+        with pytest.raises(
+            InputError, match=rf"seed0: finished with another config .*data\.{field}"
+        ):
+            ablation.run_ablation(other, tmp_path / "out", rows=rows, seeds=2)
     monkeypatch.setattr(ablation, "Trainer", None)
     again = ablation.run_ablation(frozen_config, tmp_path / "out", rows=rows, seeds=2)
     np.testing.assert_array_equal(again["paper"].graph["blur"], results["paper"].graph["blur"])
+    (tmp_path / "out" / "paper" / "seed1" / ablation.RESULT).write_text('{"heatmap": {')
+    with pytest.raises(InputError, match=r"seed1/\w+\.json: damaged; delete it"):
+        ablation.run_ablation(frozen_config, tmp_path / "out", rows=rows, seeds=2)
 
 
 @pytest.mark.slow

@@ -49,6 +49,17 @@ def test_solve_recovers_the_matrices(has_yaw):
     assert np.abs(shrunk).max() < 0.1
 
 
+def test_fit_with_a_tiny_ridge_and_a_singular_matrix_succeeds():
+    inputs = RNG.normal(size=(30, 5))
+    inputs[:, 1] = inputs[:, 0]
+    inputs[:, 4] = 1
+    errors = np.stack([inputs[:, :2], inputs[:, 2:4]], axis=1)
+    for ridge in (0.0, 1e-30):
+        solution = solve(inputs, errors, np.ones((30, 2), bool), np.ones(30), ridge=ridge)
+        predicted = np.einsum("nm,kmd->nkd", inputs, solution)
+        np.testing.assert_allclose(predicted, errors, atol=1e-3)
+
+
 def test_yaw_direction_is_that_of_odd_variations():
     """Shapes with a symmetric variation, which is larger, and one that changes its sign in a mirror."""
     n, mirror = 500, np.array(IBUG68.mirror)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.models.bundles import BEST, load_bundle
+from lcgcn_jax.models.bundles import BEST, WEIGHTS, load_bundle
 from lcgcn_jax.models.lcgcn import MEAN_SHAPES
 from lcgcn_jax.models.weights import from_vector
 from lcgcn_jax.training.config import to_json
@@ -192,6 +192,24 @@ def test_frozen_run_starts_from_another_heatmap_model(tiny_config, run_of_two, t
     for name, value in training.state.params.items():
         if name.startswith("heatmap_model."):
             np.testing.assert_array_equal(np.asarray(value), best[name])
+
+
+@pytest.mark.parametrize("corruption", ["remove", "cut"])
+def test_lost_best_model_of_a_finished_run_is_written_again(
+    tiny_config, run_of_two, tmp_path, caplog, corruption
+):
+    config = tiny_config
+    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
+    workdir = shutil.copytree(run_of_two.workdir, tmp_path / "run")
+    expected = load_bundle(workdir).weights
+    if corruption == "remove":
+        shutil.rmtree(workdir / BEST)
+    else:
+        (workdir / BEST / WEIGHTS).write_bytes((workdir / BEST / WEIGHTS).read_bytes()[:100])
+    assert Trainer(config, workdir, make_mesh(1)).run()
+    assert f"{workdir / BEST / WEIGHTS}: missing or damaged" in caplog.text
+    for name, value in load_bundle(workdir).weights.items():
+        np.testing.assert_array_equal(value, expected[name])
 
 
 def test_best_model_without_a_checkpoint_is_reported(tiny_config, tmp_path):

@@ -118,6 +118,8 @@ def _read_task(
         elif "radiusX" not in value:  # not an ellipse
             xy = tuple(parse_number(value[axis], axis) / 100 for axis in "xy")
             xy = (xy[0] * size[0], xy[1] * size[1])
+            if not np.isfinite(xy).all():
+                raise ValueError("a coordinate is too large")
             parent = region.get("parentID")
             group = None if parent is None else str(parent)
             points.append(LabeledPoint(_label(value), xy, _is_occluded(value), group))

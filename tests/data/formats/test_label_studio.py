@@ -214,6 +214,7 @@ def test_cancelled_and_duplicate_annotations(images, four_points):
         (lambda t: t["annotations"][0]["result"][0].pop("original_width"), "no original_width"),
         (lambda t: t["annotations"][0]["result"][0].update(original_width=9), "9 x 100 and 200"),
         (lambda t: t["annotations"][0]["result"][0]["value"].update(x="a"), "x is 'a'"),
+        (lambda t: t["annotations"][0]["result"][0]["value"].update(x=1e308), "too large"),
         (lambda t: t["annotations"][0]["result"][0]["value"].pop("keypointlabels"), "has 0 labels"),
         (
             lambda t: t["annotations"][0]["result"][0].update(parentID="F"),

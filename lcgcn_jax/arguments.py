@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(
-    kind: type, minimum: int | float, maximum: float = math.inf, *, above: bool = False
+    kind: type, minimum: int | float, maximum: int | float = math.inf, *, above: bool = False
 ) -> Callable:
     """Type of a numeric option of at least `minimum`, or above it, and at most `maximum`."""
 

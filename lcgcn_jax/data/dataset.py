@@ -86,7 +86,7 @@ class FaceSource(Sequence[dict[str, Any]]):
         return record | {"landmarks": landmarks, "box": box}
 
     @functools.cached_property
-    def _records(self) -> Sequence[dict[str, Any]]:
+    def _records(self) -> Any:  # sequence of records
         decoders = {"image": tfds.decode.SkipDecoding()}
         with _one_line_errors(self.path):
             builder = tfds.builder_from_directory(self.path)
@@ -195,9 +195,11 @@ def open_dataset(path: Path | str) -> FaceDataset:
             absent=tuple(metadata["absent"]),
             fingerprint=metadata["fingerprint"],
         )
-        for split in dataset.splits:  # finds missing files before a training reaches its validation
+        # Finds lost or truncated files before a training reaches its validation.
+        for split in dataset.splits:
             for file in splits[split].filepaths:
                 os.stat(file)
+            _ = dataset.source(split, with_images=False)[0]
     return dataset
 
 

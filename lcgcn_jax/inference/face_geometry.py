@@ -19,8 +19,9 @@ from lcgcn_jax.geometry import Affine, warp
 from lcgcn_jax.landmarks import IBUG68, WFLW98, WFLW98_TO_IBUG68, LandmarkScheme
 
 Landmarks = Float[np.ndarray, "k 2"]
-Template = Mapping[str, Sequence[int | float]]
-"""Landmark, or part whose mean is used -> location in the aligned crop, in pixels."""
+_Point = Sequence[int | float]
+Template = Mapping[str, _Point] | Mapping[int, _Point] | Mapping[str | int, _Point]
+"""Name or index of a landmark, or part whose mean is used -> location in the aligned crop, in pixels."""
 
 ARCFACE_SIZE = 112
 ARCFACE_TEMPLATE: Template = {
@@ -292,7 +293,9 @@ def _landmark_sets(scheme: LandmarkScheme) -> dict[str, tuple[int, ...]]:
     return scheme.parts | {name: (i,) for i, name in enumerate(scheme.names)}
 
 
-def _mean_point(landmarks: Landmarks, scheme: LandmarkScheme, name: str) -> Float[np.ndarray, "2"]:
+def _mean_point(
+    landmarks: Landmarks, scheme: LandmarkScheme, name: str | int
+) -> Float[np.ndarray, "2"]:
     return _finite(landmarks, scheme, scheme.find(str(name))).mean(axis=0)
 
 

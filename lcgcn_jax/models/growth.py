@@ -11,7 +11,6 @@ import numpy as np
 
 from lcgcn_jax.models.config import HRNetArch
 from lcgcn_jax.models.hrnet import ARCHS, Arch
-from lcgcn_jax.models.weights import Weights
 
 _HEATMAP = "heatmap_model."
 _HEAD = f"{_HEATMAP}head_"
@@ -30,7 +29,10 @@ def can_grow(arch: HRNetArch, larger: HRNetArch) -> bool:
 
 
 def grow_weights(
-    weights: Mapping[str, np.ndarray], initial: Weights, arch: HRNetArch, larger: HRNetArch
+    weights: Mapping[str, np.ndarray],
+    initial: Mapping[str, Any],
+    arch: HRNetArch,
+    larger: HRNetArch,
 ) -> dict[str, Any]:
     """Embed the weights of a model in random weights of one with a larger HRNet.
 

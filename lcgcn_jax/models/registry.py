@@ -136,7 +136,7 @@ def _create_heatmap_model(
     return factory(remat=True, **common, **options)
 
 
-def model_config(config: Mapping[str, Any]) -> ModelConfig:
+def model_config(config: Any) -> ModelConfig:
     """Parse a configuration in plain types.
 
     Raises:
@@ -145,6 +145,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     options = _fields("model", config)
     if missing := [name for name in _REQUIRED_FIELDS if name not in options]:
         raise InputError(f"model: no {missing[0]!r}; give it, as in the config of a run")
+    options["heatmap"] = _fields("model.heatmap", options["heatmap"])
     if options["graph"] is not None:
         options["graph"] = graph_config(options["graph"])
     options["visibility"] = visibility_config(options.get("visibility"))
@@ -152,7 +153,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     return _parse("model", ModelConfig, options)
 
 
-def graph_config(config: Mapping[str, Any]) -> GraphConfig | CascadeConfig:
+def graph_config(config: Any) -> GraphConfig | CascadeConfig:
     """Parse `model.graph`.
 
     Raises:
@@ -165,7 +166,7 @@ def graph_config(config: Mapping[str, Any]) -> GraphConfig | CascadeConfig:
     return _parse("model.graph", GRAPHS[name], _with_tuples(options))
 
 
-def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
+def visibility_config(config: Any) -> VisibilityConfig:
     """Parse `model.visibility`; None: no visibility head.
 
     Raises:
@@ -175,10 +176,10 @@ def visibility_config(config: Mapping[str, Any] | None) -> VisibilityConfig:
     return _parse("model.visibility", VisibilityConfig, options)
 
 
-def _fields(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] from callers
+def _fields(name: str, config: Any) -> dict[str, Any]:
+    if not isinstance(config, Mapping):
         raise InputError(f"{name}: got {config!r}; expected fields")
-    return dict(config)
+    return dict(cast("Mapping[str, Any]", config))
 
 
 def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> Any:

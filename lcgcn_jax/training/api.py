@@ -58,7 +58,7 @@ def create_model(
     return registry.create_model(model, count, rngs=nnx.Rngs(seed))
 
 
-def _model_config(source: Any) -> tuple[dict[str, Any], int | None]:
+def _model_config(source: Any) -> tuple[Any, int | None]:
     """Configuration of the model, and the number of landmarks if there is a scheme."""
     if isinstance(source, str | Path):
         if hub_reference(source) or str(source) in shipped_bundles() or as_path(source).is_dir():

@@ -258,7 +258,7 @@ def test_geometry_for_json():
     ("template", "message"),
     [
         ({"left_eye": (1,), "right_eye": (2, 3)}, "a location is not a pair"),
-        ({"left_eye": "ab", "right_eye": (2, 3)}, "a location is not a pair"),
+        ({"left_eye": (), "right_eye": (2, 3)}, "a location is not a pair"),
         ({99: (1, 2), 1: (2, 3)}, "landmark 99: ibug68 has the landmarks 0 to 67"),
     ],
 )

@@ -529,8 +529,8 @@ def test_smaller_hrnet_is_embedded(small_bundle, scope):
         Config.from_dict(config.to_dict()),
         IBUG68,
         built,
-        {name: initial[name] for name in params},
-        {name: initial[name] for name in batch_stats},
+        {name: jnp.asarray(initial[name]) for name in params},
+        {name: jnp.asarray(initial[name]) for name in batch_stats},
     )
     part = "heatmap model" if scope == "heatmap" else "whole model"
     assert message == f"starts with the {part} of {small_bundle[0]}, grown to w18-small-v1"

@@ -122,7 +122,7 @@ def format_benchmark(result: Mapping[str, Any]) -> str:
     for name, row in result["rows"].items():
         quartiles = " - ".join(format_seconds(value) for value in row["quartiles"])
         values = [name, format_seconds(row["median"]), quartiles if row["repetitions"] > 1 else ""]
-        values.append(f"{row['faces_per_second']:,.1f}" if row["faces"] else "")
+        values.append(f"{row['faces_per_second']:,.1f}" if row["faces_per_second"] else "")
         if row["floor"] is None:
             values += ["", "", ""]
         else:

@@ -55,14 +55,14 @@ class BenchmarkResult:
     bound: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain types; times are in seconds."""
+        """Convert to plain types; times are in seconds. A time of 0, a difference of two, gives no rate."""
         median = self.timing.median
         return {
             "median": median,
             "quartiles": list(self.timing.quartiles),
             "repetitions": len(self.timing.seconds),
             "faces": self.faces,
-            "faces_per_second": None if self.faces is None else self.faces / median,
+            "faces_per_second": self.faces / median if self.faces and median else None,
             "flops": None if self.cost is None else self.cost.flops,
             "bytes": None if self.cost is None else self.cost.bytes,
             "floor": self.roofline,

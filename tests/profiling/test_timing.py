@@ -2,6 +2,7 @@
 
 import itertools
 
+from lcgcn_jax.profiling.measurements import BenchmarkResult
 from lcgcn_jax.profiling.timing import Timing, measure
 
 
@@ -19,3 +20,9 @@ def test_statistics_of_a_timing():
     assert timing.median == 3.0
     assert timing.quartiles == (2.0, 4.0)
     assert timing.per(2).median == 1.5
+
+
+def test_time_of_zero_has_no_rate():
+    assert BenchmarkResult("a", Timing((0.0, 0.0)), 8).to_dict()["faces_per_second"] is None
+    assert BenchmarkResult("a", Timing((2.0, 2.0)), 8).to_dict()["faces_per_second"] == 4
+    assert BenchmarkResult("a", Timing((2.0, 2.0))).to_dict()["faces_per_second"] is None

@@ -69,6 +69,8 @@ def _model_config(source: Any) -> tuple[Any, int | None]:
     fields = compat.upgrade_config(fields)
     if "model" not in fields:
         return fields, None
+    if not isinstance(fields["model"], Mapping):
+        raise InputError(f"create_model: model: got {fields['model']!r}; expected fields")
     if "scheme" not in fields:
         return fields["model"], None
     return fields["model"], get_scheme(fields["scheme"]).num_landmarks

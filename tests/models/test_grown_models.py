@@ -52,22 +52,24 @@ def random_weight(rng, name, shape):
         value = rng.uniform(0.5, 1.5, shape)
     else:
         value = rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape)
-    return value.astype(np.float32)
+    return jnp.asarray(value, jnp.float32)
 
 
 def grown_model(small, arch, features):
     graphdef, *parts = random_model(arch, features, seed=1)
     initial = parts[0] | parts[1]
-    grown = grow_weights(small.params | small.batch_stats, initial, "tiny", arch)
+    weights = {name: np.asarray(w) for name, w in (small.params | small.batch_stats).items()}
+    grown = grow_weights(weights, initial, "tiny", arch)
     assert {n: w.shape for n, w in grown.items()} == {n: w.shape for n, w in initial.items()}
-    return FunctionalModel(graphdef, *({name: grown[name] for name in part} for part in parts))
+    parts = [{name: jnp.asarray(grown[name], jnp.float32) for name in part} for part in parts]
+    return FunctionalModel(graphdef, *parts)
 
 
 @pytest.mark.parametrize(("size", "features"), [(MORE_BLOCKS, "concat"), (MORE_MODULES, "head")])
 def test_grown_model_computes_the_same_function(register, size, features):
     small = random_model("tiny", features, seed=0)
     large = grown_model(small, register(size), features)
-    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 64, 3)), jnp.float32)
     forward = jax.jit(FunctionalModel.forward)
     expected, result = forward(small, images), forward(large, images)
     assert np.std(expected.heatmap_logits) > 0.1
@@ -82,8 +84,8 @@ def test_new_layers_train(register):
     small = random_model("tiny", "concat", seed=0)
     large = grown_model(small, register(MORE_BLOCKS), "concat")
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
-    target = rng.normal(size=(2, 16, 16, K)).astype(np.float32)
+    images = jnp.asarray(rng.normal(size=(2, 64, 64, 3)), jnp.float32)
+    target = jnp.asarray(rng.normal(size=(2, 16, 16, K)), jnp.float32)
 
     def loss(params):
         logits, _ = large._replace(params=params).merge().heatmap_model(images, train=True)

@@ -37,9 +37,9 @@ def grow_weights(
     """Embed the weights of a model in random weights of one with a larger HRNet.
 
     The larger model has the same outputs, except for a visibility head, which normalizes the features over
-    all channels. The weights from new channels to those of the
-    smaller model are 0, and new residual blocks and modules add 0, since the last BatchNorm of each of their
-    branches has scale and bias 0. Both train from the first step.
+    all channels. The weights from new channels to those of the smaller model are 0, and new residual blocks
+    and modules add 0, since the last BatchNorm of each of their branches has scale and bias 0. Both train
+    from the first step.
 
     Args:
       weights: weights of the smaller model by flat name.

@@ -77,3 +77,11 @@ def local_path(text: str) -> Path:
 def integers(text: str) -> tuple[int, ...]:
     """Type of an option with integers of at least 0, separated by commas."""
     return tuple(number(int, 0)(part) for part in text.split(","))
+
+
+def names(text: str) -> list[str]:
+    """Type of an option with names separated by commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name; separate names by one comma")
+    return list(dict.fromkeys(parts))

@@ -22,7 +22,7 @@ Example: lcgcn bench --config configs/w300_lcgcn.py:small --only forward,graph
 import argparse
 import functools
 
-from lcgcn_jax.arguments import integers
+from lcgcn_jax.arguments import integers, names
 from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.profiling.benchmark import format_benchmark, run_benchmark
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--data", required=False, help="dataset folder (default: synthetic faces)")
     add(parser, "--batch-size", default=None)
     text = "benchmarks to run, separated by commas (default: all)"
-    add(parser, "--only", metavar="NAME,...", help=text)
+    add(parser, "--only", metavar="NAME,...", type=names, default=[*BENCHMARKS], help=text)
     text = "numbers of worker processes of the input pipeline; 0: threads only"
     add(parser, "--workers", metavar="N,...", type=integers, default="0,1,2", help=text)
     add_count(parser, "--repetitions", 10, "measurements of each benchmark")
@@ -45,14 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         require_writable(args.json, overwrite=args.overwrite)
-    names = args.only.split(",") if args.only else list(BENCHMARKS)
     config, _ = load_checked_config(args.config, args.overrides)
     if args.batch_size is not None:
         config.train.batch_size = args.batch_size
     result = run_benchmark(
         config,
         args.data,
-        parts=names,
+        parts=args.only,
         repetitions=args.repetitions,
         workers=args.workers,
         report=functools.partial(print, flush=True),

@@ -6,7 +6,7 @@ processes, the parts are the batch of a single process.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -138,32 +138,33 @@ def train_iterator(
     """
     mixture = FaceMixture.of(dataset) if isinstance(dataset, FaceDataset) else dataset
     part = _part_size(batch_size, process_count)
-    streams, first = [], 0
-    for number, source in enumerate(mixture.sources(split)):
-        make = functools.partial(
-            _training_face, number, first, source, mixture.scheme, image_size, augment, seed, views
-        )
-        streams.append(_training_order(len(source), seed).map_with_index(make))
-        first += len(source)
-    faces = streams[0]
-    if len(streams) > 1:
-        faces = grain.MapDataset.mix(streams, mixture.weights)
+    options = mixture.scheme, image_size, augment, seed, views
+    faces = _training_order(
+        mixture,
+        split,
+        seed,
+        lambda number, first, source: functools.partial(
+            _training_face, number, first, source, *options
+        ),
+    )
     batches = faces.batch(part)[process_index::process_count]
     _one_opencv_thread()
     return TrainIterator(batches, num_threads, num_workers)
 
 
 def view_order(
-    dataset: FaceDataset, split: str, *, batch_size: int, seed: int, views: int
+    mixture: FaceMixture, split: str, *, batch_size: int, seed: int, views: int
 ) -> TrainIterator:
     """Record and view numbers of `train_iterator` with fixed views, without images.
 
     Returns:
       An iterator over `record` and `view`, int64 [b].
     """
-    count = len(dataset.source(split))
-    numbers = _training_order(count, seed).map_with_index(
-        functools.partial(_view_number, count, views)
+    numbers = _training_order(
+        mixture,
+        split,
+        seed,
+        lambda _, first, source: functools.partial(_view_number, first, len(source), views),
     )
     return TrainIterator(numbers.batch(batch_size), num_threads=1, num_workers=0)
 
@@ -176,16 +177,20 @@ def view_batches(
     batch_size: int,
     augment: AugmentConfig,
     views: int,
+    number: int = 0,
     num_threads: int = 4,
 ) -> EvalBatches:
-    """All fixed views of `train_iterator`, once, view by view in the order of the records.
+    """All fixed views of one dataset in `train_iterator`, once, view by view in the order of the records.
+
+    Args:
+      number: position of the dataset in the mixture, on which its augmentation depends.
 
     Returns:
       Batches of `image`, `landmarks`, `visible`, `visibility`, `record` and `mask`. The last batch is padded
       with copies of the last face, which are False in `mask`.
     """
     source = dataset.source(split)
-    make = functools.partial(_view, source, dataset.scheme, image_size, augment, views)
+    make = functools.partial(_view, number, source, dataset.scheme, image_size, augment, views)
     padded = -(-views * len(source) // batch_size) * batch_size
     _one_opencv_thread()
     return EvalBatches(grain.MapDataset.range(padded).map(make).batch(batch_size), num_threads)
@@ -239,8 +244,24 @@ def record_names(source: FaceSource, indices: Sequence[int] | np.ndarray) -> lis
     return [source[int(index)]["name"] for index in indices]
 
 
-def _training_order(count: int, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+def _training_order(
+    mixture: FaceMixture,
+    split: str,
+    seed: int,
+    make: Callable[[int, int, FaceSource], Callable[[int, int], dict[str, Any]]],
+) -> grain.MapDataset:
+    """Endless, mixed order of the training faces.
+
+    Args:
+      make: for the number of a dataset in the mixture, the number of its first face, and its faces: a
+        function from the position in the order of this dataset, and the face there, to an element.
+    """
+    streams, first = [], 0
+    for number, source in enumerate(mixture.sources(split)):
+        order = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
+        streams.append(order.map_with_index(make(number, first, source)))
+        first += len(source)
+    return grain.MapDataset.mix(streams, mixture.weights) if len(streams) > 1 else streams[0]
 
 
 def _training_face(
@@ -265,11 +286,14 @@ def _training_face(
     return face | {"record": np.int64(first + record)}
 
 
-def _view_number(count: int, views: int, position: int, record: int) -> dict[str, np.int64]:
-    return {"record": np.int64(record), "view": np.int64(position // count % views)}
+def _view_number(
+    first: int, count: int, views: int, position: int, record: int
+) -> dict[str, np.int64]:
+    return {"record": np.int64(first + record), "view": np.int64(position // count % views)}
 
 
 def _view(
+    number: int,
     source: FaceSource,
     scheme: LandmarkScheme,
     image_size: int,
@@ -279,7 +303,9 @@ def _view(
 ) -> dict[str, Any]:
     last = views * len(source) - 1
     i = min(position, last)
-    face = _training_face(0, 0, source, scheme, image_size, augment, 0, views, i, i % len(source))
+    face = _training_face(
+        number, 0, source, scheme, image_size, augment, 0, views, i, i % len(source)
+    )
     return face | {"mask": np.bool_(position <= last)}
 
 

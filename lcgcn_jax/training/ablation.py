@@ -1,11 +1,13 @@
 """Ablation of the graph on one frozen heatmap model, with several seeds (the paper's Table 3, extended).
 
 All variants train on the same views of the same faces and are evaluated on the same clean and corrupted
-crops, so that differences are paired per face.
+crops, so that differences are paired per face. Datasets of `data.sources` that have the validation split are
+evaluated also, by subset, with errors relative to the size of the face box.
 """
 
 import dataclasses
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from jaxtyping import Float
 
 from lcgcn_jax.atomic_io import write_json, write_whole, writing
 from lcgcn_jax.data.corruptions import CORRUPTIONS
+from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.evaluation import metrics
+from lcgcn_jax.evaluation.face_errors import FaceSet, SplitErrors, subset_masks
 from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.config import CascadeConfig, GraphConfig
 from lcgcn_jax.training.config import differences, fill_in, to_json
@@ -28,6 +32,8 @@ from lcgcn_jax.training.trainer import Trainer
 RESULT = "errors.json"
 """Name of the file with the errors of a run, in its workdir."""
 
+_OCCLUDED = "occlude"  # the corruption that other datasets are also evaluated with
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -35,12 +41,14 @@ class Variant:
 
     Attributes:
       graph: fields of `model.graph` that differ from the paper's.
+      visibility: whether the model has a visibility head, which needs faces with visibility labels.
       views: largest number of fixed views per face, if the configuration's would not fit in memory.
     """
 
     text: str
     decode: str
     graph: Mapping[str, Any]
+    visibility: bool = False
     views: int | None = None
 
 
@@ -48,6 +56,11 @@ def _variant(text: str, decode: str = "dark", **graph: Any) -> Variant:
     if decode == "dark":
         graph = {"output": "residual", "sampling": "bilinear"} | graph
     return Variant(text, decode, graph)
+
+
+def _visible(text: str, **graph: Any) -> Variant:
+    variant = _variant(text, message="offset_votes", **graph)
+    return dataclasses.replace(variant, visibility=True)
 
 
 _STATIC = {"connectivity": "learned_static"}
@@ -71,10 +84,21 @@ ROWS = {
         {"name": "dag", **dataclasses.asdict(CascadeConfig())},
         views=3,
     ),
+    "visible": _visible("offset votes and a visibility head, per-image edges"),
+    "visible-static": _visible("the same, static edges", **_STATIC),
+    "visible-edges": _visible("the same, edges from visibility", edge_inputs="visibility"),
+    "visible-both": _visible("the same, edges from confidence and visibility", edge_inputs="both"),
+    "visible-gate": _visible("the same, messages scaled by visibility", gate="visibility"),
+    "visible-static-gate": _visible(
+        "the same, static edges, messages scaled by visibility", gate="visibility", **_STATIC
+    ),
 }
 """Name of a row -> its graph. Variants with `dark` have a residual output and bilinear features."""
 
-VARIED = ("connectivity", "message", "output", "sampling")
+DEFAULT_ROWS = [name for name, variant in ROWS.items() if not variant.visibility]
+"""Rows that train on any dataset."""
+
+VARIED = ("connectivity", "message", "output", "sampling", "edge_inputs", "gate")
 """Fields of `model.graph` that are the paper's unless the variant sets them; the others are the config's."""
 
 PAIRS = (
@@ -89,6 +113,13 @@ PAIRS = (
     ("offsets", "offsets-static"),
     ("offsets", "subpixel"),
     ("offsets", "dag"),
+    ("visible", "visible-static"),
+    ("visible-edges", "visible"),
+    ("visible-both", "visible"),
+    ("visible-gate", "visible"),
+    ("visible-static-gate", "visible-static"),
+    ("visible-both", "visible-static"),
+    ("visible-gate", "visible-static"),
 )
 """Rows to compare: they differ in one choice, or are alternatives."""
 
@@ -97,9 +128,12 @@ PAIRS = (
 class VariantErrors:
     """Errors of a variant per face, as fractions of the normalizing distance.
 
+    A set of faces is a corruption for the faces of `data.dir`, and for those of another dataset its name, its
+    name and a corruption, or its name and a subset.
+
     Attributes:
-      heatmap: corruption -> errors of the heatmap stage that the graph starts from, `[n]`.
-      graph: corruption -> errors of the graph stage, `[seeds n]`.
+      heatmap: set of faces -> errors of the heatmap stage that the graph starts from, `[n]`.
+      graph: set of faces -> errors of the graph stage, `[seeds n]`.
     """
 
     heatmap: Mapping[str, Float[np.ndarray, "n"]]
@@ -168,6 +202,8 @@ def variant_config(
         config.model.graph.update(variant.graph)
     if variant.views is not None:
         config.data.views = min(variant.views, config.data.views)
+    if variant.visibility and config.model.visibility.head == "none":
+        config.model.visibility.head = "attention"
     config.seed = seed
     return config
 
@@ -175,7 +211,8 @@ def variant_config(
 def _cache_key(config: ml_collections.ConfigDict) -> tuple:
     """Options that the cached features depend on."""
     graph = config.model.graph
-    return config.model.decode, graph.name, graph.get("sampling")
+    has_visibility = config.model.visibility.head != "none"
+    return config.model.decode, graph.name, graph.get("sampling"), has_visibility
 
 
 def _require_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -199,14 +236,37 @@ def _read_errors(path: Path) -> dict[str, Any]:
 
 
 def _write_errors(trainer: Trainer, path: Path) -> None:
-    errors = {kind: trainer.validate(kind) for kind in CORRUPTIONS}
-    content = {
-        "heatmap": {kind: e.heatmap[e.measured].tolist() for kind, e in errors.items()},
-        "graph": {
-            kind: e.graph[e.measured].tolist() for kind, e in errors.items() if e.graph is not None
-        },
-    }
+    content = {"heatmap": {}, "graph": {}}
+
+    def add(faces: str, errors: SplitErrors, mask: FaceSet = slice(None)) -> None:
+        measured = errors.measured[mask]
+        assert errors.graph is not None
+        content["heatmap"][faces] = errors.heatmap[mask][measured].tolist()
+        content["graph"][faces] = errors.graph[mask][measured].tolist()
+
+    for kind in CORRUPTIONS:
+        add(kind, trainer.validate(kind))
+    split = trainer.config.data.validation_split
+    for name, dataset in _other_datasets(trainer).items():
+        errors = trainer.validate(dataset=dataset)
+        add(name, errors)
+        add(f"{name} {_OCCLUDED}", trainer.validate(_OCCLUDED, dataset=dataset))
+        for subset, mask in subset_masks(dataset, split).items():
+            add(f"{name} {subset}", errors, mask)
     write_json(path, content)
+
+
+def _other_datasets(trainer: Trainer) -> dict[str, FaceDataset]:
+    """Datasets to evaluate on besides `data.dir`, with errors relative to the size of the box."""
+    data, datasets = trainer.config.data, {}
+    if not data.sources:
+        return datasets
+    for (name, *_), dataset in zip(data.sources, trainer.mixture.datasets, strict=True):
+        is_other = os.path.realpath(dataset.path) != os.path.realpath(trainer.dataset.path)
+        if is_other and set(dataset.parts(data.validation_split)) <= set(dataset.splits):
+            scheme = dataset.scheme.normalized_by("box")
+            datasets[name] = dataclasses.replace(dataset, scheme=scheme)
+    return datasets
 
 
 def summarize(results: Mapping[str, VariantErrors]) -> dict[str, Any]:

@@ -144,7 +144,3 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
         )
     if config.init_grow and not config.init_from:
         raise InputError("config init_grow: grows the model of init_from, which is empty; set it")
-    if train.cache and config.data.sources:
-        raise InputError(
-            "config train.cache: is for one dataset; set data.sources to () or it to false"
-        )

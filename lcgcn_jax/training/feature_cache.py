@@ -5,6 +5,7 @@ With the heatmap model frozen, the graph needs only landmarks, confidences and f
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from lcgcn_jax.data.augment import AugmentConfig
 from lcgcn_jax.data.dataset import FaceDataset
+from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.data.pipeline import Batch, TrainIterator, eval_batches, view_batches
 from lcgcn_jax.models.lcgcn import GraphInputs
 
@@ -26,7 +28,7 @@ class TrainingViews:
     """Graph inputs and ground truth for every fixed view of every training face.
 
     Attributes:
-      num_faces: faces in the split; view v of face r has the index `v * num_faces + r`.
+      num_faces: faces in the split, in all datasets; view v of face r has the index `v * num_faces + r`.
       graph_inputs: `[views * num_faces ...]`.
       landmarks: true landmarks, `[views * num_faces k 2]` in crop pixels.
       visible: which of them are annotated, `[views * num_faces k]`.
@@ -59,43 +61,53 @@ class FeatureCache:
 
     Args:
       detect: heatmap model, for batches of `batch_size`.
+      mixture: datasets to train on.
     """
 
-    def __init__(self, detect: Detect, dataset: FaceDataset, *, image_size: int, batch_size: int):
-        self._detect, self._dataset = detect, dataset
+    def __init__(self, detect: Detect, mixture: FaceMixture, *, image_size: int, batch_size: int):
+        self._detect, self._mixture = detect, mixture
         self._sizes: dict[str, Any] = {"image_size": image_size, "batch_size": batch_size}
         self._views: dict[tuple, TrainingViews] = {}
-        self._splits: dict[tuple[str, str], list[tuple[GraphInputs, Batch]]] = {}
+        self._splits: dict[tuple[Path, str, str], list[tuple[GraphInputs, Batch]]] = {}
 
     def training_views(self, split: str, augment: AugmentConfig, views: int) -> TrainingViews:
         """Fixed views of a split, as from `data.pipeline.train_iterator`."""
         key = (split, augment, views)
         if key not in self._views:
-            batches = view_batches(
-                self._dataset, split, augment=augment, views=views, **self._sizes
-            )
-            num_faces = len(self._dataset.source(split))
-            count = views * num_faces
-            arrays, start = None, 0
-            for batch in tqdm(batches, desc="views", unit="batch"):
-                mask = batch["mask"]
-                truth = (batch[name] for name in ("landmarks", "visible", "visibility"))
-                part = (self._detect(batch["image"]), *truth)
-                part = jax.tree.map(lambda values, mask=mask: np.asarray(values)[mask], part)
-                if arrays is None:
-                    arrays = jax.tree.map(lambda v: np.empty((count, *v.shape[1:]), v.dtype), part)
-                rows = slice(start, start + mask.sum())
-                jax.tree.map(lambda array, v, rows=rows: array.__setitem__(rows, v), arrays, part)
-                start = rows.stop
+            num_faces = self._mixture.num_faces(split)
+            arrays, first = None, 0
+            for number, dataset in enumerate(self._mixture.datasets):
+                count, position = len(dataset.source(split)), 0
+                batches = view_batches(
+                    dataset, split, augment=augment, views=views, number=number, **self._sizes
+                )
+                for batch in tqdm(batches, desc="views", unit="batch"):
+                    mask = batch["mask"]
+                    truth = (batch[name] for name in ("landmarks", "visible", "visibility"))
+                    part = (self._detect(batch["image"]), *truth)
+                    part = jax.tree.map(lambda values, mask=mask: np.asarray(values)[mask], part)
+                    if arrays is None:
+                        arrays = jax.tree.map(
+                            lambda v: np.empty((views * num_faces, *v.shape[1:]), v.dtype), part
+                        )
+                    view, face = np.divmod(position + np.arange(mask.sum()), count)
+                    rows = view * num_faces + first + face
+                    jax.tree.map(
+                        lambda array, v, rows=rows: array.__setitem__(rows, v), arrays, part
+                    )
+                    position += len(rows)
+                first += count
             assert arrays is not None, "a split has faces"
             self._views[key] = TrainingViews(num_faces, *arrays)
         return self._views[key]
 
-    def split(self, split: str, corruption: str = "none") -> list[tuple[GraphInputs, Batch]]:
+    def split(
+        self, dataset: FaceDataset, split: str, corruption: str = "none"
+    ) -> list[tuple[GraphInputs, Batch]]:
         """Graph inputs of the batches of `data.pipeline.eval_batches`, and these batches without images."""
-        key = (split, corruption)
+        key = (dataset.path, split, corruption)
         if key not in self._splits:
-            batches = eval_batches(self._dataset, split, corruption=corruption, **self._sizes)
+            batches = eval_batches(dataset, split, corruption=corruption, **self._sizes)
             self._splits[key] = [
                 (self._detect(batch.pop("image")), batch) for batch in map(dict, batches)
             ]

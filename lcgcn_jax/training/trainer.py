@@ -336,18 +336,24 @@ class Trainer:
         batch = sharding.put_batch(images, self.mesh)
         return sharding.get_batch(self._predict_step(params, batch_stats, batch))
 
-    def validate(self, corruption: str = "none") -> SplitErrors:
-        """Errors of both stages on the validation split, with ground-truth boxes."""
-        split = self.config.data.validation_split
+    def validate(
+        self, corruption: str = "none", *, dataset: FaceDataset | None = None
+    ) -> SplitErrors:
+        """Errors of both stages on the validation split, with ground-truth boxes.
+
+        Args:
+          dataset: dataset of the faces; `data.dir` by default.
+        """
+        split, dataset = self.config.data.validation_split, dataset or self.dataset
         if self.feature_cache is not None:
-            batches = self.feature_cache.split(split, corruption)
+            batches = self.feature_cache.split(dataset, split, corruption)
             return errors_of(
                 ((self._refine(graph_inputs), batch) for graph_inputs, batch in batches),
-                self.dataset.scheme,
+                dataset.scheme,
             )
         return split_errors(
             self.predict,
-            self.dataset,
+            dataset,
             split,
             image_size=self.config.data.image_size,
             batch_size=self.config.train.batch_size,
@@ -387,7 +393,7 @@ class Trainer:
         data, batch_size, seed = self.config.data, self.config.train.batch_size, self.config.seed
         if self.feature_cache is not None:
             order = view_order(
-                self.dataset, data.train_split, batch_size=batch_size, seed=seed, views=data.views
+                self.mixture, data.train_split, batch_size=batch_size, seed=seed, views=data.views
             )
             return CachedBatches(
                 order, self.feature_cache.training_views(data.train_split, data.augment, data.views)
@@ -425,7 +431,7 @@ class Trainer:
 
         return FeatureCache(
             detect,
-            self.dataset,
+            self.mixture,
             image_size=self.config.data.image_size,
             batch_size=self.config.train.batch_size,
         )

@@ -35,5 +35,6 @@ def test_unknown_rows_and_zero_seeds_are_errors(error_line, small_run, tmp_path)
     assert "did you mean 'paper-static'" in error_line(
         "ablation", *arguments, "--rows", "paper-statik"
     )
+    assert "--rows: ',' has an empty name" in error_line("ablation", *arguments, "--rows", ",")
     assert "--seeds: 0 has to be at least 1" in error_line("ablation", *arguments, "--seeds", "0")
     assert not (tmp_path / "table3").exists()

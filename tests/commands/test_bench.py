@@ -109,6 +109,7 @@ def test_one_benchmark_on_synthetic_faces(config, monkeypatch, capsys):
     ("options", "message"),
     [
         (["--only", "forwrd"], "unknown value 'forwrd'; did you mean 'forward'?"),
+        (["--only", "graph,"], "--only: 'graph,' has an empty name; separate names by one comma"),
         (["--workers", "two"], "--workers: invalid integers value: 'two'"),
         (["--repetitions", "0"], "--repetitions: 0 has to be at least 1"),
         (["--config", "demos"], "demos: no such config file"),

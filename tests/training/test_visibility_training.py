@@ -9,16 +9,18 @@ import pytest
 
 from lcgcn_jax.data import records
 from lcgcn_jax.data.annotations import AnnotationList
+from lcgcn_jax.data.corruptions import CORRUPTIONS
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.formats import wflw
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.evaluation.face_errors import SplitErrors, split_errors
+from lcgcn_jax.evaluation.face_errors import SplitErrors, split_errors, subset_masks
 from lcgcn_jax.evaluation.predictions import with_flip_test
 from lcgcn_jax.evaluation.report import format_visibility, summarize
 from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.landmarks import WFLW98
-from lcgcn_jax.models.bundles import BEST, load_bundle
+from lcgcn_jax.models.bundles import BEST, load_bundle, save_bundle
 from lcgcn_jax.models.lcgcn import LCGCNOutput
+from lcgcn_jax.training import ablation
 from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.metric_writer import read_metrics
 from lcgcn_jax.training.sharding import make_mesh
@@ -224,3 +226,32 @@ def test_ranges_of_the_fields(tiny_config):
         config.model.graph[field] = value
         with pytest.raises(InputError, match=rf"config model\.graph\.{field}: got"):
             check_config(config)
+
+
+@pytest.mark.slow
+def test_ablation_of_edges_from_visibility(
+    visibility_config, synthetic98, random_bundle, tmp_path, labeled98
+):
+    """Rows with a visibility head, on a mixture whose other dataset is evaluated by subset."""
+    config = visibility_config
+    config.data.sources = ((str(synthetic98), 1.0), (str(labeled98), 2.0))
+    config.data.dir, config.data.views = str(synthetic98), 2
+    config.train.mode, config.train.cache = "frozen", True
+    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
+    save_bundle(tmp_path / "model", random_bundle(config.model.to_dict(), WFLW98, 32), "")
+    config.init_from = str(tmp_path / "model")
+    rows = ["visible", "visible-both", "visible-static-gate"]
+    assert not set(rows) & set(ablation.DEFAULT_ROWS)
+    results = ablation.run_ablation(config, tmp_path / "out", rows=rows, seeds=1)
+    other = open_dataset(labeled98)
+    subsets = subset_masks(other, "validation")
+    for name, errors in results.items():
+        assert list(errors.graph) == [
+            *CORRUPTIONS,
+            *(str(labeled98) + end for end in ("", " occlude", *(f" {s}" for s in subsets))),
+        ], name
+        assert errors.graph[str(labeled98)].shape == (1, other.num_faces["validation"])
+    assert len({errors.graph[str(labeled98)].tobytes() for errors in results.values()}) == len(rows)
+    config.data.sources = ()
+    with pytest.raises(InputError, match=r"no face of split .train. in .* has visibility labels"):
+        ablation.run_ablation(config, tmp_path / "other", rows=["visible"], seeds=1)

@@ -11,10 +11,11 @@ Example: lcgcn research ablation --model runs/w300 --out runs/table3
 
 import argparse
 
+from lcgcn_jax.arguments import names
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_count
 from lcgcn_jax.errors import choose
-from lcgcn_jax.training.ablation import ROWS, run_ablation, write_tables
+from lcgcn_jax.training.ablation import DEFAULT_ROWS, ROWS, run_ablation, write_tables
 from lcgcn_jax.training.config_checks import load_checked_config
 
 
@@ -22,18 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--model")
     add(parser, "--out", help="folder of the runs and tables")
     add(parser, "--config", default="w300_lcgcn:small,frozen")
-    rows = f"variants of the graph, separated by commas: {', '.join(ROWS)} (default: all)"
-    add(parser, "--rows", metavar="NAME,...", help=rows)
+    rows = (
+        f"variants of the graph, separated by commas: {', '.join(ROWS)} (default: all but visible*, which "
+        "need visibility labels)"
+    )
+    add(parser, "--rows", metavar="NAME,...", type=names, default=DEFAULT_ROWS, help=rows)
     add_count(parser, "--seeds", 3, "runs per variant")
 
 
 def run(args: argparse.Namespace) -> int:
-    rows = args.rows.split(",") if args.rows else list(ROWS)
-    for row in rows:
+    for row in args.rows:
         choose("--rows", row, ROWS)
     config, overrides = load_checked_config(args.config, args.overrides)
     config.init_from = args.model
     use_compilation_cache()
-    results = run_ablation(config, args.out, rows=rows, seeds=args.seeds, overridden=overrides)
+    results = run_ablation(config, args.out, rows=args.rows, seeds=args.seeds, overridden=overrides)
     print(write_tables(results, args.out))
     return 0

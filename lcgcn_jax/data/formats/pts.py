@@ -45,7 +45,7 @@ def read_pts(path: Path, num_landmarks: int) -> Float[np.ndarray, "k 2"]:
         raise ValueError(f"{count_of(len(lines), 'point')}, expected {num_landmarks}")
     if stated_count and stated_count[1].lstrip("0") != str(num_landmarks):
         raise ValueError(
-            f"n_points is {stated_count[1]}, but the file has {count_of(len(lines), 'line')}"
+            f"n_points is {stated_count[1][:20]}, but the file has {count_of(len(lines), 'line')}"
         )
     if malformed := next((line for line in lines if len(line) != 2), None):
         raise ValueError(f"{' '.join(malformed)!r} is not a point: expected x and y on each line")

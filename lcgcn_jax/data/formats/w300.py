@@ -143,7 +143,8 @@ def _located(points: Float[np.ndarray, "k 2"]) -> Bool[np.ndarray, "k"]:
         x, y = points[flipped][0]
         raise ValueError(
             f"{count_of(int(flipped.sum()), 'point')} with two negative coordinates, such as ({x:g}, {y:g}); "
-            "MERL-RAV marks occluded points so: read its files with 'lcgcn prepare merl-rav'"
+            "if the file is from MERL-RAV, which marks occluded points so, use 'lcgcn prepare merl-rav'; "
+            "if not, the face lies outside its image"
         )
     check_repeated(points[~missing])
     return ~missing

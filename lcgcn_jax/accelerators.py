@@ -71,7 +71,7 @@ def _extra_for_gpu() -> str | None:
     if not answer.strip():
         return None
     if _version("jax-cuda12-plugin") is not None and _version("jax-cuda13-plugin") is None:
-        return "cuda12"  # upgrade what is there; the plugins of two CUDA releases would conflict
+        return "cuda12"  # upgrade the installed plugin; those of two CUDA releases would conflict
     return "cuda13" if all(map(_supports_cuda13, answer.strip().splitlines())) else "cuda12"
 
 

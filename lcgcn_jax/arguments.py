@@ -51,14 +51,6 @@ def number(
     return parse
 
 
-def fraction(text: str) -> float:
-    """Type of an option with a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} has to be from 0 to 1")
-    return value
-
-
 def location(text: str) -> Path:
     """Type of an option with a folder on a disk or in a bucket."""
     try:

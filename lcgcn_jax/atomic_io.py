@@ -1,4 +1,4 @@
-"""Atomic replacement of files, and checksums."""
+"""Atomic replacement of files, locks, and checksums."""
 
 import contextlib
 import json
@@ -6,9 +6,15 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, Any
 
 from lcgcn_jax import interrupts, storage
 from lcgcn_jax.errors import InputError, require_absent
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 PARTIALS = ".*.partial*"
 """Pattern of temporary files, including those of killed processes."""
@@ -50,6 +56,28 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
         with interrupts.deferred():
             for partial in partials:
                 partial.unlink(missing_ok=True)
+
+
+def lock_file(file: int | IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file for this process until it is closed.
+
+    Windows and some network file systems have no such locks; the file is then not locked.
+
+    Args:
+      wait: wait for another process that has locked the file.
+
+    Returns:
+      Whether no other process has locked it.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:

@@ -14,15 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.atomic_io import lock_file, write_whole
 from lcgcn_jax.cache import cache_folder
 from lcgcn_jax.errors import InputError, count_of
 from lcgcn_jax.storage import BucketPath, StorageError, check_access
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 _CHUNK = 32 << 20  # bytes of a request
 _LIST = "copied.json"  # name -> size and checksum of the files that were copied and checked
@@ -78,9 +73,7 @@ def _require_inside(folder: BucketPath, name: str) -> None:
 def _locked(state: Path) -> Iterator[None]:
     """Let the other processes of this machine wait until one has copied."""
     with (state / "lock").open("w") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file, wait=True)
         yield
 
 

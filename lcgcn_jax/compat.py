@@ -40,13 +40,18 @@ the code of its authors."""
 
 _WEIGHT_NAMES = {
     # Old and new names sort alike, so vectors of all weights (`models.weights.to_vector`) stay valid.
-    "graph.guesses.": "graph.offset_voting.",
-    "graph.shape_turn.": "graph.shape_refiner.",
-    ".neighbour": ".neighbor",
-    ".own": ".node",
+    "guesses": "offset_voting",
+    "shape_turn": "shape_refiner",
+    "neighbour": "neighbor",
+    "own": "node",
 }
+"""Former parts of the names of weights of the graph."""
 
-OPTIONS = {"--degrade": "--corruption", "--compare-published": "--compare-reported"}
+OPTIONS = {
+    "--degrade": "--corruption",
+    "--compare-published": "--compare-reported",
+    "--max-spread": "--max-ratio",
+}
 """Former names of command-line options."""
 
 CORRUPTIONS = {"dark": "low_light"}
@@ -67,7 +72,10 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = _CONFIG_FIELDS | (_DAG_FIELDS if config.get("name") == "dag" else {})
     # Former names last: a config file that sets one also has the default of the current name.
     upgraded = {
-        fields.get(name, name): upgrade_config(value) if isinstance(value, Mapping) else value
+        # No option of a heatmap model has been renamed, and registered models have their own.
+        fields.get(name, name): upgrade_config(value)
+        if isinstance(value, Mapping) and name != "heatmap"
+        else value
         for name, value in sorted(config.items(), key=lambda item: item[0] in fields)
     }
     graph = upgraded.get("graph")
@@ -102,15 +110,14 @@ def upgrade_weights(tree: Any) -> Any:
     return _rename(tree, _WEIGHT_NAMES)
 
 
-def downgrade_weights(tree: Any, saved: Any = None) -> Any:
+def downgrade_weights(tree: Any, saved: Any) -> Any:
     """Rename weights to former names, to describe the content of an older checkpoint.
 
     Args:
       tree: tree with current names.
-      saved: content of the checkpoint, whose former names are used; None: all names of version 0.1.
+      saved: content of the checkpoint, whose former names are used.
     """
-    former_names = _WEIGHT_NAMES if saved is None else _former_names(saved)
-    return _rename(tree, {_WEIGHT_NAMES[old]: old for old in former_names})
+    return _rename(tree, {_WEIGHT_NAMES[old]: old for old in _former_names(saved)})
 
 
 def has_former_weights(tree: Any) -> bool:
@@ -121,7 +128,8 @@ def has_former_weights(tree: Any) -> bool:
 def _former_names(tree: Any) -> set[str]:
     """Keys of `_WEIGHT_NAMES` that occur in the names of a tree."""
     if isinstance(tree, Mapping):
-        names = {old for old in _WEIGHT_NAMES if any(old in str(name) for name in tree)}
+        parts = {part for name in map(str, tree) if _of_graph(name) for part in name.split(".")}
+        names = parts & _WEIGHT_NAMES.keys()
         return names.union(*map(_former_names, tree.values()))
     return set().union(*map(_former_names, tree)) if isinstance(tree, list | tuple) else set()
 
@@ -137,10 +145,15 @@ def _rename(tree: Any, names: Mapping[str, str]) -> Any:
     return tree
 
 
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    for old, new in names.items():
-        name = name.replace(old, new)
-    return name
+def _renamed(name: Any, names: Mapping[str, str]) -> Any:
+    if not _of_graph(str(name)):
+        return name
+    return ".".join(names.get(part, part) for part in name.split("."))
+
+
+def _of_graph(name: str) -> bool:
+    """Whether this is the name of a weight of the graph; those of heatmap models were never renamed."""
+    return name.startswith("graph.")
 
 
 def upgrade_overrides(overrides: Mapping[str, str]) -> dict[str, str]:
@@ -149,10 +162,7 @@ def upgrade_overrides(overrides: Mapping[str, str]) -> dict[str, str]:
     Raises:
       InputError: as in `upgrade_config`.
     """
-    upgraded = {
-        ".".join((_CONFIG_FIELDS | _DAG_FIELDS).get(part, part) for part in name.split(".")): text
-        for name, text in overrides.items()
-    }
+    upgraded = {_upgrade_field(name): text for name, text in overrides.items()}
     if _MESSAGE_FIELD in upgraded:
         message = upgraded[_MESSAGE_FIELD]
         upgraded[_MESSAGE_FIELD] = _MESSAGES.get(message, message)
@@ -162,6 +172,13 @@ def upgrade_overrides(overrides: Mapping[str, str]) -> dict[str, str]:
         is_of_the_authors = _are_of_the_authors(conventions)
         upgraded["model.graph.authors_conventions"] = str(is_of_the_authors).lower()
     return upgraded
+
+
+def _upgrade_field(name: str) -> str:
+    if name.startswith("model.heatmap."):
+        return name
+    fields = _CONFIG_FIELDS | (_DAG_FIELDS if name.startswith("model.graph.") else {})
+    return ".".join(fields.get(part, part) for part in name.split("."))
 
 
 def upgrade_arguments(arguments: list[str], known: set[str]) -> list[str]:

@@ -16,6 +16,10 @@ class InputError(ValueError):
 def choose(name: str, value: object, choices: Iterable[str], *, kind: str = "value") -> None:
     """Check that the value of an option or field is one of its choices.
 
+    Args:
+      name: name of the option or field, with which the message starts.
+      kind: noun for the value in the message.
+
     Raises:
       InputError: it is not; the message suggests the most similar choice and lists up to eight.
     """

@@ -132,6 +132,10 @@ def heatmap_pixels_at(positions: Points, shape: tuple[int, ...]) -> Points:
 
     Args:
       positions: (x, y) as fractions of the side of the crop, 0..1.
+      shape: height and width of the maps in pixels.
+
+    Returns:
+      Points (x, y) in pixels of the maps, the center of the first pixel at (0, 0).
     """
     return positions * jnp.array([[shape[::-1]]], positions.dtype) - 0.5
 

@@ -1,10 +1,12 @@
 """Atomic replacement of files."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from lcgcn_jax.atomic_io import require_writable, write_whole
+from lcgcn_jax.atomic_io import lock_file, require_writable, write_whole
 from lcgcn_jax.errors import InputError
 
 
@@ -58,3 +60,18 @@ def test_two_results_need_two_files(tmp_path):
 def test_name_that_is_too_long_is_found_before_the_computation(tmp_path):
     with pytest.raises(InputError, match="cannot be written: File name too long"):
         require_writable(tmp_path / ("x" * 255), overwrite=False)
+
+
+def test_a_file_is_locked_for_one_holder(tmp_path):
+    path = tmp_path / "lock"
+    with path.open("w") as first, path.open("w") as second:
+        assert lock_file(first)
+        assert not lock_file(second)
+        first.close()
+        assert lock_file(second, wait=True)
+
+
+def test_the_package_can_be_imported_without_file_locks():
+    modules = "lcgcn_jax.inference.model, lcgcn_jax.training.trainer, lcgcn_jax.training.run_lock"
+    code = f"import sys; sys.modules['fcntl'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -56,7 +56,17 @@ def test_weights_are_renamed_within_a_state_and_back():
     new = compat.upgrade_weights(former)
     assert not compat.has_former_weights(new)
     assert set(new["params"]) == {"graph.offset_voting.correction", "graph.blocks.0.neighbor"}
-    assert set(compat.downgrade_weights(new)["opt_state"][0]) == {"graph.shape_turn.bias"}
+    assert set(compat.downgrade_weights(new, former)["opt_state"][0]) == {"graph.shape_turn.bias"}
+
+
+def test_names_of_registered_heatmap_models_stay():
+    weights = {"heatmap_model.own.kernel": 1, "heatmap_model.neighbour": 2, "graph.owner.bias": 3}
+    assert compat.upgrade_weights(weights) == weights
+    assert not compat.has_former_weights({"params": weights})
+    config = {"model": {"heatmap": {"name": "mine", "shape_turn": 1, "darkness": {"turns": 2}}}}
+    assert compat.upgrade_config(config) == config
+    overrides = {"model.heatmap.turns": "2", "model.heatmap.darkness": "1", "data.turns": "3"}
+    assert compat.upgrade_overrides(overrides) == overrides
 
 
 def test_configuration_is_renamed_at_every_depth():

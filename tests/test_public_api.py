@@ -298,6 +298,8 @@ def test_train_rejects_an_unknown_config(tmp_path):
 def test_export_rejects_other_suffixes_and_existing_files(model, tmp_path):
     with pytest.raises(lc.InputError, match="onnx"):
         lc.export_model(model, tmp_path / "a.tflite")
+    with pytest.raises(lc.InputError, match="not a path on a disk"):
+        lc.export_model(model, "gs://models/a.onnx")
     (tmp_path / "a.stablehlo").touch()
     with pytest.raises(lc.InputError, match="already exists"):
         lc.export_model(model, tmp_path / "a.stablehlo")

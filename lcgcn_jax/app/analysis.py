@@ -10,6 +10,7 @@ import numpy as np
 
 from lcgcn_jax import geometry
 from lcgcn_jax.app.uploads import display_name, read_upload
+from lcgcn_jax.errors import count_of
 from lcgcn_jax.inference import results
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.model import LandmarkModel
@@ -72,7 +73,7 @@ class Analysis:
             return (
                 f"{size}. No face found. Use a sharper image, or one in which the face is larger."
             )
-        return f"{size}, {len(self.faces)} face{'s' if len(self.faces) > 1 else ''}"
+        return f"{size}, {count_of(len(self.faces), 'face')}"
 
     def to_json(self) -> str:
         """The JSON file of `lcgcn predict`."""

@@ -19,6 +19,7 @@ from lcgcn_jax.models.bundles import DEFAULT_MODEL
 LOCALHOST = "127.0.0.1"
 
 _INSTALL = "pip install 'lcgcn-jax[app]'"
+_UPLOADS = "GRADIO_TEMP_DIR"  # variable with the folder where Gradio writes files
 _MAX_MODELS = 3  # in memory
 _MAX_WAIT = 20.0  # for running predictions when the page is closed, in seconds
 
@@ -73,8 +74,7 @@ class App:
         """Stop the server, and delete the files that were uploaded."""
         self._page.close(verbose=False)
         self._models.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.environ.pop("GRADIO_TEMP_DIR", None)
+        _remove_files(self._folder)
         atexit.unregister(self.close)
 
 
@@ -113,25 +113,32 @@ def launch_app(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from lcgcn_jax.app.page import build_page, launch_options  # imports Gradio, which takes seconds
 
-    folder = Path(tempfile.mkdtemp(prefix="lcgcn-app-"))
-    # Gradio copies the results of videos from another folder, which it does not serve. It reads the variable
-    # when the page is built.
-    results, uploads = folder / "results", folder / "uploads"
-    results.mkdir()
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    page = build_page(names, loaded.use, results)
-    try:
-        _, url, _ = page.launch(
-            server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
-            show_error=True, **launch_options(),
-        )  # fmt: skip
-    except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError | OverflowError):
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="lcgcn-app-"))
+        stack.callback(_remove_files, folder)
+        # Gradio copies the results of videos from another folder, which it does not serve. It reads the
+        # variable when the page is built.
+        results, uploads = folder / "results", folder / "uploads"
+        results.mkdir()
+        os.environ[_UPLOADS] = str(uploads)
+        page = build_page(names, loaded.use, results)
+        stack.callback(page.close, verbose=False)
+        try:
+            _, url, _ = page.launch(
+                server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
+                show_error=True, **launch_options(),
+            )  # fmt: skip
+        except (OSError, OverflowError) as error:
             where = f"{host}:{port or '7860 to 7959'}"
             raise InputError(
                 f"{where}: the page cannot be served; the port is in use, or the address is not of this "
                 "computer; choose another --port or --host"
             ) from error
-        raise
+        stack.pop_all()
     return App(page, url, folder, loaded)
+
+
+def _remove_files(folder: Path) -> None:
+    """Delete the files of a page that has ended."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ.pop(_UPLOADS, None)

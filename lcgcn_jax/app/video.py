@@ -51,6 +51,8 @@ def _transcode(source: Path, target: Path) -> None:
     codec = cv2.VideoWriter.fourcc(*_BROWSER_CODEC)
     writer = cv2.VideoWriter(str(target), codec, capture.get(cv2.CAP_PROP_FPS), size)
     try:
+        if not writer.isOpened():
+            raise InputError(f"this OpenCV cannot write {_BROWSER_CODEC} videos for the browser")
         while (frame := capture.read())[0]:
             writer.write(frame[1])
     finally:

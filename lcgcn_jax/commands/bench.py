@@ -1,6 +1,6 @@
 """Measure speed: model, training step, input pipeline.
 
-Measures a config with fresh weights, after warm-up: medians and quartiles.
+Measures a config with random weights, after warm-up: medians and quartiles.
 
   compile      training step: trace, compile, and load from the compilation cache
   forward      prediction for crops on the device, folded BatchNorm, float32

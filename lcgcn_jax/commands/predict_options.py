@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lcgcn_jax.arguments import fraction, number
+from lcgcn_jax.arguments import number
 from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.geometry import BOX_FORMATS
 from lcgcn_jax.inference.large_jobs import Shard
@@ -23,9 +23,16 @@ def add_face_options(parser: argparse.ArgumentParser) -> None:
     text = "format of the boxes, for example xywh for x,y,width,height"
     add(parser, "--box-format", choices=BOX_FORMATS, default="xyxy", help=text)
     text = "minimum score of a detected face, 0 to 1 (default: 0.6)"
-    add(parser, "--min-score", type=fraction, metavar="SCORE", help=text)
+    add(parser, "--min-score", type=number(float, 0, 1), metavar="SCORE", help=text)
     text = "leave out faces whose landmarks have a lower mean confidence"
-    add(parser, "--min-confidence", type=fraction, default=0.0, metavar="VALUE", help=text)
+    add(
+        parser,
+        "--min-confidence",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="VALUE",
+        help=text,
+    )
     text = "scheme of the landmarks: ibug68 converts those of a model with the 98 of WFLW"
     add(parser, "--scheme", choices=SCHEMES, help=text)
     add_flag(parser, "--stored-pixels", "ignore the EXIF orientation of images")

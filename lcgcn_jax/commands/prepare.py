@@ -11,6 +11,7 @@ The options of a format: lcgcn prepare csv --help
 import argparse
 from pathlib import Path
 
+from lcgcn_jax.arguments import number
 from lcgcn_jax.commands.options import add, add_count, add_flag
 from lcgcn_jax.data import prepare
 from lcgcn_jax.landmarks import SCHEMES
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(child, "--scheme", choices=LAYOUTS, default="wflw98", help="landmark scheme")
     add_count(child, "--faces", 2000, "number of training faces")
     add_count(child, "--test-faces", 500, "number of test faces")
-    add(child, "--seed", type=int, default=0, help="random seed")
+    add(child, "--seed", type=number(int, 0), default=0, help="random seed")
     _add_paths(child)
 
 

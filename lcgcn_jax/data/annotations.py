@@ -43,6 +43,7 @@ class FaceAnnotation:
       subset: part of the dataset, such as `helen/train`; `""` without parts.
       split: one of `SPLITS`. If no face of a list is in validation, a part of train becomes validation.
       group: the image or person, as far as file names identify it; validation keeps a group together.
+      image_path: image file.
       landmarks: pixels of the image, counting from 0; NaN if not annotated.
       visible: which landmarks are annotated.
       provided_box: the face box of the dataset, or None.
@@ -100,6 +101,7 @@ class AnnotationList:
 
     Attributes:
       kind: layout of the source, such as `300w`.
+      scheme: landmarks of the faces.
       attribute_names: names of the attributes of faces.
       faces: the usable faces, in a fixed order.
       bad: the records that cannot be used.

@@ -10,7 +10,7 @@ from lcgcn_jax import compat, geometry
 from lcgcn_jax.data.annotations import Visibility
 from lcgcn_jax.data.corruptions import CORRUPTIONS, Mask, corrupt
 from lcgcn_jax.data.encoding import decode_image
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, choose
 
 Record = dict[str, Any]
 Labels = Int8[np.ndarray, "k"]
@@ -39,9 +39,8 @@ def crop_face(
     Raises:
       InputError: the dataset has no such box, or the corruption is unknown.
     """
-    corruption = compat.CORRUPTIONS.get(corruption, corruption)
-    if corruption not in CORRUPTIONS:
-        raise InputError(f"unknown corruption {corruption!r}; use one of {', '.join(CORRUPTIONS)}")
+    corruption = compat.upgrade_corruption(corruption)
+    choose("corruption", corruption, CORRUPTIONS)
     to_crop = geometry.crop_transform(_face_box(record, box), size)
     to_source = record["to_source"].astype(np.float64)
     landmarks = record["landmarks"].astype(np.float64)
@@ -66,8 +65,7 @@ def crop_face(
 def _face_box(record: Record, box: str | geometry.Box) -> geometry.Box:
     if not isinstance(box, str):
         return box
-    if box not in BOXES:
-        raise InputError(f"unknown face box {box!r}; use one of {', '.join(BOXES)}")
+    choose("box", box, BOXES)
     face_box = record[BOXES[box]].astype(np.float64)
     if not np.isfinite(face_box).all():
         raise InputError(f"{record['name']}: the data provides no face box; use the box 'gt'")

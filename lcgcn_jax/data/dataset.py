@@ -244,7 +244,7 @@ def open_datasets(
     Raises:
       InputError: a folder occurs twice, or a dataset or a file cannot be used.
     """
-    files = {Path(folder): file for folder, file in offsets}
+    files = {as_path(folder): file for folder, file in offsets}
     places = {os.path.realpath(str(folder)) for folder in folders}
     if len(places) < len(folders) or len(files) < len(offsets):
         raise InputError("--data, --offsets: give each dataset folder only once")

@@ -9,7 +9,8 @@ from lcgcn_jax import geometry, image_io
 from lcgcn_jax.data.annotations import FaceAnnotation, Visibility
 from lcgcn_jax.data.source_images import read_source_image
 
-_MIN_SPAN = 2.0  # px; no annotated face is smaller
+MIN_SPAN = 2.0
+"""Smallest extent of the landmarks of a face, in pixels; no annotated face is smaller."""
 CONTEXT_SCALE = 2.0
 """Side of the context crop, relative to the longer side of the face box."""
 
@@ -88,7 +89,7 @@ def _check_on_image(points: Float[np.ndarray, "k 2"], width: int, height: int) -
     face_side = 3 * np.median(np.linalg.norm(points - center, axis=1))
     if face_side == 0 or not np.ptp(points, axis=0).all():
         raise ValueError("the landmarks have no extent")
-    if (span := float(np.ptp(points, axis=0).max())) < _MIN_SPAN:
+    if (span := float(np.ptp(points, axis=0).max())) < MIN_SPAN:
         raise ValueError(
             f"the landmarks span only {span:.2g} px; are their coordinates fractions of the image?"
         )

@@ -70,10 +70,10 @@ are also supported.""",
         """\
 Read COCO keypoints JSON; each annotation with labeled keypoints is a face. A
 keypoint of visibility 0, or at (0, 0) or (-1, -1), is missing; 1 is occluded and
-2 visible. bbox (x, y, width, height) is the face box. The field `normalizer` is the distance by which
-NME divides, if the scheme has `normalizer: given`. Keypoints are matched by the
-names of their category, or by order. Crowds are skipped, and so are categories
-other than the one that names the landmarks.""",
+2 visible. bbox (x, y, width, height) is the face box. The field `normalizer` is
+the distance by which NME divides, if the scheme has `normalizer: given`.
+Keypoints are matched by the names of their category, or by order. Crowds are
+skipped, and so are categories other than the one that names the landmarks.""",
         "train=train.json test=test.json",
     ),
     "cvat": CustomFormat(

@@ -18,6 +18,7 @@ from lcgcn_jax.data.annotations import (
     Visibility,
     marked_missing,
 )
+from lcgcn_jax.data.encoding import MIN_SPAN
 from lcgcn_jax.errors import InputError, count_of
 
 SPLITS = ("train", "validation", "test")
@@ -27,7 +28,6 @@ UNSTATED = ""
 
 ABSENT = math.nan
 
-_MIN_SPAN = 2.0  # px; no annotated face is smaller
 _PERCENT = 100.0
 _PERCENT_MIN_SIDE = 200  # px; in smaller images, faces within 100 px are common
 _SAMPLED_IMAGES = 16
@@ -44,6 +44,7 @@ class RawFace:
     """A face as stated in an annotation file.
 
     Attributes:
+      image: path of the image as stated in the file.
       points: pixels, counted as in the file.
       visible: which points have a location.
       box: the four numbers of the face box, in the form `box_form`, or None.
@@ -232,7 +233,7 @@ def mark_missing(face: RawFace) -> tuple[RawFace, collections.Counter]:
         check_repeated(points)
         span = np.ptp(points, axis=0).max()
         # A single point, or points at one place, are rejected when the record is encoded.
-        if 0 < span < _MIN_SPAN:
+        if 0 < span < MIN_SPAN:
             raise ValueError(f"the points span {span:.2g} px; coordinates have to be pixels")
     return dataclasses.replace(face, visible=visible), counts
 
@@ -266,18 +267,18 @@ def check_pixels(path: Path, faces: Sequence[RawFace]) -> None:
     ]
     # Points at a single place are rejected when the record is encoded.
     spans = [span for span in spans if span > 0]
-    if spans and (span := float(np.median(spans))) < _MIN_SPAN:
+    if spans and (span := float(np.median(spans))) < MIN_SPAN:
         raise InputError(
             f"{path}: the points span {span:.2g} px, and coordinates have to be pixels; multiply "
             "x by the width and y by the height of the image"
         )
 
 
-def percent_note(path: Path, faces: Sequence[RawFace], images: Sequence[Path | None]) -> str | None:
+def percent_note(path: Path, faces: Sequence[RawFace], images: Sequence[Path]) -> str | None:
     """Note about points that may be percent of the image size: all within 100 px of large images.
 
     Args:
-      images: the image of each face, or None.
+      images: the image of each face.
     """
     located = [face.points[_located(face)] for face in faces]
     if not located or not all(len(points) for points in located):
@@ -296,9 +297,7 @@ def percent_note(path: Path, faces: Sequence[RawFace], images: Sequence[Path | N
     )
 
 
-def _stored_size(path: Path | None) -> tuple[int, int] | None:
-    if path is None:
-        return None
+def _stored_size(path: Path) -> tuple[int, int] | None:
     try:
         with Image.open(path) as image:
             return image.size

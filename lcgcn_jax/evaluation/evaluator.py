@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from lcgcn_jax.data.dataset import FaceDataset, open_dataset, require_scheme
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, choose
 from lcgcn_jax.evaluation.detector_boxes import detector_boxes
 from lcgcn_jax.evaluation.face_errors import split_errors
 from lcgcn_jax.evaluation.predictions import with_flip_test
@@ -45,12 +45,15 @@ def evaluate(
       batch_size: maximum number of faces per batch.
       detector_model: YuNet's ONNX file, for `boxes="detector"`; by default the detector of the model.
 
+    Returns:
+      NME, failure rate and AUC of both stages, in all and by subset, and the quality of visibility and
+      predicted errors if the model has them.
+
     Raises:
       InputError: model or data cannot be used or have different landmark schemes; there is no such
         split, box or corruption.
     """
-    if boxes not in BOXES:
-        raise InputError(f"boxes: unknown value {boxes!r}; use one of {', '.join(BOXES)}")
+    choose("boxes", boxes, BOXES)
     if batch_size < 1:
         raise InputError(f"batch_size: {batch_size} is not positive; use 1 or more")
     if not isinstance(model, LandmarkModel):

@@ -60,8 +60,11 @@ def calibrate(
     faces without a normalizing distance do (`SplitErrors.percent_errors`).
 
     Args:
+      predict: model, from uint8 crops to its output.
       datasets: the data, each with its annotation offsets removed if it has any.
       split: split of all datasets, with faces that the landmark model was not trained on.
+      image_size: side of the crops in pixels.
+      batch_size: faces in a batch.
 
     Raises:
       InputError: a dataset has no such split, none of its faces can be measured, or all faces are from one

@@ -10,7 +10,11 @@ from lcgcn_jax.evaluation.metrics import face_errors
 
 
 class _Faces(NamedTuple):
-    """Annotations of the n faces of a split; `corner` and `extent` are those of the ground-truth boxes."""
+    """Annotations of the n faces of a split, in pixels of their images.
+
+    `corner` and `extent` are those of the ground-truth boxes, and `distance` is the normalizing distance that
+    the dataset provides, or NaN.
+    """
 
     landmarks: Float[np.ndarray, "n k 2"]
     visible: Bool[np.ndarray, "n k"]

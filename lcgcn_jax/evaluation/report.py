@@ -157,7 +157,13 @@ def summarize(
     normalizer: str | None = None,
     calibration: UncertaintyModel | None = None,
 ) -> EvaluationResult:
-    """Compute the metrics of an evaluation from the errors of each face."""
+    """Compute the metrics of an evaluation from the errors of each face.
+
+    Args:
+      boxes: face boxes that the faces were cropped by, as in `evaluator.evaluate`.
+      missed: number of faces that the detector did not find; None for other boxes.
+      calibration: uncertainty model whose predicted errors are compared with the measured ones.
+    """
     masks = subset_masks(dataset, split)
     subsets = {name: errors.summary(faces) for name, faces in masks.items()}
     visibility = errors.visibility_summary()

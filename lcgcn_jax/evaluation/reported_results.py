@@ -95,7 +95,7 @@ def reported_table(dataset: FaceDataset) -> ReportedTable:
     tables = _tables()
     if dataset.name not in tables:
         raise InputError(
-            f"{dataset.path}: {dataset.name} data, and published figures are for "
+            f"{dataset.path}: {dataset.name} data, and there are reported results for "
             f"{' and '.join(tables)}; leave out --compare-reported"
         )
     return tables[dataset.name]

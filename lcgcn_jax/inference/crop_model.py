@@ -17,6 +17,7 @@ from lcgcn_jax.image_arrays import ImageInput, rgb_crops
 from lcgcn_jax.inference.forking import check_not_forked
 from lcgcn_jax.landmarks import convert_scheme
 from lcgcn_jax.models.bundles import Bundle, require_bundle_folder, save_bundle
+from lcgcn_jax.storage import as_path
 from lcgcn_jax.uncertainty import UncertaintyModel
 
 # A model is loaded without JAX and Flax, whose imports take a second.
@@ -107,7 +108,7 @@ class CropModel:
         Raises:
           InputError: the folder exists, or cannot be written.
         """
-        folder = Path(path)
+        folder = as_path(path)
         require_bundle_folder(folder, overwrite=overwrite)
         with writing(folder):
             save_bundle(folder, self._bundle, card or f"# {folder.name}\n")

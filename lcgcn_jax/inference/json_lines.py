@@ -6,13 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lcgcn_jax.atomic_io import write_whole
+from lcgcn_jax.atomic_io import lock_file, write_whole
 from lcgcn_jax.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 class JsonLines:
@@ -74,16 +69,11 @@ class JsonLines:
 
     def _open(self) -> Any:
         file = self.path.open("ab", buffering=0)
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.close()
-                raise InputError(
-                    f"{self.path}: another process writes to this file; wait for it, or choose another --out"
-                ) from error
-            except OSError:  # a file system without locks
-                pass
+        if not lock_file(file):
+            file.close()
+            raise InputError(
+                f"{self.path}: another process writes to this file; wait for it, or choose another --out"
+            )
         return file
 
     def _keep_finished_lines(self) -> None:

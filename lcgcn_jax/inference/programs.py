@@ -48,6 +48,7 @@ class Programs:
         self._digest = digest if name in PACKAGE_HEATMAP_MODELS else ""
         self._bundle = bundle
         self._lock = threading.RLock()
+        self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS))
         self._by_size: dict[int, Any] = {}
         self._on_cpu = not uses_batches()
 
@@ -91,9 +92,17 @@ class Programs:
         output = self._program(count + padding)(padded)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], output)
 
-    @functools.cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS))
+    @property
+    def _normalized(self) -> Any:
+        with self._lock:
+            return self._compiled_forward
+
+    @property
+    def _bytes(self) -> Any:
+        with self._lock:
+            return self._compiled_predict
+
+    # Only under the lock: `cached_property` can compute a value in several threads at once.
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -102,14 +111,12 @@ class Programs:
         return fold_batch_norm(*self._bundle.create())
 
     @functools.cached_property
-    def _normalized(self) -> Any:
-        with self._lock:
-            return jax.jit(self._model.forward, compiler_options=inference_options())
+    def _compiled_forward(self) -> Any:
+        return jax.jit(self._model.forward, compiler_options=inference_options())
 
     @functools.cached_property
-    def _bytes(self) -> Any:
-        with self._lock:
-            return jax.jit(self._model.predict, compiler_options=inference_options())
+    def _compiled_predict(self) -> Any:
+        return jax.jit(self._model.predict, compiler_options=inference_options())
 
     def _crops(self, size: int) -> jax.ShapeDtypeStruct:
         side = self._bundle.image_size

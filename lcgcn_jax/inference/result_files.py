@@ -220,15 +220,19 @@ class ResultFiles:
         name = self.folder / file.name
         contents: dict[Path, bytes] = {}
         height, width = pixels.shape[:2]
-        result = results.describe_image(
-            file.path, width, height, faces, scheme, geometry=self.geometry
-        )
+
+        def description() -> bytes:
+            result = results.describe_image(
+                file.path, width, height, faces, scheme, geometry=self.geometry
+            )
+            return json.dumps(result).encode()
+
         if self.annotations is not None:
             self.annotations.add(file, width, height, faces, scheme)
         elif self.lines is not None:
-            contents[self.lines.path] = json.dumps(result).encode("utf-8")
+            contents[self.lines.path] = description()
         elif self.format == "json":
-            contents[name.with_name(name.name + ".json")] = json.dumps(result).encode() + b"\n"
+            contents[name.with_name(name.name + ".json")] = description() + b"\n"
         elif self.format == "csv":
             text = results.format_csv(faces, scheme)
             contents[name.with_name(name.name + ".csv")] = text.encode("utf-8")

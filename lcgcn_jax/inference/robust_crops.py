@@ -1,4 +1,4 @@
-"""When and where to crop a face a second time, and predicted errors of faces that the model failed on.
+"""Choice of second crops of a face, and predicted errors of faces that the model failed on.
 
 Training rotates faces by up to 30 degrees and varies their size by 20 % and their position by 10 % of the
 crop. In a crop beyond that, landmarks are inaccurate, and the predicted errors often too small: the

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from lcgcn_jax.atomic_io import PARTIALS
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, count_of
 from lcgcn_jax.folders import files_below
 from lcgcn_jax.image_io import IMAGE_SUFFIXES
 from lcgcn_jax.inference import streams
@@ -78,9 +78,8 @@ class Inputs:
         """Describe the files that cannot be read in one line; empty if there are none."""
         if not self.unread:
             return ""
-        count = self.unread.total()
         return (
-            f"left out {count} file{'s' if count > 1 else ''} that cannot be read: "
+            f"left out {count_of(self.unread.total(), 'file')} that cannot be read: "
             f"{_list_suffixes(self.unread)}{_heic_advice(self.unread)}"
         )
 

@@ -58,7 +58,7 @@ class VideoOptions:
 
 @dataclasses.dataclass
 class VideoSummary:
-    """What was written for a video.
+    """Contents of the results of a video.
 
     Attributes:
       times: time of each frame in seconds.

@@ -66,7 +66,7 @@ def _model_card(imported: TorchModel, description: str, files: Sequence[Path]) -
     network = (
         "The original code upsampled with nearest neighbors between the branches; this network "
         "upsamples bilinearly, as codes for faces that start from such weights do."
-        if imported.fresh
+        if imported.initialized
         else "The network is equivalent to the original one."
     )
     offset = imported.model["heatmap_offset"]
@@ -86,10 +86,11 @@ def _model_card(imported: TorchModel, description: str, files: Sequence[Path]) -
 def _describe(bundle: Bundle, imported: TorchModel, arch: str) -> str:
     graph = "no graph head" if bundle.model["graph"] is None else "the LCGCN authors' graph head"
     parts = [f"{arch} for {bundle.scheme.name}, in the layout of {imported.code}, {graph}."]
-    if imported.fresh:
+    if imported.initialized:
+        count = count_of(len(imported.initialized), "weight")
         parts.append(
-            f"THE HEAD IS FRESH: the file has only the backbone, and "
-            f"{count_of(len(imported.fresh), 'weight')} of the head got random values. Train it before use."
+            f"THE HEAD IS NOT TRAINED: the file has only the backbone, and {count} of the head got random "
+            "values. Train it before use."
         )
     if imported.unused:
         names = sorted({key.split(".")[0] for key in imported.unused})

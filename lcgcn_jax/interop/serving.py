@@ -154,6 +154,8 @@ def export_model(
     Raises:
       InputError: the suffix is unknown, the model cannot be read, or the file exists or cannot be written.
     """
+    if "://" in str(path):
+        raise InputError(f"{path}: not a path on a disk; export to a file, and copy it")
     file = Path(path)
     writers = {".onnx": write_onnx, ".stablehlo": write_stablehlo}
     suffix = file.suffix.lower()

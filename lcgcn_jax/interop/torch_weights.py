@@ -51,8 +51,8 @@ class TorchModel:
       num_landmarks: number of heatmaps; None for a backbone only.
       weights: weights in the state dict.
       code: public code whose layout the heatmap model has.
-      fresh: names of the weights that the state dict does not have, those of the head or none; an import
-        initializes them randomly.
+      initialized: names of the weights that the state dict does not have, those of the head or none; an
+        import initializes them randomly.
       unused: keys of the state dict that are ignored.
     """
 
@@ -60,7 +60,7 @@ class TorchModel:
     num_landmarks: int | None
     weights: StateDict
     code: str
-    fresh: tuple[str, ...]
+    initialized: tuple[str, ...]
     unused: tuple[str, ...]
 
 
@@ -95,7 +95,7 @@ def import_weights(
             f"{source}: the model has {mapped.num_landmarks} landmarks, and {scheme.name} has {k}; "
             "give another --scheme"
         )
-    weights = mapped.weights | _initialize(mapped.model, k, mapped.fresh, seed)
+    weights = mapped.weights | _initialize(mapped.model, k, mapped.initialized, seed)
     return Bundle(mapped.model, scheme, IMAGE_SIZE, weights), mapped
 
 
@@ -149,8 +149,8 @@ def map_weights(
         )
         for name in torch_layouts.graph_biases(expected):
             weights[name] = np.zeros(expected[name].shape, np.float32)
-    fresh = tuple(name for name in expected if name not in weights)
-    return TorchModel(model, k, weights, layout.code, fresh, unused)
+    initialized = tuple(name for name in expected if name not in weights)
+    return TorchModel(model, k, weights, layout.code, initialized, unused)
 
 
 def _model_config(arch: str, layout: Layout, *, has_graph: bool) -> dict[str, Any]:
@@ -178,6 +178,7 @@ def export_weights(bundle: Bundle, *, graph: bool, source: Any) -> StateDict:
     authors' code. The counters `num_batches_tracked` are 0. A state dict cannot hold the `heatmap_offset`.
 
     Args:
+      graph: whether to export the graph head too.
       source: name of the bundle in errors.
 
     Raises:

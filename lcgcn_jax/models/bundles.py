@@ -56,6 +56,7 @@ class Bundle:
 
     Attributes:
       model: model configuration for `registry.create_model`.
+      scheme: landmarks of the model.
       image_size: side of the crops in training, in pixels.
       weights: parameters and batch statistics by flat name.
       calibration: uncertainty model, which predicts errors; None if it was not fitted.

@@ -118,11 +118,6 @@ class GraphConfig:
     pose_terms: bool = False
 
     @classmethod
-    def paper(cls) -> "GraphConfig":
-        """The graph head of the paper."""
-        return cls()
-
-    @classmethod
     def authors(cls) -> "GraphConfig":
         """The graph head in the code of the paper's authors."""
         return cls(diagonal="zero", authors_conventions=True)

@@ -10,7 +10,6 @@ bundle:
 """
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -83,7 +82,7 @@ def create_model(
     remat: bool = False,
     rngs: nnx.Rngs,
 ) -> LCGCN:
-    """Create a model with fresh weights.
+    """Create a model with random weights.
 
     Args:
       config: configuration, see the module docstring.
@@ -149,7 +148,8 @@ def model_config(config: Any) -> ModelConfig:
     if options["graph"] is not None:
         options["graph"] = graph_config(options["graph"])
     options["visibility"] = visibility_config(options.get("visibility"))
-    options["heatmap_offset"] = _heatmap_offset(options.get("heatmap_offset"))
+    if type(offset := options.get("heatmap_offset")) is int:
+        options["heatmap_offset"] = float(offset)
     return _parse("model", ModelConfig, options)
 
 
@@ -197,16 +197,6 @@ def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> An
         return config_class(**options)
     except ValueError as error:
         raise InputError(f"config: {error}") from error
-
-
-def _heatmap_offset(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and math.isfinite(value)):
-        raise InputError(
-            f"model.heatmap_offset: {value!r} is not a number of pixels; give a number, or null for heatmap "
-            "pixels that cover the input evenly"
-        )
-    return None if value is None else float(value)
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

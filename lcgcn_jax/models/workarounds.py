@@ -5,7 +5,7 @@ Each entry names the upstream code or issue and the condition for deletion. `lcg
 
 - `normal_init`, `he_normal`, `glorot_normal`: XLA compiles one sampler for each shape
   (https://github.com/jax-ml/jax/issues/1172, https://github.com/jax-ml/jax/pull/37872). Delete when HRNet-W18
-  initializes on a CPU in under 2 s with `nnx.initializers`; fresh weights then differ for the same seed.
+  initializes on a CPU in under 2 s with `nnx.initializers`; the weights then differ for the same seed.
 - `make_rngs`: `RngStream` updates its counter by index
   (https://github.com/google/flax/blob/main/flax/nnx/rnglib.py, not reported). Delete when `nnx.eval_shape` of
   HRNet-W18 is as fast with `nnx.Rngs`.

@@ -106,6 +106,7 @@ class StepCost:
     """Cost of a compiled training step per chip.
 
     Attributes:
+      topology: name of the topology that the step was compiled for.
       num_chips: number of chips of the topology.
       batch_size: faces per step over all chips.
       memory: bytes of memory in use: the sum of `parts`.

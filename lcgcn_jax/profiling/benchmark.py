@@ -31,7 +31,7 @@ def run_benchmark(
     workers: tuple[int, ...],
     report: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Measure a configuration with fresh weights, on synthetic faces if `data` is None.
+    """Measure a configuration with random weights, on synthetic faces if `data` is None.
 
     `report` is called with a line of text about each step.
 
@@ -123,11 +123,11 @@ def format_benchmark(result: Mapping[str, Any]) -> str:
         quartiles = " - ".join(format_seconds(value) for value in row["quartiles"])
         values = [name, format_seconds(row["median"]), quartiles if row["repetitions"] > 1 else ""]
         values.append(f"{row['faces_per_second']:,.1f}" if row["faces_per_second"] else "")
-        if row["floor"] is None:
+        if row["roofline"] is None:
             values += ["", "", ""]
         else:
-            values += [f"{row['flops'] / 1e9:.3g}", format_seconds(row["floor"])]
-            values.append(f"{row['floor'] / row['median']:.0%}")
+            values += [f"{row['flops'] / 1e9:.3g}", format_seconds(row["roofline"])]
+            values.append(f"{row['roofline'] / row['median']:.0%}")
         table.append(values)
     lines += ["", format_table(table)]
     shares = result["shares"]

@@ -25,7 +25,6 @@ from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.lcgcn import normalize_images
 from lcgcn_jax.profiling.roofline import Cost, Peaks, measure_peaks
 from lcgcn_jax.profiling.timing import Timing, measure
-from lcgcn_jax.training import sharding
 from lcgcn_jax.training.train_step import compute_dtype
 from lcgcn_jax.training.trainer import Trainer
 
@@ -65,7 +64,7 @@ class BenchmarkResult:
             "faces_per_second": self.faces / median if self.faces and median else None,
             "flops": None if self.cost is None else self.cost.flops,
             "bytes": None if self.cost is None else self.cost.bytes,
-            "floor": self.roofline,
+            "roofline": self.roofline,
             "bound": self.bound,
         }
 
@@ -74,7 +73,7 @@ class Measurements:
     """Benchmarks of a configuration on its data.
 
     Args:
-      training: trainer with fresh weights, in its own working directory.
+      training: trainer with random weights, in its own working directory.
       workers: numbers of worker processes of the input pipeline to measure; 0: threads only.
     """
 
@@ -106,7 +105,7 @@ class Measurements:
         yield self._program("forward", self._folded.predict, self._images)
 
     def decode(self) -> Iterator[BenchmarkResult]:
-        """From heatmaps to landmarks, confidences and spreads."""
+        """From heatmaps to landmarks, confidences and standard deviations."""
         functional = self._folded
 
         def decode(logits, maps):
@@ -150,9 +149,7 @@ class Measurements:
         def steps():
             scalars = None
             for _ in range(_STEPS):
-                batch = next(training.batches)
-                batch.pop("record")
-                batch = sharding.put_batch(batch, training.mesh)
+                batch, _ = training.next_batch()
                 training.state, scalars = step(training.state, batch)
             return scalars
 
@@ -239,9 +236,7 @@ class Measurements:
     @functools.cached_property
     def _batch(self) -> dict[str, jax.Array]:
         """Batch on the devices."""
-        batch = next(self._training.batches)
-        batch.pop("record")
-        return sharding.put_batch(batch, self._training.mesh)
+        return self._training.next_batch()[0]
 
     @functools.cached_property
     def _images(self) -> jax.Array:

@@ -23,8 +23,10 @@ def prepare_synthetic(
     """Generate synthetic faces in the official layout of a scheme and write them as records.
 
     Raises:
-      InputError: `out` already exists, or a count is below 1.
+      InputError: `out` already exists, a count is below 1, or the seed is negative.
     """
+    if seed < 0:
+        raise InputError(f"--seed: {seed} has to be at least 0")
     if min(num_train, num_test) < 1:
         raise InputError("--faces and --test-faces must be at least 1")
     write, read = LAYOUTS[scheme]

@@ -26,6 +26,7 @@ from lcgcn_jax.models.bundles import load_bundle
 from lcgcn_jax.models.config import CascadeConfig, GraphConfig
 from lcgcn_jax.training.config import differences, fill_in, to_json
 from lcgcn_jax.training.config_types import EPOCHS
+from lcgcn_jax.training.feature_cache import FeatureCache
 from lcgcn_jax.training.run_lock import read_run_config
 from lcgcn_jax.training.trainer import Trainer
 
@@ -40,6 +41,8 @@ class Variant:
     """A graph of the table.
 
     Attributes:
+      text: description in the table.
+      decode: landmark decoding of the heatmap stage, one of `heatmaps.DECODERS`.
       graph: fields of `model.graph` that differ from the paper's.
       visibility: whether the model has a visibility head, which needs faces with visibility labels.
       views: largest number of fixed views per face, if the configuration's would not fit in memory.
@@ -154,6 +157,7 @@ def run_ablation(
       config: configuration of a frozen training with `train.cache`, on the heatmap model of `init_from`.
       out: folder of the training runs, `ROW/seedN`.
       rows: keys of `ROWS`; consecutive ones with the same `decode` share the cached features.
+      seeds: number of runs of each row, with the seeds 0, 1, ...
       overridden: names of the config fields that were set on the command line.
 
     Raises:
@@ -171,19 +175,27 @@ def run_ablation(
             else:
                 if cache_key != _cache_key(run):  # one in memory at a time
                     cache, cache_key = None, _cache_key(run)
-                training = Trainer(
-                    run, workdir, feature_cache=cache, overridden=overridden
-                ).prepare()
-                cache = training.feature_cache
-                if not training.run():
-                    raise training.interruption()
-                _write_errors(training, workdir / RESULT)
+                cache = _train_and_evaluate(run, workdir, cache, overridden)
             runs.append(_read_errors(workdir / RESULT))
         results[name] = VariantErrors(
             {kind: np.array(errors) for kind, errors in runs[0]["heatmap"].items()},
             {kind: np.array([r["graph"][kind] for r in runs]) for kind in runs[0]["graph"]},
         )
     return results
+
+
+def _train_and_evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    cache: FeatureCache | None,
+    overridden: Collection[str],
+) -> FeatureCache | None:
+    """Train a run and write its errors. Returns the cache that the next run can use."""
+    training = Trainer(config, workdir, feature_cache=cache, overridden=overridden).prepare()
+    if not training.run():
+        raise training.interruption()
+    _write_errors(training, workdir / RESULT)
+    return training.feature_cache
 
 
 def variant_config(

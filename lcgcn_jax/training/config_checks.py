@@ -121,9 +121,13 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     if config.model.heatmap.get("name") in HEATMAP_MODEL_FIELDS:
         check_image_size(config.data.image_size, _STRIDE)
     groups = TRAINED[train.mode]
-    weights = {"heatmap": "heatmap_weight", "graph": "coordinate_weight"}
+    weights = {"heatmap": ["heatmap_weight"], "graph": ["coordinate_weight"]}
+    if loss.heatmap_coordinate != "none":
+        weights["heatmap"].append("heatmap_coordinate_weight")
+    if config.model.visibility.head != "none":
+        weights["graph"].append("visibility_weight")
     for values in (
-        {f"loss.{weights[group]}": loss[weights[group]] for group in groups},
+        {f"loss.{name}": loss[name] for group in groups for name in weights[group]},
         {f"optimizer.learning_rate.{group}": rates[group] for group in groups},
     ):
         if not any(values.values()):

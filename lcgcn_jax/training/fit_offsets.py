@@ -121,6 +121,10 @@ def fit_annotation_offsets(
     Args:
       predict: model of the annotation style to correct to, not trained on this dataset.
       dataset: dataset. Its attributes are groups, such as poses, if every training face has exactly one.
+      image_size: side of the crops in pixels.
+      batch_size: faces in a batch.
+      min_count: as in `fit_offsets`.
+      max_ratio: as in `fit_offsets`.
 
     Raises:
       InputError: the train split does not exist, or has too few usable faces.
@@ -327,8 +331,8 @@ def _median(values: Float[np.ndarray, "n *d"]) -> Float[np.ndarray, "*d"]:
 
 def _mirrored_name(name: str, names: Sequence[str]) -> str:
     """Group of the mirrored faces: the name with `left` and `right` swapped, if that group exists."""
-    exchanged = name.replace("left", "\0").replace("right", "left").replace("\0", "right")
-    return exchanged if exchanged in names else name
+    swapped = name.replace("left", "\0").replace("right", "left").replace("\0", "right")
+    return swapped if swapped in names else name
 
 
 def _report(

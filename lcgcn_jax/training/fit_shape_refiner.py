@@ -77,7 +77,7 @@ def fit_shape_refiner(
         )
     bundle = _with_identity_refiner(bundle, mean_shape(datasets[0], split), pose_terms=pose_terms)
     canonical_errors, rows, face_weights = _canonical_errors(bundle), [], []
-    for dataset, weight in zip(datasets, weights, strict=True):
+    for number, (dataset, weight) in enumerate(zip(datasets, weights, strict=True)):
         batches = view_batches(
             dataset,
             split,
@@ -85,6 +85,7 @@ def fit_shape_refiner(
             batch_size=batch_size,
             augment=augment,
             views=views,
+            number=number,
         )
         for batch in tqdm(batches, desc="views", unit="batch"):
             columns = *canonical_errors(batch["image"], batch["landmarks"]), batch["visible"]

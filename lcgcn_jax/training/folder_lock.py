@@ -3,8 +3,6 @@
 import abc
 import contextlib
 import email.utils
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -17,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lcgcn_jax.atomic_io import lock_file
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.storage import BucketPath, StorageError
 
@@ -70,17 +69,11 @@ class _DiskLock(FolderLock):
         # Child processes do not inherit the descriptor, so the lock ends with this process.
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.pread(descriptor, 1024, 0).decode(errors="replace").strip()
-                raise _held_by(folder, holder) from error
-            except OSError as error:
-                # Some network file systems have no locks; training works without them.
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
+            if not lock_file(descriptor):
+                holder = os.read(descriptor, 1024).decode(errors="replace").strip()
+                raise _held_by(folder, holder)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{_this_process()}\n".encode(), 0)
+            os.write(descriptor, f"{_this_process()}\n".encode())
         except BaseException:
             os.close(descriptor)
             raise

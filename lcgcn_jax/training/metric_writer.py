@@ -19,10 +19,11 @@ from lcgcn_jax.storage import GrowingFolder
 from lcgcn_jax.training.run_lock import needs_writing
 
 LOG = "metrics.jsonl"
-BOARD = "tensorboard"
-
+"""Name of the metric log in a workdir."""
 
 TENSORBOARD = "tensorboard"
+"""Name of the TensorBoard logger, and of its folder in a workdir."""
+
 LOGGERS = (TENSORBOARD, "trackio", "wandb")
 """Loggers that metrics can be written to, in addition to `metrics.jsonl`."""
 
@@ -124,7 +125,7 @@ class _TensorBoard:
 
     def __init__(self, workdir: Path, step: int):
         files, self._protos, self._summaries = _import_tensorboard()
-        self._folder = workdir / BOARD
+        self._folder = workdir / TENSORBOARD
         with needs_writing(self._folder):
             self._folder.mkdir(exist_ok=True)
             self._events = files.EventsWriter(str(self._folder / "events"), f".{os.getpid()}")

@@ -1,5 +1,6 @@
 """Adam with a learning rate per parameter group."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,8 +47,10 @@ def make_schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Sch
     elif config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, steps - warmup)
     else:
-        milestones = [max(1, int(part * steps) - warmup) for part in config.milestones]
-        decay = optax.piecewise_constant_schedule(peak, dict.fromkeys(milestones, 0.1))
+        # In a short run, several milestones can be at the same step.
+        milestones = Counter(max(1, int(part * steps) - warmup) for part in config.milestones)
+        factors = {step: 0.1**count for step, count in milestones.items()}
+        decay = optax.piecewise_constant_schedule(peak, factors)
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decay], [warmup])
 
 

@@ -140,7 +140,8 @@ def heatmap_coordinate_loss(
 
     Returns:
       `l1` and `smooth_l1` (linear from 1 px of a 256 px crop) in fractions of the crop, like the coordinate
-      loss of the graph; `star` without a unit, with eigenvalues in units of half a crop, as its authors.
+      loss of the graph; `star` without a unit, with eigenvalues in units of half a crop, as in the code of
+      its authors.
     """
     hh, hw = logits.shape[1:3]
     mean, covariance = heatmaps.moments(

@@ -278,8 +278,14 @@ class Trainer:
             def write(step: int, values: dict[str, float]) -> None:
                 raise_on_all_processes(lambda: None if log is None else log.write(step, values))
 
+            def validate(step: int) -> None:
+                metrics = self._validate_and_save_best()
+                write(step, metrics)
+                if on_validation is not None:
+                    on_validation(step, metrics)
+
             if self.step >= steps and math.isinf(self.best_nme):
-                write(self.step, self._validate_and_save_best())
+                validate(self.step)
             pending: _StepResult | None = None
             logged_step, logged_at = self.step, time.perf_counter()
             for step in range(self.step + 1, steps + 1):
@@ -301,10 +307,7 @@ class Trainer:
 
                 if is_last or step % eval_every == 0:
                     self._require_finite(pending)
-                    metrics = self._validate_and_save_best()
-                    write(step, metrics)
-                    if on_validation is not None:
-                        on_validation(step, metrics)
+                    validate(step)
                     logged_step, logged_at = step, time.perf_counter()
 
                 stop = stop_after(step)
@@ -318,12 +321,17 @@ class Trainer:
         return self.step >= steps
 
     def _take_step(self, step: int) -> _StepResult:
+        batch, records = self.next_batch()
+        self.state, scalars = self.train_step(self.state, batch)
+        return _StepResult(step, scalars, records)
+
+    def next_batch(self) -> tuple[dict[str, Any], np.ndarray]:
+        """Take a training batch. Returns it on the devices, and the numbers of its faces."""
         batch = next(self.batches)
         records = batch.pop("record")
         if not self._has_visibility:
             batch.pop("visibility")
-        self.state, scalars = self.train_step(self.state, sharding.put_batch(batch, self.mesh))
-        return _StepResult(step, scalars, records)
+        return sharding.put_batch(batch, self.mesh), records
 
     @property
     def step(self) -> int:
@@ -424,10 +432,12 @@ class Trainer:
             return self.feature_cache
         # Copies, because the training step donates the arrays of the state.
         frozen = jax.tree.map(jnp.copy, (self.state.params, self.state.batch_stats))
+        mesh, step = self.mesh, self._detect_step
 
-        def detect(images: np.ndarray) -> GraphInputs:
-            batch = sharding.put_batch(images, self.mesh)
-            return jax.tree.map(np.asarray, self._detect_step(*frozen, batch))
+        def detect(
+            images: np.ndarray,
+        ) -> GraphInputs:  # without `self`: the cache outlives this run
+            return jax.tree.map(np.asarray, step(*frozen, sharding.put_batch(images, mesh)))
 
         return FeatureCache(
             detect,

@@ -10,11 +10,15 @@ LOSSES = {
     "focal": "focal",
     "mse": "MSE",
     "adaptive_wing": "Adaptive Wing",
-    "l1": "L1 (part of the crop)",
+    "bce": "cross entropy",
+    "heatmap_coordinate": "coordinates of the heatmaps",
+    "l1": "L1 (fraction of the crop)",
     "smooth_l1": "smooth L1",
     "wing": "Wing",
+    "normalized_l2": "L2 (fraction of the face)",
+    "visibility": "visibility",
 }
-"""Labels of the training losses, by their names in the metric log."""
+"""Labels of the training losses, by their names in the metric log (`training.steps.total_loss`)."""
 
 
 def plot_curves(rows: Sequence[dict[str, int | float]]) -> matplotlib.figure.Figure:

@@ -14,6 +14,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
+from lcgcn_jax.errors import count_of
 from lcgcn_jax.landmarks import LandmarkScheme
 
 Edges = Float[np.ndarray, "n k k"]
@@ -97,7 +98,7 @@ def plot_edges(
         ):
             _draw_face(axes, crop, points, target_nodes)
             count = _draw_edges(axes, points, face, target_nodes, threshold, mappable, len(crop))
-            title += f": {count} edge{'' if count == 1 else 's'}"
+            title += f": {count_of(count, 'edge')}"
             if len(target_nodes) == 1 and not is_difference:
                 title += f", to itself {face[target_nodes[0], target_nodes[0]]:.2g}"
             axes.set_title(title, fontsize=10)

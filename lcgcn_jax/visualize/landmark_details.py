@@ -55,14 +55,17 @@ def draw_incoming_edges(
 
     Args:
       image: RGB image.
-      points: landmarks in pixels of the image.
+      points: landmarks in pixels of the image; not finite where they have no position.
       edges: as `strongest_edges` returns them; the thickness of a line is proportional to the weight, and
         weights below 5 % of the strongest are left out.
     """
     canvas = image.copy()
-    fixed = fixed_point(points).tolist()
+    located = np.all(np.isfinite(points), axis=1)
+    if not located[landmark]:
+        return canvas
+    fixed = fixed_point(np.where(located[:, None], points, 0.0)).tolist()
     largest = max((abs(weight) for _, weight in edges), default=0.0) or 1.0
-    edges = [edge for edge in edges if abs(edge[1]) >= _MIN_EDGE * largest]
+    edges = [edge for edge in edges if abs(edge[1]) >= _MIN_EDGE * largest and located[edge[0]]]
     for source, weight in reversed(edges):
         thickness = max(1, round(_MAX_THICKNESS * abs(weight) / largest))
         for color, width in ((BLACK, thickness + 2), (EDGE_COLOR, thickness)):

@@ -192,9 +192,11 @@ def _draw_edges(
     """Draw the k strongest edges between different landmarks in place."""
     weights = weights * (1 - np.eye(len(weights), dtype=weights.dtype))
     strongest = np.argsort(weights, axis=None)[-len(weights) :]
-    fixed = fixed_point(landmarks).tolist()
+    located = np.all(np.isfinite(landmarks), axis=1)
+    fixed = fixed_point(np.where(located[:, None], landmarks, 0.0)).tolist()
     for i, j in zip(*np.unravel_index(strongest, weights.shape), strict=True):
-        cv2.line(canvas, fixed[i], fixed[j], WHITE, 1, cv2.LINE_AA, SHIFT)
+        if located[i] and located[j]:
+            cv2.line(canvas, fixed[i], fixed[j], WHITE, 1, cv2.LINE_AA, SHIFT)
 
 
 def _viridis(values: Float[np.ndarray, "n"]) -> list[Color]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from lcgcn_jax.atomic_io import replacing_all, writing
+from lcgcn_jax.data.crops import crop_face
 from lcgcn_jax.data.dataset import FaceDataset, require_scheme
-from lcgcn_jax.data.pipeline import eval_batches
 from lcgcn_jax.errors import InputError, count_of, require_absent
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.models.lcgcn import LCGCNOutput
@@ -19,20 +19,28 @@ STAGES, EDGES, MATRICES = "stages.png", "edges.png", "edge_matrices.png"
 def predict_faces(
     model: LandmarkModel, dataset: FaceDataset, split: str, count: int, *, skip: int = 0
 ) -> tuple[dict[str, np.ndarray], LCGCNOutput]:
-    """Load faces of a split as a batch of `data.pipeline.eval_batches`, and predict their landmarks.
+    """Crop faces of a split, and predict their landmarks.
+
+    Args:
+      count: largest number of faces.
+      skip: number of faces of the split to leave out before the first.
+
+    Returns:
+      The fields of `data.crops.crop_face`, stacked, with `record` int64 [n], the number of each face in the
+      split; and the output for `image`.
 
     Raises:
       InputError: the split has at most `skip` faces.
     """
-    num_faces = len(dataset.source(split))
-    if skip >= num_faces:
+    source = dataset.source(split)
+    if skip >= len(source):
         raise InputError(
-            f"{dataset.path}: {split} has only {count_of(num_faces, 'face')}; skip fewer"
+            f"{dataset.path}: {split} has only {count_of(len(source), 'face')}; skip fewer"
         )
-    batches = eval_batches(dataset, split, image_size=model.image_size, batch_size=skip + count)
-    batch = next(iter(batches))
-    rows = np.flatnonzero(batch["mask"])[skip:]
-    faces = {name: values[rows] for name, values in batch.items()}
+    records = range(skip, min(skip + count, len(source)))
+    crops = [crop_face(source[record], model.image_size) for record in records]
+    faces = {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
+    faces["record"] = np.array(records)
     return faces, model.predict_crops(faces["image"])
 
 

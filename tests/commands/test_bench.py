@@ -67,10 +67,10 @@ def test_all_results_are_present_and_positive(config, synthetic98, tmp_path, cap
         # This row is the difference of two medians, which can be 0.
         assert row["median"] > 0 or name == "input: warp, augment"
         assert low <= row["median"] <= high
-        assert (row["floor"] is not None) == (name in PROGRAMS)
+        assert (row["roofline"] is not None) == (name in PROGRAMS)
     for name in PROGRAMS:
         row = result["rows"][name]
-        assert min(row["flops"], row["bytes"], row["floor"]) > 0
+        assert min(row["flops"], row["bytes"], row["roofline"]) > 0
         assert row["bound"] in ("flops", "bytes")
         assert row["faces_per_second"] == pytest.approx(8 / row["median"])
     assert result["rows"]["predict: latency"]["faces"] == 1
@@ -92,7 +92,7 @@ def test_two_benchmarks_on_a_dataset(config, synthetic98, tmp_path):
     for row in rows.values():
         low, high = row["quartiles"]
         assert 0 < low <= row["median"] <= high
-        assert min(row["flops"], row["bytes"], row["floor"]) > 0
+        assert min(row["flops"], row["bytes"], row["roofline"]) > 0
         assert row["faces_per_second"] == pytest.approx(8 / row["median"])
 
 

@@ -132,7 +132,9 @@ def test_training_split_has_no_reported_results(small_run, wflw_layout, capsys):
 def test_comparison_for_other_datasets_is_an_error(error_line, small_run, synthetic98):
     arguments = ["--model", small_run, "--data", synthetic98, "--split", "test"]
     error = error_line("eval", *arguments, "--compare-reported")
-    assert f"{synthetic98}: synthetic data, and published figures are for wflw and 300w" in error
+    assert (
+        f"{synthetic98}: synthetic data, and there are reported results for wflw and 300w" in error
+    )
 
 
 def test_wflw_model_on_300w_data_is_an_error(error_line, small_run, synthetic68):

@@ -73,7 +73,7 @@ def test_import_and_export_are_inverse(bundle, state, file, tmp_path, capsys):
     assert main(line(file, tmp_path / "bundle")) == 0
     output = capsys.readouterr().out
     assert "in the layout of HRNet-Facial-Landmark-Detection" in output
-    assert "FRESH" not in output
+    assert "NOT TRAINED" not in output
     imported = load_bundle(tmp_path / "bundle")
     assert imported.weights.keys() == bundle.weights.keys()
     for name, value in bundle.weights.items():
@@ -129,7 +129,7 @@ def test_random_head_and_unused_classifier_are_reported(state, tmp_path, capsys)
     save_file(backbone | classifier, tmp_path / "imagenet.safetensors")
     assert main(line(tmp_path / "imagenet.safetensors", tmp_path / "bundle")) == 0
     for output in (capsys.readouterr().out, (tmp_path / "bundle" / CARD).read_text()):
-        assert "THE HEAD IS FRESH" in output
+        assert "THE HEAD IS NOT TRAINED" in output
         assert "Left out: 1 weight of the classifier (classifier)" in output
     assert load_bundle(tmp_path / "bundle").model["graph"] is None
 

@@ -9,6 +9,7 @@ from lcgcn_jax.commands.parsing import parse_arguments
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.synthetic.dataset import prepare_synthetic
 
 
 def run(*argv):
@@ -118,6 +119,10 @@ def test_errors_say_how_to_fix_them(afw, tmp_path):
         run("300w", "--src", tmp_path / "nowhere", "--out", out)
     with pytest.raises(SystemExit):
         run("synthetic", "--faces", 0, "--out", out)
+    with pytest.raises(SystemExit):
+        run("synthetic", "--seed", -1, "--out", out)
+    with pytest.raises(InputError, match="--seed: -1 has to be at least 0"):
+        prepare_synthetic("wflw98", out, num_train=1, num_test=1, seed=-1)
     with pytest.raises(InputError, match="no WFLW here"):
         run("wflw", "--src", afw, "--out", out)
     with pytest.raises(InputError, match="--src lies within it"):

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lcgcn_jax.data import dataset as dataset_module
 from lcgcn_jax.data import records
 from lcgcn_jax.data.dataset import open_dataset, open_datasets, require_scheme
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.landmarks import WFLW98
+from lcgcn_jax.landmarks import IBUG68, WFLW98
+from lcgcn_jax.storage import as_path
 
 
 def test_splits_and_unions_of_splits(maker):
@@ -146,3 +148,13 @@ def test_other_names_of_a_folder_are_the_same_dataset(maker, monkeypatch):
     monkeypatch.chdir(dataset.path.parent)
     with pytest.raises(InputError, match="give each dataset folder only once"):
         open_datasets([dataset.path, Path(dataset.path.name)], dataset.scheme)
+
+
+def test_offsets_of_a_dataset_in_a_bucket(monkeypatch):
+    def open_nothing(folder):
+        raise InputError(f"opened {folder}")
+
+    monkeypatch.setattr(dataset_module, "open_dataset", open_nothing)
+    folder = "gs://faces/merl"
+    with pytest.raises(InputError, match=r"^opened gs://faces/merl$"):
+        open_datasets([as_path(folder)], IBUG68, [(folder, "offsets.json")])

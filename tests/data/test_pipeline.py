@@ -163,7 +163,7 @@ def test_corruption_does_not_depend_on_the_batch_size(faces):
 def test_missing_box_corruption_or_split_raises(faces):
     with pytest.raises(InputError, match="no face box"):
         eval_batches(faces, "test", image_size=16, batch_size=4, box="rect")
-    with pytest.raises(InputError, match="unknown corruption 'fog'"):
+    with pytest.raises(InputError, match="corruption: unknown value 'fog'"):
         eval_batches(faces, "test", image_size=16, batch_size=4, corruption="fog")
     with pytest.raises(InputError, match="no split 'common'; available: train, test"):
         eval_batches(faces, "common", image_size=16, batch_size=4)

@@ -98,5 +98,5 @@ def test_attributes_are_sets_of_the_test_split_only(synthetic98, split, count):
 
 
 def test_dataset_without_reported_results_is_an_error(synthetic98):
-    with pytest.raises(InputError, match="synthetic data, and published figures are for wflw"):
+    with pytest.raises(InputError, match="synthetic data, and there are reported results for wflw"):
         reported_table(open_dataset(synthetic98))

@@ -19,7 +19,7 @@ from lcgcn_jax.models.weights import merge_weights
 
 def imported(state, arch="w18", scheme=WFLW98, **graph):
     bundle, mapped = import_weights(state, arch, scheme, source="weights.pth", **graph)
-    fields = {"code": mapped.code, "fresh": mapped.fresh, "unused": mapped.unused}
+    fields = {"code": mapped.code, "initialized": mapped.initialized, "unused": mapped.unused}
     return types.SimpleNamespace(bundle=bundle, **fields)
 
 
@@ -157,7 +157,7 @@ def test_configuration_of_imported_bundles(face, lcgcn):
     assert face.bundle.model["heatmap_offset"] == 2.5
     assert lcgcn.bundle.model["heatmap_offset"] == 2.0
     for result in (face, lcgcn):
-        assert not result.fresh
+        assert not result.initialized
         assert not result.unused
 
 
@@ -224,7 +224,7 @@ def test_import_of_an_imagenet_backbone_has_a_fresh_head(face, hrnet98, extra):
     assert result.bundle.model["heatmap_offset"] is None
     assert set(result.unused) == set(extra)
     head = {name for name in face.bundle.weights if name.startswith("heatmap_model.head_")}
-    assert set(result.fresh) == head
+    assert set(result.initialized) == head
     assert result.bundle.weights.keys() == face.bundle.weights.keys()
     for name in face.bundle.weights.keys() - head:
         np.testing.assert_array_equal(result.bundle.weights[name], face.bundle.weights[name])

@@ -98,7 +98,6 @@ def test_unknown_choices_are_an_error(toy, field):
 
 
 def test_named_graph_configs():
-    assert GraphConfig.paper() == GraphConfig()
     assert GraphConfig.authors().authors_conventions
     assert GraphConfig.best().uses_offset_votes
 
@@ -152,7 +151,7 @@ def test_heatmap_offset_translates_landmarks_only(toy):
 
 @pytest.mark.parametrize("offset", ["corner", True, float("nan"), [1.5, 1.5]])
 def test_heatmap_offset_other_than_a_number_is_an_error(toy, offset):
-    with pytest.raises(InputError, match=r"model\.heatmap_offset: .* is not a number of pixels"):
+    with pytest.raises(InputError, match=r"model\.heatmap_offset: .* is not available; use"):
         create_model(config_of() | {"heatmap_offset": offset}, K, rngs=nnx.Rngs(0))
 
 

@@ -8,7 +8,6 @@ from lcgcn_jax.training.config import (
     differences,
     fill_in,
     load_config,
-    to_json,
 )
 from lcgcn_jax.training.config_types import Config, resolve_steps
 from lcgcn_jax.training.optimizer import make_schedule
@@ -206,4 +205,3 @@ def test_differences_name_the_fields():
     config = default_config()
     config.train.steps = 7
     assert differences(old, config.to_dict()) == ["train.steps: None -> 7"]
-    assert to_json(default_config()) == to_json(default_config())

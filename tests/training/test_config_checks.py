@@ -154,6 +154,19 @@ def test_run_without_anything_to_learn_is_refused(config, mode, fields):
     assert all(field in message for field in fields)
 
 
+def test_one_loss_is_enough_to_learn(config):
+    apply_overrides(config, {"loss.heatmap_weight": "0", "train.mode": "heatmap_only"})
+    assert "nothing is learned" in refusal(config)
+    config.loss.heatmap_coordinate = "smooth_l1"
+    check_config(config)
+    config.loss.heatmap_coordinate_weight = 0.0
+    assert "loss.heatmap_coordinate_weight" in refusal(config)
+    apply_overrides(config, {"train.mode": "joint", "loss.coordinate_weight": "0"})
+    assert "nothing is learned" in refusal(config)
+    config.model.visibility.head = "attention"
+    check_config(config)
+
+
 def test_missing_and_unknown_fields_are_refused(config):
     with config.unlocked():
         del config.train["keep"]

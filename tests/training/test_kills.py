@@ -16,7 +16,7 @@ import tiny
 
 from lcgcn_jax.models.bundles import BEST, WEIGHTS, load_bundle
 from lcgcn_jax.training.checkpoints import latest_checkpoint, read_checkpoint
-from lcgcn_jax.training.metric_writer import BOARD, read_metrics
+from lcgcn_jax.training.metric_writer import TENSORBOARD, read_metrics
 from lcgcn_jax.training.sharding import make_mesh
 from lcgcn_jax.training.trainer import Trainer
 
@@ -77,7 +77,7 @@ def logged(workdir):
 
 def has_opened_log(process):
     """Whether a process has dropped the metrics that an earlier one logged after its last checkpoint."""
-    return any((process.workdir / BOARD).glob(f"*.{process.process.pid}"))
+    return any((process.workdir / TENSORBOARD).glob(f"*.{process.process.pid}"))
 
 
 def partial_names(workdir):

@@ -9,12 +9,12 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.training.metric_writer import BOARD, MetricWriter, check_loggers, read_metrics
+from lcgcn_jax.training.metric_writer import TENSORBOARD, MetricWriter, check_loggers, read_metrics
 
 
 def board(workdir):
     """All events in the files of TensorBoard."""
-    for file in sorted((workdir / BOARD).iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for file in sorted((workdir / TENSORBOARD).iterdir(), key=lambda path: path.stat().st_mtime_ns):
         data = file.read_bytes()
         while data:
             (length,) = struct.unpack("Q", data[:8])
@@ -105,7 +105,7 @@ def test_tracker_receives_each_metric_once(name, tmp_path, monkeypatch):
     assert tracker.rows == [(step, {"train/loss": 1 / step}) for step in (1, 2, 3)] + ["finished"]
     first = tracker.options
     assert (first["project"], first["config"]) == ("faces", {"seed": 3})
-    assert not (tmp_path / BOARD).exists()
+    assert not (tmp_path / TENSORBOARD).exists()
     # A killed run resumes from a checkpoint before its last metrics.
     writer = MetricWriter(tmp_path, 1, [name, "tensorboard", name], {"seed": 3})
     for step in (2, 3, 4):
@@ -115,7 +115,7 @@ def test_tracker_receives_each_metric_once(name, tmp_path, monkeypatch):
     assert tracker.options == first
     assert (first["resume"], len(tracker.runs)) == ("allow", 2)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
-    assert (tmp_path / BOARD).exists()
+    assert (tmp_path / TENSORBOARD).exists()
 
 
 def test_unusable_loggers_are_errors(tmp_path, monkeypatch):

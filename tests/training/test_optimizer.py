@@ -65,6 +65,12 @@ def test_step_schedule_divides_by_ten_at_each_milestone(warmup):
     np.testing.assert_allclose(rate[warmup:], expected, rtol=1e-5)
 
 
+def test_milestones_at_the_same_step_both_divide():
+    """Both are in the warm-up of this short run."""
+    rate = rates(steps=20, schedule="step", warmup_steps=10, milestones=(0.3, 0.4))
+    assert rate[20] == pytest.approx(0.002)
+
+
 def test_warm_up_is_at_most_half_of_the_training():
     rate = rates(steps=20, warmup_steps=500)
     assert rate.argmax() == 10

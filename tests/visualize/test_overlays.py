@@ -7,6 +7,7 @@ from lcgcn_jax import visualize
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 from lcgcn_jax.visualize import overlays
+from lcgcn_jax.visualize.landmark_details import draw_incoming_edges
 
 NO_LINES = LandmarkScheme.from_dict({"name": "points", "num_landmarks": 68})
 
@@ -64,6 +65,22 @@ def test_the_strongest_edges_are_drawn():
     drawn = visualize.draw_faces(image, *arguments, sides=[90.0], edges=[weights])
     assert not plain[500, 430].any()
     assert (drawn[500, 430] > 200).all()
+
+
+def test_edges_of_landmarks_without_a_position_are_not_drawn():
+    image = np.zeros((200, 200, 3), np.uint8)
+    landmarks = np.full((68, 2), np.nan)
+    landmarks[0] = 150.0
+    weights = np.full((68, 68), 1 / 68, np.float32)
+    arguments = ([landmarks], [np.ones(68, np.float32)], IBUG68)
+    plain = visualize.draw_faces(image, *arguments, sides=[90.0])
+    drawn = visualize.draw_faces(image, *arguments, sides=[90.0], edges=[weights])
+    np.testing.assert_array_equal(drawn, plain)
+    edges = [(1, 0.5), (2, 0.3)]
+    for landmark, changed in ((0, True), (1, False)):
+        detail = draw_incoming_edges(image, landmarks, landmark, edges)
+        assert detail.any() == changed  # the circle around the landmark
+        assert not detail[:100, :100].any()
 
 
 @pytest.mark.parametrize("width", [60, 170, 300, 2000])

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "use a constant offset for a pose if the distances from the model vary more than this "
     text += "many times as much as on frontal faces"
     ratio = number(float, 0, above=True)
-    add(parser, "--max-spread", dest="max_ratio", type=ratio, default=1.5, help=text)
+    add(parser, "--max-ratio", type=ratio, default=1.5, help=text)
 
 
 def run(args: argparse.Namespace) -> int:

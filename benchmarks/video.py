@@ -75,7 +75,7 @@ def measure_stages(args: argparse.Namespace, clip: Path) -> None:
     capture = cv2.VideoCapture(str(clip))
     with tempfile.TemporaryDirectory() as folder:
         writer = VideoWriter(Path(folder) / "overlay.mp4", frames_per_second=RATE)
-        line = (0, 0.0, [face], [0], model.scheme)
+        line = (0, 0.0, [face], model.scheme)
         stages: dict[str, Callable[[], object]] = {
             "decoding": capture.read,
             "face detector": lambda: model.boxed_image(frame),

@@ -1,6 +1,6 @@
 """Export a model to ONNX, run it with onnxruntime, and compare the result with JAX.
 
-pip install 'lcgcn-jax[onnx]'
+pip install '.[onnx]'
 python examples/export_onnx.py face.onnx
 """
 

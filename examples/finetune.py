@@ -20,16 +20,27 @@ from flax import nnx
 import lcgcn_jax as lc
 
 
-def read_faces(folder: Path, table: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+def read_faces(
+    folder: Path, table: Path, size: int, num_landmarks: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Read face crops `[n, size, size, 3]`, and their landmarks `[n, k, 2]` in crop pixels."""
     crops, landmarks = [], []
+    header = ["image", *(f"{axis}_{i}" for i in range(num_landmarks) for axis in "xy")]
     with table.open(newline="") as file:
-        for name, *values in list(csv.reader(file))[1:]:
-            points = np.array(values, np.float64).reshape(-1, 2)
+        rows = csv.reader(file)
+        if next(rows, None) != header:
+            raise SystemExit(f"{table}: the header has to be {','.join(header[:5])},...")
+        for number, (name, *values) in enumerate(rows, start=2):
+            try:
+                points = np.array(values, np.float64).reshape(num_landmarks, 2)
+            except ValueError as error:
+                raise SystemExit(f"{table}: line {number}: {error}") from None
             low, high = points.min(axis=0), points.max(axis=0)
             scale = size / (1.25 * (high - low).max())
             shift = (size - 1) / 2 - scale * (low + high) / 2
             image = cv2.imread(str(folder / name), cv2.IMREAD_COLOR_RGB)
+            if image is None:
+                raise SystemExit(f"{folder / name}: no such image, or it cannot be read")
             crops.append(cv2.warpAffine(image, np.c_[scale * np.eye(2), shift], (size, size)))
             landmarks.append(scale * points + shift)
     return np.stack(crops), np.stack(landmarks).astype(np.float32)
@@ -48,7 +59,9 @@ def main() -> None:
     args = parser.parse_args()
 
     model = lc.load_model(args.model)
-    crops, landmarks = read_faces(args.images, args.landmarks, model.image_size)
+    crops, landmarks = read_faces(
+        args.images, args.landmarks, model.image_size, model.scheme.num_landmarks
+    )
     module = model.module
     optimizer = nnx.Optimizer(module, optax.adamw(1e-5), wrt=nnx.Param)
 
@@ -70,8 +83,11 @@ def main() -> None:
     tuned = lc.LandmarkModel.from_module(
         module, config=model.config, scheme=model.scheme, image_size=model.image_size
     )
-    tuned.save(args.out)
+    card = f"# {args.out.name}\n\nFine-tuned from `{args.model}`, whose license and limits apply.\n"
+    tuned.save(args.out, card=card)
     print(f"{args.out}: saved; load it with lcgcn_jax.load_model")
+    print("It has no predicted errors, and `Face.reliable` is None, until you run")
+    print(f"lcgcn research calibrate --model {args.out} --data DATA")
 
 
 if __name__ == "__main__":

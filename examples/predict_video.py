@@ -27,13 +27,15 @@ def main() -> None:
 
     model = lc.load_model(args.model, detector_model=args.detector_model)
     writer = cv2.VideoWriter()
+    # Streams have no rate, or 0. Videos of phones can have a variable one, which `lcgcn predict` handles.
+    rate = cv2.VideoCapture(args.video).get(cv2.CAP_PROP_FPS) or 25
     frames = model.track(args.video, smooth=True)
     for number, frame in enumerate(itertools.islice(frames, args.frames)):
         overlay = cv2.cvtColor(lc.draw(frame.image, frame.faces), cv2.COLOR_RGB2BGR)
         if not writer.isOpened():
             height, width = overlay.shape[:2]
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            writer.open(args.annotated, codec, 25, (width, height))
+            writer.open(args.annotated, codec, rate, (width, height))
         writer.write(overlay)
         tracks = [face.track for face in frame.faces]
         print(f"frame {number}, {frame.time:.2f} s: faces {tracks}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, install_command
 
 _LOGGER = logging.getLogger("lcgcn_jax")
 _DEVICE_FOLDER = Path("/dev")
@@ -50,7 +50,7 @@ def warn_if_gpu_is_unused() -> None:
     if _version(f"jax-{extra}-plugin") == _version("jaxlib"):
         fix = f"JAX's plugin for {extra} is installed but does not start; check the driver with nvidia-smi"
     else:
-        fix = f"to use the GPU, run pip install 'lcgcn-jax[{extra}]'"
+        fix = f"to use the GPU, run {install_command(extra)}"
     _LOGGER.warning(
         "lcgcn: warning: an NVIDIA GPU is present but JAX computes on the CPU; %s; to silence this "
         "warning, set JAX_PLATFORMS=cpu",

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+_DISTRIBUTION = "lcgcn-jax"
+
 
 class InputError(ValueError):
     """An input, option or output path cannot be used.
@@ -62,3 +64,25 @@ def one_line(error: BaseException) -> str:
     """Format an exception of a library as a single line."""
     text = " ".join(str(error).split())
     return f"no {text}" if isinstance(error, KeyError) else text or type(error).__name__
+
+
+def install_command(extra: str) -> str:
+    """Command that installs an extra of this package from where the package was installed (PEP 610)."""
+    import importlib.metadata  # these take too long for the start of every command
+    import json
+    import urllib.parse
+    import urllib.request
+
+    requirement = f"{_DISTRIBUTION}[{extra}]"
+    try:
+        text = importlib.metadata.distribution(_DISTRIBUTION).read_text("direct_url.json")
+        origin = json.loads(text or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    url = origin.get("url", "")
+    if "vcs_info" in origin:
+        requirement += f" @ {origin['vcs_info']['vcs']}+{url}"
+    elif url.startswith("file:"):
+        path = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+        requirement = f"{path}[{extra}]"
+    return f"pip install '{requirement}'"

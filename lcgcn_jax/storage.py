@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PosixPath
 from typing import Any
 
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, install_command, one_line
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}")  # `Path` drops one of the slashes
 _BOUNDARY = "==lcgcn=="
@@ -245,7 +245,7 @@ def _filesystem() -> Any:
         import fsspec.config
         from gcsfs.core import GCSFileSystem
     except ImportError as error:
-        raise InputError("gs:// needs gcsfs; pip install 'lcgcn-jax[gcs]'") from error
+        raise InputError(f"gs:// needs gcsfs; {install_command('gcs')}") from error
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs errors that it raises
     # Also for the file system of etils. Listings change, because other processes write to the bucket.
     options = fsspec.config.conf.setdefault("gcs", {})

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -141,6 +142,7 @@ def folder(tmp_path, shared, monkeypatch):
         "docs/index.md",
         "docs/tutorials/first-prediction.md",
         "docs/how-to/face-geometry.md",
+        "docs/how-to/server.md",
     ],
 )
 def test_prediction_pages_run(page, folder):
@@ -156,6 +158,9 @@ def test_prediction_pages_run(page, folder):
     (face,) = scope["faces"]
     assert face.landmarks.shape == (68, 2)
     assert face.score is None or face.score > 0.9
+    if "landmarks_of" in scope:
+        assert len(json.loads(scope["landmarks_of"]("photo.jpg"))["faces"]) == 1
+        assert "No such" in json.loads(scope["landmarks_of"]("missing.jpg"))["error"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Public API of the package."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,6 @@ import pytest
 from flax import nnx
 
 import lcgcn_jax as lc
-from lcgcn_jax.inference import results
 
 BOX = (20.0, 15.0, 60.0, 65.0)
 MODEL = {
@@ -66,7 +66,11 @@ def test_face_has_names_and_scheme(model):
     (face,) = model.predict(noise_image(), [BOX])
     assert face.names == lc.WFLW98.names
     assert face.score is None
-    assert "scheme" not in repr(face)
+    text = repr(dataclasses.replace(face, score=0.9, track=3))
+    assert text == "Face(box=(20.0, 15.0, 60.0, 65.0), 98 landmarks, score=0.9, track=3)"
+    assert json.dumps(face.to_dict())
+    text = repr(model)
+    assert text == "LandmarkModel(hrnet tiny with a graph, 98 landmarks of wflw98, crops of 32 px)"
 
 
 def test_detected_faces_have_scores(small_run, shared, detector_model):
@@ -76,7 +80,7 @@ def test_detected_faces_have_scores(small_run, shared, detector_model):
     _, scores = model.detector.scored_boxes(np.asarray(PIL.Image.open(path)))
     assert [face.score for face in faces] == scores.tolist()
     assert all(0.6 <= face.score <= 1 for face in faces)
-    described = results.describe_face(faces[0])
+    described = faces[0].to_dict()
     assert described["score"] == pytest.approx(faces[0].score, abs=1e-4)
     batch = model.predict_batch([path, noise_image(1), path], [None, [BOX, BOX], None])
     assert [[face.score is None for face in faces] for faces in batch] == [

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from emulator import bucket, emulator  # noqa: F401
 
 from lcgcn_jax import storage
 from lcgcn_jax.atomic_io import checksums, replacing, write_all, write_json
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, install_command
 from lcgcn_jax.storage import BucketPath, GrowingFolder, StorageError, as_path, check_access
 
 
@@ -242,5 +243,7 @@ def test_errors_have_one_line(error, message):
 def test_missing_extra_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs.core", None)
     storage._filesystem.cache_clear()
-    with pytest.raises(InputError, match=r"^gs:// needs gcsfs; pip install 'lcgcn-jax\[gcs\]'$"):
+    with pytest.raises(
+        InputError, match=f"^gs:// needs gcsfs; {re.escape(install_command('gcs'))}$"
+    ):
         as_path("gs://faces/a").is_dir()

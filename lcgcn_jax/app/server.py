@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, install_command
 from lcgcn_jax.inference.model import LandmarkModel, list_models, load_model
 from lcgcn_jax.models.bundles import DEFAULT_MODEL
 
 LOCALHOST = "127.0.0.1"
 
-_INSTALL = "pip install 'lcgcn-jax[app]'"
 _UPLOADS = "GRADIO_TEMP_DIR"  # variable with the folder where Gradio writes files
 _MAX_MODELS = 3  # in memory
 _MAX_WAIT = 20.0  # for running predictions when the page is closed, in seconds
@@ -105,7 +104,7 @@ def launch_app(
         use.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise InputError(f"the page needs Gradio; {_INSTALL}")
+        raise InputError(f"the page needs Gradio; {install_command('app')}")
 
     loaded = _Models(detector_model)
     names = list(dict.fromkeys([*map(str, models), DEFAULT_MODEL, *list_models()]))

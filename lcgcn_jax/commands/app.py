@@ -1,6 +1,6 @@
 """Serve a web page to try models on images, videos and a webcam.
 
-Needs the extra: pip install 'lcgcn-jax[app]'. The page works offline, and
+Needs the extra app: pip install '.[app]' in a clone. The page works offline, and
 accepts connections from this computer only, unless you give --host or --share.
 Ctrl-C stops it.
 

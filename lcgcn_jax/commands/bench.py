@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--data", required=False, help="dataset folder (default: synthetic faces)")
     add(parser, "--batch-size", default=None)
     text = "benchmarks to run, separated by commas (default: all)"
-    add(parser, "--only", metavar="NAME,...", type=names, default=[*BENCHMARKS], help=text)
+    add(parser, "--only", metavar="NAME,...", type=names, help=text)
     text = "numbers of worker processes of the input pipeline; 0: threads only"
     add(parser, "--workers", metavar="N,...", type=integers, default="0,1,2", help=text)
     add_count(parser, "--repetitions", 10, "measurements of each benchmark")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     result = run_benchmark(
         config,
         args.data,
-        parts=args.only,
+        parts=args.only or list(BENCHMARKS),
         repetitions=args.repetitions,
         workers=args.workers,
         report=functools.partial(print, flush=True),

@@ -4,7 +4,8 @@ Coordinates are pixels of the upright image, with its EXIF orientation applied;
 the center of the top-left pixel is (0, 0). Files in .pts format count from 1.
 Those for labeling tools count from --count-from, as 'lcgcn prepare' reads them.
 
-  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png;
+  image   OUT/NAME.json (or .csv, or NAME_face1.pts ...), overlay OUT/NAME.png
+          of at most 8192 px; NAME has its suffix if two inputs differ only in it;
           with --format jsonl, one line of OUT/predictions.jsonl; with coco, cvat
           and label-studio, all images in files for a labeling tool: OUT/coco.json,
           OUT/cvat.xml and OUT/cvat_labels.json, or OUT/label_studio.json and

@@ -23,16 +23,10 @@ def add_face_options(parser: argparse.ArgumentParser) -> None:
     text = "format of the boxes, for example xywh for x,y,width,height"
     add(parser, "--box-format", choices=BOX_FORMATS, default="xyxy", help=text)
     text = "minimum score of a detected face, 0 to 1 (default: 0.6)"
-    add(parser, "--min-score", type=number(float, 0, 1), metavar="SCORE", help=text)
+    fraction = number(float, 0, 1)
+    add(parser, "--min-score", type=fraction, metavar="SCORE", help=text)
     text = "leave out faces whose landmarks have a lower mean confidence"
-    add(
-        parser,
-        "--min-confidence",
-        type=number(float, 0, 1),
-        default=0.0,
-        metavar="VALUE",
-        help=text,
-    )
+    add(parser, "--min-confidence", type=fraction, default=0.0, metavar="VALUE", help=text)
     text = "scheme of the landmarks: ibug68 converts those of a model with the 98 of WFLW"
     add(parser, "--scheme", choices=SCHEMES, help=text)
     add_flag(parser, "--stored-pixels", "ignore the EXIF orientation of images")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lcgcn_jax.atomic_io import writing
 from lcgcn_jax.data.dataset import open_datasets
-from lcgcn_jax.errors import InputError, require_absent
+from lcgcn_jax.errors import InputError, count_of, require_absent
 from lcgcn_jax.evaluation.fit_uncertainty import calibrate
 from lcgcn_jax.evaluation.tables import format_calibration
 from lcgcn_jax.inference.model import load_model
@@ -16,6 +16,8 @@ from lcgcn_jax.models.bundles import SHIPPED, find_bundle, save_uncertainty
 from lcgcn_jax.models.hub import hub_reference
 from lcgcn_jax.storage import BucketPath, as_path
 from lcgcn_jax.uncertainty import UncertaintyModel
+
+_MIN_FACES = 30  # for which no warning is printed
 
 
 def calibrate_bundle(
@@ -62,8 +64,14 @@ def calibrate_bundle(
             save_uncertainty(bundle, fit.calibration)
         else:
             _write_copy(bundle, out, fit.calibration)
-    unit = f"{target}: calibrated; errors are in % of {loaded.scheme.normalizer_text}"
-    return f"{format_calibration(datasets, split, fit)}\n{unit}"
+    lines = [f"{target}: calibrated; errors are in % of {loaded.scheme.normalizer_text}"]
+    num_faces = sum(len(dataset.source(split, with_images=False)) for dataset in datasets)
+    if num_faces < _MIN_FACES:
+        lines.append(
+            f"warning: only {count_of(num_faces, 'face')}; with fewer than {_MIN_FACES}, predicted errors "
+            "and `reliable` can be far off; calibrate with more faces"
+        )
+    return "\n".join([format_calibration(datasets, split, fit), *lines])
 
 
 def _write_copy(bundle: Path, out: Path, calibration: UncertaintyModel) -> None:

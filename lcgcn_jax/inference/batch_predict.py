@@ -31,6 +31,7 @@ from lcgcn_jax.interrupts import Interrupted, deferred, received
 
 _MAX_THREADS = 8
 _WAITING_PIXELS = 50_000_000  # of images that are read, but not predicted yet
+_MAX_OVERLAY_SIDE = 8192  # pixels; viewers refuse much larger images
 _MAX_NAMES = 20  # in a message
 
 
@@ -79,8 +80,14 @@ class _Result:
     """Results of an image that a thread writes."""
 
     file: InputFile
-    num_faces: int
+    faces: Sequence[Face]
     writing: "Future[list[Path]]"
+
+    def describe_faces(self) -> str:
+        """Number of faces, and of those that are not reliable."""
+        unreliable = sum(face.reliable is False for face in self.faces)
+        text = count_of(len(self.faces), "face")
+        return f"{text}, {unreliable} not reliable" if unreliable else text
 
 
 class BatchPredictor:
@@ -243,12 +250,19 @@ class BatchPredictor:
             with deferred():
                 encoding = self._workers.submit(self._encode, job, faces)
                 writing = self._writer.submit(self._write, job.file, encoding)
-                self._results.append(_Result(job.file, len(faces), writing))
+                self._results.append(_Result(job.file, faces, writing))
         self._collect(_MAX_THREADS)
 
     def _encode(self, job: _ImageJob, faces: Sequence[Face]) -> dict[Path, bytes]:
         pixels = job.image.pixels
-        overlay = self._draw(pixels, faces) if self._files.overlays else None
+        overlay = None
+        if self._files.overlays:
+            overlay = self._draw(pixels, faces)
+            scale = _MAX_OVERLAY_SIDE / max(overlay.shape[:2])
+            if scale < 1:
+                overlay = cv2.resize(
+                    overlay, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
+                )
         return self._files.encode_image(job.file, pixels, overlay, faces, self._model.scheme)
 
     def _write(self, file: InputFile, encoding: "Future[dict[Path, bytes]]") -> list[Path]:
@@ -268,9 +282,7 @@ class BatchPredictor:
             paths = result.writing.result()
             with deferred():
                 self._results.popleft()
-                self._finish(
-                    result.file, result.num_faces, count_of(result.num_faces, "face"), paths
-                )
+                self._finish(result.file, len(result.faces), result.describe_faces(), paths)
 
     def _finish(self, file: InputFile, num_faces: int, text: str, paths: Sequence[Path]) -> None:
         self._summary.num_finished += 1

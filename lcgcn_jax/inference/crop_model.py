@@ -53,6 +53,15 @@ class CropModel:
         self._bundle = bundle
         self._loaded_programs: Any = None
 
+    def __repr__(self) -> str:
+        heatmap = self.config["heatmap"]
+        name = f"{heatmap.get('name')} {heatmap.get('arch', '')}".strip()
+        graph = "without a graph" if self.config["graph"] is None else "with a graph"
+        return (
+            f"{type(self).__name__}({name} {graph}, {self.scheme.num_landmarks} landmarks of "
+            f"{self.scheme.name}, crops of {self.image_size} px)"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         weights = {name: np.asarray(value) for name, value in self._bundle.weights.items()}
         return {

@@ -1,6 +1,7 @@
 """Predicted landmarks of one face."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,7 +15,7 @@ from lcgcn_jax.inference.face_geometry import ARCFACE_SIZE, EyeOpenness, HeadPos
 from lcgcn_jax.landmarks import LandmarkScheme
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Face:
     """A face in an image. All coordinates are in pixels of the image; equality is identity.
 
@@ -50,10 +51,44 @@ class Face:
     visibility: Float[np.ndarray, "k"] | None = None
     score: float | None = None
     predicted_error: Float[np.ndarray, "k"] | None = None
-    scheme: LandmarkScheme | None = dataclasses.field(default=None, repr=False)
+    scheme: LandmarkScheme | None = None
     reliable: bool | None = None
     track: int | None = None
-    crop: Float[np.ndarray, "2 3"] | None = dataclasses.field(default=None, repr=False)
+    crop: Float[np.ndarray, "2 3"] | None = None
+
+    def __repr__(self) -> str:
+        box = ", ".join(f"{value:.1f}" for value in self.box)
+        fields = {"score": self.score, "reliable": self.reliable, "track": self.track}
+        parts = [f"{name}={value:.3g}" for name, value in fields.items() if value is not None]
+        return f"Face({', '.join([f'box=({box})', f'{len(self.landmarks)} landmarks', *parts])})"
+
+    def to_dict(self, *, geometry: bool = False) -> dict[str, Any]:
+        """Convert to plain types, as in the JSON of `lcgcn predict`.
+
+        `expected_error` (percent), `predicted_error` (pixels) and `reliable` are left out if the model is not
+        calibrated, and `visibility` if it has no visibility head.
+
+        Args:
+          geometry: add head pose, eye openness and mouth openness as `geometry`.
+        """
+        fields: dict[str, Any] = {
+            "box": np.round(self.box, 3).tolist(),
+            "score": None if self.score is None else round(float(self.score), 4),
+            "landmarks": np.round(self.landmarks, 3).tolist(),
+            "confidence": np.round(self.confidence.astype(float), 4).tolist(),
+            "heatmap_landmarks": np.round(self.heatmap_landmarks, 3).tolist(),
+        }
+        if self.predicted_error_percent is not None:
+            fields["expected_error"] = np.round(self.predicted_error_percent, 2).tolist()
+        if self.visibility is not None:
+            fields["visibility"] = np.round(self.visibility.astype(float), 4).tolist()
+        if self.predicted_error is not None:
+            fields["predicted_error"] = np.round(self.predicted_error, 3).tolist()
+        if self.reliable is not None:
+            fields["reliable"] = self.reliable
+        if geometry and self.scheme is not None:
+            fields["geometry"] = face_geometry.describe_geometry(self.landmarks, self.scheme)
+        return fields
 
     @property
     def names(self) -> tuple[str, ...]:

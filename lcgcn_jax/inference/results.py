@@ -6,42 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lcgcn_jax.inference.face import Face
-from lcgcn_jax.inference.face_geometry import describe_geometry
 from lcgcn_jax.landmarks import LandmarkScheme
 
 CSV_COLUMNS = [
     "face", "landmark", "name", "x", "y", "confidence", "heatmap_x", "heatmap_y", "expected_error",
     "visibility", "reliable", "predicted_error", "score",
 ]  # fmt: skip
-
-
-def describe_face(face: Face, *, geometry: bool = False) -> dict[str, Any]:
-    """Convert a face to plain types for JSON; `geometry` adds `describe_geometry`.
-
-    `expected_error` (percent), `predicted_error` (pixels) and `reliable` are left out if the model is not
-    calibrated, and `visibility` if it has no visibility head.
-    """
-    fields: dict[str, Any] = {
-        "box": np.round(face.box, 3).tolist(),
-        "score": None if face.score is None else round(float(face.score), 4),
-        "landmarks": np.round(face.landmarks, 3).tolist(),
-        "confidence": np.round(face.confidence.astype(float), 4).tolist(),
-        "heatmap_landmarks": np.round(face.heatmap_landmarks, 3).tolist(),
-    }
-    if face.predicted_error_percent is not None:
-        fields["expected_error"] = np.round(face.predicted_error_percent, 2).tolist()
-    if face.visibility is not None:
-        fields["visibility"] = np.round(face.visibility.astype(float), 4).tolist()
-    if face.predicted_error is not None:
-        fields["predicted_error"] = np.round(face.predicted_error, 3).tolist()
-    if face.reliable is not None:
-        fields["reliable"] = face.reliable
-    if geometry and face.scheme is not None:
-        fields["geometry"] = describe_geometry(face.landmarks, face.scheme)
-    return fields
 
 
 def describe_image(
@@ -60,7 +31,7 @@ def describe_image(
         "height": height,
         "scheme": scheme.name,
         "names": list(scheme.names),
-        "faces": [describe_face(face, geometry=geometry) for face in faces],
+        "faces": [face.to_dict(geometry=geometry) for face in faces],
     }
 
 
@@ -68,7 +39,6 @@ def describe_frame(
     number: int,
     time: float,
     faces: Iterable[Face],
-    tracks: Iterable[int | None],
     scheme: LandmarkScheme,
     *,
     geometry: bool = False,
@@ -79,10 +49,7 @@ def describe_frame(
         "time": round(time, 6),
         "scheme": scheme.name,
         "names": list(scheme.names),
-        "faces": [
-            {"track": track, **describe_face(face, geometry=geometry)}
-            for face, track in zip(faces, tracks, strict=True)
-        ],
+        "faces": [{"track": face.track, **face.to_dict(geometry=geometry)} for face in faces],
     }
 
 

@@ -174,9 +174,9 @@ class VideoPredictor:
         writer: VideoWriter | None,
     ) -> None:
         """Write one frame to the files; runs in the thread that writes."""
-        tracks, scheme = [face.track for face in faces], self.tracker.model.scheme
+        scheme = self.tracker.model.scheme
         line = results.describe_frame(
-            len(summary.times), frame.time, faces, tracks, scheme, geometry=self.geometry
+            len(summary.times), frame.time, faces, scheme, geometry=self.geometry
         )
         json_lines.write(json.dumps(line) + "\n")
         if writer is not None:

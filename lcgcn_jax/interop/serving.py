@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import export
 
 from lcgcn_jax.atomic_io import require_writable, write_all, write_whole, writing
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, install_command
 from lcgcn_jax.geometry import CROP_SCALE
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.landmarks import convert_scheme
@@ -177,9 +177,7 @@ def _import_jax2onnx(path: Path):
         import onnx_ir.passes.common
         from jax2onnx import to_onnx
     except ImportError as error:
-        raise InputError(
-            f"{path}: ONNX files need jax2onnx: pip install 'lcgcn-jax[onnx]'"
-        ) from error
+        raise InputError(f"{path}: ONNX files need jax2onnx: {install_command('onnx')}") from error
     return to_onnx, onnx_ir, onnx
 
 

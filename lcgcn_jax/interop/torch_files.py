@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from lcgcn_jax.atomic_io import write_whole
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, install_command, one_line
 
 StateDict = dict[str, np.ndarray]
 
@@ -241,8 +241,7 @@ def _import_torch(path: Path):
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path}: {path.suffix} files need PyTorch: pip install 'lcgcn-jax[torch]'; or use "
-            ".safetensors"
+            f"{path}: {path.suffix} files need PyTorch: {install_command('torch')}; or use .safetensors"
         ) from error
     return torch
 

@@ -238,7 +238,7 @@ class ModelConfig:
         head = self.visibility.head
         if head != "none" and self.graph is None:
             raise ValueError(
-                f"model.visibility.head: {head!r} needs a graph, and model.graph is None; set it to 'none'"
+                f"model.visibility.head: {head!r} needs a graph, and model.graph is null; set it to 'none'"
             )
         if isinstance(self.graph, GraphConfig) and self.graph.reads_visibility and head == "none":
             raise ValueError(

@@ -9,11 +9,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, install_command, one_line
 
 _PREFIX = re.compile(r"^hf:/{1,2}")  # `Path` drops one of the slashes
 _REFERENCE = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_INSTALL = "pip install 'lcgcn-jax[hub]'"
 
 
 def hub_reference(model: str | Path) -> str | None:
@@ -45,7 +44,7 @@ def download_snapshot(name: str, files: Sequence[str]) -> Path:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
-        raise InputError(f"{name}: needs huggingface_hub; {_INSTALL}") from error
+        raise InputError(f"{name}: needs huggingface_hub; {install_command('hub')}") from error
     try:
         folder = huggingface_hub.snapshot_download(
             match["repo"], revision=match["revision"], allow_patterns=list(files)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.experimental import topologies
 
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, install_command, one_line
 from lcgcn_jax.landmarks import get_scheme
 from lcgcn_jax.profiling import gpu_program
 from lcgcn_jax.profiling.gpu_program import Kernels, array_bytes
@@ -156,7 +156,7 @@ def devices_of(topology: str) -> Sequence[Any]:
         return _gpus(topology, chip)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            "libtpu, the TPU compiler, is not installed; pip install 'lcgcn-jax[tpu]' (needs no TPU)"
+            f"libtpu, the TPU compiler, is not installed; {install_command('tpu')} (needs no TPU)"
         )
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -177,7 +177,7 @@ def _gpus(topology: str, chip: Chip) -> Sequence[Any]:
         map(importlib.util.find_spec, _CUDA_PLUGINS)
     ):
         raise InputError(
-            "the CUDA plugin of JAX is not installed; pip install 'lcgcn-jax[cuda]' (needs no GPU)"
+            f"the CUDA plugin of JAX is not installed; {install_command('cuda')} (needs no GPU)"
         )
     return topologies.get_topology_desc(
         platform="cuda", target_config=chip.target_config, topology=f"1x1x{int(count)}"

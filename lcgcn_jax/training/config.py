@@ -20,8 +20,8 @@ import yaml
 
 from lcgcn_jax import compat
 from lcgcn_jax.errors import InputError, one_line
-from lcgcn_jax.fields import require_known
-from lcgcn_jax.models.config import GraphConfig
+from lcgcn_jax.fields import constraints_of, require_known
+from lcgcn_jax.models.config import GRAPHS, HEATMAP_CONFIGS, GraphConfig
 from lcgcn_jax.training.config_types import EPOCHS, Config
 
 RUN_CONFIG = "config.json"
@@ -208,7 +208,10 @@ def _find_config(name: str) -> Path:
     configs = _project_configs()
     if name in configs:
         return configs[name]
+    stem = Path(name).stem
     advice = f"; the project has {', '.join(sorted(configs))}" if configs else ""
+    if stem in configs:
+        advice = f"; for the config of the project give only its name, {stem}"
     raise InputError(f"{name}: no such config file{advice}")
 
 
@@ -228,16 +231,32 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             )
         if epochs in overrides:
             overrides = {steps: "null", **overrides}
+    # First, because another name replaces the other options.
+    for part, kinds in (("heatmap", HEATMAP_CONFIGS), ("graph", GRAPHS)):
+        options, name = config.model.get(part), overrides.get(f"model.{part}.name")
+        if options is not None and name in kinds and name != options.get("name"):
+            config.model[part] = {"name": name} | _defaults(kinds[name])
     for name, text in overrides.items():
         *path, last = name.split(".")
         node = config
         for i, part in enumerate(path):
-            require_known("config " + ".".join(path[:i]), [part], node.keys())
+            require_known(" ".join(["config", ".".join(path[:i])]).rstrip(), [part], node.keys())
             node = node[part]
             if not isinstance(node, ml_collections.ConfigDict):
                 raise InputError(f"config {name}: {'.'.join(path[: i + 1])} has no fields")
-        require_known("config " + ".".join(path), [last], node.keys())
+        require_known(" ".join(["config", ".".join(path)]).rstrip(), [last], node.keys())
         node[last] = _parse_value(name, text, node[last])
+
+
+def _defaults(options: type[Any]) -> dict[str, Any]:
+    """Defaults of the options of a heatmap model or graph; the first choice where there is none."""
+    constraints = constraints_of(options)
+    return {
+        field.name: constraints[field.name].choices[0]
+        if field.default is dataclasses.MISSING
+        else field.default
+        for field in dataclasses.fields(options)
+    }
 
 
 def _parse_value(name: str, text: str, old: Any) -> Any:
@@ -259,11 +278,13 @@ def _parse_value(name: str, text: str, old: Any) -> Any:
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, ml_collections.ConfigDict):
-        if value is None:
+        if value in (None, "None", "none"):
             return None
         raise InputError(f"config {name}: is a group of fields; set one of them, or null")
     if old is not None and type(value) is not type(old):
-        raise InputError(f"config {name}: {text!r} does not have the type of its value {old!r}")
+        kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+        expected = kinds.get(type(old), type(old).__name__)
+        raise InputError(f"config {name}: got {text!r}; expected {expected}, such as {old!r}")
     return value
 
 

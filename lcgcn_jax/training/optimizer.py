@@ -30,7 +30,7 @@ def trained_names(mode: TrainMode, params: Weights) -> frozenset[str]:
     parts = {part for group in TRAINED[mode] for part in GROUPS[group]}
     if "graph" in TRAINED[mode] and not any(name.startswith("graph.") for name in params):
         raise InputError(
-            f"config train.mode: {mode!r} trains the graph, and model.graph is None; use 'heatmap_only'"
+            f"config train.mode: {mode!r} trains the graph, and model.graph is null; use 'heatmap_only'"
         )
     return frozenset(name for name in params if name.split(".")[0] in parts)
 

@@ -286,12 +286,16 @@ class Trainer:
 
             if self.step >= steps and math.isinf(self.best_nme):
                 validate(self.step)
+            if self.step < steps:
+                bar.set_postfix_str("compiling")
             pending: _StepResult | None = None
             logged_step, logged_at = self.step, time.perf_counter()
             for step in range(self.step + 1, steps + 1):
                 result = self._take_step(step)
                 # Checks the previous step while this one runs, so that the device does not wait.
                 self._require_finite(pending)
+                if pending is None:
+                    bar.set_postfix_str("")
                 pending = result
                 bar.update()
                 is_last = step == steps

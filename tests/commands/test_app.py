@@ -17,6 +17,7 @@ import pytest
 
 from lcgcn_jax.app.uploads import SAMPLE
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.errors import install_command
 
 LANDMARK = 48
 """Landmark that is clicked: a corner of the mouth."""
@@ -24,7 +25,7 @@ LANDMARK = 48
 
 def test_missing_gradio_names_the_extra(error_line, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert "pip install 'lcgcn-jax[app]'" in error_line("app")
+    assert install_command("app") in error_line("app")
 
 
 def test_unusable_models_are_errors_before_the_page_opens(error_line, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from jax import export
 
 from lcgcn_jax.commands.main import main
+from lcgcn_jax.errors import install_command
 from lcgcn_jax.interop.serving import OUTPUTS, description_file
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import save_bundle
@@ -58,7 +59,7 @@ def test_missing_jax2onnx_is_an_error_with_install_command(
 ):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     error = error_line(*line(model, "onnx", tmp_path / "face.onnx"))
-    assert "pip install 'lcgcn-jax[onnx]'" in error
+    assert install_command("onnx") in error
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.commands.main import main
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, install_command
 from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.interop.hub import join_card, split_card, write_hub_folder
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -200,7 +200,7 @@ def test_no_network_and_an_empty_cache(server, monkeypatch):
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'lcgcn-jax[hub]'" in one_line_error(load_model, "hf://team/face")
+    assert install_command("hub") in one_line_error(load_model, "hf://team/face")
 
 
 def test_pretrained_weights_and_architecture(server, toy):

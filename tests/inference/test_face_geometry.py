@@ -242,12 +242,12 @@ def test_geometry_for_json():
     assert face_geometry.describe_geometry(np.zeros((6, 2)), CUSTOM) == nothing
     face = face_of(synthetic(2)[0])
     image = results.describe_image(Path("a.jpg"), 192, 192, [face], IBUG68, geometry=True)
-    frame = results.describe_frame(0, 0.0, [face], [1], IBUG68, geometry=True)
+    frame = results.describe_frame(0, 0.0, [face], IBUG68, geometry=True)
     for described in (image["faces"][0], frame["faces"][0]):
         assert described["geometry"]["head_pose"]["yaw"] == pytest.approx(
             face.head_pose().yaw, abs=0.01
         )
-    assert "geometry" not in results.describe_face(face)
+    assert "geometry" not in face.to_dict()
     for scheme in (IBUG68, WFLW98):
         face_geometry.require_geometry(scheme)
     with pytest.raises(InputError, match="--geometry: the scheme six is neither"):

@@ -40,10 +40,10 @@ def test_csv_has_one_row_per_landmark(tmp_path):
 def test_predicted_errors_of_a_calibrated_model_are_written(tmp_path):
     plain = face(0)
     calibrated = dataclasses.replace(plain, predicted_error_percent=np.array([1.234, 5.0, 10.678]))
-    assert not {"expected_error", "predicted_error"} & set(results.describe_face(plain))
+    assert not {"expected_error", "predicted_error"} & set(plain.to_dict())
     in_pixels = dataclasses.replace(calibrated, predicted_error=np.array([0.12345, 0.5, 1.0]))
-    assert results.describe_face(in_pixels)["predicted_error"] == [0.123, 0.5, 1.0]
-    assert results.describe_face(calibrated)["expected_error"] == [1.23, 5.0, 10.68]
+    assert in_pixels.to_dict()["predicted_error"] == [0.123, 0.5, 1.0]
+    assert calibrated.to_dict()["expected_error"] == [1.23, 5.0, 10.68]
     in_pixels = dataclasses.replace(in_pixels, score=0.75)
     (tmp_path / "a.csv").write_text(results.format_csv([calibrated, in_pixels], SCHEME))
     with (tmp_path / "a.csv").open(newline="") as file:
@@ -67,8 +67,8 @@ def test_visibility_of_a_model_with_the_head_is_written(tmp_path):
     with_visibility = dataclasses.replace(
         plain, visibility=np.array([0.12345, 1.0, 0.0], np.float32)
     )
-    assert "visibility" not in results.describe_face(plain)
-    assert results.describe_face(with_visibility)["visibility"] == [0.1235, 1.0, 0.0]
+    assert "visibility" not in plain.to_dict()
+    assert with_visibility.to_dict()["visibility"] == [0.1235, 1.0, 0.0]
     text = results.format_csv([plain, with_visibility], SCHEME)
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["visibility"] for row in rows] == ["", "", "", "0.1235", "1.0000", "0.0000"]
@@ -76,12 +76,13 @@ def test_visibility_of_a_model_with_the_head_is_written(tmp_path):
 
 def test_reliability_names_and_scheme_are_written():
     faces = [dataclasses.replace(face(0), reliable=value) for value in (True, False, None)]
-    described = [results.describe_face(f).get("reliable", "absent") for f in faces]
+    described = [f.to_dict().get("reliable", "absent") for f in faces]
     assert described == [True, False, "absent"]
     rows = list(csv.DictReader(results.format_csv(faces, SCHEME).splitlines()))
     assert [row["reliable"] for row in rows[::3]] == ["true", "false", ""]
     image = results.describe_image(Path("a.jpg"), 9, 8, faces, SCHEME)
-    frame = results.describe_frame(3, 0.1, faces, [0, 1, 2], SCHEME)
+    tracked = [dataclasses.replace(f, track=i) for i, f in enumerate(faces)]
+    frame = results.describe_frame(3, 0.1, tracked, SCHEME)
     for content in (image, frame):
         assert (content["scheme"], content["names"]) == ("three", ["tip", "left", "right"])
         json.dumps(content)

@@ -9,6 +9,7 @@ from lcgcn_jax.training.config import (
     fill_in,
     load_config,
 )
+from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.config_types import Config, resolve_steps
 from lcgcn_jax.training.optimizer import make_schedule
 
@@ -149,26 +150,59 @@ def test_override_has_the_type_of_the_field(name, text, value):
     [
         ("train.step", "1", "unknown field 'step'; did you mean 'steps'"),
         ("modle.decode", "dark", "unknown field 'modle'; did you mean 'model'"),
-        ("train.batch_size", "many", "does not have the type"),
-        ("train.batch_size", "1.5", "does not have the type"),
+        ("train.batch_size", "many", "expected a whole number"),
+        ("train.batch_size", "1.5", "expected a whole number"),
         ("data.sources", "data/a", "not a list; give"),
         ("train.batch_size", "[1", "'\\[1' cannot be read"),
         ("train.batch_size", "2020-99-99", "cannot be read"),
-        ("train.batch_size", "true", "does not have the type"),
-        ("train.batch_size", "", "does not have the type"),
-        ("train.ema_decay", "true", "does not have the type"),
-        ("data.augment.rotation", "1:30", "does not have the type"),
-        ("train.batch_size", "0x10", "does not have the type"),
-        ("data.augment.zoom", "(wide, 1)", "'wide' does not have the type"),
-        ("model.graph.gcn_widths", "[32, 2.5]", "'2.5' does not have the type"),
+        ("train.batch_size", "true", "expected a whole number"),
+        ("train.batch_size", "", "expected a whole number"),
+        ("train.ema_decay", "true", "expected a number"),
+        ("data.augment.rotation", "1:30", "expected a number"),
+        ("train.batch_size", "0x10", "expected a whole number"),
+        ("data.augment.zoom", "(wide, 1)", "got 'wide'; expected a number"),
+        ("model.graph.gcn_widths", "[32, 2.5]", "got '2.5'; expected a whole number"),
         ("train.steps.x", "1", "train.steps has no fields"),
         ("model", "1", "is a group of fields"),
+        ("x", "y", "^config: unknown field 'x'"),
     ],
 )
 def test_bad_override_is_one_line(name, text, message):
     with pytest.raises(InputError, match=message) as error:
         apply_overrides(default_config().lock(), {name: text})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["null", "None", "none"])
+def test_graph_can_be_left_out(text):
+    config = default_config().lock()
+    apply_overrides(config, {"model.graph": text, "train.mode": "heatmap_only"})
+    assert config.model.graph is None
+    check_config(config)
+
+
+def test_another_name_replaces_the_options():
+    config = default_config().lock()
+    overrides = {"model.graph.fine_steps": "2", "model.graph.name": "dag"}
+    apply_overrides(config, overrides | {"model.heatmap.name": "hourglass"})
+    assert config.model.graph.to_dict() == {
+        "name": "dag",
+        "width": 128,
+        "blocks": 3,
+        "fine_steps": 2,
+    }
+    assert set(config.model.heatmap) == {"name", "stacks", "width", "activation"}
+    check_config(config)
+    apply_overrides(config, {"model.heatmap.name": "hrnet", "model.graph.name": "lcgcn"})
+    assert config.model.heatmap.arch == "w18"
+    assert config.model.to_dict() == default_config().model.to_dict()
+    with pytest.raises(InputError, match="unknown field 'stacks'"):
+        apply_overrides(config, {"model.heatmap.name": "hrnet", "model.heatmap.stacks": "2"})
+
+
+def test_path_of_a_project_config_names_it():
+    with pytest.raises(InputError, match="give only its name, w300_lcgcn"):
+        load_config("configs/elsewhere/w300_lcgcn.py:small")
 
 
 def test_override_of_data_sources():

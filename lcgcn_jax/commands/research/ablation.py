@@ -27,16 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"variants of the graph, separated by commas: {', '.join(ROWS)} (default: all but visible*, which "
         "need visibility labels)"
     )
-    add(parser, "--rows", metavar="NAME,...", type=names, default=DEFAULT_ROWS, help=rows)
+    add(parser, "--rows", metavar="NAME,...", type=names, help=rows)
     add_count(parser, "--seeds", 3, "runs per variant")
 
 
 def run(args: argparse.Namespace) -> int:
-    for row in args.rows:
+    rows = args.rows or DEFAULT_ROWS
+    for row in rows:
         choose("--rows", row, ROWS)
     config, overrides = load_checked_config(args.config, args.overrides)
     config.init_from = args.model
     use_compilation_cache()
-    results = run_ablation(config, args.out, rows=args.rows, seeds=args.seeds, overridden=overrides)
+    results = run_ablation(config, args.out, rows=rows, seeds=args.seeds, overridden=overrides)
     print(write_tables(results, args.out))
     return 0

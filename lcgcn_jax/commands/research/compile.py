@@ -2,7 +2,7 @@
 
 Compiles the training step for a TPU slice or for GPUs, and prints what one chip
 needs: memory, operations, bytes moved, collectives, and the kernels of a GPU.
-Takes minutes; requires pip install 'lcgcn-jax[tpu]' or 'lcgcn-jax[cuda]'.
+Takes minutes; requires the extra tpu or cuda.
 
 Example: lcgcn research compile --config w300_lcgcn_best --topology v5e:4x4
 """

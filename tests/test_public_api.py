@@ -70,7 +70,7 @@ def test_face_has_names_and_scheme(model):
     assert text == "Face(box=(20.0, 15.0, 60.0, 65.0), 98 landmarks, score=0.9, track=3)"
     assert json.dumps(face.to_dict())
     text = repr(model)
-    assert text == "LandmarkModel(hrnet tiny with a graph, 98 landmarks of wflw98, crops of 32 px)"
+    assert text == "LandmarkModel(toy with a graph, 98 landmarks of wflw98, crops of 64 px)"
 
 
 def test_detected_faces_have_scores(small_run, shared, detector_model):

@@ -177,7 +177,11 @@ def stage_comparison(
             _, predicted = enlarge(crop, landmarks[i], factor)
             images[name] = draw_landmarks(points, predicted, scheme, radius=radius)
         # Only the first row is labeled.
-        strip = [label(image, name) if i < 2 else image for name, image in images.items()]
+        colors = {"truth": "red"}
+        strip = [
+            label(image, f"{name} ({colors.get(name, 'green')})") if i < 2 else image
+            for name, image in images.items()
+        ]
         strips.append(np.concatenate(strip, axis=1))
     if len(strips) % 2:
         strips.append(np.full_like(strips[0], 255))

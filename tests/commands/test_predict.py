@@ -415,7 +415,7 @@ def test_empty_video_is_an_error(error_line, small_run, tmp_path):
         (["--box", "9,9,9", "--box-format", "xywh"], "four numbers x,y,width,height"),
         (["--min-score", "1.5"], "--min-score: 1.5 has to be at most 1"),
         (["--min-confidence", "nan"], "--min-confidence: nan has to be at least 0"),
-        (["--min-confidence", "x"], "--min-confidence: invalid fraction value: 'x'"),
+        (["--min-confidence", "x"], "--min-confidence: invalid float value: 'x'"),
         (["--whole-image", "--min-score", "0.5"], "--min-score applies to detected faces"),
         ([], "give --detector-model FILE, --box X0,Y0,X1,Y1, --boxes FILE or --whole-image"),
     ],

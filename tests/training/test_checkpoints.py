@@ -71,7 +71,8 @@ def test_flipped_bytes_are_detected_and_nothing_is_removed(run, load):
 
 def test_checkpoint_with_former_names_of_weights_is_loaded(run, trained):
     state = {f.name: getattr(trained.state, f.name) for f in dataclasses.fields(trained.state)}
-    former = compat.downgrade_weights(state)
+    all_names = {f"graph.{name}.weight": None for name in compat._WEIGHT_NAMES}
+    former = compat.downgrade_weights(state, all_names)
     assert compat.has_former_weights(former)
     checkpoints = Checkpoints(run, keep=2)
     shutil.rmtree(run / "checkpoints" / "2")

@@ -143,5 +143,5 @@ def test_modes_train_their_parts(mode, parts):
 @pytest.mark.parametrize("mode", ["frozen", "joint"])
 def test_mode_that_trains_the_graph_of_a_model_without_one_is_rejected(mode):
     heatmap_params = {name: value for name, value in PARAMS.items() if name.startswith("heatmap")}
-    with pytest.raises(InputError, match=rf"'{mode}' trains the graph, and model\.graph is None"):
+    with pytest.raises(InputError, match=rf"'{mode}' trains the graph, and model\.graph is null"):
         trained_names(mode, heatmap_params)

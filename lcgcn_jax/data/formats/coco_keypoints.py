@@ -206,7 +206,11 @@ def _faces(
         used = [c for c in used if c not in others]
     for category in used:
         if category.missing:
-            hint = did_you_mean(category.missing[0], category.keypoints)
+            # Keypoints with the name of another landmark cannot be meant.
+            others = [name for name in category.keypoints if name not in scheme.names]
+            hint = did_you_mean(category.missing[0], others)
+            if others and not hint:
+                hint = f" (but {', '.join(map(repr, others[:_MAX_SHOWN]))})"
             raise InputError(
                 f"category {category.name!r} has no keypoint {category.missing[0]!r}{hint}; give the "
                 f"landmarks of {scheme.name} the same names"

@@ -331,7 +331,7 @@ def test_coco_annotation_that_is_not_an_object_is_listed(images):
         ("{}", "not COCO's keypoints"),
         (coco_of({}, images=[{"id": 1}]), "not COCO's keypoints"),
         (coco_of({}, categories=["face"]), "not COCO's keypoints"),
-        (coco_of({}, category=["left", "right", "tip", "jaw"]), "has no keypoint 'chin'"),
+        (coco_of({}, category=["left", "right", "tip", "jaw"]), "keypoint 'chin' (but 'jaw')"),
     ],
 )
 def test_malformed_coco_raises_a_one_line_error(images, content, message):

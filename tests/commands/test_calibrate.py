@@ -120,6 +120,7 @@ def test_predicted_errors_match_the_errors_of_test_faces(measured):
 
 def test_output_has_the_quality_for_each_corruption(calibrated, case):
     out, output = calibrated
+    assert f"warning: only {case.num_faces} faces" in output
     for corrupt in CORRUPTIONS:
         assert f"{'clean' if corrupt == 'none' else corrupt}; cross-validated" in output
     assert output.count("AUSE 0." if case.is_trained else "AUSE ") == len(CORRUPTIONS)

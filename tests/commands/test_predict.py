@@ -10,6 +10,7 @@ from lcgcn_jax.commands.main import main
 from lcgcn_jax.data.formats.pts import read_pts
 from lcgcn_jax.geometry import transform_points
 from lcgcn_jax.image_io import read_image
+from lcgcn_jax.inference import batch_predict
 from lcgcn_jax.inference.video import VideoWriter, open_video
 from lcgcn_jax.models.bundles import load_bundle, save_bundle
 
@@ -290,6 +291,14 @@ def test_large_image(predict, tmp_path):
     path = image(tmp_path, "large.jpg", size=(8000, 5000))
     assert predict(path, "--box", "35,10,85,80") == 0
     assert json.loads((tmp_path / "out/large.json").read_text())["width"] == 8000
+
+
+def test_overlays_of_large_images_are_reduced(predict, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_predict, "_MAX_OVERLAY_SIDE", 100)
+    assert predict(photo, "--box", "100,30,200,170") == 0
+    overlay = cv2.imread(str(tmp_path / "out/photo.png"))
+    assert max(overlay.shape) == 100
+    assert json.loads((tmp_path / "out/photo.json").read_text())["width"] == 300
 
 
 @pytest.fixture

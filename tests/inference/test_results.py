@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.data.formats.pts import format_pts, read_pts
-from lcgcn_jax.inference import results
+from lcgcn_jax.inference import batch_predict, results
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -83,6 +83,8 @@ def test_reliability_names_and_scheme_are_written():
     image = results.describe_image(Path("a.jpg"), 9, 8, faces, SCHEME)
     tracked = [dataclasses.replace(f, track=i) for i, f in enumerate(faces)]
     frame = results.describe_frame(3, 0.1, tracked, SCHEME)
+    line = batch_predict._Result(Path("a.jpg"), faces, None).describe_faces()
+    assert line == "3 faces, 1 not reliable"
     for content in (image, frame):
         assert (content["scheme"], content["names"]) == ("three", ["tip", "left", "right"])
         json.dumps(content)

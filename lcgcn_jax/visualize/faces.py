@@ -79,9 +79,16 @@ def draw_number(canvas: Image, box: Box, number: int) -> None:
         .astype(int)
         .tolist()
     )
-    for color, thickness in ((BLACK, 3), (WHITE, 1)):
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(canvas, str(number), (x, y - 4), font, 0.6, color, thickness, cv2.LINE_AA)
+    draw_text(canvas, str(number), (x, y - 4), 0.6)
+
+
+def draw_text(canvas: Image, text: str, origin: Sequence[int], scale: float) -> None:
+    """Draw white text with a black outline in place; `origin` is its lower left corner in pixels."""
+    # Not by a larger thickness, which makes the characters of OpenCV 5 wider.
+    shifts = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx or dy]
+    for color, (dx, dy) in [*((BLACK, shift) for shift in shifts), (WHITE, (0, 0))]:
+        corner = (origin[0] + dx, origin[1] + dy)
+        cv2.putText(canvas, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
 
 
 def draw_points(
@@ -140,11 +147,7 @@ def label(image: Image, text: str) -> Image:
     """Draw a line of text in the upper left corner of a copy of an image."""
     canvas = image.copy()
     scale = max(0.4, image.shape[1] / 640)
-    for color, thickness in ((BLACK, 3), (WHITE, 1)):
-        cv2.putText(
-            canvas, text, (6, int(28 * scale) + 4), cv2.FONT_HERSHEY_SIMPLEX, scale, color,
-            thickness, cv2.LINE_AA,
-        )  # fmt: skip
+    draw_text(canvas, text, (6, int(28 * scale) + 4), scale)
     return canvas
 
 

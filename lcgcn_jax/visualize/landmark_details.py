@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lcgcn_jax.inference.face import Face
-from lcgcn_jax.visualize.faces import BLACK, SHIFT, WHITE, Color, Image, fixed_point
+from lcgcn_jax.visualize.faces import BLACK, SHIFT, Color, Image, draw_text, fixed_point
 
 ERROR_COLOR: Color = (255, 64, 160)
 EDGE_COLOR: Color = (255, 170, 0)
@@ -86,8 +86,4 @@ def _draw_text(
     direction = direction / max(float(np.linalg.norm(direction)), 1e-6)
     middle = point + direction * (np.abs(direction) @ [width / 2, height / 2] + 8)
     corner = np.round(middle - (width / 2, -height / 2)).clip(-1e6, 1e6).astype(int).tolist()
-    for color, thickness in ((BLACK, 3), (WHITE, 1)):
-        cv2.putText(
-            canvas, text, corner, cv2.FONT_HERSHEY_SIMPLEX, _TEXT_SCALE, color, thickness,
-            cv2.LINE_AA,
-        )  # fmt: skip
+    draw_text(canvas, text, corner, _TEXT_SCALE)

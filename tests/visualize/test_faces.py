@@ -1,10 +1,12 @@
 """Tests of `visualize.faces`."""
 
+import cv2
 import numpy as np
 import pytest
 
 from lcgcn_jax import visualize
 from lcgcn_jax.landmarks import IBUG68
+from lcgcn_jax.visualize.faces import draw_text
 
 
 @pytest.mark.parametrize("point", [(20.0, 30.0), (20.5, 30.25)])
@@ -39,3 +41,12 @@ def test_missing_landmarks_are_not_drawn():
     assert drawn[10, 10:31].all()
     assert drawn[50, 50]
     assert not drawn[15:45].any()
+
+
+def test_outline_of_a_long_text_is_at_its_characters():
+    canvas = np.full((60, 400, 3), 120, np.uint8)
+    draw_text(canvas, "a long text (with many characters)", (6, 30), 0.5)
+    white, changed = (canvas > 200).all(axis=2), (canvas != 120).any(axis=2)
+    near = cv2.dilate(white.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
+    assert white.any()
+    assert not (changed & ~near).any()

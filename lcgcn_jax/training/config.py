@@ -233,8 +233,8 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             overrides = {steps: "null", **overrides}
     # First, because another name replaces the other options.
     for part, kinds in (("heatmap", HEATMAP_CONFIGS), ("graph", GRAPHS)):
-        options, name = config.model.get(part), overrides.get(f"model.{part}.name")
-        if options is not None and name in kinds and name != options.get("name"):
+        options, name = config.model.get(part), overrides.get(f"model.{part}.name", "")
+        if name in kinds and (options is None or name != options.get("name")):
             config.model[part] = {"name": name} | _defaults(kinds[name])
     for name, text in overrides.items():
         *path, last = name.split(".")
@@ -243,7 +243,12 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             require_known(" ".join(["config", ".".join(path[:i])]).rstrip(), [part], node.keys())
             node = node[part]
             if not isinstance(node, ml_collections.ConfigDict):
-                raise InputError(f"config {name}: {'.'.join(path[: i + 1])} has no fields")
+                parent = ".".join(path[: i + 1])
+                if node is None and parent == "model.graph":
+                    raise InputError(
+                        f"config {name}: model.graph is null; set model.graph.name too"
+                    )
+                raise InputError(f"config {name}: {parent} has no fields")
         require_known(" ".join(["config", ".".join(path)]).rstrip(), [last], node.keys())
         node[last] = _parse_value(name, text, node[last])
 

@@ -179,6 +179,11 @@ def test_graph_can_be_left_out(text):
     apply_overrides(config, {"model.graph": text, "train.mode": "heatmap_only"})
     assert config.model.graph is None
     check_config(config)
+    with pytest.raises(InputError, match=r"model\.graph is null; set model\.graph\.name too"):
+        apply_overrides(config, {"model.graph.refinements": "1"})
+    apply_overrides(config, {"model.graph.refinements": "1", "model.graph.name": "lcgcn"})
+    assert config.model.graph.refinements == 1
+    check_config(config)
 
 
 def test_another_name_replaces_the_options():

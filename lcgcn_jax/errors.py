@@ -74,11 +74,10 @@ def install_command(extra: str) -> str:
     import urllib.request
 
     requirement = f"{_DISTRIBUTION}[{extra}]"
-    try:
-        text = importlib.metadata.distribution(_DISTRIBUTION).read_text("direct_url.json")
-        origin = json.loads(text or "{}")
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        origin = {}
+    # In a clone, the metadata of a build can come before those of the installation.
+    builds = importlib.metadata.distributions(name=_DISTRIBUTION)
+    origins = filter(None, (build.read_text("direct_url.json") for build in builds))
+    origin = json.loads(next(origins, "{}"))
     url = origin.get("url", "")
     if "vcs_info" in origin:
         requirement += f" @ {origin['vcs_info']['vcs']}+{url}"

@@ -25,5 +25,10 @@ def test_install_command_names_the_source(monkeypatch, origin, requirement):
             assert name == "direct_url.json"
             return None if origin is None else json.dumps(origin)
 
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
+    class Build:
+        def read_text(self, name):
+            return None
+
+    builds = [Build(), Distribution()]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter(builds))
     assert install_command("onnx") == f"pip install '{requirement}'"

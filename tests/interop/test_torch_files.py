@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lcgcn_jax.errors import InputError
+from lcgcn_jax.errors import InputError, install_command
 from lcgcn_jax.interop.torch_files import read_state_dict, read_torch_file, write_state_dict
 
 STATE = {
@@ -175,7 +175,7 @@ def test_unknown_suffix_is_rejected(tmp_path, use):
 def test_missing_pytorch_raises_with_the_install_command(tmp_path, monkeypatch):
     (tmp_path / "a.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"a\.pth: .*pip install 'lcgcn-jax\[torch\]'"):
+    with pytest.raises(InputError, match=rf"a\.pth: .*{re.escape(install_command('torch'))}"):
         read_state_dict(tmp_path / "a.pth")
 
 

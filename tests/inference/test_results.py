@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from lcgcn_jax.data.formats.pts import format_pts, read_pts
 from lcgcn_jax.inference import batch_predict, results
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
 
 SCHEME = LandmarkScheme.from_dict({"name": "three", "names": ["tip", "left", "right"]})
@@ -83,7 +85,8 @@ def test_reliability_names_and_scheme_are_written():
     image = results.describe_image(Path("a.jpg"), 9, 8, faces, SCHEME)
     tracked = [dataclasses.replace(f, track=i) for i, f in enumerate(faces)]
     frame = results.describe_frame(3, 0.1, tracked, SCHEME)
-    line = batch_predict._Result(Path("a.jpg"), faces, None).describe_faces()
+    file = InputFile(Path("a.jpg"), Path("a"))
+    line = batch_predict._Result(file, faces, Future()).describe_faces()
     assert line == "3 faces, 1 not reliable"
     for content in (image, frame):
         assert (content["scheme"], content["names"]) == ("three", ["tip", "left", "right"])

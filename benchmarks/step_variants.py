@@ -6,7 +6,7 @@ runs on the devices of this machine. It profiles the baseline, then times it and
 random weights and images. A gain is the speedup per face minus 1; the predicted gain follows from the bytes
 that XLA counts. With a topology,
 
-    python benchmarks/step_variants.py --config configs/w300_lcgcn_best.py:small --topology v5e:2x2 \
+    python benchmarks/step_variants.py --config w300_lcgcn_best:small --topology v5e:2x2 \
         --batch-size 16 --variants train.remat=True
 
 nothing runs: the step is compiled for a TPU slice without a TPU, and the figures are those of the compiler.

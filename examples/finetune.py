@@ -26,11 +26,14 @@ def read_faces(
     """Read face crops `[n, size, size, 3]`, and their landmarks `[n, k, 2]` in crop pixels."""
     crops, landmarks = [], []
     header = ["image", *(f"{axis}_{i}" for i in range(num_landmarks) for axis in "xy")]
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         if next(rows, None) != header:
             raise SystemExit(f"{table}: the header has to be {','.join(header[:5])},...")
-        for number, (name, *values) in enumerate(rows, start=2):
+        for number, row in enumerate(rows, start=2):
+            if not row:
+                continue
+            name, *values = row
             try:
                 points = np.array(values, np.float64).reshape(num_landmarks, 2)
             except ValueError as error:

@@ -8,6 +8,7 @@ python examples/predict_video.py camera:0 annotated.mp4 --frames 100
 
 import argparse
 import itertools
+from pathlib import Path
 
 import cv2
 
@@ -27,8 +28,9 @@ def main() -> None:
 
     model = lc.load_model(args.model, detector_model=args.detector_model)
     writer = cv2.VideoWriter()
-    # Streams have no rate, or 0. Videos of phones can have a variable one, which `lcgcn predict` handles.
-    rate = cv2.VideoCapture(args.video).get(cv2.CAP_PROP_FPS) or 25
+    # Videos of phones can have a variable rate, which `lcgcn predict` handles.
+    is_file = Path(args.video).is_file()
+    rate = (cv2.VideoCapture(args.video).get(cv2.CAP_PROP_FPS) if is_file else 0) or 25
     frames = model.track(args.video, smooth=True)
     for number, frame in enumerate(itertools.islice(frames, args.frames)):
         overlay = cv2.cvtColor(lc.draw(frame.image, frame.faces), cv2.COLOR_RGB2BGR)

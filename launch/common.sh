@@ -44,13 +44,14 @@ parse_options() {
   done
 }
 
-# require NAME...: check that options are set, and that the file of --config exists.
+# require NAME...: check that options are set, and that --config is a file or a config of the project.
 require() {
   local key file
   for key in "$@"; do
     [[ -n ${!key} ]] || fail "--$key is missing"
-    file=$root/${!key%%:*}
-    [[ $key != config || -f $file ]] || fail "--config $file: no such file"
+    file=${!key%%:*}
+    [[ $key != config || -f $root/$file || -f $root/configs/$file.py ]] ||
+      fail "--config $root/$file: no such file"
   done
 }
 

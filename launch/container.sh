@@ -12,7 +12,7 @@ usage: launch/container.sh --config FILE[:ARG] --workdir DIR --data DIR [options
 Builds launch/Containerfile, and trains in the container. The same command resumes from the last checkpoint.
 Requires NVIDIA driver 580 or newer, and the NVIDIA container toolkit.
 
-  --config FILE[:ARG]    config file in this clone
+  --config FILE[:ARG]    name of a config, or config file in this clone
   --workdir DIR          folder of the run on this machine
   --data DIR             output of lcgcn prepare on this machine
   --engine COMMAND       docker or podman (default: docker)

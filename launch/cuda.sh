@@ -11,7 +11,7 @@ usage: launch/cuda.sh --config FILE[:ARG] --workdir DIR [options] [-- --config.N
 Installs lcgcn into a virtual environment, and trains on the CUDA devices of this machine. The same command
 resumes from the last checkpoint. Requires NVIDIA driver 580 or newer; CUDA 13 is installed with JAX.
 
-  --config FILE[:ARG]    config file in this clone
+  --config FILE[:ARG]    name of a config, or config file in this clone
   --workdir DIR          folder of the run
   --data DIR             output of lcgcn prepare (default: data.dir of the config)
   --devices 0,1,...      CUDA devices to use (default: all)

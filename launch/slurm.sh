@@ -13,7 +13,7 @@ Submits a training with one process per CUDA device. This clone, the virtual env
 workdir must be on a file system that all nodes share. A preempted job is requeued and resumes from its
 checkpoint. A job saves 2 minutes before its time limit, and the next job of the chain resumes.
 
-  --config FILE[:ARG]    config file in this clone
+  --config FILE[:ARG]    name of a config, or config file in this clone
   --workdir DIR          folder of the run
   --nodes N              number of machines
   --devices N            number of CUDA devices per machine

@@ -18,7 +18,7 @@ project.
   --name NAME            name of the slice
   --zone ZONE            zone, such as us-west4-a
   --type TYPE            v4-8, v5litepod-16, v5p-8, v6e-16, ...
-  --config FILE[:ARG]    config file in this clone
+  --config FILE[:ARG]    name of a config, or config file in this clone
   --workdir DIR          folder of the run, relative to the bucket or NFS folder
   --data DIR             output of lcgcn prepare, relative to the bucket or NFS folder
   --bucket NAME          Cloud Storage bucket

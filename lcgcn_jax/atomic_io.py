@@ -1,6 +1,7 @@
 """Atomic replacement of files, locks, and checksums."""
 
 import contextlib
+import errno
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +69,9 @@ def lock_file(file: int | IO[Any], *, wait: bool = False) -> bool:
 
     Returns:
       Whether no other process has locked it.
+
+    Raises:
+      OSError: the file cannot be locked.
     """
     if fcntl is None:
         return True
@@ -75,8 +79,9 @@ def lock_file(file: int | IO[Any], *, wait: bool = False) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     return True
 
 

@@ -78,10 +78,15 @@ def install_command(extra: str) -> str:
     builds = importlib.metadata.distributions(name=_DISTRIBUTION)
     origins = filter(None, (build.read_text("direct_url.json") for build in builds))
     origin = json.loads(next(origins, "{}"))
-    url = origin.get("url", "")
-    if "vcs_info" in origin:
-        requirement += f" @ {origin['vcs_info']['vcs']}+{url}"
-    elif url.startswith("file:"):
+    url, option = origin.get("url", ""), ""
+    if url.startswith("file:") and "vcs_info" not in origin:
         path = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
         requirement = f"{path}[{extra}]"
-    return f"pip install '{requirement}'"
+        option = "-e " if origin.get("dir_info", {}).get("editable") else ""
+    elif url:
+        if vcs := origin.get("vcs_info"):
+            url = f"{vcs['vcs']}+{url}@{vcs.get('requested_revision') or vcs['commit_id']}"
+        if folder := origin.get("subdirectory"):
+            url += f"#subdirectory={folder}"
+        requirement += f" @ {url}"
+    return f"pip install {option}'{requirement}'"

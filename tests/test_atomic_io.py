@@ -1,5 +1,7 @@
 """Atomic replacement of files."""
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -75,3 +77,14 @@ def test_the_package_can_be_imported_without_file_locks():
     modules = "lcgcn_jax.inference.model, lcgcn_jax.training.trainer, lcgcn_jax.training.run_lock"
     code = f"import sys; sys.modules['fcntl'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("number", "is_ignored"), [(errno.ENOLCK, True), (errno.EIO, False)])
+def test_only_missing_locks_are_ignored(tmp_path, monkeypatch, number, is_ignored):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    expected = contextlib.nullcontext() if is_ignored else pytest.raises(OSError, match=r"\[Errno")
+    with (tmp_path / "lock").open("w") as file, expected:
+        assert lock_file(file)

@@ -65,6 +65,16 @@ def training_of(name, commands):
     return trainings
 
 
+@pytest.mark.parametrize("page", ["slurm", "multi-host", "cloud-tpu"])
+def test_commands_of_the_documentation(page):
+    text = (ROOT / f"docs/how-to/{page}.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^launch/(\w+)\.sh (.*)$", text, re.MULTILINE)
+    assert commands
+    for name, arguments in commands:
+        process = launch(name, "--dry_run", *shlex.split(arguments, comments=True))
+        assert (process.returncode, process.stderr) == (0, ""), (name, arguments)
+
+
 def test_every_script_is_tested():
     assert {path.stem for path in LAUNCH.glob("*.sh")} == {*ARGUMENTS, "common"}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,10 @@ def test_face_has_names_and_scheme(model):
     (face,) = model.predict(noise_image(), [BOX])
     assert face.names == lc.WFLW98.names
     assert face.score is None
-    text = repr(dataclasses.replace(face, score=0.9, track=3))
-    assert text == "Face(box=(20.0, 15.0, 60.0, 65.0), 98 landmarks, score=0.9, track=3)"
+    text = repr(dataclasses.replace(face, score=0.91234, reliable=False, track=1234))
+    assert text == (
+        "Face(box=(20.0, 15.0, 60.0, 65.0), 98 landmarks, score=0.912, reliable=False, track=1234)"
+    )
     assert json.dumps(face.to_dict())
     text = repr(model)
     assert text == "LandmarkModel(toy with a graph, 98 landmarks of wflw98, crops of 64 px)"
@@ -302,8 +305,9 @@ def test_train_rejects_an_unknown_config(tmp_path):
 def test_export_rejects_other_suffixes_and_existing_files(model, tmp_path):
     with pytest.raises(lc.InputError, match="onnx"):
         lc.export_model(model, tmp_path / "a.tflite")
-    with pytest.raises(lc.InputError, match="not a path on a disk"):
-        lc.export_model(model, "gs://models/a.onnx")
+    for path in ("gs://models/a.onnx", Path("gs://models/a.onnx")):
+        with pytest.raises(lc.InputError, match="not a path on a disk"):
+            lc.export_model(model, path)
     (tmp_path / "a.stablehlo").touch()
     with pytest.raises(lc.InputError, match="already exists"):
         lc.export_model(model, tmp_path / "a.stablehlo")

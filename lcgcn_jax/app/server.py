@@ -18,7 +18,7 @@ from lcgcn_jax.models.bundles import DEFAULT_MODEL
 
 LOCALHOST = "127.0.0.1"
 
-_UPLOADS = "GRADIO_TEMP_DIR"  # variable with the folder where Gradio writes files
+_FOLDER_VARIABLE = "GRADIO_TEMP_DIR"  # variable with the folder where Gradio writes files
 _MAX_MODELS = 3  # in memory
 _MAX_WAIT = 20.0  # for running predictions when the page is closed, in seconds
 
@@ -119,7 +119,7 @@ def launch_app(
         # variable when the page is built.
         results, uploads = folder / "results", folder / "uploads"
         results.mkdir()
-        os.environ[_UPLOADS] = str(uploads)
+        os.environ[_FOLDER_VARIABLE] = str(uploads)
         page = build_page(names, loaded.use, results)
         stack.callback(page.close, verbose=False)
         try:
@@ -140,4 +140,4 @@ def launch_app(
 def _remove_files(folder: Path) -> None:
     """Delete the files of a page that has ended."""
     shutil.rmtree(folder, ignore_errors=True)
-    os.environ.pop(_UPLOADS, None)
+    os.environ.pop(_FOLDER_VARIABLE, None)

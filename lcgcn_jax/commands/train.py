@@ -64,6 +64,5 @@ def run(args: argparse.Namespace) -> int:
     if not finished:
         raise trainer.interruption()
     print(f"{args.workdir}: done; best model in best/, curves in {CURVES}")
-    data = trainer.config.data.dir
-    print(f"to add predicted errors: lcgcn research calibrate --model {args.workdir} --data {data}")
+    print("'lcgcn research calibrate' adds predicted errors to the model")
     return 0

@@ -258,11 +258,11 @@ class BatchPredictor:
         overlay = None
         if self._files.overlays:
             overlay = self._draw(pixels, faces)
-            scale = _MAX_OVERLAY_SIDE / max(overlay.shape[:2])
+            height, width = overlay.shape[:2]
+            scale = _MAX_OVERLAY_SIDE / max(height, width)
             if scale < 1:
-                overlay = cv2.resize(
-                    overlay, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
-                )
+                size = max(1, round(scale * width)), max(1, round(scale * height))
+                overlay = cv2.resize(overlay, size, interpolation=cv2.INTER_AREA)
         return self._files.encode_image(job.file, pixels, overlay, faces, self._model.scheme)
 
     def _write(self, file: InputFile, encoding: "Future[dict[Path, bytes]]") -> list[Path]:

@@ -58,12 +58,15 @@ class Face:
 
     def __repr__(self) -> str:
         box = ", ".join(f"{value:.1f}" for value in self.box)
-        fields = {"score": self.score, "reliable": self.reliable, "track": self.track}
-        parts = [f"{name}={value:.3g}" for name, value in fields.items() if value is not None]
-        return f"Face({', '.join([f'box=({box})', f'{len(self.landmarks)} landmarks', *parts])})"
+        parts = [f"box=({box})", f"{len(self.landmarks)} landmarks"]
+        if self.score is not None:
+            parts.append(f"score={self.score:.3g}")
+        fields = {"reliable": self.reliable, "track": self.track}
+        parts += [f"{name}={value}" for name, value in fields.items() if value is not None]
+        return f"Face({', '.join(parts)})"
 
     def to_dict(self, *, geometry: bool = False) -> dict[str, Any]:
-        """Convert to plain types, as in the JSON of `lcgcn predict`.
+        """Convert to plain types, as in the JSON of `lcgcn predict`; `track` only for a face of a video.
 
         `expected_error` (percent), `predicted_error` (pixels) and `reliable` are left out if the model is not
         calibrated, and `visibility` if it has no visibility head.
@@ -71,7 +74,8 @@ class Face:
         Args:
           geometry: add head pose, eye openness and mouth openness as `geometry`.
         """
-        fields: dict[str, Any] = {
+        fields: dict[str, Any] = {} if self.track is None else {"track": self.track}
+        fields |= {
             "box": np.round(self.box, 3).tolist(),
             "score": None if self.score is None else round(float(self.score), 4),
             "landmarks": np.round(self.landmarks, 3).tolist(),

@@ -34,6 +34,7 @@ from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.landmarks import convert_scheme
 from lcgcn_jax.models.bn_folding import fold_batch_norm
 from lcgcn_jax.models.bundles import Bundle, load_bundle
+from lcgcn_jax.storage import BucketPath, as_path
 
 INPUT = "crops"
 OUTPUTS = ("landmarks", "confidence", "heatmap_landmarks")
@@ -154,9 +155,9 @@ def export_model(
     Raises:
       InputError: the suffix is unknown, the model cannot be read, or the file exists or cannot be written.
     """
-    if "://" in str(path):
+    file = as_path(path)
+    if isinstance(file, BucketPath):
         raise InputError(f"{path}: not a path on a disk; export to a file, and copy it")
-    file = Path(path)
     writers = {".onnx": write_onnx, ".stablehlo": write_stablehlo}
     suffix = file.suffix.lower()
     if suffix not in writers:

@@ -191,7 +191,7 @@ def _parse(name: str, config_class: type[Any], options: Mapping[str, Any]) -> An
     for field, constraint in constraints_of(config_class).items():
         if field in options and not constraint.accepts(options[field]):
             raise InputError(
-                f"config: {name}.{field}: {options[field]!r} is not available; use {constraint.text}"
+                f"config {name}.{field}: got {options[field]!r}; expected {constraint.text}"
             )
     try:
         return config_class(**options)

@@ -2,7 +2,7 @@
 
 All variants train on the same views of the same faces and are evaluated on the same clean and corrupted
 crops, so that differences are paired per face. Datasets of `data.sources` that have the validation split are
-evaluated also, by subset, with errors relative to the size of the face box.
+evaluated also, by subset, with errors relative to the size of the box of the landmarks.
 """
 
 import dataclasses
@@ -156,7 +156,8 @@ def run_ablation(
     Args:
       config: configuration of a frozen training with `train.cache`, on the heatmap model of `init_from`.
       out: folder of the training runs, `ROW/seedN`.
-      rows: keys of `ROWS`; consecutive ones with the same `decode` share the cached features.
+      rows: keys of `ROWS`; consecutive ones with the same decoding, kind of graph, sampling and visibility
+        head share the cached features.
       seeds: number of runs of each row, with the seeds 0, 1, ...
       overridden: names of the config fields that were set on the command line.
 
@@ -269,11 +270,10 @@ def _write_errors(trainer: Trainer, path: Path) -> None:
 
 
 def _other_datasets(trainer: Trainer) -> dict[str, FaceDataset]:
-    """Datasets to evaluate on besides `data.dir`, with errors relative to the size of the box."""
+    """Datasets to evaluate on besides `data.dir`, with errors relative to the box of the landmarks."""
     data, datasets = trainer.config.data, {}
-    if not data.sources:
-        return datasets
-    for (name, *_), dataset in zip(data.sources, trainer.mixture.datasets, strict=True):
+    # Without sources, `data.dir` is the only dataset.
+    for (name, *_), dataset in zip(data.sources, trainer.mixture.datasets, strict=False):
         is_other = os.path.realpath(dataset.path) != os.path.realpath(trainer.dataset.path)
         if is_other and set(dataset.parts(data.validation_split)) <= set(dataset.splits):
             scheme = dataset.scheme.normalized_by("box")

@@ -19,7 +19,7 @@ import ml_collections
 import yaml
 
 from lcgcn_jax import compat
-from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.errors import InputError, choose, one_line
 from lcgcn_jax.fields import constraints_of, require_known
 from lcgcn_jax.models.config import GRAPHS, HEATMAP_CONFIGS, GraphConfig
 from lcgcn_jax.training.config_types import EPOCHS, Config
@@ -234,13 +234,15 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
     # First, because another name replaces the other options.
     for part, kinds in (("heatmap", HEATMAP_CONFIGS), ("graph", GRAPHS)):
         options, name = config.model.get(part), overrides.get(f"model.{part}.name", "")
+        if name and part == "graph":  # heatmap models can be registered
+            choose("config model.graph.name", name, GRAPHS)
         if name in kinds and (options is None or name != options.get("name")):
             config.model[part] = {"name": name} | _defaults(kinds[name])
     for name, text in overrides.items():
         *path, last = name.split(".")
         node = config
         for i, part in enumerate(path):
-            require_known(" ".join(["config", ".".join(path[:i])]).rstrip(), [part], node.keys())
+            require_known(f"config {'.'.join(path[:i])}".rstrip(), [part], node.keys())
             node = node[part]
             if not isinstance(node, ml_collections.ConfigDict):
                 parent = ".".join(path[: i + 1])
@@ -249,7 +251,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
                         f"config {name}: model.graph is null; set model.graph.name too"
                     )
                 raise InputError(f"config {name}: {parent} has no fields")
-        require_known(" ".join(["config", ".".join(path)]).rstrip(), [last], node.keys())
+        require_known(f"config {'.'.join(path)}".rstrip(), [last], node.keys())
         node[last] = _parse_value(name, text, node[last])
 
 
@@ -266,6 +268,8 @@ def _defaults(options: type[Any]) -> dict[str, Any]:
 
 def _parse_value(name: str, text: str, old: Any) -> Any:
     """Parse the text of a field in the type of its old value."""
+    if name == "model.graph" and text.lower() in ("none", "null"):
+        return None
     if name == "data.sources":  # [[a, 1], [b, 2]]
         pairs = _parse_yaml(name, text) or []
         if not isinstance(pairs, list):
@@ -283,9 +287,8 @@ def _parse_value(name: str, text: str, old: Any) -> Any:
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, ml_collections.ConfigDict):
-        if value in (None, "None", "none"):
-            return None
-        raise InputError(f"config {name}: is a group of fields; set one of them, or null")
+        advice = ", or null" if name == "model.graph" else ""
+        raise InputError(f"config {name}: is a group of fields; set one of them{advice}")
     if old is not None and type(value) is not type(old):
         kinds = {bool: "true or false", int: "a whole number", float: "a number"}
         expected = kinds.get(type(old), type(old).__name__)

@@ -104,7 +104,11 @@ class FeatureCache:
     def split(
         self, dataset: FaceDataset, split: str, corruption: str = "none"
     ) -> list[tuple[GraphInputs, Batch]]:
-        """Graph inputs of the batches of `data.pipeline.eval_batches`, and these batches without images."""
+        """Graph inputs of the batches of `data.pipeline.eval_batches`, and these batches without images.
+
+        Args:
+          dataset: identified by its path, so that it has the same annotation offsets in all calls.
+        """
         key = (dataset.path, split, corruption)
         if key not in self._splits:
             batches = eval_batches(dataset, split, corruption=corruption, **self._sizes)

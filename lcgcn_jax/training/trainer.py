@@ -438,9 +438,8 @@ class Trainer:
         frozen = jax.tree.map(jnp.copy, (self.state.params, self.state.batch_stats))
         mesh, step = self.mesh, self._detect_step
 
-        def detect(
-            images: np.ndarray,
-        ) -> GraphInputs:  # without `self`: the cache outlives this run
+        # Without `self`, because the cache outlives this run.
+        def detect(images: np.ndarray) -> GraphInputs:
             return jax.tree.map(np.asarray, step(*frozen, sharding.put_batch(images, mesh)))
 
         return FeatureCache(

@@ -192,7 +192,7 @@ def test_videos_are_limited(tmp_path, monkeypatch):
 
 
 def test_download_links(analyze):
-    pytest.importorskip("gradio", reason="needs: pip install 'lcgcn-jax[app]'")
+    pytest.importorskip("gradio", reason="needs: the extra app")
     from lcgcn_jax.app.page import _download_links
 
     result = analyze(make_face(50, 60, 100))

@@ -29,7 +29,7 @@ def test_missing_gradio_names_the_extra(error_line, monkeypatch):
 
 
 def test_unusable_models_are_errors_before_the_page_opens(error_line, tmp_path):
-    pytest.importorskip("gradio", reason="needs: pip install 'lcgcn-jax[app]'")
+    pytest.importorskip("gradio", reason="needs: the extra app")
     error = error_line("app", "--model", tmp_path / "absent")
     assert "absent: no such bundle or training workdir" in error
 
@@ -49,9 +49,7 @@ def write_camera(path):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Headless Chromium with a simulated camera."""
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="needs: pip install 'lcgcn-jax[browser]'"
-    )
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs: the extra browser")
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
@@ -71,7 +69,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, detector_model):
     """Address of `lcgcn app`, which has ended and deleted its files after the tests."""
-    pytest.importorskip("gradio", reason="needs: pip install 'lcgcn-jax[app]'")
+    pytest.importorskip("gradio", reason="needs: the extra app")
     temporary = tmp_path_factory.mktemp("temporary")
     command = [sys.executable, "-m", "lcgcn_jax", "app", "--detector-model", str(detector_model)]
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}

@@ -16,7 +16,7 @@ from lcgcn_jax.interop.hub import join_card, split_card, write_hub_folder
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.models.bundles import CARD, CONFIG, WEIGHTS, load_bundle, save_bundle
 
-hub = pytest.importorskip("huggingface_hub", reason="needs: pip install 'lcgcn-jax[hub]'")
+hub = pytest.importorskip("huggingface_hub", reason="needs: the extra hub")
 constants = pytest.importorskip("huggingface_hub.constants")
 utils = pytest.importorskip("huggingface_hub.utils")
 

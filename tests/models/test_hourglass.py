@@ -123,9 +123,9 @@ def test_initial_bias_is_the_prior_or_0():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stacks": 0}, "stacks: 0 is not available; use a whole number from 1 to 64"),
-        ({"width": 15}, "width: 15 is not available; use a multiple of 2"),
-        ({"activation": "tanh"}, "'tanh' is not available; use one of sigmoid, linear"),
+        ({"stacks": 0}, "stacks: got 0; expected a whole number from 1 to 64"),
+        ({"width": 15}, "width: got 15; expected a multiple of 2"),
+        ({"activation": "tanh"}, "got 'tanh'; expected one of sigmoid, linear"),
         ({"arch": "w18"}, "unknown field 'arch'"),
     ],
 )

@@ -93,7 +93,7 @@ def test_graph_has_a_name_whose_default_is_lcgcn(toy):
 
 @pytest.mark.parametrize("field", CHOICES)
 def test_unknown_choices_are_an_error(toy, field):
-    with pytest.raises(InputError, match=rf"model\.graph\.{field}: 'other' is not available"):
+    with pytest.raises(InputError, match=rf"model\.graph\.{field}: got 'other'; expected"):
         create_model(config_of(**{field: "other"}), K, rngs=nnx.Rngs(0))
 
 
@@ -151,7 +151,7 @@ def test_heatmap_offset_translates_landmarks_only(toy):
 
 @pytest.mark.parametrize("offset", ["corner", True, float("nan"), [1.5, 1.5]])
 def test_heatmap_offset_other_than_a_number_is_an_error(toy, offset):
-    with pytest.raises(InputError, match=r"model\.heatmap_offset: .* is not available; use"):
+    with pytest.raises(InputError, match=r"model\.heatmap_offset: got .*; expected"):
         create_model(config_of() | {"heatmap_offset": offset}, K, rngs=nnx.Rngs(0))
 
 
@@ -264,7 +264,7 @@ def test_images_are_normalized_by_imagenet_mean_and_std(level):
     ("change", "message"),
     [
         ({"decoder": "dark"}, r"model: unknown field 'decoder'; did you mean 'decode'"),
-        ({"decode": "mean"}, r"model\.decode: 'mean' is not available; use one of argmax"),
+        ({"decode": "mean"}, r"model\.decode: got 'mean'; expected one of argmax"),
         (
             {"heatmap": {"name": "resnet"}},
             r"model\.heatmap\.name: no heatmap model 'resnet'.*hrnet",
@@ -273,7 +273,7 @@ def test_images_are_normalized_by_imagenet_mean_and_std(level):
         ({"heatmap": {"name": "hrnet", "archs": "w18"}}, r"model\.heatmap: .*'archs'.*'arch'"),
         (
             {"heatmap": {"name": "hrnet", "arch": "w19"}},
-            r"arch: 'w19' is not available; use one of w18",
+            r"arch: got 'w19'; expected one of w18",
         ),
         ({"graph": {"conectivity": "uniform"}}, r"model\.graph: .*did you mean 'connectivity'"),
     ],

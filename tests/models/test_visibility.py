@@ -193,7 +193,7 @@ def test_visibility_loss_trains_features_but_not_heatmaps(toy):
     ("change", "message"),
     [
         ({"graph": None}, r"model\.visibility\.head: 'attention' needs a graph"),
-        ({"visibility": {"head": "deep"}}, r"model\.visibility\.head: 'deep' is not available"),
+        ({"visibility": {"head": "deep"}}, r"model\.visibility\.head: got 'deep'; expected"),
         ({"visibility": {"heads": 4}}, r"model\.visibility: unknown field 'heads'"),
         (
             {"visibility": {"head": "none"}, "graph": NARROW | {"gate": "visibility"}},
@@ -203,7 +203,7 @@ def test_visibility_loss_trains_features_but_not_heatmaps(toy):
             {"graph": NARROW | {"edge_inputs": "both", "connectivity": "learned_static"}},
             r"edge_inputs: 'both' needs the connectivity 'learned_per_image'",
         ),
-        ({"graph": NARROW | {"gate": "both"}}, r"model\.graph\.gate: 'both' is not available"),
+        ({"graph": NARROW | {"gate": "both"}}, r"model\.graph\.gate: got 'both'; expected"),
         (
             {"graph": {"name": "dag", "gate": "visibility"}},
             r"model\.graph: unknown field 'gate'",

@@ -28,11 +28,11 @@ needs_cuda_plugin = pytest.mark.skipif(
         importlib.util.find_spec("jax_plugins.xla_cuda13")
         or importlib.util.find_spec("jax_plugins.xla_cuda12")
     ),
-    reason="the CUDA plugin of JAX is not installed: pip install 'lcgcn-jax[cuda]'",
+    reason="the CUDA plugin of JAX is not installed: the extra cuda",
 )
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu (the TPU compiler) is not installed: pip install 'lcgcn-jax[tpu]'",
+    reason="libtpu (the TPU compiler) is not installed: the extra tpu",
 )
 
 

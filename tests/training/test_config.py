@@ -176,9 +176,12 @@ def test_bad_override_is_one_line(name, text, message):
 @pytest.mark.parametrize("text", ["null", "None", "none"])
 def test_graph_can_be_left_out(text):
     config = default_config().lock()
-    apply_overrides(config, {"model.graph": text, "train.mode": "heatmap_only"})
-    assert config.model.graph is None
-    check_config(config)
+    for _ in range(2):  # the second time, it is null already
+        apply_overrides(config, {"model.graph": text, "train.mode": "heatmap_only"})
+        assert config.model.graph is None
+        check_config(config)
+    with pytest.raises(InputError, match=r"unknown value 'lcgn'; did you mean 'lcgcn'"):
+        apply_overrides(config, {"model.graph.name": "lcgn", "model.graph.refinements": "1"})
     with pytest.raises(InputError, match=r"model\.graph is null; set model\.graph\.name too"):
         apply_overrides(config, {"model.graph.refinements": "1"})
     apply_overrides(config, {"model.graph.refinements": "1", "model.graph.name": "lcgcn"})

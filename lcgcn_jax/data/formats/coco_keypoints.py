@@ -207,10 +207,10 @@ def _faces(
     for category in used:
         if category.missing:
             # Keypoints with the name of another landmark cannot be meant.
-            others = [name for name in category.keypoints if name not in scheme.names]
-            hint = did_you_mean(category.missing[0], others)
-            if others and not hint:
-                hint = f" (but {', '.join(map(repr, others[:_MAX_SHOWN]))})"
+            other_names = [name for name in category.keypoints if name not in scheme.names]
+            hint = did_you_mean(category.missing[0], other_names)
+            if other_names and not hint:
+                hint = f" (but {', '.join(map(repr, other_names[:_MAX_SHOWN]))})"
             raise InputError(
                 f"category {category.name!r} has no keypoint {category.missing[0]!r}{hint}; give the "
                 f"landmarks of {scheme.name} the same names"

@@ -1,6 +1,7 @@
 """Ranges of configuration fields."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -182,7 +183,12 @@ def test_missing_and_unknown_fields_are_refused(config):
     "name", ["model", "model.heatmap", "train", "optimizer.learning_rate", "data.augment"]
 )
 def test_null_group_of_fields_is_refused(config, name):
-    apply_overrides(config, {name: "null"})
+    with pytest.raises(InputError, match=f"^config {name}: is a group of fields; set one of them$"):
+        apply_overrides(config, {name: "null"})
+    *path, last = name.split(".")
+    node = functools.reduce(lambda node, part: node[part], path, config)
+    with config.unlocked(), config.ignore_type():  # as a config file can
+        node[last] = None
     assert f"config {name}: " in refusal(config)
 
 

@@ -49,7 +49,7 @@ def describe_frame(
         "time": round(time, 6),
         "scheme": scheme.name,
         "names": list(scheme.names),
-        "faces": [face.to_dict(geometry=geometry) for face in faces],
+        "faces": [{"track": face.track} | face.to_dict(geometry=geometry) for face in faces],
     }
 
 

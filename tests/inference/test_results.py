@@ -85,6 +85,8 @@ def test_reliability_names_and_scheme_are_written():
     image = results.describe_image(Path("a.jpg"), 9, 8, faces, SCHEME)
     tracked = [dataclasses.replace(f, track=i) for i, f in enumerate(faces)]
     frame = results.describe_frame(3, 0.1, tracked, SCHEME)
+    assert [f["track"] for f in frame["faces"]] == [0, 1, 2]
+    assert results.describe_frame(3, 0.1, faces[:1], SCHEME)["faces"][0]["track"] is None
     file = InputFile(Path("a.jpg"), Path("a"))
     line = batch_predict._Result(file, faces, Future()).describe_faces()
     assert line == "3 faces, 1 not reliable"

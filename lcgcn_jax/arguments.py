@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+        # Otherwise `-10,-10,200,200` would be an unknown option.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] typeshed has overloads
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -60,7 +63,9 @@ def location(text: str) -> Path:
 
 
 def local_path(text: str) -> Path:
-    """Type of an option with an output file or folder, which has to be on a disk."""
+    """Type of an option with a file or folder that has to be on a disk."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text}: not a path on a disk")
     return Path(text)

@@ -13,14 +13,17 @@ from lcgcn_jax.errors import InputError, printable
 
 _BROKEN_PIPE = 141  # exit code that a shell shows for SIGPIPE
 _FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_UNUSABLE_PATH = {
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTCONN,
+}  # fmt: skip
 
 
 def exit_code_of(function: Callable[[], int]) -> int:
     """Call the function of a command, and report its errors on standard error.
 
     Returns:
-      The exit code of the function; 1 for a loss that is not finite; 2 for a user error, or a full disk;
-      128 plus the number of a signal that stopped the function (130 for Ctrl-C).
+      The exit code of the function; 1 for a loss that is not finite; 2 for a user error, a full disk, or a
+      path without permission; 128 plus the number of a signal that stopped the function (130 for Ctrl-C).
     """
     try:
         with interrupts.raised_as_exceptions():
@@ -51,6 +54,9 @@ def exit_code_of(function: Callable[[], int]) -> int:
             name = f"{printable(error.filename)}: " if error.filename else ""
             fix = "free some space or choose another folder"
             return _fail(f"error: {name}cannot be written: {error.strerror}; {fix}", 2)
+        if isinstance(error, OSError) and error.errno in _UNUSABLE_PATH and error.filename:
+            text = f"{printable(error.filename)}: cannot be used: {error.strerror}"
+            return _fail(f"error: {text}; check the path and its permissions", 2)
         if isinstance(error, FileNotFoundError) and not _has_working_folder():
             return _fail("error: the current folder was deleted; change to another one", 2)
         raise

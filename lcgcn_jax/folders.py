@@ -1,21 +1,43 @@
 """Files below a folder."""
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lcgcn_jax.errors import InputError
 
-def files_below(folder: Path) -> Iterator[Path]:
+
+def _refuse(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename}: cannot be read: {error.strerror}; change its permissions, or move it elsewhere"
+    ) from error
+
+
+def files_below(folder: Path, on_error: Callable[[OSError], None] = _refuse) -> Iterator[Path]:
     """Find the files in a folder and its subfolders, sorted, then those in linked folders.
 
     A link to a folder is followed unless that folder contains, or is in, one that was searched before. So
     loops of links end, and links inside `folder` give no file twice.
+
+    Args:
+      on_error: called with the error of each folder that cannot be read, which is then skipped.
+
+    Raises:
+      InputError: without `on_error`: a folder cannot be read.
     """
     searched = [Path(os.path.realpath(folder))]
     pending = [folder]
     while pending:
         files, links = [], []
-        for parent, folders, names in os.walk(pending.pop(0)):
+        for parent, folders, names in os.walk(pending.pop(0), onerror=on_error):
+            if not os.access(
+                parent, os.X_OK
+            ):  # its names can be listed, and its files cannot be read
+                code = errno.EACCES
+                on_error(PermissionError(code, os.strerror(code), parent))
+                folders.clear()
+                continue
             files += [Path(parent, name) for name in names]
             links += [path for name in folders if (path := Path(parent, name)).is_symlink()]
         yield from sorted(files)

@@ -172,11 +172,15 @@ def _from_pil(image: Any, name: str) -> RGB:
     from PIL import ImageOps
 
     try:
+        format = image.format
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             return rgb_image((np.asarray(image) >> 8).astype(np.uint8), name)
         if image.mode in ("I", "F"):
-            return rgb_image(np.asarray(image), name)
+            array = np.asarray(image)
+            if image.mode == "I" and format == "PPM":  # which has at most 16 bits
+                array = (array >> 8).astype(np.uint8)
+            return rgb_image(array, name)
         return rgb_image(np.asarray(image.convert("RGB")), name)
     except (InputError, MemoryError):
         raise

@@ -7,6 +7,7 @@ start of appended data such as the video of a motion photo.
 
 import dataclasses
 import io
+import logging
 import re
 import struct
 import zlib
@@ -30,6 +31,8 @@ from PIL import (
 )
 
 from lcgcn_jax.errors import InputError
+
+_LOGGER = logging.getLogger("lcgcn_jax")
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff",
@@ -57,6 +60,7 @@ _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _JPEG_EOI, _JPEG_SOS = 0xD9, 0xDA
 # Markers between the scans of one image: DHT, EOI, SOS, DQT, DNL, DRI, APP0 to APP15, COM.
 _JPEG_AFTER_SCAN = frozenset({0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)})
+_HEADER_BYTES = 1 << 16
 _ORIENTATION = 0x0112  # EXIF tag
 _INVERSE = {6: 8, 8: 6}  # the other orientations are their own inverse
 _TRANSPOSITION = {
@@ -98,6 +102,8 @@ def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "
     Raises:
       InputError: the file does not exist, or is not a complete image.
     """
+    if "://" in str(path):
+        raise InputError(f"{path}: only files are read; save the image to a file first")
     path = Path(path)
     try:
         encoded = path.read_bytes()
@@ -105,10 +111,23 @@ def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "
         reason = getattr(error, "strerror", error)
         raise InputError(f"{path}: cannot be read: {reason}") from error
     try:
-        return decode_image(encoded, upright=upright)
+        pixels = decode_image(encoded, upright=upright)
+        if (count := _num_frames(encoded)) > 1:
+            _LOGGER.warning("%s: only the first of its %d frames or pages is read", path, count)
+        return pixels
     except ValueError as error:
         fix = "" if ";" in str(error) else "; use a complete JPEG or PNG file"
         raise InputError(f"{path}: {error}{fix}") from error
+
+
+def _num_frames(encoded: bytes) -> int:
+    """Number of frames of an animation, or of pages of a TIFF file."""
+    # MPO files hold previews of the same photo. The chunk of an animation is near the start of a PNG file.
+    if encoded.startswith(b"\xff\xd8") or (
+        encoded.startswith(b"\x89PNG") and b"acTL" not in encoded[:_HEADER_BYTES]
+    ):
+        return 1
+    return getattr(_open(encoded)[0], "n_frames", 1)
 
 
 def decode_image(encoded: bytes, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,13 +12,17 @@ import numpy as np
 import yaml
 from jaxtyping import Bool, Float
 
-from lcgcn_jax.errors import InputError, count_of, did_you_mean
+from lcgcn_jax.errors import InputError, choose, count_of, did_you_mean
+from lcgcn_jax.json_fields import unique_fields
 
 NORMALIZERS = ("box", "given", "inter_pupil")
 """Values of `LandmarkScheme.normalizer` other than a pair of landmarks."""
 
 EVALUATION_NORMALIZERS = ("outer-eye", "inter-pupil", "box")
 """Choices of `lcgcn eval --normalizer`."""
+
+MAX_LANDMARKS = 10_000
+"""Maximum number of landmarks of a scheme that is read from a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +215,10 @@ class LandmarkScheme:
           name: one of `EVALUATION_NORMALIZERS`.
 
         Raises:
-          InputError: the scheme does not have the landmarks that the normalizer needs.
+          InputError: the name is unknown, or the scheme does not have the landmarks that the normalizer
+            needs.
         """
+        choose("normalizer", name, EVALUATION_NORMALIZERS)
         normalizer: tuple[int, ...] | str = name.replace("-", "_")
         if name == "outer-eye":
             normalizer = SCHEMES.get(self.name, self).normalizer
@@ -336,6 +342,8 @@ def _names(fields: Mapping[str, Any]) -> tuple[str, ...]:
         if not (_is_whole(number) or is_text):
             raise ValueError(f"num_landmarks is a whole number, not {number!r}")
         number = int(number)
+        if number > MAX_LANDMARKS:
+            raise ValueError(f"num_landmarks is {number}; at most {MAX_LANDMARKS:,} are possible")
     if "names" not in fields:
         if number is None:
             raise ValueError("a scheme needs 'names' (one per landmark) or 'num_landmarks'")
@@ -523,6 +531,8 @@ def convert_scheme(
     """
     if name in (None, scheme.name):
         return scheme, None
+    if not isinstance(name, str):
+        raise InputError(f"scheme: {name!r:.60} is not a name; give {IBUG68.name!r}")
     if (name, scheme.name, scheme.names) != (IBUG68.name, WFLW98.name, WFLW98.names):
         raise InputError(
             f"scheme {name}: no conversion from {scheme.name}; only {WFLW98.name} can be converted, to "
@@ -572,7 +582,9 @@ def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
         text = path.read_text(encoding="utf-8-sig")
         # Numbers are read as text, so that 010 or 1.50 are equal in `names` and in pairs.
         if suffix == ".json":
-            fields = json.loads(text, parse_int=str, parse_float=str)
+            fields = json.loads(
+                text, parse_int=str, parse_float=str, object_pairs_hook=unique_fields
+            )
         else:
             fields = yaml.load(text, _TextLoader)
         if not isinstance(fields, Mapping):
@@ -583,6 +595,8 @@ def get_scheme(name_or_path: str | Path) -> LandmarkScheme:
         return scheme
     except OSError as error:
         raise InputError(f"{path}: cannot read the landmark scheme: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a landmark scheme in UTF-8; save it as UTF-8") from error
     except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a landmark scheme: {reason}") from error

@@ -50,8 +50,11 @@ def as_path(location: str | Path) -> Path:
     """Path of a file or folder; a `BucketPath` if the location starts with `gs://`.
 
     Raises:
-      InputError: the URL has another scheme or no bucket, or the system is Windows.
+      InputError: the text is empty, the value is not a path, the URL has another scheme or no bucket, or the
+        system is Windows.
     """
+    if not (isinstance(location, str | os.PathLike) and str(location)):
+        raise InputError(f"{location!r} is not a path; give a file or folder")
     match = _URL.match(str(location))
     if match is None:
         return Path(location)

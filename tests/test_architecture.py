@@ -34,7 +34,8 @@ LAYERS = [
         "image_arrays",
     },
     {"accelerators", "fields", "exit_codes", "storage"},
-    {"errors", "folders", "interrupts", "terminal"},
+    {"folders"},
+    {"errors", "interrupts", "json_fields", "terminal"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
 

@@ -240,3 +240,9 @@ def test_bgr_of_opencv_is_not_converted():
     np.testing.assert_array_equal(
         rgb_image(cv2.cvtColor(IMAGE, cv2.COLOR_RGB2BGR)), IMAGE[..., ::-1]
     )
+
+
+def test_pil_image_of_a_16_bit_pgm_equals_its_file(tmp_path):
+    path = tmp_path / "a.pgm"
+    Image.fromarray(np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)).save(path)
+    np.testing.assert_array_equal(rgb_image(Image.open(path)), read_image(path))

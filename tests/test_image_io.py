@@ -424,3 +424,21 @@ def test_huge_images_are_rejected_before_decoding(tmp_path, monkeypatch, width, 
 def test_folder_is_not_an_image(tmp_path):
     with pytest.raises(InputError, match="Is a directory"):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_further_frames_are_reported(tmp_path, caplog, suffix, count):
+    frames = [PIL.Image.new("RGB", (8, 6), (40 * i, 0, 0)) for i in range(count)]
+    path = tmp_path / f"a{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert read_image(path).shape == (6, 8, 3)
+    expected = f"{path}: only the first of its 3 frames or pages is read"
+    assert caplog.messages == ([expected] if count > 1 else [])
+
+
+def test_address_of_an_image_is_an_error():
+    with pytest.raises(
+        InputError, match=r"https://host/a\.jpg: only files are read; save the image"
+    ):
+        read_image("https://host/a.jpg")

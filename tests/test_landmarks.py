@@ -214,6 +214,7 @@ def test_names_in_yaml_are_read_as_text(tmp_path, names, expected):
     ("content", "reason"),
     [
         ("{name: s, names: [a, b, a]}", "two landmarks are named 'a'"),
+        ("{name: s, num_landmarks: 10001}", "num_landmarks is 10001; at most 10,000"),
         ("{name: s, names: [nose, chin], normalizer: [nos, chin]}", "did you mean 'nose'"),
         ("{name: s, names: [], normalizer: [nose, chin]}", "no landmark 'nose'"),
         ("{name: s, num_landmarks: 3, mirror: [1, 2, 0]}", "twice"),

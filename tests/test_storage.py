@@ -39,6 +39,12 @@ def test_other_urls_are_errors(location):
         as_path(location)
 
 
+@pytest.mark.parametrize("location", ["", None, 5])
+def test_other_values_than_paths_are_errors(location):
+    with pytest.raises(InputError, match="is not a path; give a file or folder"):
+        as_path(location)
+
+
 def test_objects_behave_like_files(bucket, tmp_path):  # noqa: F811
     """The same calls have the same results on a disk and in a bucket."""
 

@@ -11,9 +11,8 @@ Example: lcgcn eval --model runs/small --data data/w300 --split full --flip-test
 """
 
 import argparse
-from pathlib import Path
 
-from lcgcn_jax.arguments import local_path
+from lcgcn_jax.arguments import local_path, location
 from lcgcn_jax.atomic_io import require_writable, write_json
 from lcgcn_jax.cache import use_compilation_cache
 from lcgcn_jax.commands.options import add, add_flag
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text += "square root of the area of the true landmarks' box (default: that of the dataset)"
     add(parser, "--normalizer", choices=EVALUATION_NORMALIZERS, help=text)
     text = "remove the annotation offsets in FILE ('lcgcn research fit-offsets') from the landmarks"
-    add(parser, "--offsets", type=Path, metavar="FILE", help=text)
+    add(parser, "--offsets", type=location, metavar="FILE", help=text)
     text = "compare with results reported in the literature for the test sets of WFLW or 300W"
     add_flag(parser, "--compare-reported", text)
     add(parser, "--batch-size", "--json", "--overwrite")

@@ -11,8 +11,8 @@ Example: lcgcn export --model runs/w300_small --format onnx --out face.onnx
 """
 
 import argparse
-from pathlib import Path
 
+from lcgcn_jax.arguments import local_path
 from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.interop.export import FORMATS, export_file
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "hub: license of the weights, such as apache-2.0 (default: that in the model card)"
     add(parser, "--license", metavar="ID", help=text)
     text = "hub: result of 'lcgcn eval --json' for the metrics of the model card; can be repeated"
-    add(parser, "--evaluation", type=Path, metavar="FILE", action="append", help=text)
+    add(parser, "--evaluation", type=local_path, metavar="FILE", action="append", help=text)
     add(parser, "--overwrite")
 
 

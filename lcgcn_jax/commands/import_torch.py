@@ -10,8 +10,8 @@ Example:
 """
 
 import argparse
-from pathlib import Path
 
+from lcgcn_jax.arguments import local_path
 from lcgcn_jax.commands.options import add
 from lcgcn_jax.errors import printable
 from lcgcn_jax.interop.import_bundle import import_bundle
@@ -19,10 +19,10 @@ from lcgcn_jax.interop.torch_weights import TORCH_ARCHS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help=".safetensors, .pth, .pt or .pth.tar")
+    parser.add_argument("file", type=local_path, help=".safetensors, .pth, .pt or .pth.tar")
     add(parser, "--arch", choices=TORCH_ARCHS, required=True, help="HRNet architecture")
     add(parser, "--scheme", required=True, help="landmark scheme: wflw98, ibug68 or a file")
-    add(parser, "--graph", type=Path, help="separate file of the graph head")
+    add(parser, "--graph", type=local_path, help="separate file of the graph head")
     add(parser, "--out", help="folder of the bundle")
     add(parser, "--overwrite")
 

@@ -1,7 +1,6 @@
 """Options that several subcommands share."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from lcgcn_jax.arguments import local_path, location, number
@@ -22,7 +21,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--batch-size": {"type": number(int, 1), "default": 32, "help": "faces per batch"},
     "--flip-test": {"action": "store_true", "help": "average over the crop and its mirror image"},
     "--detector-model": {
-        "type": Path,
+        "type": local_path,
         "metavar": "FILE",
         "help": "ONNX file of the YuNet face detector (default: downloaded once from the OpenCV zoo)",
     },

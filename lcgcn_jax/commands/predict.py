@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     )
     files = options.result_files(args, shard)
     selected = shard.select(inputs.files)
-    files.check(selected)
+    files.check(selected, [args.boxes, args.detector_model])
     with quiet_opencv():
         use_compilation_cache()
         model = load_model(args.model, detector_model=args.detector_model, scheme=args.scheme)
@@ -100,6 +100,6 @@ def run(args: argparse.Namespace) -> int:
             min_confidence=args.min_confidence,
         )
         summary = predictor.run(selected)
-    for warning in filter(None, [*summary.warnings, inputs.describe_unread(), box_warning]):
+    for warning in filter(None, [*summary.warnings, *inputs.describe_unread(), box_warning]):
         print(printable(warning), file=sys.stderr)
-    return summary.exit_code
+    return summary.exit_code or int(bool(inputs.locked))

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lcgcn_jax.arguments import number
+from lcgcn_jax.arguments import local_path, number
 from lcgcn_jax.commands.options import add, add_flag
 from lcgcn_jax.geometry import BOX_FORMATS
 from lcgcn_jax.inference.large_jobs import Shard
@@ -17,7 +17,9 @@ def add_face_options(parser: argparse.ArgumentParser) -> None:
     boxes = parser.add_mutually_exclusive_group()
     text = "face box in pixels, from chin to eyebrows; repeat it for each face of the input"
     boxes.add_argument("--box", action="append", metavar="X0,Y0,X1,Y1", help=text)
-    boxes.add_argument("--boxes", type=Path, metavar="FILE", help="file of face boxes, see above")
+    boxes.add_argument(
+        "--boxes", type=local_path, metavar="FILE", help="file of face boxes, see above"
+    )
     add_flag(boxes, "--whole-image", "each image is the crop of one face")
     add(boxes, "--detector-model")
     text = "format of the boxes, for example xywh for x,y,width,height"

@@ -9,9 +9,8 @@ The options of a format: lcgcn prepare csv --help
 """
 
 import argparse
-from pathlib import Path
 
-from lcgcn_jax.arguments import number
+from lcgcn_jax.arguments import local_path, number
 from lcgcn_jax.commands.options import add, add_count, add_flag
 from lcgcn_jax.data import prepare
 from lcgcn_jax.landmarks import SCHEMES
@@ -61,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_paths(parser: argparse.ArgumentParser, source: str = "") -> None:
     if source:
-        add(parser, "--src", type=Path, required=True, help=f"folder of the {source}")
+        add(parser, "--src", type=local_path, required=True, help=f"folder of the {source}")
         text = "the annotations refer to the images as stored, without the EXIF orientation"
         add_flag(parser, "--stored-pixels", text)
     add(parser, "--out", help="output folder")

@@ -124,7 +124,13 @@ class FaceDataset:
         return tuple(self.num_faces)
 
     def parts(self, split: str) -> list[str]:
-        """Splits of a union such as `full` or `train+validation`, in order."""
+        """Splits of a union such as `full` or `train+validation`, in order.
+
+        Raises:
+          InputError: the value is not a text.
+        """
+        if not isinstance(split, str):
+            raise InputError(f"split: {split!r}; give one of {', '.join(self.splits)}")
         return "+".join(UNIONS.get(part, part) for part in split.split("+")).split("+")
 
     def source(self, split: str, *, with_images: bool = True) -> FaceSource:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ def parse_annotations(texts: Sequence[str]) -> dict[str, list[Path]]:
 
 def _check_outside(source: Path, out: Path, option: str) -> None:
     # Replacing `out` would delete a source in it.
-    if source.resolve().is_relative_to(out.resolve()):
+    if Path(os.path.realpath(source)).is_relative_to(os.path.realpath(out)):
         raise InputError(f"{out}: {option} lies within it; choose another --out")
 
 

@@ -152,6 +152,11 @@ def add_faces(
             f"{path}: {count_of(len(repeated), 'image')} also in another file of the same split; faces that "
             "are in both count twice"
         )
+    places = [(face.image_path, face.landmarks.tobytes()) for face in annotations.faces[start:]]
+    if repeated := len(places) - len(set(places)):
+        annotations.notes.append(
+            f"{path}: {count_of(repeated, 'face')} repeated with the same landmarks; remove the copies"
+        )
 
 
 def _annotation(

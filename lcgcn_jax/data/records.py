@@ -39,6 +39,10 @@ RECORDS = f"faces/{VERSION}"
 
 REPORT = "report.json"
 
+_TEMPORARY = re.compile(
+    r"\.\d+\.(partial|replaced)"
+)  # folders of `fresh_folder` in an existing folder
+
 _MAX_NAMES = 10  # in a note
 _VALIDATION_STRIDE = 10  # one group in ten
 
@@ -90,52 +94,86 @@ def prepare(
 def fresh_folder(
     out: Path, *, overwrite: bool = False, sources: Collection[str] = ()
 ) -> Iterator[Path]:
-    """Temporary folder that replaces `out` when the block succeeds.
+    """Temporary folder whose content replaces that of `out` when the block succeeds.
+
+    An existing folder `out` stays in its place: it may be a mount point or the current folder, or its parent
+    may be read-only.
 
     Args:
       sources: names of other files or folders of the dataset.
 
     Raises:
       InputError: `out` is not empty, and is not a prepared dataset that may be overwritten, or has other
-        files, which would be lost.
+        files; or another process has written it.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    known = {Path(RECORDS).parts[0], REPORT, *sources}
+    if out.exists() and (not out.is_dir() or _content(out)):
         require_absent(out, overwrite=overwrite)
         if not (out / RECORDS).is_dir():
             raise InputError(f"{out}: not empty and not a dataset; choose another folder")
-        known = {Path(RECORDS).parts[0], REPORT, *sources}
-        others = [p for p in out.iterdir() if p.name not in known and not is_system_file(p.name)]
-        if others:
+        if others := [path for path in _content(out) if path.name not in known]:
             raise InputError(
-                f"{min(others)}: is not part of the dataset and would be deleted; move it, or choose another "
-                "folder"
+                f"{min(others)}: is not part of the dataset; move it, or choose another folder"
             )
     # Paths such as `.` or `a/..` have no name.
-    out = out.resolve()
-    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
+    out = Path(os.path.realpath(out))  # unlike Path.resolve, also for a loop of links
+    is_new = not out.exists()
+    temporary = f".{out.name}.{os.getpid()}" if is_new else f".{os.getpid()}"
+    folder = (out.parent if is_new else out) / f"{temporary}.partial"
     new_parents = [parent for parent in out.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
         yield folder
         with deferred():
-            if out.exists():
-                out.replace(replaced)
-            folder.replace(out)
+            if is_new:
+                folder.replace(out)
+            else:
+                _exchange(folder, out, known, overwrite=overwrite)
     except OSError as error:
         reason = error.strerror or one_line(error)
-        raise InputError(f"{out}: cannot be written: {reason}; nothing was changed") from error
+        raise InputError(
+            f"{out}: cannot be written: {reason}; nothing was changed; choose another folder, or make room"
+        ) from error
     finally:
         with deferred():
-            # If the exchange failed, restore the old dataset.
-            if replaced.exists() and not out.exists():
-                replaced.replace(out)
-            for temporary in (folder, replaced):
-                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             if not out.exists():
                 with contextlib.suppress(OSError):  # another process may have written to it
                     for parent in new_parents:
                         parent.rmdir()
+
+
+def _content(folder: Path) -> list[Path]:
+    """Files in a folder, without those of the system and of processes that were killed."""
+    return [
+        path
+        for path in folder.iterdir()
+        if not is_system_file(path.name) and not _TEMPORARY.fullmatch(path.name)
+    ]
+
+
+def _exchange(folder: Path, out: Path, known: Collection[str], *, overwrite: bool) -> None:
+    """Move the content of a folder to `out`, whose earlier dataset it replaces; all of it or nothing."""
+    old = [path for name in sorted(known) if (path := out / name).exists()]
+    if old and not overwrite:
+        raise InputError(f"{out}: another process has written it; choose another folder")
+    # The records come last, because a folder with records is a dataset.
+    new = sorted(folder.iterdir(), key=lambda path: path.name == Path(RECORDS).parts[0])
+    replaced = folder.with_suffix(".replaced")
+    moves = [(path, replaced / path.name) for path in old]
+    moves += [(path, out / path.name) for path in new]
+    replaced.mkdir()
+    finished = []
+    try:
+        for source, target in moves:
+            source.replace(target)
+            finished.append((source, target))
+    except BaseException:
+        for source, target in reversed(finished):
+            target.replace(source)
+        replaced.rmdir()
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_records(

@@ -1,5 +1,6 @@
 """Annotation files of `lcgcn predict`: all images of a run in one file, for correction in a labeling tool."""
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from lcgcn_jax.data.formats.pre_annotations import (
     check_text,
     format_coco,
 )
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -41,16 +43,25 @@ class AnnotationFiles:
       format: one of `FORMATS`.
       suffix: suffix of the file names of a part of a job.
       count_from: coordinate of the center of the first pixel in the files.
+      overwrite: replace existing files.
 
     Attributes:
       paths: the files; the first one has the annotations.
     """
 
-    def __init__(self, folder: Path, format: str, suffix: str = "", count_from: int | float = 0):
+    def __init__(
+        self,
+        folder: Path,
+        format: str,
+        suffix: str = "",
+        count_from: int | float = 0,
+        *,
+        overwrite: bool = False,
+    ):
         names = [Path(name) for name in FORMATS[format]]
         self.paths = [folder / f"{name.stem}{suffix}{name.suffix}" for name in names]
         self._formatters = list(FORMATS[format].values())
-        self._count_from = count_from
+        self._count_from, self._overwrite = count_from, overwrite
         self._added: dict[Path, tuple[PredictedImage, LandmarkScheme]] = {}
         self._finished: list[tuple[PredictedImage, LandmarkScheme]] = []
 
@@ -85,6 +96,7 @@ class AnnotationFiles:
         """Write the finished images to the files, all or none; without finished images, do nothing.
 
         Raises:
+          InputError: another process has written the files; these are written with a number in their names.
           OSError: a file cannot be written.
         """
         if not self._finished:
@@ -93,8 +105,25 @@ class AnnotationFiles:
         scheme = self._finished[0][1]
         self.paths[0].parent.mkdir(parents=True, exist_ok=True)
         texts = (format_images(images, scheme) for format_images in self._formatters)
-        write_all({path: text.encode() for path, text in zip(self.paths, texts, strict=True)})
+        paths = self.paths if self._overwrite else _free_paths(self.paths)
+        write_all({path: text.encode() for path, text in zip(paths, texts, strict=True)})
         self._finished = []
+        if paths != self.paths:
+            raise InputError(
+                f"{self.paths[0]}: another process has written it; the images of this one are in {paths[0]}"
+            )
+
+
+def _free_paths(paths: Sequence[Path]) -> list[Path]:
+    """The paths, with the same number in all names if one of them exists."""
+    choices = (
+        [path.with_stem(f"{path.stem}-{number}") for path in paths] for number in itertools.count(2)
+    )
+    return next(
+        names
+        for names in itertools.chain([list(paths)], choices)
+        if not any(map(os.path.lexists, names))
+    )
 
 
 def _folder_name(file: InputFile) -> str:

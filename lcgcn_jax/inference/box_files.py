@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lcgcn_jax.data.formats.parsing import to_float
 from lcgcn_jax.errors import InputError, count_of, one_line
 from lcgcn_jax.inference.sources import InputFile
 
@@ -47,6 +48,10 @@ class BoxFile:
             boxes = _json_boxes(text) if is_json else _csv_boxes(text, box_format)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}: not a file of face boxes in UTF-8; save it as UTF-8"
+            ) from error
         except (ValueError, OverflowError, RecursionError, csv.Error) as error:
             raise InputError(
                 f"{path}: not a file of face boxes: {one_line(error)}; see lcgcn predict --help"
@@ -159,6 +164,8 @@ def _csv_boxes(text: str, box_format: str) -> list[tuple[str, list[list[float]]]
                 columns = [_SHORT_COLUMNS.get(name, name) for name in columns]
             if missing := [name for name in names if name not in columns]:
                 raise ValueError(_missing_column(missing[0], columns, box_format))
+            if repeated := [name for name in names if columns.count(name) > 1]:
+                raise ValueError(f"two columns are named {repeated[0]!r}")
             continue
         line = f"line {rows.line_num}"
         # For example an unquoted name with a comma. Spreadsheets add empty cells, which are allowed.
@@ -174,7 +181,7 @@ def _csv_boxes(text: str, box_format: str) -> list[tuple[str, list[list[float]]]
             boxes.append((values["image"], []))
             continue
         try:
-            boxes.append((values["image"], [[float(number) for number in numbers]]))
+            boxes.append((values["image"], [[to_float(number) for number in numbers]]))
         except ValueError as error:
             raise ValueError(f"{line} does not have four numbers") from error
     if columns is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lcgcn_jax.data.formats.parsing import to_float
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import BOX_FORMATS, box_of_crop
 from lcgcn_jax.inference.box_files import BoxFile
@@ -67,7 +68,7 @@ def parse_box(text: str, box_format: str = "xyxy") -> list[float]:
       InputError: the text is not four numbers.
     """
     try:
-        box = [float(part) for part in text.split(",")]
+        box = [to_float(part) for part in text.split(",")]
     except ValueError:
         box = []
     if len(box) != 4:

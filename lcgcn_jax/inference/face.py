@@ -72,7 +72,10 @@ class Face:
         calibrated, and `visibility` if it has no visibility head.
 
         Args:
-          geometry: add head pose, eye openness and mouth openness as `geometry`.
+          geometry: add head pose, eye openness and mouth openness as `geometry`, if the face has a scheme.
+
+        Raises:
+          InputError: with `geometry`, the face does not have the landmarks of its scheme.
         """
         fields: dict[str, Any] = {} if self.track is None else {"track": self.track}
         fields |= {
@@ -91,7 +94,7 @@ class Face:
         if self.reliable is not None:
             fields["reliable"] = self.reliable
         if geometry and self.scheme is not None:
-            fields["geometry"] = face_geometry.describe_geometry(self.landmarks, self.scheme)
+            fields["geometry"] = face_geometry.describe_geometry(self.landmarks, self._known_scheme)
         return fields
 
     @property

@@ -111,7 +111,10 @@ def list_images(images: Iterable[ImageInput]) -> list[ImageInput]:
     Raises:
       InputError: the value is not a list of images, for example a single image.
     """
-    if is_path(images) or isinstance(images, bytes) or getattr(images, "ndim", 4) != 4:
+    # Arrays and pandas series of paths have one dimension.
+    num_axes = getattr(images, "ndim", 4)
+    is_list = num_axes == 4 or (num_axes == 1 and all(map(is_path, images)))
+    if is_path(images) or isinstance(images, bytes) or not is_list:
         raise InputError(
             f"images: {describe_value(images)} is not a list of images; call predict for one image"
         )

@@ -17,7 +17,8 @@ class JsonLines:
     their lines.
 
     Args:
-      resume: keep the lines of an earlier job. Otherwise the first line replaces the file.
+      resume: keep the lines of an earlier job.
+      overwrite: the first line replaces the lines of an earlier job.
 
     Attributes:
       finished: names of the images with a line of an earlier job.
@@ -27,12 +28,12 @@ class JsonLines:
       InputError: the file cannot be read or has other content, or another process writes to it.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False):
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False):
         self.path = path
         self.finished: set[str] = set()
         self.schemes: set[str] = set()
         self._file: Any = None
-        self._resume = resume
+        self._resume, self._overwrite = resume, overwrite
         if resume and path.exists():
             try:
                 self._keep_finished_lines()
@@ -43,13 +44,18 @@ class JsonLines:
         """Append a line.
 
         Raises:
-          InputError: another process writes to the file.
+          InputError: another process writes to the file, or has written it since the start.
           OSError: the line cannot be written; the file is then unchanged.
         """
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
             if not self._resume:
+                if not self._overwrite and self._file.seek(0, os.SEEK_END):
+                    self.close()
+                    raise InputError(
+                        f"{self.path}: another process has written it; choose another --out"
+                    )
                 self._file.truncate(0)
         end = self._file.seek(0, os.SEEK_END)
         rest = memoryview(line.encode("utf-8") + b"\n")

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -24,6 +24,7 @@ from lcgcn_jax.inference.face_geometry import require_geometry
 from lcgcn_jax.inference.json_lines import JsonLines
 from lcgcn_jax.inference.large_jobs import WHOLE_JOB, Shard, is_intact
 from lcgcn_jax.inference.sources import InputFile
+from lcgcn_jax.inference.video import opencv_path
 from lcgcn_jax.interrupts import deferred
 from lcgcn_jax.landmarks import LandmarkScheme
 
@@ -68,14 +69,16 @@ class ResultFiles:
         if self.format != "jsonl":
             return None
         path = self.folder / f"predictions{self.shard.suffix}.jsonl"
-        return JsonLines(path, resume=self.skip_existing)
+        return JsonLines(path, resume=self.skip_existing, overwrite=self.overwrite)
 
     @functools.cached_property
     def annotations(self) -> AnnotationFiles | None:
         """Annotation files for labeling tools; None for another format."""
         if self.format not in annotation_files.FORMATS:
             return None
-        return AnnotationFiles(self.folder, self.format, self.shard.suffix, self.count_from)
+        return AnnotationFiles(
+            self.folder, self.format, self.shard.suffix, self.count_from, overwrite=self.overwrite
+        )
 
     @functools.cached_property
     def _earlier_pts(self) -> dict[Path, list[Path]]:
@@ -91,7 +94,7 @@ class ResultFiles:
         """Close the file of JSON lines, or write the annotation files.
 
         Raises:
-          OSError: the annotation files cannot be written.
+          InputError, OSError: as in `AnnotationFiles.write`.
         """
         if self.lines is not None:
             self.lines.close()
@@ -105,10 +108,18 @@ class ResultFiles:
             suffixes = (*suffixes, ".mp4" if file.is_video else ".png")
         return [self.folder / file.name.with_name(file.name.name + suffix) for suffix in suffixes]
 
-    def check(self, files: Sequence[InputFile]) -> None:
-        """Check that the results do not replace inputs or existing files, and can be written."""
+    def check(self, files: Sequence[InputFile], others: Iterable[Path | None] = ()) -> None:
+        """Check that the results do not replace inputs or existing files, and can be written.
+
+        Args:
+          others: other files that are read, such as that of the boxes; None is skipped.
+
+        Raises:
+          InputError: they cannot be written.
+        """
         # Unlike Path.resolve and Path.exists, the functions of os.path accept any link and any name.
-        sources = {os.path.realpath(file.path) for file in files}
+        read = [*(file.path for file in files), *filter(None, others)]
+        sources = {os.path.realpath(path) for path in read}
         for file in files:
             if file.is_video and self.format not in ("json", "jsonl"):
                 raise InputError(
@@ -122,10 +133,14 @@ class ResultFiles:
                         f"{path}: the file name is too long; give {file.path} a shorter name"
                     )
             for path in outputs:
-                if os.path.realpath(path) in sources:
-                    raise InputError(f"{path}: is one of the inputs; choose another --out")
+                _require_no_source(path, sources)
                 _require_no_folder(path)
                 require_absent(path, overwrite=self.overwrite or self.skip_existing)
+            if file.is_video and self.overlays:
+                opencv_path(outputs[-1])
+        shared = [] if self.lines is None else [self.lines.path]
+        for path in shared if self.annotations is None else self.annotations.paths:
+            _require_no_source(path, sources)
         self._check_options(files)
         self._check_annotations(files)
         parents = (self.folder, *self.folder.absolute().parents)
@@ -261,6 +276,11 @@ class ResultFiles:
             self.annotations.finish(file)
             return [*contents, self.annotations.paths[0]]
         return list(contents)
+
+
+def _require_no_source(path: Path, sources: Collection[str]) -> None:
+    if os.path.realpath(path) in sources:
+        raise InputError(f"{path}: is one of the inputs; choose another --out")
 
 
 def _require_no_folder(path: Path) -> None:

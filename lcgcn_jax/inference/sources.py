@@ -5,7 +5,7 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -63,25 +63,28 @@ class InputFile:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Files to process, and the files in the input folders that cannot be read.
+    """Files to process, and the files and folders that cannot be read.
 
     Attributes:
       files: images and videos in order, without duplicates.
       unread: number of unreadable files by suffix in lower case, "" for files without a suffix; annotations
         and texts are not counted.
+      locked: folders that cannot be read, with the reason.
     """
 
     files: list[InputFile]
     unread: collections.Counter[str]
+    locked: list[str] = dataclasses.field(default_factory=list)
 
-    def describe_unread(self) -> str:
-        """Describe the files that cannot be read in one line; empty if there are none."""
-        if not self.unread:
-            return ""
-        return (
-            f"left out {count_of(self.unread.total(), 'file')} that cannot be read: "
-            f"{_list_suffixes(self.unread)}{_heic_advice(self.unread)}"
-        )
+    def describe_unread(self) -> list[str]:
+        """Describe the files and folders that cannot be read, one line each."""
+        lines = [f"left out: {text}" for text in self.locked]
+        if self.unread:
+            lines.append(
+                f"left out {count_of(self.unread.total(), 'file')} that cannot be read: "
+                f"{_list_suffixes(self.unread)}{_heic_advice(self.unread)}"
+            )
+        return lines
 
 
 def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
@@ -101,7 +104,10 @@ def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
     """
     inputs: dict[str, InputFile] = {}
     unread: dict[str, str] = {}
+    locked: dict[str, str] = {}  # folder -> message
     for text in texts:
+        if not text:
+            raise InputError("an input is empty; give an image, video, folder, pattern or stream")
         if streams.is_stream(text) and not os.path.exists(text):
             name = Path(streams.result_name(text))
             inputs.setdefault(text, InputFile(name, name, stream=text))
@@ -109,18 +115,23 @@ def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
         matches = _matches(text)
         for match in matches:
             if os.path.isdir(match):
-                files, others = _list_folder(match, out)
-                unread |= {os.path.realpath(path): path.suffix.lower() for path in others}
+                files, others = _list_folder(match, out, locked)
+                unread |= {_identity(path): path.suffix.lower() for path in others}
                 if not files and len(matches) == 1:
-                    raise InputError(_describe_empty(text, others))
+                    raise InputError(_describe_empty(text, others, list(locked.values())))
             else:
                 files = [InputFile(match, _stem(match))]
             for file in files:
-                inputs.setdefault(os.path.realpath(file.path), file)
+                inputs.setdefault(_identity(file.path), file)
     unread_suffixes = collections.Counter(
         suffix for path, suffix in unread.items() if path not in inputs and suffix not in _SIDECARS
     )
-    return Inputs(_with_unique_names(list(inputs.values())), unread_suffixes)
+    return Inputs(_with_unique_names(list(inputs.values())), unread_suffixes, list(locked.values()))
+
+
+def _identity(path: Path) -> str:
+    """Path that is the same however its folder was reached; links to one file are several inputs."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _matches(text: str) -> list[Path]:
@@ -148,16 +159,26 @@ def _matches(text: str) -> list[Path]:
     return [Path(match) for match in matches]
 
 
-def _list_folder(folder: Path, out: Path | None) -> tuple[list[InputFile], list[Path]]:
-    """Images and videos in a folder and its subfolders, except `out`, and the other files."""
+def _list_folder(
+    folder: Path, out: Path | None, locked: dict[str, str]
+) -> tuple[list[InputFile], list[Path]]:
+    """Images and videos in a folder and its subfolders, except `out`, and the other files.
+
+    Args:
+      locked: extended by the folders that cannot be read, with a message.
+    """
+
+    def note(error: OSError) -> None:
+        locked[str(error.filename)] = f"{error.filename}: cannot be read: {error.strerror}"
+
     files, others = [], []
     results = None if out is None else Path(os.path.realpath(out))
     if results and Path(os.path.realpath(folder)).is_relative_to(results):
         results = None
-    for path in files_below(folder):
+    for path in files_below(folder, note):
         if results and Path(os.path.realpath(path.parent)).is_relative_to(results):
             continue
-        if path.name.startswith("._") or fnmatch(path.name, PARTIALS) or not path.is_file():
+        if path.name.startswith("._") or fnmatch(path.name, PARTIALS) or not os.path.isfile(path):
             continue
         if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
             name = path.relative_to(folder).parent / _stem(path)
@@ -167,7 +188,9 @@ def _list_folder(folder: Path, out: Path | None) -> tuple[list[InputFile], list[
     return files, others
 
 
-def _describe_empty(folder: str, others: list[Path]) -> str:
+def _describe_empty(folder: str, others: Sequence[Path], locked: Sequence[str]) -> str:
+    if locked:
+        return f"{locked[0]}; change its permissions"
     suffixes = collections.Counter(path.suffix.lower() for path in others)
     message = f"{folder}: no image or video in this folder"
     if suffixes:

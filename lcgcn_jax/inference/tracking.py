@@ -139,8 +139,10 @@ class FaceTracker:
         """
         check_fraction("min_score", min_score)
         check_fraction("min_confidence", min_confidence)
-        if detect_every < 1:
-            raise InputError(f"detect_every: {detect_every} has to be at least 1")
+        if not isinstance(detect_every, int | np.integer) or detect_every < 1:
+            raise InputError(
+                f"detect_every: {detect_every!r}; give a whole number of frames of at least 1"
+            )
         self.num_detections = 0
         self.model, self._detect_every, self._smooth = model, detect_every, smooth
         self._min_score, self._min_confidence = min_score, min_confidence
@@ -169,11 +171,12 @@ class FaceTracker:
           InputError: as in `LandmarkModel.predict`, or the time is not later than the previous one.
         """
         pixels = rgb_image(image, "frame")
+        # Before the time: the caller may repeat a call that failed.
+        boxed = None if boxes is None else self.model.boxed_image(pixels, boxes, name="frame")
         self._advance(time)
-        if boxes is None:
+        if boxed is None:
             candidates = self._follow_and_detect(pixels)
         else:
-            boxed = self.model.boxed_image(pixels, boxes, name="frame")
             candidates = [_Candidate(face, True) for face in self.model.predict_boxed([boxed])[0]]
         return self._update_tracks(
             [c for c in candidates if c.face.confidence.mean() >= self._min_confidence]
@@ -184,9 +187,11 @@ class FaceTracker:
         is_first = self._time == -math.inf
         if time is None:
             time = 0.0 if is_first else self._time + 1 / DEFAULT_RATE
-        if not math.isfinite(time) or time <= self._time:
+        is_number = isinstance(time, int | float | np.number)
+        if not is_number or not math.isfinite(time) or time <= self._time:
             after = "" if is_first else f", later than {self._time:g} s"
-            raise InputError(f"time {time:g}: give the time of the frame in seconds{after}")
+            text = f"{time:g}" if is_number else repr(time)
+            raise InputError(f"time {text}: give the time of the frame in seconds{after}")
         self._time = time = float(time)
         self._tracks = [
             tracked
@@ -339,6 +344,8 @@ def track_frames(
         raise InputError(
             f"frames: {describe_value(frames)}; give RGB images, or the path of a video"
         )
+    if not (times is None or isinstance(times, Iterable)):
+        raise InputError(f"times: {describe_value(times)}; give one for each frame")
     stamps = (i / DEFAULT_RATE for i in itertools.count()) if times is None else iter(times)
     for number, image in enumerate(frames):
         time = next(stamps, None)

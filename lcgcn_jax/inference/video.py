@@ -85,10 +85,10 @@ def open_video(
     source = os.fspath(source)
     is_file = os.path.isfile(source)
     if not is_file and not is_stream(source):
-        raise InputError(f"{source}: cannot be read: no such file")
+        reason = "it is a folder" if os.path.isdir(source) else "no such file"
+        raise InputError(f"{source}: cannot be read: {reason}; give a video, or a stream")
     name = source if is_file else display_name(source)
-    # FFmpeg takes the start of a relative path such as `a:b.mp4` for a protocol.
-    capture = cv2.VideoCapture(os.path.abspath(source)) if is_file else open_stream(source)
+    capture = cv2.VideoCapture(opencv_path(source)) if is_file else open_stream(source)
     is_camera = not is_file and camera_number(source) is not None
     frames = _read_ahead(_camera_frames(capture) if is_camera else _stamped_frames(capture))
     try:
@@ -113,6 +113,24 @@ def open_video(
     finally:
         frames.close()  # before the capture, which another thread may be reading
         capture.release()
+
+
+def opencv_path(path: str | os.PathLike) -> str:
+    """Absolute path of a video for OpenCV.
+
+    FFmpeg takes the start of a relative path such as `a:b.mp4` for a protocol.
+
+    Raises:
+      InputError: the path is not valid UTF-8, for which OpenCV 5.0 ends the process.
+    """
+    absolute = os.path.abspath(path)
+    try:
+        absolute.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{os.fspath(path)}: a video needs a path in UTF-8; rename the file or its folder"
+        ) from None
+    return absolute
 
 
 def varies(times: Sequence[float]) -> bool:
@@ -239,7 +257,7 @@ class VideoWriter(contextlib.AbstractContextManager):
         if self._writer is None:
             codec = cv2.VideoWriter.fourcc(*CODEC)
             self._size = (bgr.shape[1], bgr.shape[0])
-            path = os.path.abspath(self._path)
+            path = opencv_path(self._path)
             self._writer = cv2.VideoWriter(path, codec, max(self._rate, MIN_RATE), self._size)
             if not self._writer.isOpened():
                 raise OSError(errno.EIO, "the video cannot be encoded", str(self._path))

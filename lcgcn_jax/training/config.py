@@ -138,7 +138,7 @@ def parse_argument(argument: str | None, known: Iterable[str]) -> set[str]:
     return set(words)
 
 
-def load_config(spec: str) -> ml_collections.ConfigDict:
+def load_config(spec: str | Path) -> ml_collections.ConfigDict:
     """Read a config file.
 
     Args:
@@ -148,7 +148,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     Raises:
       InputError: the file does not exist, has no `get_config`, or sets unknown fields.
     """
-    name, _, argument = spec.partition(":")
+    name, _, argument = str(spec).partition(":")
     path = _find_config(name)
     if path.suffix.lower() != ".py":
         raise InputError(

@@ -9,9 +9,10 @@ from jaxtyping import Float, UInt8
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.geometry import box_of_landmarks
-from lcgcn_jax.image_arrays import ImageInput, is_path, rgb_image
+from lcgcn_jax.image_arrays import ImageInput, describe_value, is_path, rgb_image
 from lcgcn_jax.image_io import read_image
 from lcgcn_jax.inference.face import Face
+from lcgcn_jax.inference.image_inputs import as_list
 from lcgcn_jax.landmarks import LandmarkScheme
 from lcgcn_jax.visualize.faces import (
     SHIFT,
@@ -115,11 +116,16 @@ def draw(
       several faces with a track, each has its number.
 
     Raises:
-      InputError: the image cannot be read, `edges` is set and a face has none, or the faces have no common
-        landmark scheme.
+      InputError: the image cannot be read, `faces` are not those of one image, `edges` is set and a face has
+        none, or the faces have no common landmark scheme.
     """
     pixels = read_image(image) if is_path(image) else rgb_image(image)
-    faces = [faces] if isinstance(faces, Face) else list(faces)
+    faces = [faces] if isinstance(faces, Face) else as_list("draw: faces", faces)
+    if others := [face for face in faces if not isinstance(face, Face)]:
+        raise InputError(
+            f"draw: {describe_value(others[0])} is not a face; give the faces of one image, such as one of "
+            "the lists of predict_batch"
+        )
     if not faces:
         return pixels.copy()
     weights = [face.edges for face in faces if face.edges is not None]

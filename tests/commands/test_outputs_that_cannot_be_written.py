@@ -115,6 +115,26 @@ def test_output_in_a_bucket_is_an_error(error_line, tmp_path, monkeypatch, comma
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("predict", ""), "an input is empty"),
+        (("predict", "a.jpg", "--out", ""), "argument --out: the path is empty"),
+        (("predict", "a.jpg", "--boxes="), "argument --boxes: the path is empty"),
+        (("prepare", "wflw", "--src=", "--out", "o"), "argument --src: the path is empty"),
+        (
+            ("eval", "--model", "m", "--data", "", "--split", "s"),
+            "argument --data: '' is not a path",
+        ),
+        (("predict", "a.jpg", "--model", ""), "'' is not a path"),
+    ],
+)
+def test_empty_path_is_an_error(error_line, tmp_path, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in error_line(*command)
+    assert not list(tmp_path.iterdir())
+
+
 def test_copy_of_a_bundle_in_a_bucket_is_not_changed(bucket, error_line, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for path in find_bundle(DEFAULT_MODEL).iterdir():

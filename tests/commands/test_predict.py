@@ -240,6 +240,11 @@ def test_boxes_with_width_and_height(predict, photo, tmp_path):
     assert faces[0][0]["box"] == [100, 30, 200, 170]
 
 
+def test_box_may_start_outside_the_image(predict, photo, tmp_path):
+    assert predict(photo, "--box", "-10,-.5,200,170") == 0
+    assert faces_in(tmp_path / "out/photo.json")[0]["box"] == [-10, -0.5, 200, 170]
+
+
 def test_68_landmarks_of_a_model_with_98(predict, photo, tmp_path):
     assert predict(photo, "--whole-image", "--scheme", "ibug68", "--draw-edges") == 0
     result = json.loads((tmp_path / "out/photo.json").read_text())

@@ -368,6 +368,19 @@ def test_full_or_read_only_disk_in_any_command(run, tmp_path, monkeypatch, numbe
     ]
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO])
+def test_unusable_path_in_any_command(run, tmp_path, monkeypatch, number):
+    def load(*args, **kwargs):
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr(predict, "load_model", load)
+    code, errors = run(images(tmp_path / "in", 1))
+    assert code == 2
+    assert errors == [
+        f"lcgcn: error: /some/file: cannot be used: {os.strerror(number)}; check the path and its permissions"
+    ]
+
+
 def test_pts_count_from_one_on_the_upright_image(run, tmp_path):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6

@@ -98,27 +98,61 @@ def test_other_files_in_a_dataset_are_never_deleted(maker, name):
     assert (out / name).exists()
 
 
-@pytest.mark.parametrize("moment", ["encoding", "exchange"])
+@pytest.mark.parametrize("moment", ["encoding", 0, 1, 2, 3])
 def test_interruption_leaves_the_old_dataset(maker, monkeypatch, moment):
     annotations = maker.annotations([maker.face(maker.image("a.jpg"))])
     out = maker.folder / "out"
     records.prepare(annotations, out)
-    before = open_dataset(out).fingerprint
-    replace = Path.replace
+    before, replace, calls = open_dataset(out).fingerprint, Path.replace, []
 
     def interrupt(path, *target):
-        if target and not path.name.endswith(".partial"):
-            return replace(path, *target)
+        calls.append(path)
+        if len(calls) == moment + 1:  # moves of the old records and report, then of the new ones
+            raise KeyboardInterrupt
+        return replace(path, *target)
+
+    def interrupt_at_once(*_):
         raise KeyboardInterrupt
 
     if moment == "encoding":
-        monkeypatch.setattr(records, "encode_face", interrupt)
+        monkeypatch.setattr(records, "encode_face", interrupt_at_once)
     else:
         monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         records.prepare(annotations, out, overwrite=True)
     assert open_dataset(out).fingerprint == before
     assert sorted(p.name for p in maker.folder.iterdir()) == ["a.jpg", "out"]
+    assert sorted(p.name for p in out.iterdir()) == ["faces", "report.json"]
+
+
+def test_existing_folder_stays_in_its_place(maker, monkeypatch):
+    annotations = maker.annotations([maker.face(maker.image("a.jpg"))])
+    out = maker.folder / "out"
+    out.mkdir()
+    (out / ".7.partial").mkdir()  # of a process that was killed
+    inode = out.stat().st_ino
+    monkeypatch.chdir(out)
+    for overwrite in (False, True):
+        records.prepare(annotations, Path(), overwrite=overwrite)
+        assert out.stat().st_ino == inode, "the current folder, or a mount point"
+        assert open_dataset(Path()).num_faces == {"train": 1}
+
+
+def test_other_process_is_not_overwritten(maker):
+    annotations = maker.annotations([maker.face(maker.image("a.jpg"))])
+    out = maker.folder / "out"
+    out.mkdir()
+
+    def prepare_twice():
+        with records.fresh_folder(out) as folder:
+            records.write_records(annotations, folder)
+            records.prepare(dataclasses.replace(annotations, kind="other"), maker.folder / "other")
+            for path in (maker.folder / "other").iterdir():
+                path.rename(out / path.name)
+
+    with pytest.raises(InputError, match="another process has written it"):
+        prepare_twice()
+    assert open_dataset(out).name == "other"
 
 
 def test_validation_is_a_fixed_part_of_train_by_group(maker):

@@ -141,6 +141,8 @@ def test_names_without_an_image_are_listed(tmp_path):
         ("b.csv", "x0,y0,x1,y1,image\n1,2,3,4\n", "line 2 does not name an image"),
         ("b.csv", "x0;y0;x1;y1;image\n1;2;3;4;a;b\n", "line 2 has 6 cells"),
         ("b.csv", "", "no column 'image'"),
+        ("b.csv", "image,x0,y0,x1,y1,X0\na,1,2,3,4,5\n", "two columns are named 'x0'"),
+        ("b.csv", "image,x0,y0,x1,y1\na,1,2,3_0,4\n", "line 2 does not have four numbers"),
         ("b.csv", 'image,x0,y0,x1,y1\n"a,1,2,3,4\nb,1,2,3,4\n', "unexpected end of data"),
     ],
 )
@@ -179,3 +181,10 @@ def test_file_of_boxes_with_sizes(tmp_path, header):
     assert boxes.of(Path("a.jpg")) == [[1, 2, 30, 40]]
     with pytest.raises(InputError, match=r"no column 'x0'.*or give --box-format xywh"):
         box_file(tmp_path, "c.csv", "image,x,y,width,height\na.jpg,1,2,30,40\n")
+
+
+def test_other_encoding_is_an_error(tmp_path):
+    path = tmp_path / "b.csv"
+    path.write_text("image,x0,y0,x1,y1\n", encoding="utf-16")
+    with pytest.raises(InputError, match="not a file of face boxes in UTF-8; save it as UTF-8"):
+        BoxFile(path)

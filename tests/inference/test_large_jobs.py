@@ -132,11 +132,20 @@ def test_lines_of_other_content_are_kept(tmp_path, other):
 def test_a_new_job_replaces_the_lines_with_its_first_line(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text(line("a") + "\n")
-    lines = JsonLines(path)
+    lines = JsonLines(path, overwrite=True)
     assert path.read_text() == line("a") + "\n"
     lines.append(line("b"))
     lines.close()
     assert path.read_text() == line("b") + "\n"
+
+
+def test_lines_of_another_process_are_kept(tmp_path):
+    first, second = (JsonLines(tmp_path / "lines.jsonl") for _ in range(2))
+    first.append(line("a"))
+    first.close()
+    with pytest.raises(InputError, match="another process has written it; choose another --out"):
+        second.append(line("b"))
+    assert first.path.read_text() == line("a") + "\n"
 
 
 def test_full_disk_leaves_no_part_of_a_line(tmp_path):

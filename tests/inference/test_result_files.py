@@ -1,10 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.inference.annotation_files import AnnotationFiles
 from lcgcn_jax.inference.result_files import ResultFiles
 from lcgcn_jax.inference.sources import InputFile
+from lcgcn_jax.landmarks import IBUG68
 
 
 def test_only_numbered_pts_files_are_those_of_an_image(tmp_path):
@@ -36,3 +39,45 @@ def test_name_too_long_for_pts_files_is_found_before_the_work(tmp_path):
     files = ResultFiles(tmp_path / "out", "pts", overlays=False)
     with pytest.raises(InputError, match="the file name is too long"):
         files.check([InputFile(name.with_suffix(".jpg"), Path(name.name))])
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("csv", "photo.csv"),
+        ("json", "photo.json"),
+        ("jsonl", "predictions.jsonl"),
+        ("coco", "coco.json"),
+    ],
+)
+def test_other_inputs_are_not_overwritten(tmp_path, format, name):
+    (tmp_path / name).touch()
+    files = ResultFiles(tmp_path, format, overwrite=True, overlays=False)
+    image = InputFile(tmp_path / "in/photo.jpg", Path("photo"))
+    with pytest.raises(InputError, match=f"{name}: is one of the inputs; choose another --out"):
+        files.check([image], [None, tmp_path / name])
+
+
+def test_folder_of_a_video_that_is_not_utf_8_is_found_before_the_work(tmp_path):
+    files = ResultFiles(tmp_path / os.fsdecode(b"\xff"), "json")
+    with pytest.raises(InputError, match="a video needs a path in UTF-8"):
+        files.check([InputFile(tmp_path / "a.mp4", Path("a"))])
+
+
+def test_annotations_of_another_process_are_kept(tmp_path):
+    files = []
+    for name in ("a", "b"):
+        annotations = AnnotationFiles(tmp_path, "cvat")
+        image = InputFile(tmp_path / f"{name}.jpg", Path(name))
+        annotations.add(image, 40, 30, [], IBUG68)
+        annotations.finish(image)
+        files.append(annotations)
+    files[0].write()
+    message = (
+        r"cvat\.xml: another process has written it; the images of this one are in .*/cvat-2\.xml"
+    )
+    with pytest.raises(InputError, match=message):
+        files[1].write()
+    assert 'name="a.jpg"' in (tmp_path / "cvat.xml").read_text()
+    assert 'name="b.jpg"' in (tmp_path / "cvat-2.xml").read_text()
+    assert (tmp_path / "cvat_labels-2.json").exists()

@@ -240,6 +240,7 @@ def test_unreadable_paths_are_errors_of_one_line(model, path):
         ([IMAGE, IMAGE / 255], [[], []], "image 1: float64 array"),
         (IMAGE, None, r"uint8 array \[60 80 3\] is not a list of images; call predict"),
         ("photo.jpg", None, "'photo.jpg' is not a list of images"),
+        (np.zeros(3, np.uint8), None, r"uint8 array \[3\] is not a list of images"),
         ([IMAGE], {"a": [BOX]}, "boxes: .*; give a list"),
         ([IMAGE], "boxes", "'boxes'; give a list"),
     ],
@@ -287,6 +288,13 @@ def test_invalid_boxes_are_errors_of_one_line(model, boxes, message):
 def test_boxes_of_any_sequence_type(model, boxes):
     (face,) = model.predict(IMAGE, boxes)
     np.testing.assert_array_equal(face.box, BOX)
+
+
+def test_arrays_of_paths_are_batches(model, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(IMAGE).save(path)
+    for paths in (np.array([str(path)] * 2), np.array([path, path], object)):
+        assert len(model.predict_batch(paths, [[BOX]] * 2)) == 2
 
 
 def test_empty_inputs_have_empty_results(model):

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.folders import files_below
 from lcgcn_jax.inference.sources import find_inputs
 
 
@@ -102,15 +103,15 @@ def test_unreadable_files_are_counted(tmp_path):
     )
     inputs = find_inputs([folder, folder, str(tmp_path / "*.tga")])
     assert names(inputs) == ["1", "4", "7", "5"], "a file path is used whatever its suffix"
-    assert inputs.describe_unread() == (
+    assert inputs.describe_unread() == [
         "left out 4 files that cannot be read: 2 .heic, 1 without a suffix, 1 .3gp; "
         "convert HEIC to JPEG first"
-    )
+    ]
 
 
 def test_number_of_listed_suffixes_is_limited(tmp_path):
     folder = touch(tmp_path, "a.png", *(f"{i}.x{i}" for i in range(9)))
-    line = find_inputs([folder]).describe_unread()
+    (line,) = find_inputs([folder]).describe_unread()
     assert line.startswith("left out 9 files")
     assert line.endswith(", 1 .x5, 3 others")
 
@@ -121,7 +122,7 @@ def test_ignored_files_are_not_reported(tmp_path):
     )
     inputs = find_inputs([folder])
     assert names(inputs) == ["a"]
-    assert inputs.describe_unread() == ""
+    assert inputs.describe_unread() == []
 
 
 @pytest.mark.parametrize(
@@ -198,3 +199,59 @@ def test_windows_paths(folder, monkeypatch):
 def test_path_in_folder(folder):
     files = find_inputs([str(folder / "sub")]).files
     assert [file.path_in_folder for file in files] == [Path("c.tif"), Path("deep/a.png")]
+
+
+def test_links_to_one_file_are_several_inputs(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/x.jpg").touch()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).symlink_to("../store/x.jpg")
+    assert names(find_inputs([str(folder), str(folder / "b.jpg")])) == ["a", "b"]
+    (tmp_path / "linked").symlink_to(folder)
+    assert names(find_inputs([str(folder), str(tmp_path / "linked/a.jpg")])) == ["a", "b"]
+
+
+def test_empty_input_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(InputError, match="an input is empty"):
+        find_inputs([""])
+
+
+@pytest.fixture
+def locked(folder, monkeypatch):
+    """A subfolder that cannot be listed; the permissions of files do not apply to root."""
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return folder / "sub/deep"
+
+
+def test_folders_that_cannot_be_read_are_reported(folder, locked):
+    inputs = find_inputs([str(folder), str(folder)])
+    assert names(inputs) == ["a", "b", "clip", "sub/c"]
+    assert inputs.describe_unread() == [f"left out: {locked}: cannot be read: Permission denied"]
+    with pytest.raises(InputError, match="deep: cannot be read: Permission denied; change its"):
+        find_inputs([str(locked)])
+
+
+def test_folder_without_the_permission_to_open_files(folder, monkeypatch):
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != str(folder / "sub") and access(path, mode)
+    )
+    inputs = find_inputs([str(folder)])
+    assert names(inputs) == ["a", "b", "clip"]
+    assert inputs.locked == [f"{folder}/sub: cannot be read: Permission denied"]
+
+
+def test_other_searches_of_a_folder_that_cannot_be_read_are_errors(folder, locked):
+    with pytest.raises(InputError, match="deep: cannot be read: Permission denied"):
+        list(files_below(folder))

@@ -374,9 +374,24 @@ def test_unusable_frames_are_errors(frames, times, message):
         list(track_frames(FaceTracker(World()), frames, times))
 
 
-def test_invalid_interval_is_an_error():
-    with pytest.raises(InputError, match="detect_every: 0 has to be at least 1"):
-        World().track([], detect_every=0)
+@pytest.mark.parametrize("every", [0, "3", float("nan"), 2.5])
+def test_invalid_interval_is_an_error(every):
+    with pytest.raises(InputError, match=r"detect_every: .*; give a whole number of frames"):
+        World().track([], detect_every=every)
+
+
+def test_failed_update_may_be_repeated(monkeypatch):
+    def refuse(*_, **__):
+        raise InputError("frame: box 9,9,1,1 has no extent")
+
+    tracker, frame = FaceTracker(World()), np.zeros((40, 40, 3), np.uint8)
+    monkeypatch.setattr(World, "boxed_image", refuse)
+    with pytest.raises(InputError, match="has no extent"):
+        tracker.update(frame, 1.0, [(9, 9, 1, 1)])
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="time '1': give the time of the frame in seconds"):
+        tracker.update(frame, "1", [])
+    assert tracker.update(frame, 1.0, []) == []
 
 
 @pytest.mark.parametrize("name", ["min_score", "min_confidence"])

@@ -1,4 +1,5 @@
 import errno
+import os
 import threading
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.inference.video import OrderedWorker, VideoWriter, open_video, varies
+from lcgcn_jax.inference.video import OrderedWorker, VideoWriter, open_video, opencv_path, varies
 
 COLORS = [(230, 30, 30), (30, 200, 30), (40, 40, 220), (120, 120, 120)]
 
@@ -231,3 +232,16 @@ def test_worker_runs_calls_in_order_and_raises_the_first_error():
         run([5])
     with pytest.raises(KeyError):
         run([5], KeyError())
+
+
+def test_path_that_is_not_utf_8_is_an_error(tmp_path):
+    path = tmp_path / os.fsdecode(b"m\xe9.mp4")
+    path.touch()
+    for call in (lambda: open_video(path).__enter__(), lambda: opencv_path(path)):
+        with pytest.raises(InputError, match="a video needs a path in UTF-8; rename"):
+            call()
+
+
+def test_folder_is_no_video(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: it is a folder; give a video"):
+        open_video(tmp_path).__enter__()

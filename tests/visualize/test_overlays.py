@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lcgcn_jax import visualize
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
 from lcgcn_jax.visualize import overlays
@@ -173,3 +174,9 @@ def test_tracks_of_several_faces_are_numbered(place):
         visualize.draw_faces(*one, sides=[50.0], tracks=[7])
         == visualize.draw_faces(*one, sides=[50.0])
     ).all()
+
+
+@pytest.mark.parametrize("faces", [None, [[]], ["face"], 5])
+def test_other_values_than_faces_are_errors(faces):
+    with pytest.raises(InputError, match=r"draw: .*give"):
+        overlays.draw(np.zeros((60, 60, 3), np.uint8), faces)

@@ -315,10 +315,12 @@ def _face(
         raise ValueError(f"it has no {error}") from error
     except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError("not a COCO annotation") from error
+    if annotation.get("iscrowd") not in (None, 0, "0", ""):
+        raise ValueError(f"its iscrowd is {annotation['iscrowd']!r}; expected 0 or 1")
     if image is None or not isinstance(image.file_name, str):
         raise ValueError(f"no image with the id {annotation['image_id']!r} and a file_name")
     points, visible, visibility = _points(keypoints, category, scheme)
-    if scheme.normalizer != "given" and "normalizer" in annotation:
+    if scheme.normalizer != "given" and not np.isnan(normalizer):
         refuse_normalizer(scheme)
     return RawFace(
         image.file_name,
@@ -360,7 +362,7 @@ def _box(values: Any) -> Float[np.ndarray, "4"] | None:
     box = _numbers(values)
     if len(box) != 4:
         raise ValueError("the bbox is not x, y, width and height")
-    return box
+    return None if np.isnan(box).all() else box
 
 
 def _numbers(values: Any) -> Float[np.ndarray, "n"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lcgcn_jax.errors import InputError, one_line
+from lcgcn_jax.json_fields import unique_fields
 
 
 class _TreeBuilder(ET.TreeBuilder):
@@ -43,10 +44,10 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-      InputError: the file cannot be read, or is not JSON in UTF-8.
+      InputError: the file cannot be read, is not JSON in UTF-8, or an object has a field twice.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=unique_fields)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -114,7 +114,7 @@ def subfolder(src: Path, folder: str) -> Path | None:
     for part in folder.split("/"):
         matches = [
             child
-            for child in sorted(path.glob("*"))
+            for child in sorted(path.iterdir())
             if child.name.lower() == part.lower() and child.is_dir()
         ]
         if not matches:
@@ -146,7 +146,7 @@ def missing_layout(src: Path, message: str, folders: Iterable[str]) -> InputErro
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*")) if not is_system_file(path.name)]
+    return [path for path in sorted(folder.iterdir()) if not is_system_file(path.name)]
 
 
 def image_of(points_file: Path, images: Mapping[str, Sequence[Path]]) -> Path:

@@ -301,6 +301,8 @@ def test_coco_keypoints_are_matched_by_name(images):
         ({"keypoints": keypoints_of(POINTS * np.inf)}, "NaN or infinite"),
         ({"keypoints": POINTS.ravel().tolist()}, "8 numbers for the keypoints, expected 12"),
         ({"bbox": [1, 2, 3]}, "not x, y, width and height"),
+        ({"iscrowd": "true"}, "iscrowd is 'true'; expected 0 or 1"),
+        ({"iscrowd": 2}, "iscrowd is 2; expected 0 or 1"),
         ({"bbox": [1, 2, 0, 3]}, "has no extent"),
         ({"normalizer": 5}, "there is a normalizer"),
     ],
@@ -326,6 +328,7 @@ def test_coco_annotation_that_is_not_an_object_is_listed(images):
     ("content", "message"),
     [
         ("{", "not JSON in UTF-8"),
+        ('{"images": [], "annotations": [1], "annotations": []}', "'annotations' occurs twice"),
         ("[" * 100_000, "not JSON in UTF-8"),
         ("[]", "not COCO's keypoints"),
         ("{}", "not COCO's keypoints"),
@@ -368,8 +371,7 @@ def test_coco_ids_match_as_numbers_and_as_text(images, stored, used):
 def test_duplicate_coco_annotation_ids_give_a_note(images):
     annotations = read_coco(images, coco_of({}, {"image_id": 3}, {"id": 8}))
     assert len(annotations.faces) == 3
-    (note,) = annotations.notes
-    assert "1 annotation ids are duplicated (such as 7)" in note
+    assert "1 annotation ids are duplicated (such as 7)" in annotations.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -559,3 +561,17 @@ def test_coco_sample_is_read(shared):
         low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
         assert (face.provided_box[:2] < low).all()
         assert (face.provided_box[2:] > high).all()
+
+
+def test_coco_fields_may_be_null(images):
+    changes = {"normalizer": None, "bbox": [None] * 4, "iscrowd": None}
+    annotations = read_coco(images, coco_of(changes))
+    assert (len(annotations.faces), annotations.bad, annotations.notes) == (1, [], [])
+    assert annotations.faces[0].provided_box is None
+
+
+def test_repeated_faces_give_a_note(images):
+    rows = [row_of(split="train"), row_of(split="train"), row_of(split="test")]
+    assert [note for note in read_rows(images, rows).notes if "repeated" in note] == [
+        f"{images.parent / 'points.csv'}: 2 faces repeated with the same landmarks; remove the copies"
+    ]

@@ -35,7 +35,7 @@ LAYERS = [
     },
     {"accelerators", "fields", "exit_codes", "storage"},
     {"folders"},
-    {"errors", "interrupts", "json_fields", "terminal"},
+    {"allocator", "errors", "interrupts", "json_fields", "terminal"},
 ]
 LEVEL = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
 

@@ -17,9 +17,7 @@ def add_face_options(parser: argparse.ArgumentParser) -> None:
     boxes = parser.add_mutually_exclusive_group()
     text = "face box in pixels, from chin to eyebrows; repeat it for each face of the input"
     boxes.add_argument("--box", action="append", metavar="X0,Y0,X1,Y1", help=text)
-    boxes.add_argument(
-        "--boxes", type=local_path, metavar="FILE", help="file of face boxes, see above"
-    )
+    add(boxes, "--boxes", type=local_path, metavar="FILE", help="file of face boxes, see above")
     add_flag(boxes, "--whole-image", "each image is the crop of one face")
     add(boxes, "--detector-model")
     text = "format of the boxes, for example xywh for x,y,width,height"

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from lcgcn_jax.allocator import allocator_advice
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.data.pipeline import TrainIterator, train_iterator, view_order
@@ -138,6 +139,7 @@ class Trainer:
             f"on {sharding.describe_devices()}",
             describe_steps(self.config, self.num_faces),
             f"resuming from step {self.step:,}" if self.step else self.start_message,
+            allocator_advice(),
         ]
         return [line for line in lines if line]
 

@@ -39,7 +39,10 @@ def allocator_advice() -> str:
     """A line about tcmalloc for the start of a training on a CPU; empty if it is not needed."""
     if not _is_applicable():
         return ""
-    return "training on a CPU takes less time with tcmalloc; install libtcmalloc-minimal4 or gperftools"
+    return (
+        "training on a CPU takes less time with tcmalloc; install libtcmalloc-minimal4 (apt) or "
+        "gperftools-libs (dnf)"
+    )
 
 
 def _is_applicable() -> bool:

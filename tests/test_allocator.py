@@ -49,7 +49,7 @@ def test_library_of_the_user_takes_precedence(restarts, monkeypatch):
     assert allocator.allocator_advice() == ""
 
 
-def test_without_tcmalloc_the_command_goes_on(restarts, monkeypatch):
+def test_without_tcmalloc_the_command_continues(restarts, monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
@@ -85,7 +85,7 @@ def test_only_commands_that_train_start_again(monkeypatch, name, count):
     monkeypatch.setattr(command, "exit_code_of", lambda function: 0)
     monkeypatch.setattr(sys, "argv", ["lcgcn", name])
     assert command.main() == 0
-    assert command.main([name]) == 0, "in Python, this process goes on"
+    assert command.main([name]) == 0, "in Python, this process continues"
     assert len(calls) == count
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 LIBRARIES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 """Names under which tcmalloc is installed."""
 
-_ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*")
+_ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio/[0-9]*")
 _DEVICE_FOLDER = Path("/dev")
 
 
@@ -26,11 +26,7 @@ def restart_with_tcmalloc() -> None:
     """
     if not _is_applicable():
         return
-    for name in LIBRARIES:
-        try:
-            ctypes.CDLL(name)
-        except OSError:  # not installed
-            continue
+    if name := _installed_library():
         os.environ["LD_PRELOAD"] = name
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -39,14 +35,26 @@ def allocator_advice() -> str:
     """A line about tcmalloc for the start of a training on a CPU; empty if it is not needed."""
     if not _is_applicable():
         return ""
-    return (
-        "training on a CPU takes less time with tcmalloc; install libtcmalloc-minimal4 (apt) or "
-        "gperftools-libs (dnf)"
-    )
+    fix = "install libtcmalloc-minimal4 (apt) or gperftools-libs (dnf)"
+    if name := _installed_library():  # in Python, the process is not started again
+        fix = f"start Python with LD_PRELOAD={name}"
+    return f"training on a CPU takes less time with tcmalloc; {fix}"
+
+
+def _installed_library() -> str | None:
+    for name in LIBRARIES:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return name
+    return None
 
 
 def _is_applicable() -> bool:
+    if sys.platform != "linux" or "LD_PRELOAD" in os.environ:
+        return False
     is_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(
         any(_DEVICE_FOLDER.glob(pattern)) for pattern in _ACCELERATORS
     )
-    return is_cpu and "LD_PRELOAD" not in os.environ and platform.libc_ver()[0] == "glibc"
+    return is_cpu and platform.libc_ver()[0] == "glibc"

@@ -7,6 +7,12 @@ from pathlib import Path
 
 from lcgcn_jax.errors import InputError
 
+SYSTEM_FOLDERS = frozenset(
+    ("lost+found", ".trashes", ".spotlight-v100", ".fseventsd", ".documentrevisions-v100",
+     "system volume information", "$recycle.bin")
+)  # fmt: skip
+"""Folders that systems add to volumes, in lower case; users cannot read them."""
+
 
 def _refuse(error: OSError) -> None:
     raise InputError(
@@ -16,6 +22,8 @@ def _refuse(error: OSError) -> None:
 
 def files_below(folder: Path, on_error: Callable[[OSError], None] = _refuse) -> Iterator[Path]:
     """Find the files in a folder and its subfolders, sorted, then those in linked folders.
+
+    `SYSTEM_FOLDERS` are left out.
 
     A link to a folder is followed unless that folder contains, or is in, one that was searched before. So
     loops of links end, and links inside `folder` give no file twice.
@@ -31,9 +39,9 @@ def files_below(folder: Path, on_error: Callable[[OSError], None] = _refuse) -> 
     while pending:
         files, links = [], []
         for parent, folders, names in os.walk(pending.pop(0), onerror=on_error):
-            if not os.access(
-                parent, os.X_OK
-            ):  # its names can be listed, and its files cannot be read
+            folders[:] = [name for name in folders if name.lower() not in SYSTEM_FOLDERS]
+            # Without this permission, the names can be listed and the files cannot be read.
+            if not os.access(parent, os.X_OK):
                 code = errno.EACCES
                 on_error(PermissionError(code, os.strerror(code), parent))
                 folders.clear()

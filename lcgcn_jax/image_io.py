@@ -127,7 +127,12 @@ def _num_frames(encoded: bytes) -> int:
         encoded.startswith(b"\x89PNG") and b"acTL" not in encoded[:_HEADER_BYTES]
     ):
         return 1
-    return getattr(_open(encoded)[0], "n_frames", 1)
+    try:
+        return getattr(_open(encoded)[0], "n_frames", 1)
+    except (
+        Exception
+    ):  # damaged later frames raise errors of many types, and the first one is intact
+        return 1
 
 
 def decode_image(encoded: bytes, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:

@@ -435,3 +435,10 @@ def random_bundle():
         return Bundle(model, scheme, image_size, weights)
 
     return make
+
+
+@pytest.fixture
+def without_type_checks(request):
+    """For tests of arguments of another type, which type checks at run time refuse first."""
+    if request.config.getoption("--jaxtyping-packages", None):
+        pytest.skip("types are checked at run time")

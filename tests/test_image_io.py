@@ -442,3 +442,20 @@ def test_address_of_an_image_is_an_error():
         InputError, match=r"https://host/a\.jpg: only files are read; save the image"
     ):
         read_image("https://host/a.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tif"])
+def test_damaged_further_frames_are_ignored(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 40, 60), np.uint8)
+    frames = [PIL.Image.fromarray(pixels) for pixels in noise]
+    path = tmp_path / f"a{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    content = path.read_bytes()
+    numbers = []
+    for end in range(len(content) // 2, len(content), 97):
+        path.write_bytes(content[:end])
+        try:
+            numbers.append(read_image(path).shape)
+        except InputError:
+            continue
+    assert set(numbers) == {(40, 60, 3)}

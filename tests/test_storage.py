@@ -40,6 +40,7 @@ def test_other_urls_are_errors(location):
 
 
 @pytest.mark.parametrize("location", ["", None, 5])
+@pytest.mark.usefixtures("without_type_checks")
 def test_other_values_than_paths_are_errors(location):
     with pytest.raises(InputError, match="is not a path; give a file or folder"):
         as_path(location)

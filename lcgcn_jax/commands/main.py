@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from lcgcn_jax.allocator import restart_with_tcmalloc
-from lcgcn_jax.commands.parsing import build_parser, parse_arguments
+from lcgcn_jax.commands.parsing import RESEARCH, build_parser, parse_arguments
 from lcgcn_jax.exit_codes import exit_code_of
 from lcgcn_jax.terminal import set_up_output
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       Exit code: 0; 1 if inputs were skipped; or that of an error (`exit_code_of`).
     """
-    if arguments is None and {"train", "demo", "bench", "research"} & set(sys.argv[1:2]):
+    if arguments is None and {"train", "demo", "bench", "research", *RESEARCH} & set(sys.argv[1:2]):
         restart_with_tcmalloc()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     set_up_output()

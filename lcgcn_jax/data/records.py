@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -31,6 +32,7 @@ from lcgcn_jax.data.image_notes import ImageNotes
 from lcgcn_jax.data.mirror_check import mirror_pair_note
 from lcgcn_jax.data.source_images import SizeMismatch, in_upright_pixels, read_source_image
 from lcgcn_jax.errors import InputError, count_of, one_line, require_absent
+from lcgcn_jax.folders import SYSTEM_FOLDERS
 from lcgcn_jax.interrupts import deferred
 
 VERSION = "1.0.0"
@@ -39,9 +41,9 @@ RECORDS = f"faces/{VERSION}"
 
 REPORT = "report.json"
 
-_TEMPORARY = re.compile(
-    r"\.\d+\.(partial|replaced)"
-)  # folders of `fresh_folder` in an existing folder
+# Temporary folders of `fresh_folder`.
+_PREFIX = ".prepare-"
+_TEMPORARY = re.compile(r"\.prepare-\w+\.(partial|replaced)")
 
 _MAX_NAMES = 10  # in a note
 _VALIDATION_STRIDE = 10  # one group in ten
@@ -118,11 +120,14 @@ def fresh_folder(
     # Paths such as `.` or `a/..` have no name.
     out = Path(os.path.realpath(out))  # unlike Path.resolve, also for a loop of links
     is_new = not out.exists()
-    temporary = f".{out.name}.{os.getpid()}" if is_new else f".{os.getpid()}"
-    folder = (out.parent if is_new else out) / f"{temporary}.partial"
     new_parents = [parent for parent in out.parents if not parent.exists()]
+    folder = None
     try:
-        folder.mkdir(parents=True)
+        place = out.parent if is_new else out
+        place.mkdir(parents=True, exist_ok=True)
+        partial = place / f"{_PREFIX}{secrets.token_hex(4)}.partial"
+        partial.mkdir()
+        folder = partial
         yield folder
         with deferred():
             if is_new:
@@ -136,7 +141,8 @@ def fresh_folder(
         ) from error
     finally:
         with deferred():
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             if not out.exists():
                 with contextlib.suppress(OSError):  # another process may have written to it
                     for parent in new_parents:
@@ -144,11 +150,20 @@ def fresh_folder(
 
 
 def _content(folder: Path) -> list[Path]:
-    """Files in a folder, without those of the system and of processes that were killed."""
+    """Files in a folder, without those of the system and of processes that were killed.
+
+    Raises:
+      InputError: a process was killed while it replaced the dataset.
+    """
+    for path in folder.glob(f"{_PREFIX}*.replaced"):
+        if (path / RECORDS).is_dir() and not (folder / RECORDS).is_dir():
+            raise InputError(f"{path}: holds the earlier dataset; move its content to {folder}")
     return [
         path
         for path in folder.iterdir()
-        if not is_system_file(path.name) and not _TEMPORARY.fullmatch(path.name)
+        if not is_system_file(path.name)
+        and path.name.lower() not in SYSTEM_FOLDERS
+        and not _TEMPORARY.fullmatch(path.name)
     ]
 
 

@@ -13,7 +13,6 @@ from lcgcn_jax.data.formats.pre_annotations import (
     check_text,
     format_coco,
 )
-from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.inference.sources import InputFile
 from lcgcn_jax.landmarks import LandmarkScheme
@@ -92,15 +91,17 @@ class AnnotationFiles:
         """Mark an added image as finished: its other results are written."""
         self._finished.append(self._added.pop(file.path))
 
-    def write(self) -> None:
+    def write(self) -> str:
         """Write the finished images to the files, all or none; without finished images, do nothing.
 
+        Returns:
+          A message if another process has written the files; these have a number in their names. Else empty.
+
         Raises:
-          InputError: another process has written the files; these are written with a number in their names.
           OSError: a file cannot be written.
         """
         if not self._finished:
-            return
+            return ""
         images = [image for image, _ in self._finished]
         scheme = self._finished[0][1]
         self.paths[0].parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +109,9 @@ class AnnotationFiles:
         paths = self.paths if self._overwrite else _free_paths(self.paths)
         write_all({path: text.encode() for path, text in zip(paths, texts, strict=True)})
         self._finished = []
-        if paths != self.paths:
-            raise InputError(
-                f"{self.paths[0]}: another process has written it; the images of this one are in {paths[0]}"
-            )
+        if paths == self.paths:
+            return ""
+        return f"{self.paths[0]}: another process has written it; these images are in {paths[0]}"
 
 
 def _free_paths(paths: Sequence[Path]) -> list[Path]:

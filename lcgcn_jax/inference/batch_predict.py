@@ -46,16 +46,20 @@ class PredictionSummary:
     num_finished: int = 0
     failures: list[str] = dataclasses.field(default_factory=list)
     without_face: list[str] = dataclasses.field(default_factory=list)
+    moved: str = ""  # message about results with another file name
 
     @property
     def exit_code(self) -> int:
-        """1 if an input cannot be used or no face was found in any, else 0."""
-        return int(bool(self.failures) or 0 < self.num_inputs == len(self.without_face))
+        """1 if an input cannot be used, results are `moved`, or no face was found in any input, else 0."""
+        return int(
+            bool(self.failures or self.moved) or 0 < self.num_inputs == len(self.without_face)
+        )
 
     @property
     def warnings(self) -> list[str]:
         """Messages about unusable inputs and inputs without a face."""
         lines = [f"left out: {failure}" for failure in self.failures]
+        lines += [self.moved] if self.moved else []
         if self.without_face:
             names = ", ".join(self.without_face[:_MAX_NAMES])
             if (others := len(self.without_face) - _MAX_NAMES) > 0:
@@ -165,7 +169,7 @@ class BatchPredictor:
             raise
         finally:
             with _writing(self._files.folder):
-                self._files.close()
+                summary.moved = self._files.close()
         if summary.failures and len(summary.failures) == len(inputs):
             others = f"; {len(inputs) - 1} more cannot be used" if len(inputs) > 1 else ""
             raise InputError(f"{summary.failures[0]}{others}")

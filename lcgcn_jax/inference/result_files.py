@@ -90,16 +90,15 @@ class ResultFiles:
                     files[path.with_name(match[1])].append(path)
         return files
 
-    def close(self) -> None:
-        """Close the file of JSON lines, or write the annotation files.
+    def close(self) -> str:
+        """Close the file of JSON lines, or write the annotation files (`AnnotationFiles.write`).
 
         Raises:
-          InputError, OSError: as in `AnnotationFiles.write`.
+          OSError: the annotation files cannot be written.
         """
         if self.lines is not None:
             self.lines.close()
-        if self.annotations is not None:
-            self.annotations.write()
+        return "" if self.annotations is None else self.annotations.write()
 
     def paths(self, file: InputFile) -> list[Path]:
         """Result files of an input, without `.pts` files and JSON lines of images; the overlay is last."""

@@ -115,10 +115,11 @@ def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
         matches = _matches(text)
         for match in matches:
             if os.path.isdir(match):
-                files, others = _list_folder(match, out, locked)
+                files, others, unreadable = _list_folder(match, out)
+                locked |= unreadable
                 unread |= {_identity(path): path.suffix.lower() for path in others}
                 if not files and len(matches) == 1:
-                    raise InputError(_describe_empty(text, others, list(locked.values())))
+                    raise InputError(_describe_empty(text, others, list(unreadable.values())))
             else:
                 files = [InputFile(match, _stem(match))]
             for file in files:
@@ -131,7 +132,7 @@ def find_inputs(texts: Iterable[str], out: Path | None = None) -> Inputs:
 
 def _identity(path: Path) -> str:
     """Path that is the same however its folder was reached; links to one file are several inputs."""
-    return os.path.join(os.path.realpath(path.parent), path.name)
+    return os.path.join(os.path.realpath(path.parent), os.path.normcase(path.name))
 
 
 def _matches(text: str) -> list[Path]:
@@ -160,16 +161,18 @@ def _matches(text: str) -> list[Path]:
 
 
 def _list_folder(
-    folder: Path, out: Path | None, locked: dict[str, str]
-) -> tuple[list[InputFile], list[Path]]:
+    folder: Path, out: Path | None
+) -> tuple[list[InputFile], list[Path], dict[str, str]]:
     """Images and videos in a folder and its subfolders, except `out`, and the other files.
 
-    Args:
-      locked: extended by the folders that cannot be read, with a message.
+    The third result are the folders that cannot be read, with a message.
     """
+    locked = {}
 
     def note(error: OSError) -> None:
-        locked[str(error.filename)] = f"{error.filename}: cannot be read: {error.strerror}"
+        path = os.path.realpath(error.filename)
+        if not (results and Path(path).is_relative_to(results)):
+            locked[path] = f"{error.filename}: cannot be read: {error.strerror}"
 
     files, others = [], []
     results = None if out is None else Path(os.path.realpath(out))
@@ -185,7 +188,7 @@ def _list_folder(
             files.append(InputFile(path, name))
         elif not path.name.startswith("."):
             others.append(path)
-    return files, others
+    return files, others, locked
 
 
 def _describe_empty(folder: str, others: Sequence[Path], locked: Sequence[str]) -> str:

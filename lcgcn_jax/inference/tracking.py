@@ -187,12 +187,15 @@ class FaceTracker:
         is_first = self._time == -math.inf
         if time is None:
             time = 0.0 if is_first else self._time + 1 / DEFAULT_RATE
-        is_number = isinstance(time, int | float | np.number)
-        if not is_number or not math.isfinite(time) or time <= self._time:
+        try:
+            seconds = math.nan if isinstance(time, str | bytes) else float(time)
+        except (TypeError, ValueError):
+            seconds = math.nan
+        if not math.isfinite(seconds) or seconds <= self._time:
             after = "" if is_first else f", later than {self._time:g} s"
-            text = f"{time:g}" if is_number else repr(time)
+            text = repr(time) if math.isnan(seconds) else f"{seconds:g}"
             raise InputError(f"time {text}: give the time of the frame in seconds{after}")
-        self._time = time = float(time)
+        self._time = time = seconds
         self._tracks = [
             tracked
             for tracked in self._tracks

@@ -129,7 +129,7 @@ def test_existing_folder_stays_in_its_place(maker, monkeypatch):
     annotations = maker.annotations([maker.face(maker.image("a.jpg"))])
     out = maker.folder / "out"
     out.mkdir()
-    (out / ".7.partial").mkdir()  # of a process that was killed
+    (out / ".prepare-7.partial").mkdir()  # of a process that was killed
     inode = out.stat().st_ino
     monkeypatch.chdir(out)
     for overwrite in (False, True):
@@ -299,3 +299,26 @@ def test_fingerprint_depends_on_names_and_landmarks(maker):
     ]
     assert first == again
     assert len({first, *others}) == 3
+
+
+def test_volume_with_system_folders_is_empty(maker):
+    annotations = maker.annotations([maker.face(maker.image("a.jpg"))])
+    out = maker.folder / "volume"
+    (out / "lost+found").mkdir(parents=True)
+    for overwrite in (False, True):
+        records.prepare(annotations, out, overwrite=overwrite)
+        assert sorted(p.name for p in out.iterdir()) == ["faces", "lost+found", "report.json"]
+
+
+def test_dataset_of_a_process_killed_during_the_exchange_is_named(maker):
+    annotations = maker.annotations([maker.face(maker.image("a.jpg"))])
+    out = maker.folder / "out"
+    records.prepare(annotations, out)
+    replaced = out / ".prepare-01ab.replaced"
+    replaced.mkdir()
+    (out / "faces").rename(replaced / "faces")
+    (out / "report.json").rename(replaced / "report.json")
+    with pytest.raises(
+        InputError, match=r"replaced: holds the earlier dataset; move its content to"
+    ):
+        records.prepare(annotations, out)

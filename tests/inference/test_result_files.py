@@ -72,12 +72,10 @@ def test_annotations_of_another_process_are_kept(tmp_path):
         annotations.add(image, 40, 30, [], IBUG68)
         annotations.finish(image)
         files.append(annotations)
-    files[0].write()
-    message = (
-        r"cvat\.xml: another process has written it; the images of this one are in .*/cvat-2\.xml"
-    )
-    with pytest.raises(InputError, match=message):
-        files[1].write()
+    assert files[0].write() == ""
+    other = tmp_path / "cvat-2.xml"
+    message = f"{tmp_path}/cvat.xml: another process has written it; these images are in {other}"
+    assert files[1].write() == message
     assert 'name="a.jpg"' in (tmp_path / "cvat.xml").read_text()
     assert 'name="b.jpg"' in (tmp_path / "cvat-2.xml").read_text()
     assert (tmp_path / "cvat_labels-2.json").exists()

@@ -213,6 +213,13 @@ def test_links_to_one_file_are_several_inputs(tmp_path):
     assert names(find_inputs([str(folder), str(tmp_path / "linked/a.jpg")])) == ["a", "b"]
 
 
+def test_system_folders_are_left_out(folder):
+    for name in ("lost+found", "System Volume Information"):
+        (folder / name).mkdir()
+        (folder / name / "x.jpg").touch()
+    assert names(find_inputs([str(folder)])) == ["a", "b", "clip", "sub/c", "sub/deep/a"]
+
+
 def test_empty_input_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jpg").touch()
@@ -240,6 +247,10 @@ def test_folders_that_cannot_be_read_are_reported(folder, locked):
     assert inputs.describe_unread() == [f"left out: {locked}: cannot be read: Permission denied"]
     with pytest.raises(InputError, match="deep: cannot be read: Permission denied; change its"):
         find_inputs([str(locked)])
+    (folder / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: no image or video in this folder"):
+        find_inputs([str(folder), str(folder / "empty")])
+    assert find_inputs([str(folder)], locked.parent).locked == [], "the results are no inputs"
 
 
 def test_folder_without_the_permission_to_open_files(folder, monkeypatch):

@@ -236,7 +236,10 @@ def test_worker_runs_calls_in_order_and_raises_the_first_error():
 
 def test_path_that_is_not_utf_8_is_an_error(tmp_path):
     path = tmp_path / os.fsdecode(b"m\xe9.mp4")
-    path.touch()
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("the file system has only names in UTF-8")
     for call in (lambda: open_video(path).__enter__(), lambda: opencv_path(path)):
         with pytest.raises(InputError, match="a video needs a path in UTF-8; rename"):
             call()

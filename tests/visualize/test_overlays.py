@@ -177,6 +177,7 @@ def test_tracks_of_several_faces_are_numbered(place):
 
 
 @pytest.mark.parametrize("faces", [None, [[]], ["face"], 5])
+@pytest.mark.usefixtures("without_type_checks")
 def test_other_values_than_faces_are_errors(faces):
     with pytest.raises(InputError, match=r"draw: .*give"):
         overlays.draw(np.zeros((60, 60, 3), np.uint8), faces)

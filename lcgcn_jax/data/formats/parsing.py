@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lcgcn_jax.errors import InputError, one_line
-from lcgcn_jax.json_fields import unique_fields
+from lcgcn_jax.json_fields import RepeatedFieldError, unique_fields
 
 
 class _TreeBuilder(ET.TreeBuilder):
@@ -50,6 +50,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes(), object_pairs_hook=unique_fields)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except RepeatedFieldError as error:
+        raise InputError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         reason = one_line(error)
         raise InputError(f"{path}: not JSON in UTF-8: {reason}; export the file again") from error

@@ -357,12 +357,12 @@ def _points(
 
 
 def _box(values: Any) -> Float[np.ndarray, "4"] | None:
-    if values is None or (isinstance(values, Sequence) and not len(values)):
+    if values is None or (isinstance(values, Sequence) and all(v is None for v in values)):
         return None
     box = _numbers(values)
     if len(box) != 4:
         raise ValueError("the bbox is not x, y, width and height")
-    return None if np.isnan(box).all() else box
+    return box
 
 
 def _numbers(values: Any) -> Float[np.ndarray, "n"]:

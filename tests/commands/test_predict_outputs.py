@@ -354,31 +354,28 @@ def test_full_disk_during_a_video_writes_nothing(run, clip, tmp_path, monkeypatc
     assert files_in(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
-def test_full_or_read_only_disk_in_any_command(run, tmp_path, monkeypatch, number):
+FULL = "cannot be written: {}; free some space or choose another folder"
+UNUSABLE = "cannot be used: {}; check the path and its permissions"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        *((number, FULL) for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)),
+        *(
+            (number, UNUSABLE)
+            for number in (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
+        ),
+    ],
+)
+def test_system_error_in_any_command(run, tmp_path, monkeypatch, number, message):
     def load(*args, **kwargs):
         raise OSError(number, os.strerror(number), "/some/file")
 
     monkeypatch.setattr(predict, "load_model", load)
     code, errors = run(images(tmp_path / "in", 1))
     assert code == 2
-    assert errors == [
-        f"lcgcn: error: /some/file: cannot be written: {os.strerror(number)}; free some space or choose "
-        "another folder"
-    ]
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO])
-def test_unusable_path_in_any_command(run, tmp_path, monkeypatch, number):
-    def load(*args, **kwargs):
-        raise OSError(number, os.strerror(number), "/some/file")
-
-    monkeypatch.setattr(predict, "load_model", load)
-    code, errors = run(images(tmp_path / "in", 1))
-    assert code == 2
-    assert errors == [
-        f"lcgcn: error: /some/file: cannot be used: {os.strerror(number)}; check the path and its permissions"
-    ]
+    assert errors == [f"lcgcn: error: /some/file: {message.format(os.strerror(number))}"]
 
 
 def test_pts_count_from_one_on_the_upright_image(run, tmp_path):

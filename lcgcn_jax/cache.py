@@ -1,12 +1,20 @@
 """Cache folder for downloaded files and compiled programs."""
 
+import functools
 import logging
 import os
+import platform
 import sys
 import tempfile
 from pathlib import Path
 
 from lcgcn_jax.errors import InputError
+
+# Lines of /proc/cpuinfo that determine the instructions of compiled programs.
+_CPU_FIELDS = {
+    "vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features",
+    "CPU implementer", "CPU architecture", "CPU variant", "CPU part",
+}  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -64,3 +72,16 @@ def use_compilation_cache() -> None:
         sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))
     else:  # JAX reads the variable when it is imported, which takes a second
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+
+
+@functools.cache
+def processor() -> str:
+    """Description of the processor, which differs between processors with different instructions."""
+    try:
+        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    except OSError:  # another operating system: the program is valid on this machine only
+        return (
+            f"{platform.machine()} {platform.processor()} {platform.platform()} {platform.node()}"
+        )
+    fields = (line.partition(":") for line in block.splitlines())
+    return "\n".join(value for name, _, value in fields if name.strip() in _CPU_FIELDS)

@@ -24,6 +24,8 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jit")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# The results of all other tests are those of XLA's operations, with and without a C++ compiler.
+os.environ.setdefault("LCGCN_CPU_KERNELS", "false")
 
 import jax
 import numpy as np

@@ -22,7 +22,7 @@ LAYERS = [
     {"synthetic"},
     {"models", "data"},
     {"losses", "uncertainty", "distributed"},
-    {"heatmaps", "image_io", "arguments", "bucket_copy"},
+    {"heatmaps", "image_io", "arguments", "bucket_copy", "cpu_kernels"},
     {
         "geometry",
         "landmarks",

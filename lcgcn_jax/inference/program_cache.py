@@ -11,25 +11,19 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
 from lcgcn_jax.atomic_io import write_whole
-from lcgcn_jax.cache import compilation_cache_folder
+from lcgcn_jax.cache import compilation_cache_folder, processor
 
 _LOGGER = logging.getLogger("lcgcn_jax")
 _LIBRARIES = ("jax", "jaxlib", "flax")
 _PACKAGE = Path(__file__).parents[1]
 _MAX_BYTES = 256 << 20  # total size of the files; the program of `w300-lcgcn-small` has 9 MB
 _DIGEST_BYTES = hashlib.sha256().digest_size
-# Lines of /proc/cpuinfo that determine the instructions that XLA generates.
-_CPU_FIELDS = {
-    "vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features",
-    "CPU implementer", "CPU architecture", "CPU variant", "CPU part",
-}  # fmt: skip
 
 
 def is_known(digest: str) -> bool:
@@ -96,7 +90,7 @@ def _path(digest: str, parts: Iterable[object]) -> Path | None:
     folder = _folder()
     if folder is None or not digest:
         return None
-    environment = (_processor(), _num_threads(), os.environ.get("XLA_FLAGS"), *parts)
+    environment = (processor(), _num_threads(), os.environ.get("XLA_FLAGS"), *parts)
     return folder / f"{_bundle_key(digest)}-{_hash(environment)}"
 
 
@@ -121,21 +115,9 @@ def _hash(parts: Iterable[object]) -> str:
 @functools.cache
 def _code() -> str:
     """Digest of the modules that determine the program of a model."""
-    patterns = ("*.py", "models/*.py", "inference/program*.py")
+    patterns = ("*.py", "models/*.py", "cpu_kernels/*.py", "inference/program*.py")
     paths = sorted(path for pattern in patterns for path in _PACKAGE.glob(pattern))
     return _hash(path.read_bytes() for path in paths)
-
-
-@functools.cache
-def _processor() -> str:
-    try:
-        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
-    except OSError:  # another operating system: the program is valid on this machine only
-        return (
-            f"{platform.machine()} {platform.processor()} {platform.platform()} {platform.node()}"
-        )
-    fields = (line.partition(":") for line in block.splitlines())
-    return "\n".join(value for name, _, value in fields if name.strip() in _CPU_FIELDS)
 
 
 def _num_threads() -> int | None:

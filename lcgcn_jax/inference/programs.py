@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax.accelerators import default_backend
 from lcgcn_jax.compilation import inference_options
+from lcgcn_jax.cpu_kernels import load_library, with_cpu_kernels
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.image_arrays import describe_value
 from lcgcn_jax.inference import program_cache
@@ -112,11 +114,20 @@ class Programs:
 
     @functools.cached_property
     def _compiled_forward(self) -> Any:
-        return jax.jit(self._model.forward, compiler_options=inference_options())
+        return self._jit(self._model.forward)
 
     @functools.cached_property
     def _compiled_predict(self) -> Any:
-        return jax.jit(self._model.predict, compiler_options=inference_options())
+        return self._jit(self._model.predict)
+
+    def _jit(self, function: Callable[..., Any]) -> Any:
+        traced = with_cpu_kernels(function, self._kernels)
+        return jax.jit(traced, compiler_options=inference_options())
+
+    @functools.cached_property
+    def _kernels(self) -> str | None:
+        # Compiling them would delay the first prediction by seconds.
+        return load_library(build=False) if self._on_cpu else None
 
     def _crops(self, size: int) -> jax.ShapeDtypeStruct:
         side = self._bundle.image_size
@@ -179,7 +190,8 @@ class Programs:
             (name, repr(value)) for name, value in jax.config.values.items() if "cache" not in name
         )
         backend = jax.devices()[0].client
-        return [size, backend.platform, backend.platform_version, inference_options(), options]
+        versions = [backend.platform, backend.platform_version]
+        return [size, *versions, inference_options(), options, self._kernels]
 
     def _check_crops(self, size: int) -> UInt8[np.ndarray, "b s s 3"]:
         """Crops whose landmarks are stored with a program."""

@@ -73,7 +73,7 @@ class StackedHourglass(nnx.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool
     ) -> tuple[Float[Array, "b hh hw k"], Float[Array, "b hh hw c"]]:
-        x = jax.nn.relu(self.stem(images, train=train))
+        x = self.stem(images, train=train, relu=True)
         x = _halve(self.stem_blocks[0](x, train=train))
         for block in self.stem_blocks[1:]:
             x = block(x, train=train)
@@ -81,7 +81,7 @@ class StackedHourglass(nnx.Module):
         for i, hourglass in enumerate(self.hourglasses):
             y = run_module(hourglass, x, train=train, remat=self.remat)
             y = self.blocks[i](y, train=train)
-            features = jax.nn.relu(self.heads[i](y, train=train))
+            features = self.heads[i](y, train=train, relu=True)
             logits = self.outs[i](features)
             if i < len(self.hourglasses) - 1:
                 x = x + self.from_features[i](features) + self.from_heatmaps[i](logits)

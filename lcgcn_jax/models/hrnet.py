@@ -107,8 +107,8 @@ class HRNet(nnx.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool
     ) -> tuple[Float[Array, "b hh hw k"], Float[Array, "b hh hw c"]]:
-        x = jax.nn.relu(self.stem1(images, train=train))
-        x = jax.nn.relu(self.stem2(x, train=train))
+        x = self.stem1(images, train=train, relu=True)
+        x = self.stem2(x, train=train, relu=True)
         for block in self.stage1:
             x = block(x, train=train)
         branches = [x]
@@ -138,10 +138,10 @@ class Bottleneck(nnx.Module):
         self.shortcut = ConvBN(inputs, 4 * width, 1, **options) if inputs != 4 * width else None
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        y = jax.nn.relu(self.conv1(x, train=train))
-        y = jax.nn.relu(self.conv2(y, train=train))
-        y = self.conv3(y, train=train)
-        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train=train)))
+        y = self.conv1(x, train=train, relu=True)
+        y = self.conv2(y, train=train, relu=True)
+        residual = x if self.shortcut is None else self.shortcut(x, train=train)
+        return self.conv3(y, train=train, residual=residual, relu=True)
 
 
 class BasicBlock(nnx.Module):
@@ -152,8 +152,8 @@ class BasicBlock(nnx.Module):
         self.conv2 = ConvBN(width, width, 3, **options)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        y = jax.nn.relu(self.conv1(x, train=train))
-        return jax.nn.relu(x + self.conv2(y, train=train))
+        y = self.conv1(x, train=train, relu=True)
+        return self.conv2(y, train=train, residual=x, relu=True)
 
 
 class Transition(nnx.Module):
@@ -172,7 +172,7 @@ class Transition(nnx.Module):
         out: list[Array] = []
         for i, conv in enumerate(self.convs):
             x = branches[min(i, len(branches) - 1)]
-            out.append(x if conv is None else jax.nn.relu(conv(x, train=train)))
+            out.append(x if conv is None else conv(x, train=train, relu=True))
         return out
 
 
@@ -206,9 +206,7 @@ class MultiScaleModule(nnx.Module):
                     continue
                 y = outputs[source]
                 for i, conv in enumerate(path):
-                    y = conv(y, train=train)
-                    if i < len(path) - 1:
-                        y = jax.nn.relu(y)
+                    y = conv(y, train=train, relu=i < len(path) - 1)
                 total = total + upsample_bilinear(y, shape)
             fused.append(jax.nn.relu(total))
         return fused

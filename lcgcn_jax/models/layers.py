@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lcgcn_jax import cpu_kernels
 from lcgcn_jax.heatmaps import Activation
 from lcgcn_jax.models.config import Norm
 from lcgcn_jax.models.workarounds import (
@@ -56,7 +57,7 @@ class Identity(nnx.Module):
 
 
 class ConvBN(nnx.Module):
-    """Convolution without bias, followed by BatchNorm, without activation."""
+    """Convolution without bias, followed by BatchNorm, an optional residual and an optional ReLU."""
 
     def __init__(
         self,
@@ -72,8 +73,12 @@ class ConvBN(nnx.Module):
         self.conv = Conv(inputs, outputs, size, stride=stride, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(outputs, momentum=momentum, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Images, *, train: bool) -> Outputs:
-        return self.bn(self.conv(x), train=train)
+    def __call__(
+        self, x: Images, *, train: bool, residual: Outputs | None = None, relu: bool = False
+    ) -> Outputs:
+        if isinstance(self.bn, Identity):
+            return self.bn(self.conv(x, residual=residual, relu=relu), train=train)
+        return self.bn(self.conv(x), train=train, residual=residual, relu=relu)
 
     def fold_batch_norm(self) -> None:
         """Fold the BatchNorm into the convolution, see `bn_folding.fold_batch_norm`."""
@@ -200,6 +205,8 @@ def upsample_bilinear(x: Images, shape: tuple[int, ...]) -> Float[Array, "b hh h
     """
     if x.shape[1:3] == shape:
         return x
+    if cpu_kernels.is_active(x):
+        return cpu_kernels.upsample(x, shape)
     rows, columns = (
         jnp.asarray(_interpolation_matrix(n, m), x.dtype)
         for n, m in zip(x.shape[1:3], shape, strict=True)

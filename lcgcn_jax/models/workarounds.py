@@ -30,6 +30,8 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lcgcn_jax import cpu_kernels
+
 EPSILON = 1e-5
 """Added to the variance in BatchNorm."""
 
@@ -131,9 +133,21 @@ class Conv(nnx.Module):
         )
         self.bias = nnx.Param(jnp.full((outputs,), bias_init, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b hh hw o"]:
+    def __call__(
+        self,
+        x: Float[Array, "b h w i"],
+        *,
+        residual: Float[Array, "b hh hw o"] | None = None,
+        relu: bool = False,
+    ) -> Float[Array, "b hh hw o"]:
+        """Convolve, add bias and residual, and apply ReLU."""
         x = x.astype(self.dtype)
         kernel = self.kernel[...].astype(self.dtype)
+        if cpu_kernels.is_active(x, kernel):
+            bias = None if self.bias is None else self.bias[...]
+            return cpu_kernels.convolution(
+                x, kernel, stride=self.stride, bias=bias, residual=residual, relu=relu
+            )
         if self.size == 1 and self.stride == 1:
             y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
         else:
@@ -145,7 +159,9 @@ class Conv(nnx.Module):
                 [(pad, pad), (pad, pad)],
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
-        return y if self.bias is None else y + per_channel(self.bias[...], y)
+        if self.bias is not None:
+            y = y + per_channel(self.bias[...], y)
+        return _add_and_activate(y, residual, relu=relu)
 
     def fold(self, norm: "BatchNorm") -> None:
         """Fold the BatchNorm that follows into kernel and bias."""
@@ -153,6 +169,14 @@ class Conv(nnx.Module):
         bias = 0.0 if self.bias is None else to_float64(self.bias)
         self.kernel.set_value(to_float32(to_float64(self.kernel) * factor))
         self.bias = nnx.data(nnx.Param(to_float32(bias * factor + offset)))
+
+
+def _add_and_activate(
+    y: Float[Array, "*b c"], residual: Float[Array, "*b c"] | None, *, relu: bool
+) -> Float[Array, "*b c"]:
+    if residual is not None:
+        y = y + residual
+    return jax.nn.relu(y) if relu else y
 
 
 @functools.partial(jax.jit, static_argnames=("momentum", "dtype", "train"))
@@ -183,12 +207,18 @@ def _batch_norm(
         mean = difference.mean(axis=axes)
         var = jnp.maximum(jnp.square(difference).mean(axis=axes) - jnp.square(mean), 0.0)
         mean = shift + mean
-        running_mean = momentum * running_mean + (1 - momentum) * lax.stop_gradient(mean)
-        running_var = momentum * running_var + (1 - momentum) * lax.stop_gradient(var)
+        running_mean = _running_average(running_mean, mean, momentum)
+        running_var = _running_average(running_var, var, momentum)
     factor = scale * lax.rsqrt(var + EPSILON)
     offset = bias - mean * factor
     y = (x32 * per_channel(factor, x32) + per_channel(offset, x32)).astype(dtype)
     return y, running_mean, running_var
+
+
+def _running_average(
+    average: Float[Array, "c"], value: Float[Array, "c"], momentum: float
+) -> Float[Array, "c"]:
+    return momentum * average + (1 - momentum) * lax.stop_gradient(value)
 
 
 class BatchNorm(nnx.Module):
@@ -207,7 +237,17 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
-    def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
+    def __call__(
+        self,
+        x: Float[Array, "*b c"],
+        *,
+        train: bool,
+        residual: Float[Array, "*b c"] | None = None,
+        relu: bool = False,
+    ) -> Float[Array, "*b c"]:
+        """Normalize, add the residual, and apply ReLU."""
+        if train and x.ndim == 4 and self.dtype == jnp.float32 and cpu_kernels.is_active(x):
+            return self._with_cpu_kernel(x, residual, relu)
         y, mean, var = _batch_norm(
             x,
             self.scale[...],
@@ -221,6 +261,17 @@ class BatchNorm(nnx.Module):
         if train:
             self.mean.set_value(mean)
             self.var.set_value(var)
+        return _add_and_activate(y, residual, relu=relu)
+
+    def _with_cpu_kernel(
+        self, x: Float[Array, "b h w c"], residual: Float[Array, "b h w c"] | None, relu: bool
+    ) -> Float[Array, "b h w c"]:
+        means, variances = self.mean[...], self.var[...]
+        y, mean, var = cpu_kernels.batch_norm(
+            x, self.scale[...], self.bias[...], means, residual, epsilon=EPSILON, relu=relu
+        )
+        self.mean.set_value(_running_average(means, mean, self.momentum))
+        self.var.set_value(_running_average(variances, var, self.momentum))
         return y
 
     def scale_and_offset(self) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from lcgcn_jax.accelerators import default_backend, warn_if_gpu_is_unused
 from lcgcn_jax.compilation import compiler_options
+from lcgcn_jax.cpu_kernels import load_library, with_cpu_kernels
 from lcgcn_jax.errors import InputError
 
 
@@ -83,7 +84,7 @@ def get_batch(batch: PyTree) -> PyTree[np.ndarray]:
 def compile_train_step(step: Callable, mesh: Mesh) -> jax.stages.Wrapped:
     """Jit `step(state, batch)` with a replicated, donated state and a batch split over `data`."""
     return jax.jit(
-        step,
+        _traced(step, mesh),
         in_shardings=(replicated(mesh), by_batch(mesh)),
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
@@ -95,11 +96,20 @@ def compile_predict_step(step: Callable, mesh: Mesh) -> Callable:
     """Jit `step(params, batch_stats, inputs)` with inputs and results split over `data` (`get_batch`)."""
     whole = replicated(mesh)
     return jax.jit(
-        step,
+        _traced(step, mesh),
         in_shardings=(whole, whole, by_batch(mesh)),
         out_shardings=by_batch(mesh),
         compiler_options=_options(mesh),
     )
+
+
+def is_one_cpu(mesh: Mesh) -> bool:
+    """Whether the only device of a mesh is a CPU."""
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+
+
+def _traced(step: Callable, mesh: Mesh) -> Callable:
+    return with_cpu_kernels(step, load_library(build=True) if is_one_cpu(mesh) else None)
 
 
 def _options(mesh: Mesh) -> dict[str, str]:

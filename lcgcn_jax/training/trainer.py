@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from lcgcn_jax.allocator import allocator_advice
+from lcgcn_jax.cpu_kernels import compiler_advice
 from lcgcn_jax.data.dataset import FaceDataset
 from lcgcn_jax.data.mixture import FaceMixture
 from lcgcn_jax.data.pipeline import TrainIterator, train_iterator, view_order
@@ -140,6 +141,7 @@ class Trainer:
             describe_steps(self.config, self.num_faces),
             f"resuming from step {self.step:,}" if self.step else self.start_message,
             allocator_advice(),
+            compiler_advice() if sharding.is_one_cpu(self.mesh) else "",
         ]
         return [line for line in lines if line]
 

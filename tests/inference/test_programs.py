@@ -134,7 +134,7 @@ def test_programs_of_other_environments_are_not_used(
 ):
     Programs(bundle, "digest").predict(CROPS)
     if change == "processor":
-        monkeypatch.setattr(program_cache, "_processor", lambda: "another CPU")
+        monkeypatch.setattr(program_cache, "processor", lambda: "another CPU")
     elif change == "threads":
         monkeypatch.setattr(program_cache, "_num_threads", lambda: 3)
     elif change == "flags":

@@ -1,0 +1,384 @@
+// Convolutions with padding size / 2 and the gradients of their kernels, in NHWC and float32.
+
+#ifndef LCGCN_JAX_CPU_KERNELS_CONVOLUTION_H_
+#define LCGCN_JAX_CPU_KERNELS_CONVOLUTION_H_
+
+#include "common.h"
+
+struct Shape {
+  int64_t images, height, width, inputs;
+  int64_t out_height, out_width, outputs;
+  int64_t stride, size;
+};
+
+// `vectors` vectors of output channels of `pixels` pixels of one row. The kernel is [size][size * inputs] rows of
+// `kernel_row` values; `input_row` and `input_pixel` are the distances between rows and output pixels.
+struct TileArguments {
+  const float* input;
+  int64_t input_row, input_pixel, size, length;
+  const float* kernel;
+  int64_t kernel_row;
+  float* output;
+  int64_t outputs, channels;
+};
+
+template <int kPixels, int kVectors>
+void Tile(const TileArguments& a) {
+  Vector sums[kPixels][kVectors] = {};
+  const float* kernel = a.kernel;
+  for (int64_t y = 0; y < a.size; ++y) {
+    const float* input = a.input + y * a.input_row;
+    for (int64_t i = 0; i < a.length; ++i, kernel += a.kernel_row) {
+      Vector factors[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) factors[v] = Load(kernel + v * kLanes);
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixels; ++p) {
+        const float value = input[p * a.input_pixel + i];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[p][v] += value * factors[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) {
+    float* output = a.output + p * a.outputs;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t channels = a.channels - v * kLanes;
+      if (channels >= kLanes) {
+        Store(output + v * kLanes, sums[p][v]);
+      } else if (channels > 0) {
+        std::memcpy(output + v * kLanes, &sums[p][v], channels * sizeof(float));
+      }
+    }
+  }
+}
+
+// The same for few output channels: sums over vectors of input channels. The kernel is [channels][size][length].
+template <int kPixels, int kChannels>
+void NarrowTile(const TileArguments& a) {
+  Vector sums[kPixels][kChannels] = {};
+  for (int64_t y = 0; y < a.size; ++y) {
+    for (int64_t i = 0; i < a.length; i += kLanes) {
+      Vector values[kPixels];
+#pragma GCC unroll 8
+      for (int p = 0; p < kPixels; ++p)
+        values[p] = Load(a.input + y * a.input_row + p * a.input_pixel + i);
+#pragma GCC unroll 4
+      for (int c = 0; c < kChannels; ++c) {
+        const Vector factor = Load(a.kernel + (c * a.size + y) * a.length + i);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPixels; ++p) sums[p][c] += values[p] * factor;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < kPixels; ++p)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChannels; ++c) a.output[p * a.outputs + c] = Sum(sums[p][c]);
+}
+
+struct TileKind {
+  int64_t pixels, width;  // width: vectors of channels, or channels of a narrow tile
+  void (*compute)(const TileArguments&);
+};
+
+template <int kPixels, int kVectors>
+constexpr TileKind MakeTile() {
+  if constexpr (kPixels * kVectors <= kMaxSums) return {kPixels, kVectors, &Tile<kPixels, kVectors>};
+  return {kPixels, kVectors, nullptr};
+}
+
+constexpr TileKind kTiles[] = {
+    MakeTile<16, 1>(), MakeTile<8, 1>(), MakeTile<6, 1>(), MakeTile<4, 1>(), MakeTile<1, 1>(),
+    MakeTile<8, 2>(),  MakeTile<6, 2>(), MakeTile<4, 2>(), MakeTile<1, 2>(),
+    MakeTile<8, 3>(),  MakeTile<6, 3>(), MakeTile<4, 3>(), MakeTile<1, 3>(),
+};
+constexpr int64_t kMaxVectors = 3;
+
+constexpr TileKind kNarrowTiles[] = {
+    {2, 4, &NarrowTile<2, 4>}, {1, 4, &NarrowTile<1, 4>}, {4, 2, &NarrowTile<4, 2>},
+    {1, 2, &NarrowTile<1, 2>}, {8, 1, &NarrowTile<8, 1>}, {1, 1, &NarrowTile<1, 1>},
+};
+
+// The tiles of a row overlap where its width is not a multiple, so the one with the least work is best.
+inline const TileKind& ChooseTile(int64_t vectors, int64_t width) {
+  const TileKind* best = nullptr;
+  int64_t best_work = 0;
+  for (const TileKind& tile : kTiles) {
+    if (tile.width != vectors || tile.pixels > width || !tile.compute) continue;
+    // Loading the kernel takes about as long as one pixel.
+    const int64_t work = (width + tile.pixels - 1) / tile.pixels * (tile.pixels + 1);
+    if (!best || work < best_work) best = &tile, best_work = work;
+  }
+  return *best;
+}
+
+inline const TileKind& ChooseNarrowTile(int64_t channels, int64_t width) {
+  const TileKind* tile = kNarrowTiles;
+  while (tile->width > channels || tile->pixels > width) ++tile;
+  return *tile;
+}
+
+// Copies input rows [first, first + count) with zeros around the image. Vectors are read beyond the last row.
+inline const float* CopyRows(const Shape& s, const float* image, int64_t first, int64_t count,
+                      std::vector<float>& buffer) {
+  const int64_t margin = s.size / 2 * s.inputs, row = s.width * s.inputs + 2 * margin;
+  const size_t values = count * row + kLanes;
+  if (buffer.size() < values) buffer.resize(values);
+  for (int64_t r = 0; r < count; ++r) {
+    float* to = &buffer[r * row];
+    const int64_t y = first + r;
+    if (y < 0 || y >= s.height) {
+      std::fill(to, to + row, 0.0f);
+      continue;
+    }
+    std::fill(to, to + margin, 0.0f);
+    std::memcpy(to + margin, image + y * s.width * s.inputs, s.width * s.inputs * sizeof(float));
+    std::fill(to + row - margin, to + row, 0.0f);
+  }
+  std::fill(&buffer[count * row], &buffer[count * row] + kLanes, 0.0f);
+  return buffer.data();
+}
+
+// Added to the output, if not null, before the optional ReLU.
+struct Epilogue {
+  const float *bias, *residual;
+  bool relu;
+};
+
+inline void Finish(const Epilogue& e, const std::vector<float>& bias, int64_t start, int64_t values,
+            float* __restrict__ output) {
+  if (e.bias) {
+    const int64_t size = bias.size();
+    for (int64_t i = 0; i < values; i += size)
+      for (int64_t j = 0; j < std::min(size, values - i); ++j) output[i + j] += bias[j];
+  }
+  if (e.residual) {
+    const float* __restrict__ residual = e.residual + start;
+    for (int64_t i = 0; i < values; ++i) output[i] += residual[i];
+  }
+  // A NaN stays, unlike with std::max.
+  if (e.relu)
+    for (int64_t i = 0; i < values; ++i) output[i] = output[i] < 0.0f ? 0.0f : output[i];
+}
+
+inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, const float* kernel,
+              const Epilogue& epilogue, float* output) {
+  std::vector<float> bias;
+  if (epilogue.bias) bias = Repeated(s.outputs)(epilogue.bias);
+  const int64_t length = s.size * s.inputs;
+  // Channels beyond the last whole vector are computed by narrow tiles if they are few, else in a padded vector.
+  int64_t vectors = s.outputs / kLanes, narrow = s.outputs % kLanes;
+  if (narrow > kLanes / 2 || length < 2 * kLanes) {
+    vectors += narrow > 0;
+    narrow = 0;
+  }
+  std::vector<float> padded_kernel;
+  const float* narrow_source = kernel + vectors * kLanes;
+  int64_t kernel_row = s.outputs;
+  if (vectors * kLanes > s.outputs) {
+    kernel_row = vectors * kLanes;
+    padded_kernel.resize(s.size * length * kernel_row);
+    for (int64_t i = 0; i < s.size * length; ++i)
+      std::memcpy(&padded_kernel[i * kernel_row], kernel + i * s.outputs, s.outputs * sizeof(float));
+    kernel = padded_kernel.data();
+  }
+  const int64_t padded_length = (length + kLanes - 1) / kLanes * kLanes;
+  std::vector<float> narrow_kernel(narrow * s.size * padded_length);
+  for (int64_t c = 0; c < narrow; ++c)
+    for (int64_t y = 0; y < s.size; ++y)
+      for (int64_t i = 0; i < length; ++i)
+        narrow_kernel[(c * s.size + y) * padded_length + i] =
+            narrow_source[(y * length + i) * s.outputs + c];
+
+  const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
+  const int64_t block = blocks ? (vectors + blocks - 1) / blocks : 1;
+  const int64_t row = (s.width + s.size / 2 * 2) * s.inputs;
+  // The rows of a work item fit the first-level cache.
+  const int64_t rows = std::clamp<int64_t>(12288 / row, 1, s.out_height);
+  const int64_t groups = (s.out_height + rows - 1) / rows;
+  ParallelFor::Run(pool, s.images * groups, [&](int64_t item) {
+    const int64_t image = item / groups, first = item % groups * rows;
+    const int64_t last = std::min(first + rows, s.out_height);
+    static thread_local std::vector<float> buffer;
+    const float* copy =
+        CopyRows(s, input + image * s.height * s.width * s.inputs, first * s.stride - s.size / 2,
+                 (last - first - 1) * s.stride + s.size, buffer);
+    const auto compute_rows = [&](const TileKind& tile, TileArguments a, float* channels) {
+      for (int64_t y = first; y < last; ++y) {
+        for (int64_t x = 0; x < s.out_width; x += tile.pixels) {
+          const int64_t start = std::min(x, s.out_width - tile.pixels);
+          a.input = copy + (y - first) * s.stride * row + start * a.input_pixel;
+          a.output = channels + ((image * s.out_height + y) * s.out_width + start) * s.outputs;
+          tile.compute(a);
+        }
+      }
+    };
+    TileArguments a = {nullptr, row, s.stride * s.inputs, s.size, length, nullptr, kernel_row,
+                       nullptr, s.outputs};
+    for (int64_t v = 0; v < vectors; v += block) {
+      const TileKind& tile = ChooseTile(std::min(block, vectors - v), s.out_width);
+      a.kernel = kernel + v * kLanes;
+      a.channels = s.outputs - v * kLanes;
+      compute_rows(tile, a, output + v * kLanes);
+    }
+    a.length = padded_length;
+    for (int64_t c = 0; c < narrow;) {
+      const TileKind& tile = ChooseNarrowTile(narrow - c, s.out_width);
+      a.kernel = &narrow_kernel[c * s.size * padded_length];
+      compute_rows(tile, a, output + vectors * kLanes + c);
+      c += tile.width;
+    }
+    const int64_t start = (image * s.out_height + first) * s.out_width * s.outputs;
+    Finish(epilogue, bias, start, (last - first) * s.out_width * s.outputs, output + start);
+  });
+}
+
+// Adds the products of input channels and vectors of gradient channels over a rectangle of pixels to [inputs][row].
+struct ProductArguments {
+  const float* input;
+  int64_t input_row, input_pixel;
+  const float* gradient;
+  int64_t gradient_row, gradient_pixel, rows, pixels;
+  float* sums;
+  int64_t sums_row;
+};
+
+template <int kInputs, int kVectors>
+void AddProducts(const ProductArguments& a) {
+  Vector sums[kInputs][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kInputs; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = Load(a.sums + i * a.sums_row + v * kLanes);
+  for (int64_t y = 0; y < a.rows; ++y) {
+    const float* input = a.input + y * a.input_row;
+    const float* gradient = a.gradient + y * a.gradient_row;
+    for (int64_t x = 0; x < a.pixels; ++x, input += a.input_pixel, gradient += a.gradient_pixel) {
+      Vector factors[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) factors[v] = Load(gradient + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < kInputs; ++i) {
+        const float value = input[i];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[i][v] += value * factors[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kInputs; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) Store(a.sums + i * a.sums_row + v * kLanes, sums[i][v]);
+}
+
+struct ProductKind {
+  int64_t inputs, vectors;
+  void (*compute)(const ProductArguments&);
+};
+
+template <int kInputs, int kVectors>
+constexpr ProductKind MakeProduct() {
+  if constexpr (kInputs * kVectors <= kMaxSums)
+    return {kInputs, kVectors, &AddProducts<kInputs, kVectors>};
+  return {kInputs, kVectors, nullptr};
+}
+
+// The first that divides the number of inputs is used, else the first that is not larger.
+constexpr ProductKind kProducts[] = {
+    MakeProduct<12, 1>(), MakeProduct<9, 1>(), MakeProduct<8, 1>(), MakeProduct<6, 1>(),
+    MakeProduct<4, 1>(),  MakeProduct<1, 1>(),  //
+    MakeProduct<12, 2>(), MakeProduct<9, 2>(), MakeProduct<8, 2>(), MakeProduct<6, 2>(),
+    MakeProduct<4, 2>(),  MakeProduct<1, 2>(),  //
+    MakeProduct<8, 3>(),  MakeProduct<6, 3>(), MakeProduct<4, 3>(), MakeProduct<1, 3>(),
+};
+
+inline const ProductKind& ChooseProduct(int64_t inputs, int64_t vectors) {
+  const ProductKind* largest = nullptr;
+  for (const ProductKind& product : kProducts) {
+    if (product.vectors != vectors || product.inputs > inputs || !product.compute) continue;
+    if (inputs % product.inputs == 0 && product.inputs > 1) return product;
+    if (!largest) largest = &product;
+  }
+  return *largest;
+}
+
+// Number of output positions, from `begin` to `end`, whose input position is inside the image; moves `begin`.
+inline int64_t Inside(int64_t& begin, int64_t end, int64_t stride, int64_t offset, int64_t size) {
+  while (begin < end && begin * stride + offset < 0) ++begin;
+  while (end > begin && (end - 1) * stride + offset >= size) --end;
+  return end - begin;
+}
+
+inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* input, const float* gradient,
+                    float* output) {
+  const int64_t vectors = (s.outputs + kLanes - 1) / kLanes, padded = vectors * kLanes;
+  const int64_t count = s.size * s.size * s.inputs, pad = s.size / 2;
+  const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
+  const int64_t block = (vectors + blocks - 1) / blocks;
+  // The rows of a work item fit the first-level cache. Each part sums up its items, so that the result does not
+  // depend on the order in which the threads run.
+  const int64_t rows = std::clamp<int64_t>(
+      16384 / (s.out_width * (s.inputs * s.stride + padded)), 1, s.out_height);
+  const int64_t groups = (s.out_height + rows - 1) / rows, items = s.images * groups;
+  const int64_t parts = std::clamp<int64_t>(items, 1, NumThreads(pool));
+  std::vector<float> sums(parts * count * padded);
+  ParallelFor::Run(pool, parts, [&](int64_t part) {
+    static thread_local std::vector<float> buffer;
+    for (int64_t item = items * part / parts; item < items * (part + 1) / parts; ++item) {
+      const int64_t image = item / groups, first = item % groups * rows;
+      const int64_t last = std::min(first + rows, s.out_height);
+      const float* factors = gradient + (image * s.out_height + first) * s.out_width * s.outputs;
+      if (padded > s.outputs) {
+        const int64_t pixels = (last - first) * s.out_width;
+        if (static_cast<int64_t>(buffer.size()) < pixels * padded) buffer.resize(pixels * padded);
+        for (int64_t p = 0; p < pixels; ++p)
+          std::memcpy(&buffer[p * padded], factors + p * s.outputs, s.outputs * sizeof(float));
+        factors = buffer.data();
+      }
+      for (int64_t ky = 0; ky < s.size; ++ky) {
+        int64_t y = first;
+        const int64_t num_rows = Inside(y, last, s.stride, ky - pad, s.height);
+        for (int64_t kx = 0; kx < s.size; ++kx) {
+          int64_t x = 0;
+          const int64_t num_pixels = Inside(x, s.out_width, s.stride, kx - pad, s.width);
+          if (num_rows <= 0 || num_pixels <= 0) continue;
+          const int64_t pixel = (image * s.height + y * s.stride + ky - pad) * s.width;
+          ProductArguments a = {input + (pixel + x * s.stride + kx - pad) * s.inputs,
+                                s.stride * s.width * s.inputs,
+                                s.stride * s.inputs,
+                                factors + ((y - first) * s.out_width + x) * padded,
+                                s.out_width * padded,
+                                padded,
+                                num_rows,
+                                num_pixels,
+                                &sums[(part * count + (ky * s.size + kx) * s.inputs) * padded],
+                                padded};
+          for (int64_t v = 0; v < vectors; v += block) {
+            ProductArguments channels = a;
+            channels.gradient += v * kLanes;
+            channels.sums += v * kLanes;
+            for (int64_t i = 0; i < s.inputs;) {
+              const ProductKind& product =
+                  ChooseProduct(s.inputs - i, std::min(block, vectors - v));
+              product.compute(channels);
+              channels.input += product.inputs;
+              channels.sums += product.inputs * padded;
+              i += product.inputs;
+            }
+          }
+        }
+      }
+    }
+  });
+  for (int64_t i = 0; i < count; ++i) {
+    float* to = output + i * s.outputs;
+    std::memcpy(to, &sums[i * padded], s.outputs * sizeof(float));
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t c = 0; c < s.outputs; ++c) to[c] += sums[(part * count + i) * padded + c];
+  }
+}
+
+#endif  // LCGCN_JAX_CPU_KERNELS_CONVOLUTION_H_

@@ -27,14 +27,17 @@ void Tile(const TileArguments& a) {
   Vector sums[kPixels][kVectors] = {};
   const float* kernel = a.kernel;
   for (int64_t y = 0; y < a.size; ++y) {
-    const float* input = a.input + y * a.input_row;
-    for (int64_t i = 0; i < a.length; ++i, kernel += a.kernel_row) {
+    // Two pointers: one would need more registers for the offsets of the pixels than there are.
+    const float* low = a.input + y * a.input_row;
+    const float* high = low + kPixels / 2 * a.input_pixel;
+    for (int64_t i = 0; i < a.length; ++i, ++low, ++high, kernel += a.kernel_row) {
       Vector factors[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) factors[v] = Load(kernel + v * kLanes);
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const float value = input[p * a.input_pixel + i];
+        const float value = p < kPixels / 2 ? low[p * a.input_pixel]
+                                            : high[(p - kPixels / 2) * a.input_pixel];
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[p][v] += value * factors[v];
       }

@@ -116,8 +116,8 @@ def with_gradients(function):
         first = jax.tree.leaves(y)[0]
         cotangent = jnp.cos(jnp.arange(first.size, dtype=jnp.float32)).reshape(first.shape)
         zeros = jax.tree.map(jnp.zeros_like, y)
-        given = (cotangent, *zeros[1:]) if isinstance(y, tuple) else cotangent
-        return y, backward(given)
+        cotangents = (cotangent, *zeros[1:]) if isinstance(y, tuple) else cotangent
+        return y, backward(cotangents)
 
     return run
 

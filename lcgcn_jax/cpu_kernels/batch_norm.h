@@ -23,7 +23,8 @@ void ForEachRun(ffi::ThreadPool pool, const Repeated& repeated, int64_t values, 
   });
 }
 
-// Sums of two terms over all pixels, per channel: terms(start, count, first, second) adds to `count` values.
+// Sums of two terms over all pixels, per channel: terms(start, count, first, second) adds to
+// `count` values.
 struct Sums {
   std::vector<double> first, second;
 
@@ -43,23 +44,24 @@ struct Sums {
   }
 };
 
-// `shift` is near the mean, so that the variance is a difference of small numbers. `residual` may be null.
+// `shift` is near the mean, so that the variance is a difference of small numbers. `residual` may
+// be null.
 inline void BatchNormalize(ffi::ThreadPool pool, int64_t values, int64_t channels, const float* x,
                            const float* scale, const float* bias, const float* shift,
                            const float* residual, float epsilon, bool relu, float* y, float* mean,
                            float* variance) {
   const Repeated repeated(channels);
   const std::vector<float> centers = repeated(shift);
-  const Sums sums(pool, channels, repeated, values,
-                  [&](int64_t start, int64_t count, float* __restrict__ first,
-                      float* __restrict__ second) {
-                    const float* __restrict__ in = x + start;
-                    for (int64_t i = 0; i < count; ++i) {
-                      const float difference = in[i] - centers[i];
-                      first[i] += difference;
-                      second[i] += difference * difference;
-                    }
-                  });
+  const Sums sums(
+      pool, channels, repeated, values,
+      [&](int64_t start, int64_t count, float* __restrict__ first, float* __restrict__ second) {
+        const float* __restrict__ in = x + start;
+        for (int64_t i = 0; i < count; ++i) {
+          const float difference = in[i] - centers[i];
+          first[i] += difference;
+          second[i] += difference * difference;
+        }
+      });
   const double pixels = static_cast<double>(values) / channels;
   std::vector<float> factor(channels), offset(channels);
   for (int64_t c = 0; c < channels; ++c) {
@@ -87,25 +89,25 @@ inline void BatchNormalize(ffi::ThreadPool pool, int64_t values, int64_t channel
 }
 
 // `residual_gradient` may be null.
-inline void BatchNormGradient(ffi::ThreadPool pool, int64_t values, int64_t channels, const float* x,
-                              const float* y, const float* dy, const float* scale,
+inline void BatchNormGradient(ffi::ThreadPool pool, int64_t values, int64_t channels,
+                              const float* x, const float* y, const float* dy, const float* scale,
                               const float* mean, const float* variance, float epsilon, bool relu,
                               float* dx, float* scale_gradient, float* bias_gradient,
                               float* residual_gradient) {
   const Repeated repeated(channels);
   const std::vector<float> centers = repeated(mean);
-  const Sums sums(pool, channels, repeated, values,
-                  [&](int64_t start, int64_t count, float* __restrict__ first,
-                      float* __restrict__ second) {
-                    const float* __restrict__ in = x + start;
-                    const float* __restrict__ out = y + start;
-                    const float* __restrict__ g = dy + start;
-                    for (int64_t i = 0; i < count; ++i) {
-                      const float masked = !relu || out[i] > 0.0f ? g[i] : 0.0f;
-                      first[i] += masked;
-                      second[i] += masked * (in[i] - centers[i]);
-                    }
-                  });
+  const Sums sums(
+      pool, channels, repeated, values,
+      [&](int64_t start, int64_t count, float* __restrict__ first, float* __restrict__ second) {
+        const float* __restrict__ in = x + start;
+        const float* __restrict__ out = y + start;
+        const float* __restrict__ g = dy + start;
+        for (int64_t i = 0; i < count; ++i) {
+          const float masked = !relu || out[i] > 0.0f ? g[i] : 0.0f;
+          first[i] += masked;
+          second[i] += masked * (in[i] - centers[i]);
+        }
+      });
   // dx = factor * masked + slope * (x - mean) + constant
   const double pixels = static_cast<double>(values) / channels;
   std::vector<float> factor(channels), slope(channels), constant(channels);

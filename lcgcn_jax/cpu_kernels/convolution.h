@@ -11,8 +11,9 @@ struct Shape {
   int64_t stride, size;
 };
 
-// `vectors` vectors of output channels of `pixels` pixels of one row. The kernel is [size][size * inputs] rows of
-// `kernel_row` values; `input_row` and `input_pixel` are the distances between rows and output pixels.
+// `vectors` vectors of output channels of `pixels` pixels of one row. The kernel is [size][size *
+// inputs] rows of `kernel_row` values; `input_row` and `input_pixel` are the distances between rows
+// and output pixels.
 struct TileArguments {
   const float* input;
   int64_t input_row, input_pixel, size, length;
@@ -36,8 +37,8 @@ void Tile(const TileArguments& a) {
       for (int v = 0; v < kVectors; ++v) factors[v] = Load(kernel + v * kLanes);
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const float value = p < kPixels / 2 ? low[p * a.input_pixel]
-                                            : high[(p - kPixels / 2) * a.input_pixel];
+        const float value =
+            p < kPixels / 2 ? low[p * a.input_pixel] : high[(p - kPixels / 2) * a.input_pixel];
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[p][v] += value * factors[v];
       }
@@ -58,7 +59,8 @@ void Tile(const TileArguments& a) {
   }
 }
 
-// The same for few output channels: sums over vectors of input channels. The kernel is [channels][size][length].
+// The same for few output channels: sums over vectors of input channels. The kernel is
+// [channels][size][length].
 template <int kPixels, int kChannels>
 void NarrowTile(const TileArguments& a) {
   Vector sums[kPixels][kChannels] = {};
@@ -89,14 +91,15 @@ struct TileKind {
 
 template <int kPixels, int kVectors>
 constexpr TileKind MakeTile() {
-  if constexpr (kPixels * kVectors <= kMaxSums) return {kPixels, kVectors, &Tile<kPixels, kVectors>};
+  if constexpr (kPixels * kVectors <= kMaxSums)
+    return {kPixels, kVectors, &Tile<kPixels, kVectors>};
   return {kPixels, kVectors, nullptr};
 }
 
 constexpr TileKind kTiles[] = {
     MakeTile<16, 1>(), MakeTile<8, 1>(), MakeTile<6, 1>(), MakeTile<4, 1>(), MakeTile<1, 1>(),
-    MakeTile<8, 2>(),  MakeTile<6, 2>(), MakeTile<4, 2>(), MakeTile<1, 2>(),
-    MakeTile<8, 3>(),  MakeTile<6, 3>(), MakeTile<4, 3>(), MakeTile<1, 3>(),
+    MakeTile<8, 2>(),  MakeTile<6, 2>(), MakeTile<4, 2>(), MakeTile<1, 2>(), MakeTile<8, 3>(),
+    MakeTile<6, 3>(),  MakeTile<4, 3>(), MakeTile<1, 3>(),
 };
 constexpr int64_t kMaxVectors = 3;
 
@@ -105,7 +108,8 @@ constexpr TileKind kNarrowTiles[] = {
     {1, 2, &NarrowTile<1, 2>}, {8, 1, &NarrowTile<8, 1>}, {1, 1, &NarrowTile<1, 1>},
 };
 
-// The tiles of a row overlap where its width is not a multiple, so the one with the least work is best.
+// The tiles of a row overlap where its width is not a multiple, so the one with the least work is
+// best.
 inline const TileKind& ChooseTile(int64_t vectors, int64_t width) {
   const TileKind* best = nullptr;
   int64_t best_work = 0;
@@ -124,9 +128,10 @@ inline const TileKind& ChooseNarrowTile(int64_t channels, int64_t width) {
   return *tile;
 }
 
-// Copies input rows [first, first + count) with zeros around the image. Vectors are read beyond the last row.
+// Copies input rows [first, first + count) with zeros around the image. Vectors are read beyond the
+// last row.
 inline const float* CopyRows(const Shape& s, const float* image, int64_t first, int64_t count,
-                      std::vector<float>& buffer) {
+                             std::vector<float>& buffer) {
   const int64_t margin = s.size / 2 * s.inputs, row = s.width * s.inputs + 2 * margin;
   const size_t values = count * row + kLanes;
   if (buffer.size() < values) buffer.resize(values);
@@ -152,7 +157,7 @@ struct Epilogue {
 };
 
 inline void Finish(const Epilogue& e, const std::vector<float>& bias, int64_t start, int64_t values,
-            float* __restrict__ output) {
+                   float* __restrict__ output) {
   if (e.bias) {
     const int64_t size = bias.size();
     for (int64_t i = 0; i < values; i += size)
@@ -168,11 +173,12 @@ inline void Finish(const Epilogue& e, const std::vector<float>& bias, int64_t st
 }
 
 inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, const float* kernel,
-              const Epilogue& epilogue, float* output) {
+                     const Epilogue& epilogue, float* output) {
   std::vector<float> bias;
   if (epilogue.bias) bias = Repeated(s.outputs)(epilogue.bias);
   const int64_t length = s.size * s.inputs;
-  // Channels beyond the last whole vector are computed by narrow tiles if they are few, else in a padded vector.
+  // Channels beyond the last whole vector are computed by narrow tiles if they are few, else in a
+  // padded vector.
   int64_t vectors = s.outputs / kLanes, narrow = s.outputs % kLanes;
   if (narrow > kLanes / 2 || length < 2 * kLanes) {
     vectors += narrow > 0;
@@ -185,7 +191,8 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
     kernel_row = vectors * kLanes;
     padded_kernel.resize(s.size * length * kernel_row);
     for (int64_t i = 0; i < s.size * length; ++i)
-      std::memcpy(&padded_kernel[i * kernel_row], kernel + i * s.outputs, s.outputs * sizeof(float));
+      std::memcpy(&padded_kernel[i * kernel_row], kernel + i * s.outputs,
+                  s.outputs * sizeof(float));
     kernel = padded_kernel.data();
   }
   const int64_t padded_length = (length + kLanes - 1) / kLanes * kLanes;
@@ -199,8 +206,12 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
   const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
   const int64_t block = blocks ? (vectors + blocks - 1) / blocks : 1;
   const int64_t row = (s.width + s.size / 2 * 2) * s.inputs;
-  // The rows of a work item fit the first-level cache.
-  const int64_t rows = std::clamp<int64_t>(12288 / row, 1, s.out_height);
+  // The rows of a work item fit the first-level cache, and each thread has the same number of
+  // items.
+  const int64_t most = std::clamp<int64_t>(12288 / row, 1, s.out_height);
+  const int64_t threads = s.images % NumThreads(pool) == 0 ? 1 : NumThreads(pool);
+  const int64_t parts = ((s.out_height + most - 1) / most + threads - 1) / threads * threads;
+  const int64_t rows = (s.out_height + parts - 1) / parts;
   const int64_t groups = (s.out_height + rows - 1) / rows;
   ParallelFor::Run(pool, s.images * groups, [&](int64_t item) {
     const int64_t image = item / groups, first = item % groups * rows;
@@ -219,7 +230,7 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
         }
       }
     };
-    TileArguments a = {nullptr, row, s.stride * s.inputs, s.size, length, nullptr, kernel_row,
+    TileArguments a = {nullptr, row,      s.stride * s.inputs, s.size, length, nullptr, kernel_row,
                        nullptr, s.outputs};
     for (int64_t v = 0; v < vectors; v += block) {
       const TileKind& tile = ChooseTile(std::min(block, vectors - v), s.out_width);
@@ -239,7 +250,8 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
   });
 }
 
-// Adds the products of input channels and vectors of gradient channels over a rectangle of pixels to [inputs][row].
+// Adds the products of input channels and vectors of gradient channels over a rectangle of pixels
+// to [inputs][row].
 struct ProductArguments {
   const float* input;
   int64_t input_row, input_pixel;
@@ -308,23 +320,24 @@ inline const ProductKind& ChooseProduct(int64_t inputs, int64_t vectors) {
   return *largest;
 }
 
-// Number of output positions, from `begin` to `end`, whose input position is inside the image; moves `begin`.
+// Number of output positions, from `begin` to `end`, whose input position is inside the image;
+// moves `begin`.
 inline int64_t Inside(int64_t& begin, int64_t end, int64_t stride, int64_t offset, int64_t size) {
   while (begin < end && begin * stride + offset < 0) ++begin;
   while (end > begin && (end - 1) * stride + offset >= size) --end;
   return end - begin;
 }
 
-inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* input, const float* gradient,
-                    float* output) {
+inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* input,
+                           const float* gradient, float* output) {
   const int64_t vectors = (s.outputs + kLanes - 1) / kLanes, padded = vectors * kLanes;
   const int64_t count = s.size * s.size * s.inputs, pad = s.size / 2;
   const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
   const int64_t block = (vectors + blocks - 1) / blocks;
-  // The rows of a work item fit the first-level cache. Each part sums up its items, so that the result does not
-  // depend on the order in which the threads run.
-  const int64_t rows = std::clamp<int64_t>(
-      16384 / (s.out_width * (s.inputs * s.stride + padded)), 1, s.out_height);
+  // The rows of a work item fit the first-level cache. Each part sums up its items, so that the
+  // result does not depend on the order in which the threads run.
+  const int64_t rows =
+      std::clamp<int64_t>(16384 / (s.out_width * (s.inputs * s.stride + padded)), 1, s.out_height);
   const int64_t groups = (s.out_height + rows - 1) / rows, items = s.images * groups;
   const int64_t parts = std::clamp<int64_t>(items, 1, NumThreads(pool));
   std::vector<float> sums(parts * count * padded);

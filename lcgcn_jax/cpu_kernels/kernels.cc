@@ -38,9 +38,9 @@ ffi::Error CallConvolution(ffi::ThreadPool pool, Array input, Array kernel,
 
 ffi::Error CallKernelGradient(ffi::ThreadPool pool, Array input, Array gradient, int64_t stride,
                               Result output) {
-  KernelGradient(
-      pool, ShapeOf(input.dimensions(), gradient.dimensions(), output->dimensions(), stride),
-      input.typed_data(), gradient.typed_data(), output->typed_data());
+  KernelGradient(pool,
+                 ShapeOf(input.dimensions(), gradient.dimensions(), output->dimensions(), stride),
+                 input.typed_data(), gradient.typed_data(), output->typed_data());
   return ffi::Error::Success();
 }
 

@@ -482,6 +482,20 @@ def train(workdir, data, steps, *, switch, cache):
 
 
 @pytest.mark.slow
+def test_many_threads(cache_folder):
+    """All tests of the operations pass with another number of threads of XLA."""
+    words = ["-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k"]
+    result = subprocess.run(
+        [sys.executable, *words, "test_convolution or test_batch_norm or test_upsampling"],
+        env=os.environ | {"NPROC": "19"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.slow
 def test_training_run(synthetic68, cache_folder, tmp_path):
     """The same losses as with XLA's operations, and a run can change between both."""
     plain = train(tmp_path / "plain", synthetic68, 8, switch="false", cache=tmp_path / "jit")

@@ -7,24 +7,33 @@
 
 #include "common.h"
 
-constexpr int64_t kItem = 16384;  // values of a work item
+constexpr int64_t kItem = 32768;  // values of a work item
+constexpr int64_t kMaxParts = 32;
 
-// Calls body(part, start, count) for runs of whole pixels; each part is one thread's.
+// Calls body(part, start, end) for work items of whole runs of `repeated.size()` values. Each part
+// has the same items, in the same order, however many threads are free.
+template <typename Body>
+void ForEachItem(ffi::ThreadPool pool, const Repeated& repeated, int64_t values, const Body& body) {
+  const int64_t item = std::max<int64_t>(kItem / repeated.size(), 1) * repeated.size();
+  const int64_t items = (values + item - 1) / item;
+  const int64_t parts = std::min({NumThreads(pool), items, kMaxParts});
+  ParallelFor::Run(pool, parts, [&](int64_t part) {
+    for (int64_t i = items * part / parts; i < items * (part + 1) / parts; ++i)
+      body(part, i * item, std::min((i + 1) * item, values));
+  });
+}
+
+// Calls body(start, count) for each run.
 template <typename Body>
 void ForEachRun(ffi::ThreadPool pool, const Repeated& repeated, int64_t values, const Body& body) {
-  const int64_t run = repeated.size();
-  const int64_t item = std::max<int64_t>(kItem / run, 1) * run;
-  const int64_t items = (values + item - 1) / item;
-  const int64_t parts = std::min(NumThreads(pool), items);
-  ParallelFor::Run(pool, parts, [&](int64_t part) {
-    const int64_t end = std::min(items * (part + 1) / parts * item, values);
-    for (int64_t start = items * part / parts * item; start < end; start += run)
-      body(part, start, std::min(run, end - start));
+  ForEachItem(pool, repeated, values, [&](int64_t, int64_t start, int64_t end) {
+    for (; start < end; start += repeated.size())
+      body(start, std::min(repeated.size(), end - start));
   });
 }
 
 // Sums of two terms over all pixels, per channel: terms(start, count, first, second) adds to
-// `count` values.
+// `count` values. The sums of an item are in float32, those of all items in float64.
 struct Sums {
   std::vector<double> first, second;
 
@@ -32,12 +41,19 @@ struct Sums {
   Sums(ffi::ThreadPool pool, int64_t channels, const Repeated& repeated, int64_t values,
        const Terms& terms)
       : first(channels), second(channels) {
-    const int64_t size = repeated.size(), all = NumThreads(pool) * size;
-    std::vector<float> a(all), b(all);
-    ForEachRun(pool, repeated, values, [&](int64_t part, int64_t start, int64_t count) {
-      terms(start, count, &a[part * size], &b[part * size]);
+    std::vector<double> a(kMaxParts * channels), b(kMaxParts * channels);
+    ForEachItem(pool, repeated, values, [&](int64_t part, int64_t start, int64_t end) {
+      static thread_local std::vector<float> buffer;
+      const int64_t size = repeated.size();
+      buffer.assign(2 * size, 0.0f);
+      for (; start < end; start += size)
+        terms(start, std::min(size, end - start), buffer.data(), buffer.data() + size);
+      for (int64_t i = 0; i < size; ++i) {
+        a[part * channels + i % channels] += buffer[i];
+        b[part * channels + i % channels] += buffer[size + i];
+      }
     });
-    for (int64_t i = 0; i < all; ++i) {
+    for (int64_t i = 0; i < kMaxParts * channels; ++i) {
       first[i % channels] += a[i];
       second[i % channels] += b[i];
     }
@@ -73,7 +89,7 @@ inline void BatchNormalize(ffi::ThreadPool pool, int64_t values, int64_t channel
     offset[c] = bias[c] - mean[c] * factor[c];
   }
   const std::vector<float> factors = repeated(factor.data()), offsets = repeated(offset.data());
-  ForEachRun(pool, repeated, values, [&](int64_t, int64_t start, int64_t count) {
+  ForEachRun(pool, repeated, values, [&](int64_t start, int64_t count) {
     const float* __restrict__ in = x + start;
     float* __restrict__ out = y + start;
     if (residual) {
@@ -122,7 +138,7 @@ inline void BatchNormGradient(ffi::ThreadPool pool, int64_t values, int64_t chan
   }
   const std::vector<float> factors = repeated(factor.data()), slopes = repeated(slope.data()),
                            constants = repeated(constant.data());
-  ForEachRun(pool, repeated, values, [&](int64_t, int64_t start, int64_t count) {
+  ForEachRun(pool, repeated, values, [&](int64_t start, int64_t count) {
     const float* __restrict__ in = x + start;
     const float* __restrict__ out = y + start;
     const float* __restrict__ g = dy + start;

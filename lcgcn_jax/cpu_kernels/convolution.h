@@ -21,7 +21,13 @@ struct TileArguments {
   int64_t kernel_row;
   float* output;
   int64_t outputs, channels;
+  const float *bias, *residual;  // added to the output if not null
+  bool relu;
 };
+
+// A NaN stays, unlike with std::max.
+inline Vector Relu(Vector values) { return values < 0.0f ? Vector{} : values; }
+inline float Relu(float value) { return value < 0.0f ? 0.0f : value; }
 
 template <int kPixels, int kVectors>
 void Tile(const TileArguments& a) {
@@ -46,14 +52,27 @@ void Tile(const TileArguments& a) {
   }
 #pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p) {
-    float* output = a.output + p * a.outputs;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t channels = a.channels - v * kLanes;
-      if (channels >= kLanes) {
-        Store(output + v * kLanes, sums[p][v]);
-      } else if (channels > 0) {
-        std::memcpy(output + v * kLanes, &sums[p][v], channels * sizeof(float));
+      const int64_t channels = std::min<int64_t>(a.channels - v * kLanes, kLanes);
+      if (channels <= 0) break;
+      const int64_t at = p * a.outputs + v * kLanes;
+      Vector values = sums[p][v];
+      if (a.bias) values += Load(a.bias + v * kLanes);
+      if (a.residual) {
+        Vector residual = {};
+        if (channels == kLanes) {
+          residual = Load(a.residual + at);
+        } else {
+          std::memcpy(&residual, a.residual + at, channels * sizeof(float));
+        }
+        values += residual;
+      }
+      if (a.relu) values = Relu(values);
+      if (channels == kLanes) {
+        Store(a.output + at, values);
+      } else {
+        std::memcpy(a.output + at, &values, channels * sizeof(float));
       }
     }
   }
@@ -81,7 +100,12 @@ void NarrowTile(const TileArguments& a) {
 #pragma GCC unroll 8
   for (int p = 0; p < kPixels; ++p)
 #pragma GCC unroll 4
-    for (int c = 0; c < kChannels; ++c) a.output[p * a.outputs + c] = Sum(sums[p][c]);
+    for (int c = 0; c < kChannels; ++c) {
+      float value = Sum(sums[p][c]);
+      if (a.bias) value += a.bias[c];
+      if (a.residual) value += a.residual[p * a.outputs + c];
+      a.output[p * a.outputs + c] = a.relu ? Relu(value) : value;
+    }
 }
 
 struct TileKind {
@@ -150,32 +174,8 @@ inline const float* CopyRows(const Shape& s, const float* image, int64_t first, 
   return buffer.data();
 }
 
-// Added to the output, if not null, before the optional ReLU.
-struct Epilogue {
-  const float *bias, *residual;
-  bool relu;
-};
-
-inline void Finish(const Epilogue& e, const std::vector<float>& bias, int64_t start, int64_t values,
-                   float* __restrict__ output) {
-  if (e.bias) {
-    const int64_t size = bias.size();
-    for (int64_t i = 0; i < values; i += size)
-      for (int64_t j = 0; j < std::min(size, values - i); ++j) output[i + j] += bias[j];
-  }
-  if (e.residual) {
-    const float* __restrict__ residual = e.residual + start;
-    for (int64_t i = 0; i < values; ++i) output[i] += residual[i];
-  }
-  // A NaN stays, unlike with std::max.
-  if (e.relu)
-    for (int64_t i = 0; i < values; ++i) output[i] = output[i] < 0.0f ? 0.0f : output[i];
-}
-
 inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, const float* kernel,
-                     const Epilogue& epilogue, float* output) {
-  std::vector<float> bias;
-  if (epilogue.bias) bias = Repeated(s.outputs)(epilogue.bias);
+                     const float* bias_values, const float* residual, bool relu, float* output) {
   const int64_t length = s.size * s.inputs;
   // Channels beyond the last whole vector are computed by narrow tiles if they are few, else in a
   // padded vector.
@@ -194,6 +194,11 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
       std::memcpy(&padded_kernel[i * kernel_row], kernel + i * s.outputs,
                   s.outputs * sizeof(float));
     kernel = padded_kernel.data();
+  }
+  std::vector<float> bias;
+  if (bias_values) {
+    bias.assign(bias_values, bias_values + s.outputs);
+    bias.resize(s.outputs + kLanes);  // vectors are read beyond the last channel
   }
   const int64_t padded_length = (length + kLanes - 1) / kLanes * kLanes;
   std::vector<float> narrow_kernel(narrow * s.size * padded_length);
@@ -220,33 +225,40 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
     const float* copy =
         CopyRows(s, input + image * s.height * s.width * s.inputs, first * s.stride - s.size / 2,
                  (last - first - 1) * s.stride + s.size, buffer);
-    const auto compute_rows = [&](const TileKind& tile, TileArguments a, float* channels) {
+    const auto compute_rows = [&](const TileKind& tile, TileArguments a, int64_t channel) {
+      a.bias = bias.empty() ? nullptr : &bias[channel];
       for (int64_t y = first; y < last; ++y) {
         for (int64_t x = 0; x < s.out_width; x += tile.pixels) {
           const int64_t start = std::min(x, s.out_width - tile.pixels);
           a.input = copy + (y - first) * s.stride * row + start * a.input_pixel;
-          a.output = channels + ((image * s.out_height + y) * s.out_width + start) * s.outputs;
+          const int64_t pixel = (image * s.out_height + y) * s.out_width + start;
+          a.output = output + pixel * s.outputs + channel;
+          a.residual = residual ? residual + pixel * s.outputs + channel : nullptr;
           tile.compute(a);
         }
       }
     };
-    TileArguments a = {nullptr, row,      s.stride * s.inputs, s.size, length, nullptr, kernel_row,
-                       nullptr, s.outputs};
+    TileArguments a = {};
+    a.input_row = row;
+    a.input_pixel = s.stride * s.inputs;
+    a.size = s.size;
+    a.length = length;
+    a.kernel_row = kernel_row;
+    a.outputs = s.outputs;
+    a.relu = relu;
     for (int64_t v = 0; v < vectors; v += block) {
       const TileKind& tile = ChooseTile(std::min(block, vectors - v), s.out_width);
       a.kernel = kernel + v * kLanes;
       a.channels = s.outputs - v * kLanes;
-      compute_rows(tile, a, output + v * kLanes);
+      compute_rows(tile, a, v * kLanes);
     }
     a.length = padded_length;
     for (int64_t c = 0; c < narrow;) {
       const TileKind& tile = ChooseNarrowTile(narrow - c, s.out_width);
       a.kernel = &narrow_kernel[c * s.size * padded_length];
-      compute_rows(tile, a, output + vectors * kLanes + c);
+      compute_rows(tile, a, vectors * kLanes + c);
       c += tile.width;
     }
-    const int64_t start = (image * s.out_height + first) * s.out_width * s.outputs;
-    Finish(epilogue, bias, start, (last - first) * s.out_width * s.outputs, output + start);
   });
 }
 
@@ -328,6 +340,8 @@ inline int64_t Inside(int64_t& begin, int64_t end, int64_t stride, int64_t offse
   return end - begin;
 }
 
+constexpr int64_t kMaxSumsOfThreads = 8;
+
 inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* input,
                            const float* gradient, float* output) {
   const int64_t vectors = (s.outputs + kLanes - 1) / kLanes, padded = vectors * kLanes;
@@ -335,13 +349,17 @@ inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* in
   const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
   const int64_t block = (vectors + blocks - 1) / blocks;
   // The rows of a work item fit the first-level cache. Each part sums up its items, so that the
-  // result does not depend on the order in which the threads run.
+  // result does not depend on the order in which the threads run. Many threads also share the rows
+  // of the kernel, since each part has sums of its own.
   const int64_t rows =
       std::clamp<int64_t>(16384 / (s.out_width * (s.inputs * s.stride + padded)), 1, s.out_height);
   const int64_t groups = (s.out_height + rows - 1) / rows, items = s.images * groups;
-  const int64_t parts = std::clamp<int64_t>(items, 1, NumThreads(pool));
+  const int64_t parts =
+      std::clamp<int64_t>(items, 1, std::min(NumThreads(pool), kMaxSumsOfThreads));
+  const int64_t splits = NumThreads(pool) > parts ? s.size : 1;
   std::vector<float> sums(parts * count * padded);
-  ParallelFor::Run(pool, parts, [&](int64_t part) {
+  ParallelFor::Run(pool, parts * splits, [&](int64_t job) {
+    const int64_t part = job / splits, split = job % splits;
     static thread_local std::vector<float> buffer;
     for (int64_t item = items * part / parts; item < items * (part + 1) / parts; ++item) {
       const int64_t image = item / groups, first = item % groups * rows;
@@ -354,7 +372,7 @@ inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* in
           std::memcpy(&buffer[p * padded], factors + p * s.outputs, s.outputs * sizeof(float));
         factors = buffer.data();
       }
-      for (int64_t ky = 0; ky < s.size; ++ky) {
+      for (int64_t ky = split * s.size / splits; ky < (split + 1) * s.size / splits; ++ky) {
         int64_t y = first;
         const int64_t num_rows = Inside(y, last, s.stride, ky - pad, s.height);
         for (int64_t kx = 0; kx < s.size; ++kx) {
@@ -389,12 +407,14 @@ inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* in
       }
     }
   });
-  for (int64_t i = 0; i < count; ++i) {
-    float* to = output + i * s.outputs;
-    std::memcpy(to, &sums[i * padded], s.outputs * sizeof(float));
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t c = 0; c < s.outputs; ++c) to[c] += sums[(part * count + i) * padded + c];
-  }
+  ParallelFor::Run(pool, s.size * s.size, [&](int64_t position) {
+    for (int64_t i = position * s.inputs; i < (position + 1) * s.inputs; ++i) {
+      float* to = output + i * s.outputs;
+      std::memcpy(to, &sums[i * padded], s.outputs * sizeof(float));
+      for (int64_t part = 1; part < parts; ++part)
+        for (int64_t c = 0; c < s.outputs; ++c) to[c] += sums[(part * count + i) * padded + c];
+    }
+  });
 }
 
 #endif  // LCGCN_JAX_CPU_KERNELS_CONVOLUTION_H_

@@ -21,18 +21,18 @@ Shape ShapeOf(Dimensions input, Dimensions output, Dimensions kernel, int64_t st
 // The other arguments are the bias, if any, and the residual, if any.
 ffi::Error CallConvolution(ffi::ThreadPool pool, Array input, Array kernel,
                            ffi::RemainingArgs others, int64_t stride, bool relu, Result output) {
-  Epilogue epilogue = {nullptr, nullptr, relu};
+  const float *bias = nullptr, *residual = nullptr;
   for (size_t i = 0; i < others.size(); ++i) {
-    if (auto bias = others.get<Channels>(i); bias.has_value()) {
-      epilogue.bias = bias->typed_data();
-    } else if (auto residual = others.get<Array>(i); residual.has_value()) {
-      epilogue.residual = residual->typed_data();
+    if (auto channels = others.get<Channels>(i); channels.has_value()) {
+      bias = channels->typed_data();
+    } else if (auto array = others.get<Array>(i); array.has_value()) {
+      residual = array->typed_data();
     } else {
-      return residual.error();
+      return array.error();
     }
   }
   Convolve(pool, ShapeOf(input.dimensions(), output->dimensions(), kernel.dimensions(), stride),
-           input.typed_data(), kernel.typed_data(), epilogue, output->typed_data());
+           input.typed_data(), kernel.typed_data(), bias, residual, relu, output->typed_data());
   return ffi::Error::Success();
 }
 

@@ -37,7 +37,7 @@ import optax
 from flax import nnx
 
 from lcgcn_jax.compilation import compiler_options
-from lcgcn_jax.cpu_kernels import load_library, with_cpu_kernels
+from lcgcn_jax.cpu_kernels import kernel_prefix, with_cpu_kernels
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.interop.serving import INPUT, write_onnx
@@ -131,7 +131,7 @@ class JaxProgram:
     """A function with fixed arguments, compiled at the first call."""
 
     def __init__(self, function: Callable, *args: Any, **options: Any):
-        name = load_library(build=True) if jax.default_backend() == "cpu" else None
+        name = kernel_prefix(jax.default_backend(), build=True)
         traced = with_cpu_kernels(function, name)
         self._jitted = jax.jit(traced, compiler_options=compiler_options(), **options)
         self._args = args

@@ -444,3 +444,26 @@ def without_type_checks(request):
     """For tests of arguments of another type, which type checks at run time refuse first."""
     if request.config.getoption("--jaxtyping-packages", None):
         pytest.skip("types are checked at run time")
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(tmp_path_factory):
+    """Folder with a library of the kernels, apart from JAX's cache, which other tests use."""
+    from lcgcn_jax.cpu_kernels import library
+
+    folder = tmp_path_factory.mktemp("kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(library.VARIABLE, "true")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        assert library.load_library(build=True)
+    return folder
+
+
+@pytest.fixture
+def kernels(kernel_cache, monkeypatch):
+    """Prefix of the kernels."""
+    from lcgcn_jax.cpu_kernels import library
+
+    monkeypatch.setenv(library.VARIABLE, "true")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(kernel_cache))
+    return library.load_library(build=False)

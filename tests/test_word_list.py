@@ -84,7 +84,7 @@ FILES_WITH_CELLS = re.compile("notebook|csv|parsing|table|word_list|documentatio
 EXEMPT = {
     "CHANGELOG.md", "lcgcn_jax/compat.py", "tests/test_compat.py", "tests/test_word_list.py",
 }  # fmt: skip
-SUFFIXES = {".py", ".md", ".ipynb", ".toml", ".yml", ".yaml", ".sh", ".cff"}
+SUFFIXES = {".py", ".md", ".ipynb", ".toml", ".yml", ".yaml", ".sh", ".cff", ".h", ".cc"}
 
 
 def _is_checked(name: str) -> bool:

@@ -4,8 +4,12 @@ XLA has no direct convolution on a CPU: it copies patches of the image and multi
 about twice as long for the narrow convolutions of HRNet. Its gradient of a batch normalization makes a dozen
 passes over memory, and its bilinear upsampling transposes the image (docs/research/speed.md).
 
-The kernels need Linux and a C++ compiler, and are used for float32 in programs for one device. Everything
-else, and all exports, use XLA's operations, with the same results up to rounding.
+The kernels need Linux and a C++ compiler, and are used for float32 in programs for one CPU. Everything else,
+and all exports, use XLA's operations, with the same results up to rounding. Their functions have no
+derivatives in forward mode.
+
+Slow 1x1 convolutions are https://github.com/openxla/xla/issues/34273; the others are not reported. Delete the
+kernels when HRNet-W18 trains as fast on a CPU with XLA's operations.
 """
 
 # Types of JAX functions are partially unknown.
@@ -23,7 +27,7 @@ from jaxtyping import Array, Float
 from lcgcn_jax.cpu_kernels.library import compiler_advice, load_library
 
 __all__ = [
-    "batch_norm", "compiler_advice", "convolution", "is_active", "load_library", "upsample",
+    "batch_norm", "compiler_advice", "convolution", "is_active", "kernel_prefix", "load_library", "upsample",
     "with_cpu_kernels",
 ]  # fmt: skip
 
@@ -31,27 +35,40 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Part of the key of JAX's caches, so that functions are traced again where it differs.
-_PREFIX = jax.make_user_context(None)
+_ACTIVE_PREFIX = jax.make_user_context(None)
 
 
-def with_cpu_kernels(function: Callable[P, T], name: str | None) -> Callable[P, T]:
-    """Trace `function` with the kernels of a library (`load_library`), if it is not None."""
+def kernel_prefix(platform: str, num_devices: int = 1, *, build: bool) -> str | None:
+    """Prefix of the kernels for programs on these devices (`load_library`).
+
+    Args:
+      platform: platform of the devices (`jax.Device.platform`).
+      num_devices: number of devices of a program.
+      build: whether to compile the kernels if there are none.
+    """
+    return load_library(build=build) if platform == "cpu" and num_devices == 1 else None
+
+
+def with_cpu_kernels(function: Callable[P, T], prefix: str | None) -> Callable[P, T]:
+    """Trace `function` with the kernels that have a prefix (`kernel_prefix`), if it is not None."""
 
     @functools.wraps(function)
     def traced(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _PREFIX(name):
+        with _ACTIVE_PREFIX(prefix):
             return function(*args, **kwargs)
 
     return traced
 
 
-def is_active(*arrays: Array) -> bool:
+def is_active(*arrays: Array | None) -> bool:
     """Whether operations on these arrays use the kernels in the function that is being traced."""
-    return _PREFIX.value is not None and all(array.dtype == jnp.float32 for array in arrays)
+    is_float32 = all(array is None or array.dtype == jnp.float32 for array in arrays)
+    return _ACTIVE_PREFIX.value is not None and is_float32
 
 
-def _call(name: str, results: Any, *arrays: Array, **attributes: Any) -> Any:
-    return jax.ffi.ffi_call(f"{_PREFIX.value}{name}", results)(*arrays, **attributes)
+def _call(prefix: str, name: str, results: Any, *arrays: Array, **attributes: Any) -> Any:
+    call = jax.ffi.ffi_call(prefix + name, results, vmap_method="sequential")
+    return call(*arrays, **attributes)
 
 
 def _like(array: Array) -> jax.ShapeDtypeStruct:
@@ -67,12 +84,13 @@ def convolution(
     residual: Float[Array, "b hh hw o"] | None = None,
     relu: bool = False,
 ) -> Float[Array, "b hh hw o"]:
-    """Convolution with the symmetric padding of PyTorch, `s // 2`, plus bias and residual, then ReLU."""
-    y: Any = _convolution(x, kernel, bias, residual, stride, relu)
+    """Convolution of odd size with the padding `s // 2`, plus bias and residual, then ReLU."""
+    y: Any = _convolution(x, kernel, bias, residual, stride, relu, _ACTIVE_PREFIX.value)
     return y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+# The prefix is an argument, because gradients can be traced later, outside of `with_cpu_kernels`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _convolution(
     x: Array,
     kernel: Array,
@@ -80,6 +98,7 @@ def _convolution(
     residual: Array | None,
     stride: int,
     relu: bool,
+    prefix: str,
 ) -> Array:
     others = [array for array in (bias, residual) if array is not None]
     size, outputs = kernel.shape[0], kernel.shape[-1]
@@ -88,7 +107,7 @@ def _convolution(
         return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
     height, width = ((n + size // 2 * 2 - size) // stride + 1 for n in x.shape[1:3])
     shape = jax.ShapeDtypeStruct((x.shape[0], height, width, outputs), x.dtype)
-    return _call("Convolution", shape, x, kernel, *others, stride=stride, relu=relu)
+    return _call(prefix, "Convolution", shape, x, kernel, *others, stride=stride, relu=relu)
 
 
 def _convolution_forward(
@@ -98,15 +117,16 @@ def _convolution_forward(
     residual: Array | None,
     stride: int,
     relu: bool,
+    prefix: str,
 ) -> tuple[Array, tuple[Any, ...]]:
-    y: Any = _convolution(x, kernel, bias, residual, stride, relu)
+    y: Any = _convolution(x, kernel, bias, residual, stride, relu, prefix)
     # An empty tuple is no array, but differs from None.
     markers = tuple(None if array is None else () for array in (bias, residual))
     return y, (x, kernel, y if relu else None, *markers)
 
 
 def _convolution_backward(
-    stride: int, relu: bool, saved: tuple[Any, ...], gradient: Array
+    stride: int, relu: bool, prefix: str, saved: tuple[Any, ...], gradient: Array
 ) -> tuple[Array | None, ...]:
     x, kernel, y, has_bias, has_residual = saved
     if relu:
@@ -114,7 +134,7 @@ def _convolution_backward(
     x_gradient: Any
     if stride == 1:
         mirrored = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-        x_gradient = _convolution(gradient, mirrored, None, None, 1, False)
+        x_gradient = _convolution(gradient, mirrored, None, None, 1, False, prefix)
     else:
         pad = kernel.shape[0] // 2
         strided = functools.partial(
@@ -125,7 +145,7 @@ def _convolution_backward(
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         (x_gradient,) = jax.linear_transpose(strided, x)(gradient)
-    kernel_gradient = _call("KernelGradient", _like(kernel), x, gradient, stride=stride)
+    kernel_gradient = _call(prefix, "KernelGradient", _like(kernel), x, gradient, stride=stride)
     bias_gradient = None if has_bias is None else gradient.sum(axis=(0, 1, 2))
     residual_gradient = None if has_residual is None else gradient
     return x_gradient, kernel_gradient, bias_gradient, residual_gradient
@@ -158,11 +178,11 @@ def batch_norm(
     Returns:
       Output, mean and variance of each channel. Mean and variance have no gradient.
     """
-    outputs: Any = _batch_norm(x, scale, bias, shift, residual, epsilon, relu)
+    outputs: Any = _batch_norm(x, scale, bias, shift, residual, epsilon, relu, _ACTIVE_PREFIX.value)
     return outputs
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _batch_norm(
     x: Array,
     scale: Array,
@@ -171,11 +191,12 @@ def _batch_norm(
     residual: Array | None,
     epsilon: float,
     relu: bool,
+    prefix: str,
 ) -> tuple[Array, Array, Array]:
     others = () if residual is None else (residual,)
     results = (_like(x), _like(scale), _like(scale))
     attributes = {"epsilon": np.float32(epsilon), "relu": relu}
-    return _call("BatchNorm", results, x, scale, bias, shift, *others, **attributes)
+    return _call(prefix, "BatchNorm", results, x, scale, bias, shift, *others, **attributes)
 
 
 def _batch_norm_forward(
@@ -186,8 +207,9 @@ def _batch_norm_forward(
     residual: Array | None,
     epsilon: float,
     relu: bool,
+    prefix: str,
 ) -> tuple[tuple[Array, Array, Array], tuple[Any, ...]]:
-    outputs: Any = _batch_norm(x, scale, bias, shift, residual, epsilon, relu)
+    outputs: Any = _batch_norm(x, scale, bias, shift, residual, epsilon, relu, prefix)
     y, mean, variance = outputs
     # An empty tuple is no array, but differs from None.
     marker = None if residual is None else ()
@@ -195,7 +217,11 @@ def _batch_norm_forward(
 
 
 def _batch_norm_backward(
-    epsilon: float, relu: bool, saved: tuple[Any, ...], gradients: tuple[Array, Array, Array]
+    epsilon: float,
+    relu: bool,
+    prefix: str,
+    saved: tuple[Any, ...],
+    gradients: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array, None, Array | None]:
     x, y, scale, mean, variance, marker = saved
     results = [_like(x), _like(scale), _like(scale)]
@@ -203,7 +229,16 @@ def _batch_norm_backward(
         results.append(_like(x))
     attributes = {"epsilon": np.float32(epsilon), "relu": relu}
     x_gradient, scale_gradient, bias_gradient, *residual_gradient = _call(
-        "BatchNormGradient", results, x, y, gradients[0], scale, mean, variance, **attributes
+        prefix,
+        "BatchNormGradient",
+        results,
+        x,
+        y,
+        gradients[0],
+        scale,
+        mean,
+        variance,
+        **attributes,
     )
     residual = residual_gradient[0] if residual_gradient else None
     return x_gradient, scale_gradient, bias_gradient, None, residual
@@ -214,28 +249,28 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 def upsample(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Float[Array, "b hh ww c"]:
     """Bilinear upsampling to a height and width, with half-pixel centers."""
-    y: Any = _upsample(x, x.shape[1:3], size)
+    y: Any = _upsample(x, x.shape[1:3], size, _ACTIVE_PREFIX.value)
     return y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _upsample(x: Array, before: tuple[int, ...], after: tuple[int, ...]) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _upsample(x: Array, before: tuple[int, ...], after: tuple[int, ...], prefix: str) -> Array:
     del before
-    return _call("Upsampling", _resized(x, after), x)
+    return _call(prefix, "Upsampling", _resized(x, after), x)
 
 
 def _upsample_forward(
-    x: Array, before: tuple[int, ...], after: tuple[int, ...]
+    x: Array, before: tuple[int, ...], after: tuple[int, ...], prefix: str
 ) -> tuple[Array, None]:
-    y: Any = _upsample(x, before, after)
+    y: Any = _upsample(x, before, after, prefix)
     return y, None
 
 
 def _upsample_backward(
-    before: tuple[int, ...], after: tuple[int, ...], saved: None, gradient: Array
+    before: tuple[int, ...], after: tuple[int, ...], prefix: str, saved: None, gradient: Array
 ) -> tuple[Array]:
     del after, saved
-    return (_call("UpsamplingGradient", _resized(gradient, before), gradient),)
+    return (_call(prefix, "UpsamplingGradient", _resized(gradient, before), gradient),)
 
 
 _upsample.defvjp(_upsample_forward, _upsample_backward)

@@ -7,14 +7,16 @@
 
 #include "common.h"
 
-constexpr int64_t kItem = 32768;  // values of a work item
+namespace lcgcn {
+
+constexpr int64_t kValuesPerItem = 32768;  // values of a work item
 constexpr int64_t kMaxParts = 32;
 
 // Calls body(part, start, end) for work items of whole runs of `repeated.size()` values. Each part
 // has the same items, in the same order, however many threads are free.
 template <typename Body>
 void ForEachItem(ffi::ThreadPool pool, const Repeated& repeated, int64_t values, const Body& body) {
-  const int64_t item = std::max<int64_t>(kItem / repeated.size(), 1) * repeated.size();
+  const int64_t item = std::max<int64_t>(kValuesPerItem / repeated.size(), 1) * repeated.size();
   const int64_t items = (values + item - 1) / item;
   const int64_t parts = std::min({NumThreads(pool), items, kMaxParts});
   ParallelFor::Run(pool, parts, [&](int64_t part) {
@@ -98,9 +100,8 @@ inline void BatchNormalize(ffi::ThreadPool pool, int64_t values, int64_t channel
     } else {
       for (int64_t i = 0; i < count; ++i) out[i] = in[i] * factors[i] + offsets[i];
     }
-    // A NaN stays, unlike with std::max.
     if (relu)
-      for (int64_t i = 0; i < count; ++i) out[i] = out[i] < 0.0f ? 0.0f : out[i];
+      for (int64_t i = 0; i < count; ++i) out[i] = Relu(out[i]);
   });
 }
 
@@ -153,5 +154,7 @@ inline void BatchNormGradient(ffi::ThreadPool pool, int64_t values, int64_t chan
     }
   });
 }
+
+}  // namespace lcgcn
 
 #endif  // LCGCN_JAX_CPU_KERNELS_BATCH_NORM_H_

@@ -21,38 +21,54 @@
 
 #include "xla/ffi/api/ffi.h"
 
+namespace lcgcn {
+
 namespace ffi = xla::ffi;
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kMaxSums = 24;  // of 32 vector registers
+constexpr int kMaxAccumulators = 24;  // of 32 vector registers
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
-constexpr int kMaxSums = 12;  // of 16
+constexpr int kMaxAccumulators = 12;  // of 16
 #elif defined(__aarch64__)
 constexpr int kLanes = 4;
-constexpr int kMaxSums = 24;  // of 32
+constexpr int kMaxAccumulators = 24;  // of 32
 #else
 constexpr int kLanes = 4;
-constexpr int kMaxSums = 12;  // of 16
+constexpr int kMaxAccumulators = 12;  // of 16
 #endif
 
 // Vector of floats at any address.
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float))));
+typedef float Vector
+    __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void Store(float* to, Vector values) { *reinterpret_cast<Vector*>(to) = values; }
 
+// The first `count` lanes, and 0 in the others.
+inline Vector FirstLanes(Vector values, int64_t count) {
+  typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
+  Integers lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes < static_cast<int32_t>(count) ? values : Vector{};
+}
+
+// ReLU that keeps NaN.
+inline Vector Relu(Vector values) { return values < 0.0f ? Vector{} : values; }
+inline float Relu(float value) { return value < 0.0f ? 0.0f : value; }
+
 // Sum of the lanes.
-inline float Sum(Vector values) {
+inline float SumOfLanes(Vector values) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(reinterpret_cast<__m512>(values));
-#endif
+#else
   float lanes[kLanes];
   std::memcpy(lanes, &values, sizeof(values));
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+#endif
 }
 
 // Values per channel, repeated for the smallest power of two of pixels that fills whole vectors.
@@ -107,5 +123,7 @@ class ParallelFor {
   std::condition_variable finished_;
   int64_t done_ = 0;
 };
+
+}  // namespace lcgcn
 
 #endif  // LCGCN_JAX_CPU_KERNELS_COMMON_H_

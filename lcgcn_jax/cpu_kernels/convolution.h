@@ -5,7 +5,9 @@
 
 #include "common.h"
 
-struct Shape {
+namespace lcgcn {
+
+struct ConvolutionShape {
   int64_t images, height, width, inputs;
   int64_t out_height, out_width, outputs;
   int64_t stride, size;
@@ -25,26 +27,22 @@ struct TileArguments {
   bool relu;
 };
 
-// A NaN stays, unlike with std::max.
-inline Vector Relu(Vector values) { return values < 0.0f ? Vector{} : values; }
-inline float Relu(float value) { return value < 0.0f ? 0.0f : value; }
-
 template <int kPixels, int kVectors>
 void Tile(const TileArguments& a) {
   Vector sums[kPixels][kVectors] = {};
   const float* kernel = a.kernel;
   for (int64_t y = 0; y < a.size; ++y) {
     // Two pointers: one would need more registers for the offsets of the pixels than there are.
-    const float* low = a.input + y * a.input_row;
-    const float* high = low + kPixels / 2 * a.input_pixel;
-    for (int64_t i = 0; i < a.length; ++i, ++low, ++high, kernel += a.kernel_row) {
+    const float* first_half = a.input + y * a.input_row;
+    const float* second_half = first_half + kPixels / 2 * a.input_pixel;
+    for (int64_t i = 0; i < a.length; ++i, ++first_half, ++second_half, kernel += a.kernel_row) {
       Vector factors[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) factors[v] = Load(kernel + v * kLanes);
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const float value =
-            p < kPixels / 2 ? low[p * a.input_pixel] : high[(p - kPixels / 2) * a.input_pixel];
+        const float value = p < kPixels / 2 ? first_half[p * a.input_pixel]
+                                            : second_half[(p - kPixels / 2) * a.input_pixel];
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[p][v] += value * factors[v];
       }
@@ -79,7 +77,7 @@ void Tile(const TileArguments& a) {
 }
 
 // The same for few output channels: sums over vectors of input channels. The kernel is
-// [channels][size][length].
+// [channels][size][kernel_row].
 template <int kPixels, int kChannels>
 void NarrowTile(const TileArguments& a) {
   Vector sums[kPixels][kChannels] = {};
@@ -89,9 +87,13 @@ void NarrowTile(const TileArguments& a) {
 #pragma GCC unroll 8
       for (int p = 0; p < kPixels; ++p)
         values[p] = Load(a.input + y * a.input_row + p * a.input_pixel + i);
+      // The next pixel follows; 0 times its values is not 0 if they are not finite.
+      if (i + kLanes > a.length)
+#pragma GCC unroll 8
+        for (int p = 0; p < kPixels; ++p) values[p] = FirstLanes(values[p], a.length - i);
 #pragma GCC unroll 4
       for (int c = 0; c < kChannels; ++c) {
-        const Vector factor = Load(a.kernel + (c * a.size + y) * a.length + i);
+        const Vector factor = Load(a.kernel + (c * a.size + y) * a.kernel_row + i);
 #pragma GCC unroll 8
         for (int p = 0; p < kPixels; ++p) sums[p][c] += values[p] * factor;
       }
@@ -101,7 +103,7 @@ void NarrowTile(const TileArguments& a) {
   for (int p = 0; p < kPixels; ++p)
 #pragma GCC unroll 4
     for (int c = 0; c < kChannels; ++c) {
-      float value = Sum(sums[p][c]);
+      float value = SumOfLanes(sums[p][c]);
       if (a.bias) value += a.bias[c];
       if (a.residual) value += a.residual[p * a.outputs + c];
       a.output[p * a.outputs + c] = a.relu ? Relu(value) : value;
@@ -115,7 +117,7 @@ struct TileKind {
 
 template <int kPixels, int kVectors>
 constexpr TileKind MakeTile() {
-  if constexpr (kPixels * kVectors <= kMaxSums)
+  if constexpr (kPixels * kVectors <= kMaxAccumulators)
     return {kPixels, kVectors, &Tile<kPixels, kVectors>};
   return {kPixels, kVectors, nullptr};
 }
@@ -154,8 +156,8 @@ inline const TileKind& ChooseNarrowTile(int64_t channels, int64_t width) {
 
 // Copies input rows [first, first + count) with zeros around the image. Vectors are read beyond the
 // last row.
-inline const float* CopyRows(const Shape& s, const float* image, int64_t first, int64_t count,
-                             std::vector<float>& buffer) {
+inline const float* CopyRows(const ConvolutionShape& s, const float* image, int64_t first,
+                             int64_t count, std::vector<float>& buffer) {
   const int64_t margin = s.size / 2 * s.inputs, row = s.width * s.inputs + 2 * margin;
   const size_t values = count * row + kLanes;
   if (buffer.size() < values) buffer.resize(values);
@@ -174,8 +176,10 @@ inline const float* CopyRows(const Shape& s, const float* image, int64_t first, 
   return buffer.data();
 }
 
-inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, const float* kernel,
-                     const float* bias_values, const float* residual, bool relu, float* output) {
+inline void Convolve(ffi::ThreadPool pool, const ConvolutionShape& s, const float* input,
+                     const float* kernel, const float* bias_values, const float* residual,
+                     bool relu, float* output) {
+  if (s.images * s.out_height * s.out_width * s.outputs == 0) return;
   const int64_t length = s.size * s.inputs;
   // Channels beyond the last whole vector are computed by narrow tiles if they are few, else in a
   // padded vector.
@@ -213,7 +217,7 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
   const int64_t row = (s.width + s.size / 2 * 2) * s.inputs;
   // The rows of a work item fit the first-level cache, and each thread has the same number of
   // items.
-  const int64_t most = std::clamp<int64_t>(12288 / row, 1, s.out_height);
+  const int64_t most = std::clamp<int64_t>(12288 / std::max<int64_t>(row, 1), 1, s.out_height);
   const int64_t threads = s.images % NumThreads(pool) == 0 ? 1 : NumThreads(pool);
   const int64_t parts = ((s.out_height + most - 1) / most + threads - 1) / threads * threads;
   const int64_t rows = (s.out_height + parts - 1) / parts;
@@ -252,7 +256,7 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
       a.channels = s.outputs - v * kLanes;
       compute_rows(tile, a, v * kLanes);
     }
-    a.length = padded_length;
+    a.kernel_row = padded_length;
     for (int64_t c = 0; c < narrow;) {
       const TileKind& tile = ChooseNarrowTile(narrow - c, s.out_width);
       a.kernel = &narrow_kernel[c * s.size * padded_length];
@@ -264,7 +268,7 @@ inline void Convolve(ffi::ThreadPool pool, const Shape& s, const float* input, c
 
 // Adds the products of input channels and vectors of gradient channels over a rectangle of pixels
 // to [inputs][row].
-struct ProductArguments {
+struct GradientTileArguments {
   const float* input;
   int64_t input_row, input_pixel;
   const float* gradient;
@@ -274,7 +278,7 @@ struct ProductArguments {
 };
 
 template <int kInputs, int kVectors>
-void AddProducts(const ProductArguments& a) {
+void GradientTile(const GradientTileArguments& a) {
   Vector sums[kInputs][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kInputs; ++i)
@@ -301,61 +305,68 @@ void AddProducts(const ProductArguments& a) {
     for (int v = 0; v < kVectors; ++v) Store(a.sums + i * a.sums_row + v * kLanes, sums[i][v]);
 }
 
-struct ProductKind {
+struct GradientTileKind {
   int64_t inputs, vectors;
-  void (*compute)(const ProductArguments&);
+  void (*compute)(const GradientTileArguments&);
 };
 
 template <int kInputs, int kVectors>
-constexpr ProductKind MakeProduct() {
-  if constexpr (kInputs * kVectors <= kMaxSums)
-    return {kInputs, kVectors, &AddProducts<kInputs, kVectors>};
+constexpr GradientTileKind MakeGradientTile() {
+  if constexpr (kInputs * kVectors <= kMaxAccumulators)
+    return {kInputs, kVectors, &GradientTile<kInputs, kVectors>};
   return {kInputs, kVectors, nullptr};
 }
 
 // The first that divides the number of inputs is used, else the first that is not larger.
-constexpr ProductKind kProducts[] = {
-    MakeProduct<12, 1>(), MakeProduct<9, 1>(), MakeProduct<8, 1>(), MakeProduct<6, 1>(),
-    MakeProduct<4, 1>(),  MakeProduct<1, 1>(),  //
-    MakeProduct<12, 2>(), MakeProduct<9, 2>(), MakeProduct<8, 2>(), MakeProduct<6, 2>(),
-    MakeProduct<4, 2>(),  MakeProduct<1, 2>(),  //
-    MakeProduct<8, 3>(),  MakeProduct<6, 3>(), MakeProduct<4, 3>(), MakeProduct<1, 3>(),
+constexpr GradientTileKind kGradientTiles[] = {
+    MakeGradientTile<12, 1>(), MakeGradientTile<9, 1>(), MakeGradientTile<8, 1>(),
+    MakeGradientTile<6, 1>(),  MakeGradientTile<4, 1>(), MakeGradientTile<1, 1>(),  //
+    MakeGradientTile<12, 2>(), MakeGradientTile<9, 2>(), MakeGradientTile<8, 2>(),
+    MakeGradientTile<6, 2>(),  MakeGradientTile<4, 2>(), MakeGradientTile<1, 2>(),  //
+    MakeGradientTile<8, 3>(),  MakeGradientTile<6, 3>(), MakeGradientTile<4, 3>(),
+    MakeGradientTile<1, 3>(),
 };
 
-inline const ProductKind& ChooseProduct(int64_t inputs, int64_t vectors) {
-  const ProductKind* largest = nullptr;
-  for (const ProductKind& product : kProducts) {
-    if (product.vectors != vectors || product.inputs > inputs || !product.compute) continue;
-    if (inputs % product.inputs == 0 && product.inputs > 1) return product;
-    if (!largest) largest = &product;
+inline const GradientTileKind& ChooseGradientTile(int64_t inputs, int64_t vectors) {
+  const GradientTileKind* largest = nullptr;
+  for (const GradientTileKind& tile : kGradientTiles) {
+    if (tile.vectors != vectors || tile.inputs > inputs || !tile.compute) continue;
+    if (inputs % tile.inputs == 0 && tile.inputs > 1) return tile;
+    if (!largest) largest = &tile;
   }
   return *largest;
 }
 
-// Number of output positions, from `begin` to `end`, whose input position is inside the image;
-// moves `begin`.
-inline int64_t Inside(int64_t& begin, int64_t end, int64_t stride, int64_t offset, int64_t size) {
-  while (begin < end && begin * stride + offset < 0) ++begin;
-  while (end > begin && (end - 1) * stride + offset >= size) --end;
-  return end - begin;
+// Output positions whose input position is inside the image.
+struct Range {
+  int64_t begin, end;
+};
+
+inline Range ClipToImage(Range range, int64_t stride, int64_t offset, int64_t size) {
+  while (range.begin < range.end && range.begin * stride + offset < 0) ++range.begin;
+  while (range.end > range.begin && (range.end - 1) * stride + offset >= size) --range.end;
+  return range;
 }
 
-constexpr int64_t kMaxSumsOfThreads = 8;
+constexpr int64_t kMaxPartialSums = 8;
 
-inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* input,
+inline void KernelGradient(ffi::ThreadPool pool, const ConvolutionShape& s, const float* input,
                            const float* gradient, float* output) {
   const int64_t vectors = (s.outputs + kLanes - 1) / kLanes, padded = vectors * kLanes;
   const int64_t count = s.size * s.size * s.inputs, pad = s.size / 2;
+  if (s.images * s.out_height * s.out_width * s.outputs * s.inputs == 0) {
+    std::fill(output, output + count * s.outputs, 0.0f);
+    return;
+  }
   const int64_t blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
   const int64_t block = (vectors + blocks - 1) / blocks;
   // The rows of a work item fit the first-level cache. Each part sums up its items, so that the
-  // result does not depend on the order in which the threads run. Many threads also share the rows
-  // of the kernel, since each part has sums of its own.
+  // result does not depend on the order in which the threads run. With more threads than parts, the
+  // rows of the kernel are split too.
   const int64_t rows =
       std::clamp<int64_t>(16384 / (s.out_width * (s.inputs * s.stride + padded)), 1, s.out_height);
   const int64_t groups = (s.out_height + rows - 1) / rows, items = s.images * groups;
-  const int64_t parts =
-      std::clamp<int64_t>(items, 1, std::min(NumThreads(pool), kMaxSumsOfThreads));
+  const int64_t parts = std::clamp<int64_t>(items, 1, std::min(NumThreads(pool), kMaxPartialSums));
   const int64_t splits = NumThreads(pool) > parts ? s.size : 1;
   std::vector<float> sums(parts * count * padded);
   ParallelFor::Run(pool, parts * splits, [&](int64_t job) {
@@ -373,34 +384,33 @@ inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* in
         factors = buffer.data();
       }
       for (int64_t ky = split * s.size / splits; ky < (split + 1) * s.size / splits; ++ky) {
-        int64_t y = first;
-        const int64_t num_rows = Inside(y, last, s.stride, ky - pad, s.height);
+        const Range ys = ClipToImage({first, last}, s.stride, ky - pad, s.height);
         for (int64_t kx = 0; kx < s.size; ++kx) {
-          int64_t x = 0;
-          const int64_t num_pixels = Inside(x, s.out_width, s.stride, kx - pad, s.width);
-          if (num_rows <= 0 || num_pixels <= 0) continue;
-          const int64_t pixel = (image * s.height + y * s.stride + ky - pad) * s.width;
-          ProductArguments a = {input + (pixel + x * s.stride + kx - pad) * s.inputs,
-                                s.stride * s.width * s.inputs,
-                                s.stride * s.inputs,
-                                factors + ((y - first) * s.out_width + x) * padded,
-                                s.out_width * padded,
-                                padded,
-                                num_rows,
-                                num_pixels,
-                                &sums[(part * count + (ky * s.size + kx) * s.inputs) * padded],
-                                padded};
+          const Range xs = ClipToImage({0, s.out_width}, s.stride, kx - pad, s.width);
+          if (ys.begin == ys.end || xs.begin == xs.end) continue;
+          const int64_t pixel = (image * s.height + ys.begin * s.stride + ky - pad) * s.width;
+          GradientTileArguments a = {
+              input + (pixel + xs.begin * s.stride + kx - pad) * s.inputs,
+              s.stride * s.width * s.inputs,
+              s.stride * s.inputs,
+              factors + ((ys.begin - first) * s.out_width + xs.begin) * padded,
+              s.out_width * padded,
+              padded,
+              ys.end - ys.begin,
+              xs.end - xs.begin,
+              &sums[(part * count + (ky * s.size + kx) * s.inputs) * padded],
+              padded};
           for (int64_t v = 0; v < vectors; v += block) {
-            ProductArguments channels = a;
+            GradientTileArguments channels = a;
             channels.gradient += v * kLanes;
             channels.sums += v * kLanes;
             for (int64_t i = 0; i < s.inputs;) {
-              const ProductKind& product =
-                  ChooseProduct(s.inputs - i, std::min(block, vectors - v));
-              product.compute(channels);
-              channels.input += product.inputs;
-              channels.sums += product.inputs * padded;
-              i += product.inputs;
+              const GradientTileKind& tile =
+                  ChooseGradientTile(s.inputs - i, std::min(block, vectors - v));
+              tile.compute(channels);
+              channels.input += tile.inputs;
+              channels.sums += tile.inputs * padded;
+              i += tile.inputs;
             }
           }
         }
@@ -416,5 +426,7 @@ inline void KernelGradient(ffi::ThreadPool pool, const Shape& s, const float* in
     }
   });
 }
+
+}  // namespace lcgcn
 
 #endif  // LCGCN_JAX_CPU_KERNELS_CONVOLUTION_H_

@@ -1,8 +1,8 @@
 """Compilation and loading of the kernels in C++.
 
 The compiler of the system compiles them once, for the processor of this machine. The library is kept in the
-cache folder. Loading it runs its code, as for JAX's own compilation cache, so only a file of the same user is
-loaded.
+cache folder. Loading it runs its code, as for JAX's own compilation cache, so only a file that this user has
+written, and no one else can write, is loaded.
 """
 
 import ctypes
@@ -10,8 +10,10 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -24,23 +26,23 @@ import jax
 from lcgcn_jax.atomic_io import write_whole
 from lcgcn_jax.cache import compilation_cache_folder, processor
 
-SWITCH = "LCGCN_CPU_KERNELS"
+VARIABLE = "LCGCN_CPU_KERNELS"
 """Environment variable that disables the kernels if it is `false` or 0."""
 
-FUNCTIONS = (
+KERNELS = (
     "Convolution", "KernelGradient", "BatchNorm", "BatchNormGradient", "Upsampling", "UpsamplingGradient"
 )  # fmt: skip
-"""Names of the kernels."""
 
 _LOGGER = logging.getLogger("lcgcn_jax")
-_FOLDER = Path(__file__).parent
-_SOURCE = _FOLDER / "kernels.cc"
-_OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
+_SOURCES = Path(__file__).parent
+_NATIVE = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
+_OPTIONS = ("-std=c++17", "-O3", _NATIVE, "-fPIC", "-fvisibility=hidden", "-shared", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
 _MAX_SECONDS = 120
+_MAX_LIBRARIES = 8
 
 _LOCK = threading.Lock()
-_PREFIXES: dict[str, str] = {}  # of the registered libraries, by key
+_PREFIXES: dict[str, str | None] = {}  # by key; None: the library cannot be compiled or loaded
 
 
 def load_library(*, build: bool) -> str | None:
@@ -50,18 +52,24 @@ def load_library(*, build: bool) -> str | None:
       build: whether to compile them if the cache does not have them; takes a few seconds.
 
     Returns:
-      Prefix of the names under which XLA knows `FUNCTIONS`; None if the kernels are not available: on another
+      Prefix of the names under which XLA knows `KERNELS`; None if the kernels are not available: on another
       system than Linux, without a C++ compiler, or if they are disabled.
     """
     if not _is_enabled():
         return None
     with _LOCK:
-        return _PREFIXES.get(_key()) or _register(_key(), build=build)
+        key = _key()
+        if key not in _PREFIXES:
+            library = _load(key, build=build)
+            if library is None and not build:
+                return None  # a later call may build it
+            _PREFIXES[key] = None if library is None else _register(library, f"lcgcn_{key}_")
+        return _PREFIXES[key]
 
 
 def compiler_advice() -> str:
     """A line about the C++ compiler for the start of a training on one CPU; empty if it is not needed."""
-    if not _is_enabled() or _compiler() is not None:
+    if not _is_enabled() or _compiler() is not None or load_library(build=False) is not None:
         return ""
     return (
         "training on a CPU takes less time with a C++ compiler; install g++ (apt) or gcc-c++ (dnf)"
@@ -69,7 +77,7 @@ def compiler_advice() -> str:
 
 
 def _is_enabled() -> bool:
-    is_disabled = os.environ.get(SWITCH, "").lower() in ("0", "false")
+    is_disabled = os.environ.get(VARIABLE, "").lower() in ("0", "false")
     return sys.platform == "linux" and not is_disabled
 
 
@@ -78,68 +86,101 @@ def _compiler() -> str | None:
     return os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
 
 
-@functools.cache
 def _key() -> str:
     """Digest of all that the library depends on; calls of different versions have different names."""
-    digest = hashlib.sha256()
-    for path in (_SOURCE, *sorted(_FOLDER.glob("*.h"))):
-        digest.update(path.read_bytes())
-    environment = (_OPTIONS, metadata.version("jaxlib"), processor())
-    digest.update(repr(environment).encode())
-    return digest.hexdigest()[:32]
+    environment = (_OPTIONS, os.environ.get("CXX"), metadata.version("jaxlib"), processor())
+    return _digest(_source() + repr(environment).encode())
 
 
-def _register(key: str, *, build: bool) -> str | None:
-    cache = compilation_cache_folder()
-    if cache is None:
-        return None
-    folder = cache / "lcgcn_jax"
-    try:
-        path = _find(folder, key) or (_compile(folder, key) if build else None)
-        if path is None:
-            return None
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        _LOGGER.info("lcgcn: %s: the kernels for CPUs cannot be loaded: %s", folder, error)
-        return None
-    prefix = f"lcgcn_{key}_"
-    for name in FUNCTIONS:
+@functools.cache
+def _source() -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]*")))
+
+
+def _register(library: ctypes.CDLL, prefix: str) -> str:
+    for name in KERNELS:
         capsule = jax.ffi.pycapsule(getattr(library, f"Lcgcn{name}"))
         jax.ffi.register_ffi_target(prefix + name, capsule, platform="cpu")
-    return _PREFIXES.setdefault(key, prefix)
+    return prefix
+
+
+def _load(key: str, *, build: bool) -> ctypes.CDLL | None:
+    """Load the library from the cache, or compile it; None if that fails."""
+    cache = compilation_cache_folder()
+    folder = None if cache is None else cache / "lcgcn_jax_kernels"
+    if folder is not None and (path := _find(folder, key)):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:  # a folder whose files cannot be executed
+            _LOGGER.info("lcgcn: %s: cannot be loaded: %s", path, error)
+    if not build or _compiler() is None:
+        return None
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary, "kernels.so")
+            _compile(path)
+            if folder is not None:
+                _store(path.read_bytes(), folder, key)
+            return ctypes.CDLL(str(path))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [
+            "no message"
+        ]
+        _LOGGER.warning(
+            "lcgcn: the C++ kernels cannot be compiled: %s; training takes longer without them; set CXX to a "
+            "C++ compiler, or %s=false",
+            lines[-1],
+            VARIABLE,
+        )
+        return None
 
 
 def _find(folder: Path, key: str) -> Path | None:
-    """Return the library in a folder, if this user has written it and its digest is that in its name."""
-    for path in folder.glob(f"{key}-*.so"):
-        is_intact = path.stem == f"{key}-{_digest(path.read_bytes())}"
-        if is_intact and path.stat().st_uid == os.getuid():
-            return path
+    """Return the library of this user in a folder, if its digest is that in its name."""
+    user = os.getuid()
+    for path in folder.glob(f"{key}-{user}-*.so"):
+        try:
+            status = path.lstat()
+            is_private = status.st_uid == user and not status.st_mode & (
+                stat.S_IWGRP | stat.S_IWOTH
+            )
+            is_own = is_private and stat.S_ISREG(status.st_mode)
+            if is_own and path.stem.endswith(_digest(path.read_bytes())):
+                return path
+        except OSError:  # deleted by another process
+            continue
     return None
 
 
-def _compile(folder: Path, key: str) -> Path | None:
-    """Compile the library into a folder; returns None if that fails."""
-    compiler = _compiler()
-    if compiler is None:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        result = Path(temporary, "kernels.so")
-        command = [*shlex.split(compiler), *_OPTIONS, "-isystem", jax.ffi.include_dir()]
-        command += [str(_SOURCE), "-o", str(result)]
-        try:
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, timeout=_MAX_SECONDS
-            )
-            content = result.read_bytes()
-        except (subprocess.SubprocessError, OSError) as error:
-            details = getattr(error, "stderr", None) or str(error)
-            _LOGGER.info("lcgcn: the kernels for CPUs cannot be compiled: %s", details)
-            return None
-    path = folder / f"{key}-{_digest(content)}.so"
-    write_whole(path, lambda partial: partial.write_bytes(content))
-    return path
+def _store(content: bytes, folder: Path, key: str) -> None:
+    """Write the library to the cache, and delete the oldest ones."""
+    path = folder / f"{key}-{os.getuid()}-{_digest(content)}.so"
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(content)
+        partial.chmod(0o644)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+        libraries = sorted(folder.glob("*.so"), key=lambda file: file.stat().st_mtime)
+        for old in libraries[:-_MAX_LIBRARIES]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        _LOGGER.info("lcgcn: %s: cannot be written: %s", path, error)
+
+
+def _compile(path: Path) -> None:
+    command = [*shlex.split(_compiler() or ""), *_OPTIONS, "-isystem", jax.ffi.include_dir()]
+    command += [str(_SOURCES / "kernels.cc"), "-o", str(path)]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_MAX_SECONDS,
+    )
 
 
 def _digest(content: bytes) -> str:

@@ -5,6 +5,8 @@
 
 #include "common.h"
 
+namespace lcgcn {
+
 // A sample at a position between two others: (1 - weight) * low + weight * high.
 struct Sample {
   int64_t low, high;
@@ -22,11 +24,12 @@ inline std::vector<Sample> Samples(int64_t size, int64_t positions) {
   return samples;
 }
 
-struct Sizes {
+struct UpsamplingShape {
   int64_t images, height, width, channels, out_height, out_width;
 };
 
-inline void Upsample(ffi::ThreadPool pool, const Sizes& s, const float* input, float* output) {
+inline void Upsample(ffi::ThreadPool pool, const UpsamplingShape& s, const float* input,
+                     float* output) {
   const std::vector<Sample> rows = Samples(s.height, s.out_height);
   const std::vector<Sample> columns = Samples(s.width, s.out_width);
   const int64_t row = s.width * s.channels;
@@ -51,7 +54,7 @@ inline void Upsample(ffi::ThreadPool pool, const Sizes& s, const float* input, f
   });
 }
 
-inline void UpsampleGradient(ffi::ThreadPool pool, const Sizes& s, const float* gradient,
+inline void UpsampleGradient(ffi::ThreadPool pool, const UpsamplingShape& s, const float* gradient,
                              float* output) {
   const std::vector<Sample> rows = Samples(s.height, s.out_height);
   const std::vector<Sample> columns = Samples(s.width, s.out_width);
@@ -79,5 +82,7 @@ inline void UpsampleGradient(ffi::ThreadPool pool, const Sizes& s, const float* 
     }
   });
 }
+
+}  // namespace lcgcn
 
 #endif  // LCGCN_JAX_CPU_KERNELS_UPSAMPLING_H_

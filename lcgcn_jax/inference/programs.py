@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 
 from lcgcn_jax.accelerators import default_backend
 from lcgcn_jax.compilation import inference_options
-from lcgcn_jax.cpu_kernels import load_library, with_cpu_kernels
+from lcgcn_jax.cpu_kernels import kernel_prefix, with_cpu_kernels
 from lcgcn_jax.errors import InputError, one_line
 from lcgcn_jax.image_arrays import describe_value
 from lcgcn_jax.inference import program_cache
@@ -127,7 +127,7 @@ class Programs:
     @functools.cached_property
     def _kernels(self) -> str | None:
         # Compiling them would delay the first prediction by seconds.
-        return load_library(build=False) if self._on_cpu else None
+        return kernel_prefix(default_backend(), build=False)
 
     def _crops(self, size: int) -> jax.ShapeDtypeStruct:
         side = self._bundle.image_size

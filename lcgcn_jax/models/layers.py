@@ -200,8 +200,8 @@ def _norm(
 def upsample_bilinear(x: Images, shape: tuple[int, ...]) -> Float[Array, "b hh hw i"]:
     """Bilinear upsampling with half-pixel centers (`align_corners=False` of PyTorch).
 
-    Two matrix products with constant interpolation matrices, which are fast on every backend and which ONNX
-    exporters support.
+    Without the kernels for CPUs, two matrix products with constant interpolation matrices, which are fast on
+    every backend and which ONNX exporters support.
     """
     if x.shape[1:3] == shape:
         return x

@@ -143,7 +143,7 @@ class Conv(nnx.Module):
         """Convolve, add bias and residual, and apply ReLU."""
         x = x.astype(self.dtype)
         kernel = self.kernel[...].astype(self.dtype)
-        if cpu_kernels.is_active(x, kernel):
+        if self.size % 2 and cpu_kernels.is_active(x, kernel, residual):
             bias = None if self.bias is None else self.bias[...]
             return cpu_kernels.convolution(
                 x, kernel, stride=self.stride, bias=bias, residual=residual, relu=relu
@@ -246,7 +246,12 @@ class BatchNorm(nnx.Module):
         relu: bool = False,
     ) -> Float[Array, "*b c"]:
         """Normalize, add the residual, and apply ReLU."""
-        if train and x.ndim == 4 and self.dtype == jnp.float32 and cpu_kernels.is_active(x):
+        if (
+            train
+            and x.ndim == 4
+            and self.dtype == jnp.float32
+            and cpu_kernels.is_active(x, residual)
+        ):
             return self._with_cpu_kernel(x, residual, relu)
         y, mean, var = _batch_norm(
             x,

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lcgcn_jax import heatmaps
 from lcgcn_jax.compilation import compiler_options
-from lcgcn_jax.cpu_kernels import load_library, with_cpu_kernels
+from lcgcn_jax.cpu_kernels import kernel_prefix, with_cpu_kernels
 from lcgcn_jax.data.augment import augment_face
 from lcgcn_jax.data.encoding import decode_image
 from lcgcn_jax.data.pipeline import Batch, train_iterator
@@ -216,7 +216,7 @@ class Measurements:
 
     def _program(self, name: str, function: Callable, *arguments: Any) -> BenchmarkResult:
         """Compile and time a function of the prediction."""
-        kernels = load_library(build=True) if jax.default_backend() == "cpu" else None
+        kernels = kernel_prefix(jax.default_backend(), build=True)
         traced = with_cpu_kernels(function, kernels)
         jitted = jax.jit(traced, compiler_options=compiler_options())
         program = jitted.lower(*arguments).compile()

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from lcgcn_jax.accelerators import default_backend, warn_if_gpu_is_unused
 from lcgcn_jax.compilation import compiler_options
-from lcgcn_jax.cpu_kernels import load_library, with_cpu_kernels
+from lcgcn_jax.cpu_kernels import kernel_prefix, with_cpu_kernels
 from lcgcn_jax.errors import InputError
 
 
@@ -109,7 +109,8 @@ def is_one_cpu(mesh: Mesh) -> bool:
 
 
 def _traced(step: Callable, mesh: Mesh) -> Callable:
-    return with_cpu_kernels(step, load_library(build=True) if is_one_cpu(mesh) else None)
+    platform = mesh.devices.flat[0].platform
+    return with_cpu_kernels(step, kernel_prefix(platform, mesh.size, build=True))
 
 
 def _options(mesh: Mesh) -> dict[str, str]:

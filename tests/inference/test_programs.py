@@ -242,3 +242,13 @@ def test_two_processes_that_start_with_an_empty_cache(tmp_path, shared, detector
     texts = {(tmp_path / name / "2009_004587.json").read_bytes() for name in "abc"}
     assert len(texts) == 1
     assert len(list((tmp_path / "cache" / "lcgcn_jax").iterdir())) == 1
+
+
+def test_program_with_cpu_kernels(kernels, cache, compilations):
+    """Its kernels are registered before it is loaded."""
+    bundle = bundles.load_bundle("w300-lcgcn-small")
+    crops = np.random.default_rng(0).integers(0, 256, (1, 192, 192, 3), np.uint8)
+    expected = Programs(bundle, "digest").predict(crops)
+    actual = Programs(bundle, "digest").predict(crops)
+    assert compilations == [1]
+    np.testing.assert_array_equal(actual.landmarks, expected.landmarks)

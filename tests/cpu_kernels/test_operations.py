@@ -312,7 +312,7 @@ def test_vmap(kernels):
 
 
 @pytest.mark.parametrize("wrong", ["kernel", "bias", "residual", "scale"])
-def test_shapes_are_checked(kernels, wrong):
+def test_shapes_are_checked(kernels, without_type_checks, wrong):
     x, kernel, bias, residual = convolution_arguments((2, 8, 8, 5, 7, 3, 1))
     if wrong == "kernel":
         kernel = kernel[:, :, :3]

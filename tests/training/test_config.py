@@ -1,6 +1,10 @@
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from lcgcn_jax.errors import InputError
+from lcgcn_jax.training import config as config_module
 from lcgcn_jax.training.config import (
     apply_overrides,
     config_names,
@@ -13,6 +17,7 @@ from lcgcn_jax.training.config_checks import check_config
 from lcgcn_jax.training.config_types import Config, resolve_steps
 from lcgcn_jax.training.optimizer import make_schedule
 
+ROOT = Path(__file__).parents[2]
 CONFIGS = (
     "demo",
     "wflw_lcgcn",
@@ -211,6 +216,22 @@ def test_another_name_replaces_the_options():
 def test_path_of_a_project_config_names_it():
     with pytest.raises(InputError, match="give only its name, w300_lcgcn"):
         load_config("configs/elsewhere/w300_lcgcn.py:small")
+
+
+def test_configs_of_a_checkout_that_is_not_installed(monkeypatch):
+    names = config_names()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(config_module, "__file__", str(ROOT / "lcgcn_jax/training/config.py"))
+    assert config_names() == names
+    assert load_config("w300_lcgcn:small").train.batch_size > 0
+
+
+def test_folder_beside_an_installed_package_has_no_configs(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/other.py").touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(config_module, "__file__", str(tmp_path / "lcgcn_jax/training/config.py"))
+    assert config_names() == []
 
 
 def test_override_of_data_sources():

@@ -19,11 +19,6 @@ from lcgcn_jax.models.registry import create_model
 from lcgcn_jax.models.weights import batch_stats_of, merge_weights, split_weights
 from lcgcn_jax.training import sharding
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or library._compiler() is None,
-    reason="the kernels need Linux and a C++ compiler",
-)
-
 
 @pytest.mark.parametrize(
     ("heatmap", "size", "tolerance"),

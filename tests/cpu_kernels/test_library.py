@@ -2,16 +2,10 @@
 
 import os
 import shutil
-import sys
 
 import pytest
 
 from lcgcn_jax.cpu_kernels import library
-
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or library._compiler() is None,
-    reason="the kernels need Linux and a C++ compiler",
-)
 
 
 @pytest.fixture

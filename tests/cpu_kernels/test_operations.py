@@ -18,11 +18,6 @@ from lcgcn_jax.cpu_kernels import library
 from lcgcn_jax.models.layers import upsample_bilinear
 from lcgcn_jax.profiling.roofline import Cost
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or library._compiler() is None,
-    reason="the kernels need Linux and a C++ compiler",
-)
-
 EPSILON = 1e-5
 TOLERANCE = 3e-5  # of the largest value
 

@@ -53,7 +53,7 @@ def box_conditions(record: dict, model: lc.LandmarkModel) -> Iterator[Condition]
     image, truth, box = read_face(record)
     center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
     yield "true box", image, truth, box
-    boxes, _ = model.detector.scored_boxes(image)
+    boxes = model.detector.find_faces(image).boxes
     overlaps = geometry.box_overlaps(box, boxes)
     if overlaps.max(initial=0.0) > 0.3:
         yield "detected box", image, truth, boxes[overlaps.argmax()]

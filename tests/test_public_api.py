@@ -80,7 +80,7 @@ def test_detected_faces_have_scores(small_run, shared, detector_model):
     model = lc.load_model(small_run, detector_model=detector_model)
     path = shared / "data/photos/2009_004587.jpg"
     faces = model.predict(path)
-    _, scores = model.detector.scored_boxes(np.asarray(PIL.Image.open(path)))
+    scores = model.detector.find_faces(np.asarray(PIL.Image.open(path))).scores
     assert [face.score for face in faces] == scores.tolist()
     assert all(0.6 <= face.score <= 1 for face in faces)
     described = faces[0].to_dict()

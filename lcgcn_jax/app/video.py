@@ -4,7 +4,6 @@ from pathlib import Path
 
 import cv2
 
-from lcgcn_jax import visualize
 from lcgcn_jax.app.uploads import check_video, display_name
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.batch_predict import BatchPredictor
@@ -12,6 +11,7 @@ from lcgcn_jax.inference.face_detector import quiet_opencv
 from lcgcn_jax.inference.model import LandmarkModel
 from lcgcn_jax.inference.result_files import ResultFiles
 from lcgcn_jax.inference.sources import InputFile
+from lcgcn_jax.visualize.overlays import draw_faces
 
 _BROWSER_CODEC = "VP80"  # OpenCV has no encoder for H.264, and VP9 takes five times as long
 
@@ -35,7 +35,7 @@ def predict_video(path: Path, model: LandmarkModel, folder: Path) -> tuple[Path,
             file = InputFile(link, Path(path.stem))
         files = ResultFiles(folder)
         try:
-            BatchPredictor(model, files, draw=visualize.draw_faces).run([file])
+            BatchPredictor(model, files, draw=draw_faces).run([file])
         except InputError as error:
             message = str(error).replace(str(file.path), display_name(path))
             raise InputError(message) from error

@@ -110,16 +110,9 @@ def _convolution(
     return _call(prefix, "Convolution", shape, x, kernel, *others, stride=stride, relu=relu)
 
 
-def _convolution_forward(
-    x: Array,
-    kernel: Array,
-    bias: Array | None,
-    residual: Array | None,
-    stride: int,
-    relu: bool,
-    prefix: str,
-) -> tuple[Array, tuple[Any, ...]]:
-    y: Any = _convolution(x, kernel, bias, residual, stride, relu, prefix)
+def _convolution_forward(*arguments: Any) -> tuple[Array, tuple[Any, ...]]:
+    x, kernel, bias, residual, _, relu, _ = arguments
+    y: Any = _convolution(*arguments)
     # An empty tuple is no array, but differs from None.
     markers = tuple(None if array is None else () for array in (bias, residual))
     return y, (x, kernel, y if relu else None, *markers)
@@ -199,17 +192,9 @@ def _batch_norm(
     return _call(prefix, "BatchNorm", results, x, scale, bias, shift, *others, **attributes)
 
 
-def _batch_norm_forward(
-    x: Array,
-    scale: Array,
-    bias: Array,
-    shift: Array,
-    residual: Array | None,
-    epsilon: float,
-    relu: bool,
-    prefix: str,
-) -> tuple[tuple[Array, Array, Array], tuple[Any, ...]]:
-    outputs: Any = _batch_norm(x, scale, bias, shift, residual, epsilon, relu, prefix)
+def _batch_norm_forward(*arguments: Any) -> tuple[tuple[Array, Array, Array], tuple[Any, ...]]:
+    x, scale, _, _, residual, *_ = arguments
+    outputs: Any = _batch_norm(*arguments)
     y, mean, variance = outputs
     # An empty tuple is no array, but differs from None.
     marker = None if residual is None else ()
@@ -228,17 +213,9 @@ def _batch_norm_backward(
     if marker is not None:
         results.append(_like(x))
     attributes = {"epsilon": np.float32(epsilon), "relu": relu}
+    arrays = (x, y, gradients[0], scale, mean, variance)
     x_gradient, scale_gradient, bias_gradient, *residual_gradient = _call(
-        prefix,
-        "BatchNormGradient",
-        results,
-        x,
-        y,
-        gradients[0],
-        scale,
-        mean,
-        variance,
-        **attributes,
+        prefix, "BatchNormGradient", results, *arrays, **attributes
     )
     residual = residual_gradient[0] if residual_gradient else None
     return x_gradient, scale_gradient, bias_gradient, None, residual

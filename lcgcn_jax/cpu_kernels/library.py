@@ -108,11 +108,8 @@ def _load(key: str, *, build: bool) -> ctypes.CDLL | None:
     """Load the library from the cache, or compile it; None if that fails."""
     cache = compilation_cache_folder()
     folder = None if cache is None else cache / "lcgcn_jax_kernels"
-    if folder is not None and (path := _find(folder, key)):
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError as error:  # a folder whose files cannot be executed
-            _LOGGER.info("lcgcn: %s: cannot be loaded: %s", path, error)
+    if folder is not None and (library := _open(folder, key)):
+        return library
     if not build or _compiler() is None:
         return None
     try:
@@ -121,6 +118,10 @@ def _load(key: str, *, build: bool) -> ctypes.CDLL | None:
             _compile(path)
             if folder is not None:
                 _store(path.read_bytes(), folder, key)
+                if library := _open(
+                    folder, key
+                ):  # files of temporary folders may not be executable
+                    return library
             return ctypes.CDLL(str(path))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [
@@ -133,6 +134,16 @@ def _load(key: str, *, build: bool) -> ctypes.CDLL | None:
             VARIABLE,
         )
         return None
+
+
+def _open(folder: Path, key: str) -> ctypes.CDLL | None:
+    """Load the library from a folder; None if it has none, or files there cannot be executed."""
+    if path := _find(folder, key):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            _LOGGER.info("lcgcn: %s: cannot be loaded: %s", path, error)
+    return None
 
 
 def _find(folder: Path, key: str) -> Path | None:

@@ -103,7 +103,7 @@ class BatchPredictor:
     Args:
       files: where the results are written.
       box_source: face boxes of each image or frame; by default those of the model's face detector.
-      draw: `visualize.draw_faces`; an argument because `visualize` imports this package.
+      draw: `visualize.overlays.draw_faces`; an argument because `visualize` imports this package.
       draw_edges: draw the strongest edges of the graph, which the model has.
       upright: apply the EXIF orientation of images.
       box_format: format of the boxes of `box_source`, one of `geometry.BOX_FORMATS`.

@@ -149,15 +149,6 @@ class FaceDetector:
                 detections.append(_from_yunet(rows, full_size / size))
         return _suppress_overlapping(Detections.concatenate(detections), min_score)
 
-    def scored_boxes(self, image: ImageInput) -> tuple[Boxes, Float[np.ndarray, "n"]]:
-        """Bounding boxes of the landmarks of the faces in an RGB image, and scores: `find_faces`.
-
-        Raises:
-          InputError: as in `detect`.
-        """
-        faces = self.find_faces(image)
-        return faces.boxes, faces.scores
-
     def find_faces(self, image: ImageInput, *, min_score: float = MIN_SCORE) -> DetectedFaces:
         """Find the faces in an RGB image, in any rotation.
 

@@ -218,8 +218,4 @@ def upsample_bilinear(x: Images, shape: tuple[int, ...]) -> Float[Array, "b hh h
 def _interpolation_matrix(n: int, m: int) -> np.ndarray:
     """Matrix `[m n]` that interpolates n samples at m positions."""
     position = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
-    low = np.minimum(position.astype(int), max(n - 2, 0))
-    matrix = np.zeros((m, n))
-    matrix[np.arange(m), low] = 1 - (position - low)
-    matrix[np.arange(m), np.minimum(low + 1, n - 1)] += position - low
-    return matrix
+    return np.stack([np.interp(position, np.arange(n), row) for row in np.eye(n)], axis=1)

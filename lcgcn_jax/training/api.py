@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 from flax import nnx
 
-from lcgcn_jax import compat, visualize
+from lcgcn_jax import compat
 from lcgcn_jax.atomic_io import write_whole, writing
 from lcgcn_jax.distributed import is_primary_process
 from lcgcn_jax.errors import InputError
@@ -125,7 +125,10 @@ def write_curves(workdir: Path, path: Path | None = None) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    curves = visualize.plot_curves(read_metrics(workdir))
+    # Matplotlib takes a second to import.
+    from lcgcn_jax.visualize.curves import plot_curves
+
+    curves = plot_curves(read_metrics(workdir))
     guard = needs_writing if path is None else writing
     path = path or workdir / CURVES
     with guard(path):

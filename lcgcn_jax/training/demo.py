@@ -5,7 +5,6 @@ from pathlib import Path
 
 import ml_collections
 
-from lcgcn_jax import visualize
 from lcgcn_jax.atomic_io import write_json
 from lcgcn_jax.data.dataset import open_dataset
 from lcgcn_jax.errors import InputError
@@ -15,6 +14,7 @@ from lcgcn_jax.inference.model import load_model
 from lcgcn_jax.interrupts import Interrupted
 from lcgcn_jax.synthetic.dataset import prepare_synthetic
 from lcgcn_jax.training.api import CURVES, train, write_curves
+from lcgcn_jax.visualize.faces import save_image
 from lcgcn_jax.visualize.stages import compare_stages, predict_faces
 
 
@@ -56,7 +56,7 @@ def run_demo(
     report(f"{result}\nbaseline, the mean face in the ground-truth box: NME {baseline:.3f} %")
     report("4/4 plotting")
     faces, output = predict_faces(model, dataset, "test", count=6)
-    visualize.save_image(out / "stages.png", compare_stages(faces, output, dataset))
+    save_image(out / "stages.png", compare_stages(faces, output, dataset))
     write_curves(workdir, out / CURVES)
     report(
         f"{out}: stages.png (truth, heatmap stage, graph stage), {CURVES}, eval.json, data/, "

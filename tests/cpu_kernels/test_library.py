@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,23 @@ def test_folder_that_cannot_be_written(library_file, empty_cache, monkeypatch):
     assert library.load_library(build=True)
     assert library.load_library(build=True)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("refused", ["temporary", "cache"])
+def test_folder_whose_files_cannot_be_executed(library_file, empty_cache, monkeypatch, refused):
+    """As on systems with `noexec` for `/tmp` or for the home folder."""
+    loaded = []
+
+    def load(path):
+        is_cached = Path(path).parent == empty_cache
+        if is_cached == (refused == "cache"):
+            raise OSError("failed to map segment from shared object")
+        loaded.append(path)
+
+    monkeypatch.setattr(library, "_compile", lambda path: shutil.copy(library_file, path))
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda path: load(path) or object())
+    assert library.load_library(build=True)
+    assert len(loaded) == 1
 
 
 def test_damaged_library_is_not_used(library_file, empty_cache):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lcgcn_jax import visualize
 from lcgcn_jax.landmarks import IBUG68, WFLW98, LandmarkScheme
+from lcgcn_jax.visualize.edges import edge_threshold, plot_edge_matrices, plot_edges
 
 SQUARE = LandmarkScheme.from_dict({"name": "square", "num_landmarks": 4})
 CORNERS = np.array([[20.0, 20.0], [80.0, 20.0], [80.0, 80.0], [20.0, 80.0]])
@@ -21,7 +21,7 @@ def draw(*faces, **options):
     crops = np.full((len(faces), 100, 100, 3), 128, np.uint8)
     landmarks = np.tile(CORNERS, (len(faces), 1, 1))
     titles = [f"face {i}" for i in range(len(faces))]
-    figure = visualize.plot_edges(crops, landmarks, edges, SQUARE, titles, **options)
+    figure = plot_edges(crops, landmarks, edges, SQUARE, titles, **options)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return figure, np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
@@ -118,7 +118,7 @@ def test_self_edges_are_not_drawn():
 def test_default_threshold_selects_the_strongest_edges(target_nodes, count):
     edges = np.random.default_rng(0).dirichlet(np.ones(68), (3, 68)).astype(np.float32)
     edges[:, range(68), range(68)] = 1.0
-    threshold = visualize.edge_threshold(edges, target_nodes)
+    threshold = edge_threshold(edges, target_nodes)
     others = ~np.eye(68, dtype=bool)
     above = (edges > threshold) & others
     assert above[:, list(target_nodes)].sum() == 3 * count
@@ -126,14 +126,14 @@ def test_default_threshold_selects_the_strongest_edges(target_nodes, count):
 
 def test_no_uniform_edge_exceeds_the_default_threshold():
     edges = np.full((2, 68, 68), 1 / 68, np.float32)
-    assert not (edges > visualize.edge_threshold(edges, tuple(range(68)))).any()
+    assert not (edges > edge_threshold(edges, tuple(range(68)))).any()
 
 
 @pytest.mark.parametrize("scheme", [IBUG68, WFLW98], ids=lambda scheme: scheme.name)
 def test_matrices_are_labeled_with_the_parts(scheme):
     k = scheme.num_landmarks
     edges = np.random.default_rng(0).dirichlet(np.ones(k), (6, k)).astype(np.float32)
-    figure = visualize.plot_edge_matrices(edges, scheme, [f"face {i}" for i in range(6)])
+    figure = plot_edge_matrices(edges, scheme, [f"face {i}" for i in range(6)])
     matrices = faces_of(figure)
     assert len(matrices) == 12
     np.testing.assert_array_equal(matrices[1].images[0].get_array(), edges[1])
@@ -155,12 +155,12 @@ def test_matrices_are_in_the_order_of_the_parts():
     contours = [{"name": "a", "indices": [3, 1]}, {"name": "b", "indices": [0]}]
     scheme = LandmarkScheme.from_dict({"name": "four", "num_landmarks": 4, "contours": contours})
     edges = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
-    (matrix,) = faces_of(visualize.plot_edge_matrices(edges, scheme, ["face 0"]))
+    (matrix,) = faces_of(plot_edge_matrices(edges, scheme, ["face 0"]))
     order = [3, 1, 0, 2]
     np.testing.assert_array_equal(matrix.images[0].get_array(), edges[0][order][:, order])
     assert [text.get_text() for text in matrix.get_yticklabels()] == ["a", "b", "other"]
 
 
 def test_matrix_of_self_edges_only():
-    (matrix,) = faces_of(visualize.plot_edge_matrices(np.eye(4)[None], SQUARE, ["face 0"]))
+    (matrix,) = faces_of(plot_edge_matrices(np.eye(4)[None], SQUARE, ["face 0"]))
     assert matrix.images[0].norm.vmax == 1

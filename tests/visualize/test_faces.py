@@ -4,16 +4,15 @@ import cv2
 import numpy as np
 import pytest
 
-from lcgcn_jax import visualize
 from lcgcn_jax.landmarks import IBUG68
-from lcgcn_jax.visualize.faces import draw_text
+from lcgcn_jax.visualize.faces import draw_landmarks, draw_text, enlarge
 
 
 @pytest.mark.parametrize("point", [(20.0, 30.0), (20.5, 30.25)])
 def test_landmarks_are_drawn_with_subpixel_precision(point):
     image = np.zeros((60, 60, 3), np.uint8)
     landmarks = np.tile(point, (68, 1))
-    drawn = visualize.draw_landmarks(image, landmarks, IBUG68, radius=3.0, contours=False)
+    drawn = draw_landmarks(image, landmarks, IBUG68, radius=3.0, contours=False)
     weight = drawn.astype(float).sum(axis=2)
     ys, xs = np.mgrid[:60, :60]
     center = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
@@ -24,7 +23,7 @@ def test_landmarks_are_drawn_with_subpixel_precision(point):
 def test_enlarge_keeps_points_on_their_pixels():
     image = np.zeros((20, 20, 3), np.uint8)
     image[7, 5] = 255
-    large, points = visualize.enlarge(image, np.array([[5.0, 7.0]]), 4)
+    large, points = enlarge(image, np.array([[5.0, 7.0]]), 4)
     ys, xs = np.mgrid[:80, :80]
     weight = large[..., 0].astype(float)
     center = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
@@ -34,10 +33,10 @@ def test_enlarge_keeps_points_on_their_pixels():
 def test_missing_landmarks_are_not_drawn():
     image = np.zeros((60, 60, 3), np.uint8)
     landmarks = np.full((68, 2), np.nan)
-    assert not visualize.draw_landmarks(image, landmarks, IBUG68).any()
+    assert not draw_landmarks(image, landmarks, IBUG68).any()
     # Of the jaw contour, only the segment between two located neighbors is drawn.
     landmarks[[3, 4, 6]] = [[10, 10], [30, 10], [50, 50]]
-    drawn = visualize.draw_landmarks(image, landmarks, IBUG68, radius=1.0).any(axis=2)
+    drawn = draw_landmarks(image, landmarks, IBUG68, radius=1.0).any(axis=2)
     assert drawn[10, 10:31].all()
     assert drawn[50, 50]
     assert not drawn[15:45].any()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from lcgcn_jax import visualize
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.inference.face import Face
 from lcgcn_jax.landmarks import IBUG68, LandmarkScheme
@@ -34,7 +33,7 @@ def test_points_are_colored_by_confidence():
     landmarks = np.stack(np.meshgrid(np.arange(17) * 30, np.arange(4) * 40), -1).reshape(-1, 2)
     landmarks = landmarks + np.array([60.0, 20.0])
     confidence = np.linspace(0, 1, 68, dtype=np.float32)
-    drawn = visualize.draw_faces(image, [landmarks], [confidence], IBUG68, sides=[300.0])
+    drawn = overlays.draw_faces(image, [landmarks], [confidence], IBUG68, sides=[300.0])
     first, last = (drawn[int(y), int(x)].astype(int) for x, y in (landmarks[0], landmarks[67]))
     # Both ends of viridis: dark violet and yellow.
     assert np.abs(first - (68, 1, 84)).max() <= 6
@@ -47,7 +46,7 @@ def test_each_contour_has_a_different_color():
     image = np.zeros((400, 400, 3), np.uint8)
     landmarks = np.zeros((68, 2))
     landmarks[:17, 0], landmarks[:17, 1] = np.linspace(50, 350, 17), 100.0
-    drawn = visualize.draw_faces(
+    drawn = overlays.draw_faces(
         image, [landmarks], [np.ones(68, np.float32)], IBUG68, sides=[100.0]
     )
     # Between two points of the jaw.
@@ -62,8 +61,8 @@ def test_the_strongest_edges_are_drawn():
     np.fill_diagonal(weights, 0.9)
     weights[5, 9] = 0.5
     arguments = ([landmarks], [np.ones(68, np.float32)], IBUG68)
-    plain = visualize.draw_faces(image, *arguments, sides=[90.0])
-    drawn = visualize.draw_faces(image, *arguments, sides=[90.0], edges=[weights])
+    plain = overlays.draw_faces(image, *arguments, sides=[90.0])
+    drawn = overlays.draw_faces(image, *arguments, sides=[90.0], edges=[weights])
     assert not plain[500, 430].any()
     assert (drawn[500, 430] > 200).all()
 
@@ -74,8 +73,8 @@ def test_edges_of_landmarks_without_a_position_are_not_drawn():
     landmarks[0] = 150.0
     weights = np.full((68, 68), 1 / 68, np.float32)
     arguments = ([landmarks], [np.ones(68, np.float32)], IBUG68)
-    plain = visualize.draw_faces(image, *arguments, sides=[90.0])
-    drawn = visualize.draw_faces(image, *arguments, sides=[90.0], edges=[weights])
+    plain = overlays.draw_faces(image, *arguments, sides=[90.0])
+    drawn = overlays.draw_faces(image, *arguments, sides=[90.0], edges=[weights])
     np.testing.assert_array_equal(drawn, plain)
     edges = [(1, 0.5), (2, 0.3)]
     for landmark, changed in ((0, True), (1, False)):
@@ -87,7 +86,7 @@ def test_edges_of_landmarks_without_a_position_are_not_drawn():
 @pytest.mark.parametrize("width", [60, 170, 300, 2000])
 def test_legend_is_below_the_image(width):
     image = np.full((40, width, 3), 200, np.uint8)
-    drawn = visualize.draw_faces(image, [], [], IBUG68, sides=[])
+    drawn = overlays.draw_faces(image, [], [], IBUG68, sides=[])
     assert drawn.shape[1] == width
     np.testing.assert_array_equal(drawn[:40], image)
     if width < 100:
@@ -100,7 +99,7 @@ def test_legend_is_below_the_image(width):
 def test_landmarks_far_outside_the_image_are_not_drawn():
     image = np.zeros((50, 50, 3), np.uint8)
     for landmarks in faces_of((1e9, 0), (-1e9, 1e12)):
-        drawn = visualize.draw_faces(
+        drawn = overlays.draw_faces(
             image, [landmarks], [np.ones(68, np.float32)], IBUG68, sides=[40.0]
         )
         assert not drawn[:50].any()
@@ -114,7 +113,7 @@ def test_landmarks_that_are_not_visible_are_rings():
     visibility = np.ones(68, np.float32)
     visibility[[3, 40]] = 0.49
     arguments = ([landmarks], [np.ones(68, np.float32)], NO_LINES)
-    drawn = visualize.draw_faces(image, *arguments, sides=[300.0], visibility=[visibility])
+    drawn = overlays.draw_faces(image, *arguments, sides=[300.0], visibility=[visibility])
     for i, (x, y) in enumerate(landmarks.astype(int)):
         is_hollow = i in (3, 40)
         assert (drawn[y, x] == 128).all() == is_hollow
@@ -122,7 +121,7 @@ def test_landmarks_that_are_not_visible_are_rings():
         neighborhood = drawn[y - 6 : y + 7, x - 6 : x + 7].reshape(-1, 3).astype(int)
         assert (np.abs(neighborhood - (253, 231, 37)).max(axis=1) < 60).any()
     legends = [
-        visualize.draw_faces(image, *arguments, sides=[300.0], visibility=values)[400:]
+        overlays.draw_faces(image, *arguments, sides=[300.0], visibility=values)[400:]
         for values in (None, [None], [visibility])
     ]
     np.testing.assert_array_equal(legends[0], legends[1])
@@ -139,7 +138,7 @@ def test_face_that_is_not_reliable_is_dashed(scheme):
     landmarks[3] = np.nan
     arguments = ([landmarks], [np.ones(68, np.float32)], scheme)
     solid, same, dashed = (
-        visualize.draw_faces(image, *arguments, sides=[150.0], reliable=reliable)
+        overlays.draw_faces(image, *arguments, sides=[150.0], reliable=reliable)
         for reliable in (None, [True], [False])
     )
     np.testing.assert_array_equal(solid, same)
@@ -163,16 +162,16 @@ def test_tracks_of_several_faces_are_numbered(place):
     image, confidence = np.zeros((200, 200, 3), np.uint8), np.ones(68)
     faces = [np.full((68, 2), 30.0), np.full((68, 2), 1.0) * place]
     arguments = (image, faces, [confidence] * 2, IBUG68)
-    plain = visualize.draw_faces(*arguments, sides=[50.0] * 2)
-    assert (visualize.draw_faces(*arguments, sides=[50.0] * 2, tracks=[None, None]) == plain).all()
-    numbered = visualize.draw_faces(*arguments, sides=[50.0] * 2, tracks=[7, 8])
+    plain = overlays.draw_faces(*arguments, sides=[50.0] * 2)
+    assert (overlays.draw_faces(*arguments, sides=[50.0] * 2, tracks=[None, None]) == plain).all()
+    numbered = overlays.draw_faces(*arguments, sides=[50.0] * 2, tracks=[7, 8])
     is_changed = (numbered != plain).any(axis=2)
     assert is_changed[12:30, 28:45].any()
     assert is_changed.sum() < 600
     one = (image, faces[:1], [confidence], IBUG68)
     assert (
-        visualize.draw_faces(*one, sides=[50.0], tracks=[7])
-        == visualize.draw_faces(*one, sides=[50.0])
+        overlays.draw_faces(*one, sides=[50.0], tracks=[7])
+        == overlays.draw_faces(*one, sides=[50.0])
     ).all()
 
 

@@ -253,8 +253,8 @@ def find_bundle(model: str | Path) -> Path:
         )
     if path.exists():
         raise InputError(
-            f"{path}: neither a bundle ({WEIGHTS}, {CONFIG}) nor a training workdir; give one of them, or a "
-            f"shipped model: {', '.join(shipped_bundles())}"
+            f"{path}: neither a bundle ({WEIGHTS}, {CONFIG}) nor a training workdir; give one of them, or "
+            f"a shipped model: {', '.join(shipped_bundles())}"
         )
     if str(model) in (names := shipped_bundles()):
         return SHIPPED / model

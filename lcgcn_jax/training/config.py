@@ -199,7 +199,7 @@ def config_names() -> list[str]:
 def _project_configs() -> dict[str, Path]:
     package = importlib.util.find_spec("lcgcn_jax.configs")
     folders = (package and package.submodule_search_locations) or ()
-    # A checkout that is not installed, as with `python -m lcgcn_jax`, has them beside the package.
+    # A checkout that is not installed, as with `python -m lcgcn_jax`, has them next to the package.
     checkout = Path(__file__).parents[2]
     if not folders and (checkout / "pyproject.toml").is_file():
         folders = (checkout / "configs",)

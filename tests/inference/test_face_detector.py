@@ -125,9 +125,9 @@ def test_faces_outside_the_image_and_negative_boxes_are_left_out(detector, monke
     detections = Detections(boxes, np.zeros((3, 5, 2)), np.array([0.9, 0.8, 0.7]))
     monkeypatch.setattr(detector, "detect", lambda image, **_: detections)
     monkeypatch.setattr(face_detector, "BOX_MAP", lambda detections: detections.boxes)
-    found = detector.find_faces(np.zeros((80, 100, 3), np.uint8))
-    np.testing.assert_array_equal(found.boxes, boxes[:1])
-    np.testing.assert_array_equal(found.scores, [0.9])
+    faces = detector.find_faces(np.zeros((80, 100, 3), np.uint8))
+    np.testing.assert_array_equal(faces.boxes, boxes[:1])
+    np.testing.assert_array_equal(faces.scores, [0.9])
 
 
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])

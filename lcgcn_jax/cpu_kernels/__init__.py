@@ -2,7 +2,7 @@
 
 XLA has no direct convolution on a CPU: it copies patches of the image and multiplies matrices, which takes
 about twice as long for the narrow convolutions of HRNet. Its gradient of a batch normalization makes a dozen
-passes over memory, and its bilinear upsampling transposes the image (docs/research/speed.md).
+passes over memory, and its bilinear upsampling transposes the image (docs/research/cpu-kernels.md).
 
 The kernels need Linux and a C++ compiler, and are used for float32 in programs for one CPU. Everything else,
 and all exports, use XLA's operations, with the same results up to rounding. Their functions have no

@@ -20,10 +20,11 @@ ffi::Error CheckShapes(bool are_consistent) {
 }
 
 bool FitTogether(Dimensions input, Dimensions output, Dimensions kernel, int64_t stride) {
+  if (stride <= 0) return false;
   const int64_t size = kernel[0];
   bool fit = size % 2 == 1 && kernel[1] == size && kernel[2] == input[3] && kernel[3] == output[3];
   for (int axis : {1, 2}) fit &= output[axis] == (input[axis] + stride - 1) / stride;
-  return fit && stride > 0 && input[0] == output[0];
+  return fit && input[0] == output[0];
 }
 
 ConvolutionShape ShapeOf(Dimensions input, Dimensions output, Dimensions kernel, int64_t stride) {
@@ -57,6 +58,8 @@ ffi::Error CallConvolution(ffi::ThreadPool pool, Array input, Array kernel,
 
 ffi::Error CallKernelGradient(ffi::ThreadPool pool, Array input, Array gradient, int64_t stride,
                               Result output) {
+  bool fit = FitTogether(input.dimensions(), gradient.dimensions(), output->dimensions(), stride);
+  if (auto error = CheckShapes(fit); error.failure()) return error;
   KernelGradient(pool,
                  ShapeOf(input.dimensions(), gradient.dimensions(), output->dimensions(), stride),
                  input.typed_data(), gradient.typed_data(), output->typed_data());
@@ -76,7 +79,7 @@ ffi::Error CallBatchNorm(ffi::ThreadPool pool, Array input, Channels scale, Chan
     residual = array->typed_data();
   }
   const int64_t channels = input.dimensions()[3];
-  bool fit = output->dimensions() == input.dimensions();
+  bool fit = output->dimensions() == input.dimensions() && channels > 0;
   for (auto array : {scale, bias, shift, *mean, *variance})
     fit &= array.dimensions()[0] == channels;
   if (auto error = CheckShapes(fit); error.failure()) return error;
@@ -100,7 +103,7 @@ ffi::Error CallBatchNormGradient(ffi::ThreadPool pool, Array input, Array output
     residual_gradient = (*array)->typed_data();
   }
   const int64_t channels = input.dimensions()[3];
-  bool fit = true;
+  bool fit = channels > 0;
   for (auto array : {output, gradient, *input_gradient})
     fit &= array.dimensions() == input.dimensions();
   for (auto array : {scale, mean, variance, *scale_gradient, *bias_gradient})

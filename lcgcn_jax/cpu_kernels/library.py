@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def _compiler() -> str | None:
 
 
 def _key() -> str:
-    """Digest of all that the library depends on; calls of different versions have different names."""
+    """Digest of the sources, options, compiler, version of jaxlib and processor.
+
+    Calls of different versions have different names.
+    """
     environment = (_OPTIONS, os.environ.get("CXX"), metadata.version("jaxlib"), processor())
     return _digest(_source() + repr(environment).encode())
 
@@ -99,7 +103,7 @@ def _source() -> bytes:
 
 def _register(library: ctypes.CDLL, prefix: str) -> str:
     for name in KERNELS:
-        capsule = jax.ffi.pycapsule(getattr(library, f"Lcgcn{name}"))
+        capsule = jax.ffi.pycapsule(getattr(library, _symbol(name)))
         jax.ffi.register_ffi_target(prefix + name, capsule, platform="cpu")
     return prefix
 
@@ -113,43 +117,61 @@ def _load(key: str, *, build: bool) -> ctypes.CDLL | None:
     if not build or _compiler() is None:
         return None
     try:
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary, "kernels.so")
-            _compile(path)
-            if folder is not None:
-                _store(path.read_bytes(), folder, key)
-                if library := _open(
-                    folder, key
-                ):  # files of temporary folders may not be executable
-                    return library
-            return ctypes.CDLL(str(path))
+        return _build(folder, key)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [
-            "no message"
-        ]
+        text = (getattr(error, "stderr", None) or str(error)).strip() or "no message"
+        lines = text.splitlines()
         _LOGGER.warning(
-            "lcgcn: the C++ kernels cannot be compiled: %s; training takes longer without them; set CXX to a "
-            "C++ compiler, or %s=false",
-            lines[-1],
+            "lcgcn: the C++ kernels cannot be compiled or loaded: %s; training takes longer without them; "
+            "set CXX to a C++ compiler, TMPDIR to a folder whose files can be executed, or %s=false",
+            next((line for line in lines if "error" in line), lines[-1]),
             VARIABLE,
         )
         return None
 
 
+def _build(folder: Path | None, key: str) -> ctypes.CDLL:
+    """Compile the library, and store it in a folder.
+
+    Raises:
+      OSError, ValueError, subprocess.SubprocessError: it cannot be compiled or loaded.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, "kernels.so")
+        _compile(path)
+        content = path.read_bytes()
+        if missing := [name for name in KERNELS if _symbol(name).encode() not in content]:
+            raise OSError(f"the compiler wrote a library without {', '.join(missing)}")
+        if folder is not None:
+            _store(content, folder, key)
+            # The temporary folder may be mounted with noexec.
+            if library := _open(folder, key):
+                return library
+        return ctypes.CDLL(str(path))
+
+
+def _symbol(kernel: str) -> str:
+    return f"Lcgcn{kernel}"
+
+
 def _open(folder: Path, key: str) -> ctypes.CDLL | None:
-    """Load the library from a folder; None if it has none, or files there cannot be executed."""
-    if path := _find(folder, key):
+    """Load a library from a folder; None if it has none, or files there cannot be executed."""
+    for path in _find(folder, key):
         try:
             return ctypes.CDLL(str(path))
-        except OSError as error:
+        except OSError as error:  # also a library for another version of the C++ library
             _LOGGER.info("lcgcn: %s: cannot be loaded: %s", path, error)
     return None
 
 
-def _find(folder: Path, key: str) -> Path | None:
-    """Return the library of this user in a folder, if its digest is that in its name."""
+def _find(folder: Path, key: str) -> Iterator[Path]:
+    """Yield the libraries of this user in a folder whose digest is that in their name."""
     user = os.getuid()
-    for path in folder.glob(f"{key}-{user}-*.so"):
+    try:
+        paths = sorted(folder.glob(f"{key}-{user}-*.so"))
+    except OSError:  # a folder without permission
+        return
+    for path in paths:
         try:
             status = path.lstat()
             is_private = status.st_uid == user and not status.st_mode & (
@@ -157,10 +179,9 @@ def _find(folder: Path, key: str) -> Path | None:
             )
             is_own = is_private and stat.S_ISREG(status.st_mode)
             if is_own and path.stem.endswith(_digest(path.read_bytes())):
-                return path
+                yield path
         except OSError:  # deleted by another process
             continue
-    return None
 
 
 def _store(content: bytes, folder: Path, key: str) -> None:

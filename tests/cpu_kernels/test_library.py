@@ -69,8 +69,10 @@ def test_no_advice_if_there_is_a_library(kernels, monkeypatch):
         ("false", "returned non-zero exit status 1"),
         ("no-such-compiler", "No such file or directory: 'no-such-compiler'"),
         ("sh -c 'echo first; echo last >&2; exit 3' --", ": last;"),
-        ("sh -c 'printf \\377 >&2; exit 3' --", "cannot be compiled"),
+        ("sh -c 'printf \\377 >&2; exit 3' --", "cannot be compiled or loaded"),
         ("g++ 'unbalanced", "No closing quotation"),
+        ("sh -c 'echo x.cc: error: no y.h >&2; echo terminated >&2; exit 1' --", "error: no y.h"),
+        ("sh -c 'for last; do :; done; echo text > $last' --", "without Convolution"),
     ],
 )
 def test_compiler_that_fails(empty_cache, monkeypatch, caplog, compiler, message):
@@ -101,18 +103,38 @@ def test_folder_that_cannot_be_written(library_file, empty_cache, monkeypatch):
 @pytest.mark.parametrize("refused", ["temporary", "cache"])
 def test_folder_whose_files_cannot_be_executed(library_file, empty_cache, monkeypatch, refused):
     """As on systems with `noexec` for `/tmp` or for the home folder."""
-    loaded = []
+    load_file, loaded = library.ctypes.CDLL, []
 
     def load(path):
         is_cached = Path(path).parent == empty_cache
         if is_cached == (refused == "cache"):
             raise OSError("failed to map segment from shared object")
         loaded.append(path)
+        return load_file(path)
 
     monkeypatch.setattr(library, "_compile", lambda path: shutil.copy(library_file, path))
-    monkeypatch.setattr(library.ctypes, "CDLL", lambda path: load(path) or object())
+    monkeypatch.setattr(library.ctypes, "CDLL", load)
     assert library.load_library(build=True)
     assert len(loaded) == 1
+
+
+def test_library_that_cannot_be_loaded_does_not_hide_another(library_file, empty_cache):
+    """As in a home folder of machines with other versions of the C++ library."""
+    empty_cache.mkdir()
+    content = b"not a library"
+    prefix = library_file.stem.rpartition("-")[0]
+    (empty_cache / f"{prefix}-{library._digest(content)}.so").write_bytes(content)
+    assert library.load_library(build=False) is None
+    shutil.copy(library_file, empty_cache)
+    assert library.load_library(build=False)
+
+
+def test_cache_folder_without_permission(empty_cache, monkeypatch):
+    def refuse(self, pattern):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "glob", refuse)
+    assert library.load_library(build=False) is None
 
 
 def test_damaged_library_is_not_used(library_file, empty_cache):

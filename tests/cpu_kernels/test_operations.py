@@ -32,7 +32,9 @@ def other_processor(request, tmp_path_factory):
         patch.setenv(library.VARIABLE, "true")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
         patch.setattr(library, "_OPTIONS", tuple(options))
-        return library.load_library(build=True)
+        prefix = library.load_library(build=True)
+    assert prefix is not None
+    return prefix
 
 
 def random_arrays(*shapes):
@@ -322,6 +324,17 @@ def test_shapes_are_checked(kernels, without_type_checks, wrong):
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="shapes of the arrays do not fit"):
         jax.block_until_ready(jax.jit(cpu_kernels.with_cpu_kernels(run, kernels))(x))
+
+
+def test_shapes_of_a_kernel_gradient_are_checked(kernels, without_type_checks):
+    """XLA leaves out the convolution, which checks them too, because its output is not used."""
+
+    def loss(kernel):
+        return cpu_kernels.convolution(jnp.ones((1, 8, 8, 4)), kernel, stride=1).sum()
+
+    gradient = jax.jit(cpu_kernels.with_cpu_kernels(jax.grad(loss), kernels))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="shapes of the arrays do not fit"):
+        jax.block_until_ready(gradient(jnp.ones((3, 1, 4, 4))))
 
 
 def test_cost_includes_the_kernels(kernels):

@@ -135,6 +135,11 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
                 f"config {' and '.join(values)}: got 0, so that nothing is learned in train.mode "
                 f"{train.mode!r}; expected a number above 0"
             )
+    if config.optimizer.method == "muon" and "heatmap" not in groups:
+        raise InputError(
+            "config optimizer.method: 'muon' is for the kernels of the heatmap model, which train.mode "
+            f"{train.mode!r} does not train; use 'adam'"
+        )
     if train.cache and (train.mode != "frozen" or config.data.views < 1):
         raise InputError(
             "config train.cache: needs a frozen heatmap model and fixed views of each face; set train.mode "

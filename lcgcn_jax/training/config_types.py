@@ -19,6 +19,7 @@ InitScope = Literal["heatmap", "whole", "backbone"]
 HeatmapLoss = Literal["focal", "bce", "mse", "adaptive_wing"]
 HeatmapCoordinateLoss = Literal["none", "l1", "smooth_l1", "star"]
 CoordinateLoss = Literal["l1", "smooth_l1", "wing", "normalized_l2"]
+OptimizerMethod = Literal["adam", "muon"]
 Schedule = Literal["constant", "cosine", "step"]
 TrainMode = Literal["joint", "frozen", "heatmap_only"]
 DType = Literal["float32", "bfloat16", "auto"]
@@ -137,9 +138,10 @@ class LearningRates:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam; see `training.optimizer`.
+    """Adam or Muon; see `training.optimizer`.
 
     Attributes:
+      method: `adam`, or `muon` for the kernels of the heatmap model, with Adam for all other parameters.
       learning_rate: peak learning rates of `heatmap` and of `graph`.
       schedule: `constant`, `cosine` (to zero) or `step` (divided by 10 at each milestone).
       milestones: for `step`: fractions of the training.
@@ -148,6 +150,7 @@ class OptimizerConfig:
       clip_norm: largest norm of the gradient; 0: no clipping.
     """
 
+    method: OptimizerMethod = "adam"
     learning_rate: LearningRates = LearningRates()
     schedule: Schedule = "step"
     milestones: tuple[float, ...] = numbers((0.5, 0.83), 0, 1, above=True, ascending=True)

@@ -1,10 +1,12 @@
-"""Adam with a learning rate per parameter group."""
+"""Adam or Muon, with a learning rate per parameter group."""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
+import optax.contrib
 
 from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.weights import Weights
@@ -19,6 +21,11 @@ TRAINED: dict[TrainMode, tuple[str, ...]] = {
     "heatmap_only": ("heatmap",),
 }
 """Training mode -> the parameter groups that train."""
+
+_KERNELS = "kernels"
+_LAST_LAYERS = ("heatmap_model.head_out.", "heatmap_model.outs.")
+_MUON_RMS = 0.4
+"""RMS of Muon's updates at a learning rate of 1, as with Adam (0.2 to 0.4, arXiv 2502.16982)."""
 
 
 def trained_names(mode: TrainMode, params: Weights) -> frozenset[str]:
@@ -73,9 +80,16 @@ def make_optimizer(
         shrink = optax.add_decayed_weights(lambda step: -decay * schedule(step), mask=_is_matrix)
         return optax.chain(update, shrink)
 
-    optimizer = optax.partition(
-        {group: adam(schedule) for group, schedule in schedules.items()}, _group_labels
-    )
+    updates = {group: adam(schedule) for group, schedule in schedules.items()}
+    muon = config.method == "muon" and "heatmap" in schedules
+    if muon:
+        updates[_KERNELS] = optax.contrib.muon(
+            schedules["heatmap"],
+            weight_decay=decay,
+            consistent_rms=_MUON_RMS,
+            muon_weight_dimension_numbers=_kernel_dimensions,
+        )
+    optimizer = optax.partition(updates, _muon_labels if muon else _group_labels)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedules
@@ -89,3 +103,22 @@ def _is_matrix(params: Mapping[str, Any]) -> dict[str, bool]:
 def _group_labels(params: Mapping[str, Any]) -> dict[str, str]:
     by_part = {part: group for group, parts in GROUPS.items() for part in parts}
     return {name: by_part[name.split(".")[0]] for name in params}
+
+
+def _muon_labels(params: Mapping[str, Any]) -> dict[str, str]:
+    """Labels of Muon, which is for kernels between hidden layers: neither image channels nor heatmaps."""
+
+    def is_hidden(name: str) -> bool:
+        shape = params[name].shape
+        return len(shape) == 4 and shape[2] > 3 and not name.startswith(_LAST_LAYERS)
+
+    return {
+        name: _KERNELS if label == "heatmap" and is_hidden(name) else label
+        for name, label in _group_labels(params).items()
+    }
+
+
+def _kernel_dimensions(kernels: Mapping[str, Any]) -> Any:
+    """Kernels `[height, width, inputs, outputs]` as matrices `[height * width * inputs, outputs]`."""
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return jax.tree.map(lambda _: matrix, kernels)

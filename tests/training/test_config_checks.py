@@ -131,6 +131,7 @@ def test_invalid_values_are_refused_for_every_field(config, name, value):
         ("data.sources=[[a, 1, b, c]]", "config data.sources: got (('a', 1, 'b', 'c'),); expected"),
         ("data.sources=[[a, 1, '']]", "or (dir, weight, offsets file) for some"),
         ("data.sources=[a, 1]", "config data.sources: got ('a', 1);"),
+        ("optimizer.method=sgd", "config optimizer.method: got 'sgd'; expected"),
         ("train.cache=true", "config train.cache: needs a frozen heatmap model"),
     ],
 )  # fmt: skip
@@ -153,6 +154,11 @@ def test_run_without_anything_to_learn_is_refused(config, mode, fields):
     message = refusal(config)
     assert "nothing is learned" in message
     assert all(field in message for field in fields)
+
+
+def test_muon_is_refused_without_kernels_to_train(config):
+    apply_overrides(config, {"train.mode": "frozen", "optimizer.method": "muon"})
+    assert "which train.mode 'frozen' does not train; use 'adam'" in refusal(config)
 
 
 def test_one_loss_is_enough_to_learn(config):

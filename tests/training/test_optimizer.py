@@ -124,6 +124,61 @@ def test_clipping_uses_the_norm_of_all_gradients():
     assert optax.tree.norm(first_moments) == pytest.approx(0.1, rel=1e-4)  # 1 - beta1
 
 
+KERNELS = {
+    "heatmap_model.stem1.conv.kernel": (3, 3, 3, 8),
+    "heatmap_model.stem2.conv.kernel": (3, 3, 8, 16),
+    "heatmap_model.fuse.conv.kernel": (1, 1, 16, 8),
+    "heatmap_model.stem2.bn.scale": (16,),
+    "heatmap_model.head_out.kernel": (1, 1, 8, 5),
+    "graph.refine.kernel": (3, 3, 8, 8),
+}
+
+
+def kernel_updates(method, count=3, **config):
+    """Updates of `KERNELS` after the same random gradients, with one large singular value."""
+    config = dataclasses.replace(CONFIG, method=method, **config)
+    params = {
+        name: jax.random.normal(jax.random.key(i), shape)
+        for i, (name, shape) in enumerate(KERNELS.items())
+    }
+    optimizer, _ = make_optimizer(config, "joint", 100)
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for i in range(count):
+            gradients = {
+                name: 3 + jax.random.normal(jax.random.key(100 * i + j), value.shape)
+                for j, (name, value) in enumerate(params.items())
+            }
+            updates, state = optimizer.update(gradients, state, params)
+    return updates
+
+
+def test_muon_updates_hidden_kernels_of_the_heatmap_model():
+    adam, muon = (kernel_updates(method) for method in ("adam", "muon"))
+    changed = {name for name in KERNELS if not np.allclose(adam[name], muon[name], rtol=1e-6)}
+    assert changed == {"heatmap_model.stem2.conv.kernel", "heatmap_model.fuse.conv.kernel"}
+
+
+@pytest.mark.parametrize("name", ["heatmap_model.stem2.conv.kernel", "heatmap_model.fuse.conv.kernel"])
+def test_muon_updates_are_nearly_orthogonal(name):
+    def spread(method):
+        update = np.asarray(kernel_updates(method)[name]).reshape(-1, KERNELS[name][-1])
+        values = np.linalg.svd(update, compute_uv=False)
+        return values.max() / values.min(), np.sqrt((update**2).mean())
+
+    (adam, _), (muon, rms) = spread("adam"), spread("muon")
+    assert adam > 10
+    assert muon < 2
+    assert rms == pytest.approx(0.4 * 1e-4, rel=0.2)
+
+
+def test_weight_decay_applies_to_kernels_with_muon():
+    plain, decayed = (kernel_updates("muon", 1, weight_decay=decay) for decay in (0.0, 0.1))
+    name = "heatmap_model.stem2.conv.kernel"
+    kernel = jax.random.normal(jax.random.key(list(KERNELS).index(name)), KERNELS[name])
+    np.testing.assert_allclose(decayed[name] - plain[name], -1e-4 * 0.1 * kernel, rtol=1e-3, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("mode", "parts"),
     [

@@ -69,7 +69,11 @@ def test_mean_shapes_of_a_new_run_are_separate_arrays(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_path, stop_at_three):
+@pytest.mark.parametrize("method", ["adam", "muon"])
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    tiny_config, tmp_path, stop_at_three, method
+):
+    tiny_config.optimizer.method = method
     whole, finished = train(tiny_config, tmp_path / "whole")
     assert finished
     first, finished = train(tiny_config, tmp_path / "parts", on_validation=stop_at_three)
@@ -84,7 +88,9 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_pa
 
 
 @pytest.mark.slow
-def test_loss_falls(tiny_config, tmp_path):
+@pytest.mark.parametrize("method", ["adam", "muon"])
+def test_loss_falls(tiny_config, tmp_path, method):
+    tiny_config.optimizer.method = method
     tiny_config.train.steps = 40
     tiny_config.train.eval_every = tiny_config.train.checkpoint_every = 40
     train(tiny_config, tmp_path / "run")
@@ -93,7 +99,9 @@ def test_loss_falls(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_device_and_many_agree(tiny_config, tmp_path):
+@pytest.mark.parametrize("method", ["adam", "muon"])
+def test_one_device_and_many_agree(tiny_config, tmp_path, method):
+    tiny_config.optimizer.method = method
     tiny_config.train.steps = tiny_config.train.eval_every = 2
     # The first step of Adam moves all weights equally far, also those whose gradient is only rounding errors.
     # At a rate of 1e-2 these weights would change the norm of the second gradient by 7e-4.

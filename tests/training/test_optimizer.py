@@ -161,12 +161,12 @@ def test_muon_updates_hidden_kernels_of_the_heatmap_model():
 
 @pytest.mark.parametrize("name", ["heatmap_model.stem2.conv.kernel", "heatmap_model.fuse.conv.kernel"])
 def test_muon_updates_are_nearly_orthogonal(name):
-    def spread(method):
+    def condition_and_rms(method):
         update = np.asarray(kernel_updates(method)[name]).reshape(-1, KERNELS[name][-1])
         values = np.linalg.svd(update, compute_uv=False)
         return values.max() / values.min(), np.sqrt((update**2).mean())
 
-    (adam, _), (muon, rms) = spread("adam"), spread("muon")
+    (adam, _), (muon, rms) = condition_and_rms("adam"), condition_and_rms("muon")
     assert adam > 10
     assert muon < 2
     assert rms == pytest.approx(0.4 * 1e-4, rel=0.2)

@@ -1,7 +1,7 @@
 """Adam or Muon, with a learning rate per parameter group."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -80,7 +80,9 @@ def make_optimizer(
         shrink = optax.add_decayed_weights(lambda step: -decay * schedule(step), mask=_is_matrix)
         return optax.chain(update, shrink)
 
-    updates = {group: adam(schedule) for group, schedule in schedules.items()}
+    updates: dict[Hashable, optax.GradientTransformation] = {
+        group: adam(schedule) for group, schedule in schedules.items()
+    }
     muon = config.method == "muon" and "heatmap" in schedules
     if muon:
         updates[_KERNELS] = optax.contrib.muon(
@@ -118,7 +120,7 @@ def _muon_labels(params: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _kernel_dimensions(kernels: Mapping[str, Any]) -> Any:
+def _kernel_dimensions(kernels: Any) -> Any:
     """Kernels `[height, width, inputs, outputs]` as matrices `[height * width * inputs, outputs]`."""
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
     return jax.tree.map(lambda _: matrix, kernels)

@@ -159,7 +159,9 @@ def test_muon_updates_hidden_kernels_of_the_heatmap_model():
     assert changed == {"heatmap_model.stem2.conv.kernel", "heatmap_model.fuse.conv.kernel"}
 
 
-@pytest.mark.parametrize("name", ["heatmap_model.stem2.conv.kernel", "heatmap_model.fuse.conv.kernel"])
+@pytest.mark.parametrize(
+    "name", ["heatmap_model.stem2.conv.kernel", "heatmap_model.fuse.conv.kernel"]
+)
 def test_muon_updates_are_nearly_orthogonal(name):
     def condition_and_rms(method):
         update = np.asarray(kernel_updates(method)[name]).reshape(-1, KERNELS[name][-1])
@@ -176,7 +178,9 @@ def test_weight_decay_applies_to_kernels_with_muon():
     plain, decayed = (kernel_updates("muon", 1, weight_decay=decay) for decay in (0.0, 0.1))
     name = "heatmap_model.stem2.conv.kernel"
     kernel = jax.random.normal(jax.random.key(list(KERNELS).index(name)), KERNELS[name])
-    np.testing.assert_allclose(decayed[name] - plain[name], -1e-4 * 0.1 * kernel, rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(
+        decayed[name] - plain[name], -1e-4 * 0.1 * kernel, rtol=1e-3, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(

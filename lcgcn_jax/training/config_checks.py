@@ -135,10 +135,11 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
                 f"config {' and '.join(values)}: got 0, so that nothing is learned in train.mode "
                 f"{train.mode!r}; expected a number above 0"
             )
-    if config.optimizer.method == "muon" and "heatmap" not in groups:
+    if config.optimizer.method == "muon" and not ("heatmap" in groups and rates["heatmap"]):
         raise InputError(
-            "config optimizer.method: 'muon' is for the kernels of the heatmap model, which train.mode "
-            f"{train.mode!r} does not train; use 'adam'"
+            "config optimizer.method: 'muon' is for the kernels of the heatmap model, which does not train "
+            f"with train.mode {train.mode!r} and optimizer.learning_rate.heatmap {rates['heatmap']!r}; "
+            "use 'adam'"
         )
     if train.cache and (train.mode != "frozen" or config.data.views < 1):
         raise InputError(

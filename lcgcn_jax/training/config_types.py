@@ -141,7 +141,9 @@ class OptimizerConfig:
     """Adam or Muon; see `training.optimizer`.
 
     Attributes:
-      method: `adam`, or `muon` for the kernels of the heatmap model, with Adam for all other parameters.
+      method: `adam`, or `muon` for the convolution kernels of the heatmap model except those of its first and
+        last layer, with Adam for all other parameters. The last layer of a registered model must be an
+        attribute `head_out`, `outs` or `head`.
       learning_rate: peak learning rates of `heatmap` and of `graph`.
       schedule: `constant`, `cosine` (to zero) or `step` (divided by 10 at each milestone).
       milestones: for `step`: fractions of the training.

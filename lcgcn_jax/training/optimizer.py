@@ -23,9 +23,11 @@ TRAINED: dict[TrainMode, tuple[str, ...]] = {
 """Training mode -> the parameter groups that train."""
 
 _KERNELS = "kernels"
-_LAST_LAYERS = ("heatmap_model.head_out.", "heatmap_model.outs.")
+_HEATMAP_LAYERS = tuple(
+    f"heatmap_model.{name}." for name in ("head_out", "outs", "from_heatmaps", "head")
+)
 _MUON_RMS = 0.4
-"""RMS of Muon's updates at a learning rate of 1, as with Adam (0.2 to 0.4, arXiv 2502.16982)."""
+"""RMS of Muon's updates at a learning rate of 1; that of Adam's is 0.2 to 0.4 (arXiv 2502.16982)."""
 
 
 def trained_names(mode: TrainMode, params: Weights) -> frozenset[str]:
@@ -85,6 +87,7 @@ def make_optimizer(
     }
     muon = config.method == "muon" and "heatmap" in schedules
     if muon:
+        # One update for each kernel, which takes longer to compile than Adam (docs/research/compilation.md).
         updates[_KERNELS] = optax.contrib.muon(
             schedules["heatmap"],
             weight_decay=decay,
@@ -95,6 +98,12 @@ def make_optimizer(
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedules
+
+
+def is_muon_kernel(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is a kernel that Muon updates: not of an image or of heatmaps."""
+    is_kernel = name.startswith("heatmap_model.") and name.endswith("kernel") and len(shape) == 4
+    return is_kernel and shape[2] > 3 and not name.startswith(_HEATMAP_LAYERS)
 
 
 def _is_matrix(params: Mapping[str, Any]) -> dict[str, bool]:
@@ -108,14 +117,8 @@ def _group_labels(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _muon_labels(params: Mapping[str, Any]) -> dict[str, str]:
-    """Labels of Muon, which is for kernels between hidden layers: neither image channels nor heatmaps."""
-
-    def is_hidden(name: str) -> bool:
-        shape = params[name].shape
-        return len(shape) == 4 and shape[2] > 3 and not name.startswith(_LAST_LAYERS)
-
     return {
-        name: _KERNELS if label == "heatmap" and is_hidden(name) else label
+        name: _KERNELS if label == "heatmap" and is_muon_kernel(name, params[name].shape) else label
         for name, label in _group_labels(params).items()
     }
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from lcgcn_jax.errors import InputError
 from lcgcn_jax.models.bundles import abstract_weights
 from lcgcn_jax.models.functional import FunctionalModel
 from lcgcn_jax.models.registry import create_model
@@ -15,7 +16,7 @@ from lcgcn_jax.models.weights import Weights, split_weights, to_vector
 from lcgcn_jax.training import sharding
 from lcgcn_jax.training.config_checks import check_image_size
 from lcgcn_jax.training.config_types import Config, DType
-from lcgcn_jax.training.optimizer import make_optimizer, trained_names
+from lcgcn_jax.training.optimizer import is_muon_kernel, make_optimizer, trained_names
 from lcgcn_jax.training.state import TrainState
 from lcgcn_jax.training.steps import Batch, Scalars, check_activation, make_train_step
 
@@ -93,6 +94,13 @@ def build_train_step(
     check_activation(config.loss, model.activation)
     check_image_size(config.data.image_size, model.heatmap_model.stride)
     trained, schedules = trained_names(train.mode, abstract.params), {}
+    if config.optimizer.method == "muon" and not any(
+        is_muon_kernel(name, abstract.params[name].shape) for name in trained
+    ):
+        raise InputError(
+            f"config optimizer.method: the heatmap model {config.model.heatmap['name']!r} has no kernels for "
+            "'muon', [height, width, inputs, outputs] with more than 3 inputs; use 'adam'"
+        )
     if optimizer is None:
         assert train.steps is not None, "call resolve_steps first"
         optimizer, schedules = make_optimizer(config.optimizer, train.mode, train.steps)

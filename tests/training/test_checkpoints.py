@@ -181,6 +181,7 @@ def test_moving_average_by_name_of_an_older_version_is_read(run, trained):
         ("model", "graph.embedding_widths", (16, 4), "batch_stats/graph"),
         ("train", "ema_decay", 0.0, "ema: "),
         ("optimizer", "clip_norm", 1.0, "opt_state/"),
+        ("optimizer", "method", "muon", "opt_state/"),
     ],
 )
 def test_changes_that_do_not_fit_the_checkpoint_are_rejected(

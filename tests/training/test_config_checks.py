@@ -156,9 +156,12 @@ def test_run_without_anything_to_learn_is_refused(config, mode, fields):
     assert all(field in message for field in fields)
 
 
-def test_muon_is_refused_without_kernels_to_train(config):
-    apply_overrides(config, {"train.mode": "frozen", "optimizer.method": "muon"})
-    assert "which train.mode 'frozen' does not train; use 'adam'" in refusal(config)
+@pytest.mark.parametrize(
+    "overrides", [{"train.mode": "frozen"}, {"optimizer.learning_rate.heatmap": "0"}]
+)
+def test_muon_is_refused_without_kernels_to_train(config, overrides):
+    apply_overrides(config, {"optimizer.method": "muon"} | overrides)
+    assert "optimizer.method: 'muon' is for the kernels of the heatmap model" in refusal(config)
 
 
 def test_one_loss_is_enough_to_learn(config):

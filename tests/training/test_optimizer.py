@@ -5,10 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from lcgcn_jax.errors import InputError
-from lcgcn_jax.training.config_types import LearningRates, OptimizerConfig
-from lcgcn_jax.training.optimizer import TRAINED, make_optimizer, make_schedule, trained_names
+from lcgcn_jax.models import registry
+from lcgcn_jax.models.bundles import abstract_weights
+from lcgcn_jax.models.config import ModelConfig
+from lcgcn_jax.models.layers import Conv
+from lcgcn_jax.training.config import default_config
+from lcgcn_jax.training.config_types import Config, LearningRates, OptimizerConfig, TrainConfig
+from lcgcn_jax.training.optimizer import (
+    TRAINED,
+    is_muon_kernel,
+    make_optimizer,
+    make_schedule,
+    trained_names,
+)
+from lcgcn_jax.training.sharding import make_mesh
+from lcgcn_jax.training.train_step import build_train_step
 
 CONFIG = OptimizerConfig(
     learning_rate=LearningRates(heatmap=1e-4, graph=1e-3),
@@ -130,6 +144,9 @@ KERNELS = {
     "heatmap_model.fuse.conv.kernel": (1, 1, 16, 8),
     "heatmap_model.stem2.bn.scale": (16,),
     "heatmap_model.head_out.kernel": (1, 1, 8, 5),
+    "heatmap_model.outs.0.kernel": (1, 1, 8, 5),
+    "heatmap_model.from_heatmaps.0.kernel": (1, 1, 5, 8),
+    "heatmap_model.position": (1, 4, 4, 8),
     "graph.refine.kernel": (3, 3, 8, 8),
 }
 
@@ -172,6 +189,46 @@ def test_muon_updates_are_nearly_orthogonal(name):
     assert adam > 10
     assert muon < 2
     assert rms == pytest.approx(0.4 * 1e-4, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("heatmap", "expected"),
+    [
+        ({"name": "hrnet", "arch": "w18"}, {"stem1.conv.kernel", "head_out.kernel"}),
+        (
+            {"name": "hourglass", "stacks": 2},
+            {"stem.conv.kernel", "outs.0.kernel", "outs.1.kernel", "from_heatmaps.0.kernel"},
+        ),
+    ],
+)
+def test_kernels_of_images_and_heatmaps_are_not_for_muon(heatmap, expected):
+    model = default_config().model.to_dict() | {"heatmap": heatmap, "graph": None}
+    params = abstract_weights(model, 5).params
+    kernels = {name: value.shape for name, value in params.items() if len(value.shape) == 4}
+    others = {name for name, shape in kernels.items() if not is_muon_kernel(name, shape)}
+    assert {name.removeprefix("heatmap_model.") for name in others} == expected
+    assert len(kernels) > 3 * len(others)
+
+
+class OneConv(nnx.Module):
+    stride, head_modules, feature_channels, activation = 4, ("head",), 3, "sigmoid"
+
+    def __init__(self, num_landmarks, *, bn_momentum, dtype, rngs):
+        self.head = Conv(3, num_landmarks, 3, stride=4, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images, *, train):
+        return self.head(images), images[:, ::4, ::4]
+
+
+def test_muon_is_refused_for_a_model_without_hidden_kernels(monkeypatch):
+    monkeypatch.setitem(registry._HEATMAP_MODELS, "one_conv", OneConv)
+    config = Config(
+        model=ModelConfig(heatmap={"name": "one_conv"}, graph=None),
+        optimizer=OptimizerConfig(method="muon"),
+        train=TrainConfig(mode="heatmap_only", steps=2),
+    )
+    with pytest.raises(InputError, match=r"'one_conv' has no kernels for 'muon'.* use 'adam'"):
+        build_train_step(config, 5, make_mesh(1))
 
 
 def test_weight_decay_applies_to_kernels_with_muon():

@@ -1,6 +1,6 @@
 """Choice of second crops of a face, and predicted errors of faces that the model failed on.
 
-Training rotates faces by up to 20 or 25 degrees and varies their size by 12 % and their position by 5 % of the
+Training rotates faces by up to 25 degrees and varies their size by 12 % and their position by 5 % of the
 crop. In a crop beyond that, landmarks are inaccurate, and the predicted errors often too small: the
 landmarks of an inaccurate box still show where a better crop is (`is_off`). On a face that is rotated
 further, the model predicts an upright face. The mean predicted error over all landmarks identifies it
